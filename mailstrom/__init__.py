@@ -1,0 +1,92 @@
+"""Mailstrom: hand over an email, have it delivered, see what happened.
+
+Importing this package is free: names load on first use, so that ``python -m mailstrom.supervisor``
+can guard its path before anything else is imported.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mailstrom.client import Mailstrom as Mailstrom
+    from mailstrom.errors import (
+        ConfigError as ConfigError,
+    )
+    from mailstrom.errors import (
+        IdempotencyConflict as IdempotencyConflict,
+    )
+    from mailstrom.errors import (
+        InvalidAddress as InvalidAddress,
+    )
+    from mailstrom.errors import (
+        InvalidMessage as InvalidMessage,
+    )
+    from mailstrom.errors import (
+        MailstromError as MailstromError,
+    )
+    from mailstrom.errors import (
+        MessageNotFound as MessageNotFound,
+    )
+    from mailstrom.errors import (
+        NotASpool as NotASpool,
+    )
+    from mailstrom.errors import (
+        OutcomeUnknown as OutcomeUnknown,
+    )
+    from mailstrom.errors import (
+        SchemaMismatch as SchemaMismatch,
+    )
+    from mailstrom.errors import (
+        SpoolBusy as SpoolBusy,
+    )
+    from mailstrom.errors import (
+        SpoolCorrupt as SpoolCorrupt,
+    )
+    from mailstrom.errors import (
+        SpoolError as SpoolError,
+    )
+    from mailstrom.errors import (
+        SpoolFull as SpoolFull,
+    )
+    from mailstrom.errors import (
+        SpoolReadOnly as SpoolReadOnly,
+    )
+    from mailstrom.types import (
+        MessageStatus as MessageStatus,
+    )
+    from mailstrom.types import (
+        Reason as Reason,
+    )
+    from mailstrom.types import (
+        RecipientStatus as RecipientStatus,
+    )
+    from mailstrom.types import (
+        Status as Status,
+    )
+else:
+    _HOME = {"Mailstrom": "mailstrom.client"}
+    _HOME |= dict.fromkeys(
+        (
+            "MailstromError", "InvalidMessage", "InvalidAddress", "IdempotencyConflict",
+            "MessageNotFound", "ConfigError", "OutcomeUnknown", "SpoolError", "SpoolBusy",
+            "SpoolFull", "SpoolReadOnly", "SpoolCorrupt", "NotASpool", "SchemaMismatch",
+        ),
+        "mailstrom.errors",
+    )  # fmt: skip
+    _HOME |= dict.fromkeys(
+        ("MessageStatus", "RecipientStatus", "Status", "Reason"), "mailstrom.types"
+    )
+    __all__ = sorted(_HOME)  # noqa: PLE0604
+
+    def __getattr__(name):
+        if name in _HOME:
+            from importlib import import_module
+
+            value = getattr(import_module(_HOME[name]), name)
+            globals()[name] = value
+            return value
+        raise AttributeError(f"module 'mailstrom' has no attribute {name!r}")
+
+
+__version__ = "0.1.0"

@@ -1,0 +1,100 @@
+"""The tree of commands, and how a command's end becomes an exit code.
+
+A command's module is imported when it is run or when its help is shown. Errors that a user can
+cause end as one sentence on standard error and a code of ``exits``; anything else is a bug and
+shows its traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+import click
+
+from mailstrom import __version__
+from mailstrom.cli.exits import Exit, exit_of
+from mailstrom.printable import printable
+
+# name -> module, one line of help: the list shows without importing any command
+COMMANDS: dict[str, tuple[str, str]] = {
+    "serve": ("mailstrom.cli.serve", "Run the engine: supervisor, delivery workers, janitor."),
+    "send": ("mailstrom.cli.send", "Put a message into the spool and print its id."),
+    "status": ("mailstrom.cli.status", "Show what is known about a message."),
+    "queue": ("mailstrom.cli.queue", "List, count, retry or cancel recipients."),
+    "sql": ("mailstrom.cli.sql", "Ask the public views in SQL, read only."),
+    "store": ("mailstrom.cli.store", "Create or check a spool."),
+    "config": ("mailstrom.cli.config", "Show or check the configuration."),
+    "demo": ("mailstrom.cli.demo", "See the whole engine work against local servers."),
+    "version": ("mailstrom.cli.version", "Print the version."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command's module only when the command is asked for."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Runs the command; a reader that has seen enough (``| head``) is no failure."""
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # Python must not complain again while it shuts down
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return Exit.OK
+        return result
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All names, in the order of the table."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The object ``command`` of the command's module."""
+        if cmd_name not in COMMANDS:
+            return None
+        command = import_module(COMMANDS[cmd_name][0]).command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list in ``--help``, from the table."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry[1]) for name, entry in COMMANDS.items()])
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 ok, 1 not found or failed, 64 usage, 65 bad message, 73 cannot create,"
+    " 75 try again, 78 configuration.",
+)
+@click.version_option(__version__, prog_name="mailstrom", message="%(prog)s %(version)s")
+def root() -> None:
+    """Mailstrom takes email, delivers it, and shows what happened."""
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit code."""
+    try:
+        result = root.main(
+            args=None if argv is None else list(argv), prog_name="mailstrom", standalone_mode=False
+        )
+    except click.UsageError as error:
+        error.show()
+        return Exit.USAGE
+    except click.ClickException as error:
+        error.show()
+        return Exit.FAILED
+    except click.Abort:
+        click.echo("mailstrom: stopped; nothing further was changed", err=True)
+        return Exit.FAILED
+    except Exception as error:
+        code = exit_of(error)
+        if code is None:
+            raise
+        for line in str(error).splitlines() or [type(error).__name__]:
+            click.echo(f"mailstrom: {printable(line, 2000)}", err=True)
+        return code
+    return int(result) if isinstance(result, int) else Exit.OK

@@ -1,0 +1,55 @@
+"""Exit codes of the command line: one table for code, tests and documentation (sysexits.h)."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+from mailstrom import errors
+
+
+class Exit(IntEnum):
+    """What a command's exit code says."""
+
+    OK = 0
+    FAILED = 1
+    USAGE = 64
+    DATA = 65
+    CANNOT_CREATE = 73
+    TEMPORARY = 75
+    CONFIG = 78
+
+
+MEANINGS: dict[Exit, str] = {
+    Exit.OK: "Done; also an engine that drained after TERM.",
+    Exit.FAILED: "Not found, a check failed, `send --wait` saw a recipient fail, a question was"
+    " answered with no, or the engine was stopped at once by a second TERM.",
+    Exit.USAGE: "The command line is wrong.",
+    Exit.DATA: "The message cannot be sent as given, or its key was used for another message.",
+    Exit.CANNOT_CREATE: "The spool cannot be created or written.",
+    Exit.TEMPORARY: "Try again: the spool is busy or full, another supervisor runs, the outcome is"
+    " unknown, or `send --wait` ran out of time.",
+    Exit.CONFIG: "The configuration is unusable, the file is not a spool of this version, or a"
+    " part of Mailstrom is not installed.",
+}
+
+# the first class that fits decides, so subclasses stand before their roots
+_BY_ERROR: tuple[tuple[type[BaseException], Exit], ...] = (
+    (errors.InvalidMessage, Exit.DATA),
+    (errors.IdempotencyConflict, Exit.DATA),
+    (errors.MessageNotFound, Exit.FAILED),
+    (errors.ConfigError, Exit.CONFIG),
+    (errors.OutcomeUnknown, Exit.TEMPORARY),
+    (errors.SpoolBusy, Exit.TEMPORARY),
+    (errors.SpoolFull, Exit.TEMPORARY),
+    (errors.SpoolReadOnly, Exit.CANNOT_CREATE),
+    (errors.SpoolCorrupt, Exit.FAILED),
+    (errors.NotASpool, Exit.CONFIG),
+    (errors.SchemaMismatch, Exit.CONFIG),
+    (errors.SpoolError, Exit.CANNOT_CREATE),
+    (errors.MailstromError, Exit.FAILED),
+)
+
+
+def exit_of(error: BaseException) -> Exit | None:
+    """The exit code of an error that a user can cause; None for one that is our bug."""
+    return next((code for cls, code in _BY_ERROR if isinstance(error, cls)), None)

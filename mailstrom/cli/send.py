@@ -1,0 +1,157 @@
+"""``mailstrom send``: one RFC 5322 message from a file or standard input into the spool.
+
+Prints the id alone, and only after the message is durable. ``--wait`` then stays until every
+recipient has a final status; its value is given with ``=`` only, so that a file may follow it.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+from typing import IO, TYPE_CHECKING
+
+import click
+
+from mailstrom.cli.exits import Exit
+from mailstrom.cli.output import print_json
+from mailstrom.cli.spool import json_option, opened, spool_options
+from mailstrom.cli.status import reply
+from mailstrom.clock import wall_ms
+from mailstrom.errors import MailstromError
+from mailstrom.printable import printable
+from mailstrom.types import MessageStatus, Priority, Status, from_ms
+
+if TYPE_CHECKING:
+    from mailstrom.client import Mailstrom
+
+_AFTER = re.compile(r"\+?([0-9]{1,9})(s|m|h|d)")
+_LIMIT = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)(s|m|h|d)?")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def moment(ctx: click.Context, param: click.Parameter, text: str | None) -> datetime | None:
+    """Aware UTC datetime of ISO 8601 text (local unless it has an offset), or of a delay."""
+    if text is None:
+        return None
+    delay = _AFTER.fullmatch(text)
+    try:
+        if delay is not None:
+            now = from_ms(wall_ms())
+            assert now is not None
+            return now + timedelta(seconds=int(delay[1]) * _SECONDS[delay[2]])
+        return datetime.fromisoformat(text).astimezone(UTC)
+    except (ValueError, OverflowError) as error:
+        raise click.BadParameter(
+            f"{text!r} is no time: write 2030-01-31T08:00:00Z, 2030-01-31T08:00 (local),"
+            " or a delay as 30m, 4h, 2d"
+        ) from error
+
+
+def limit(ctx: click.Context, param: click.Parameter, text: str | None) -> float | None:
+    """Float seconds of a number with or without a unit."""
+    if text is None:
+        return None
+    match = _LIMIT.fullmatch(text)
+    if match is None or float(match[1]) <= 0:
+        raise click.BadParameter(f"{text!r} is no time limit: write seconds, as --wait=30")
+    return float(match[1]) * _SECONDS[match[2] or "s"]
+
+
+class SendCommand(click.Command):
+    """Lets ``--wait`` stand alone before a file name."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Gives a bare ``--wait`` its meaning before click would take the next word for it."""
+        end = args.index("--") if "--" in args else len(args)
+        head = ["--wait-forever" if word == "--wait" else word for word in args[:end]]
+        return super().parse_args(ctx, head + args[end:])
+
+
+@click.command("send", cls=SendCommand)
+@click.argument("file", type=click.File("rb"), default="-", metavar="[FILE|-]")
+@click.option("-f", "--sender", metavar="SENDER", help='Envelope sender; "" is the null sender.')
+@click.option("--to", "to", multiple=True, metavar="ADDR", help="Envelope recipient; repeatable.")
+@click.option("--at", "at", callback=moment, metavar="T", help="Not before: ISO time, or 30m.")
+@click.option("--tag", "tags", multiple=True, metavar="T", help="A tag; repeatable.")
+@click.option("--key", metavar="K", help="Idempotency key: the same mail twice is sent once.")
+@click.option("--stream", default="default", metavar="S", help="A stream of the configuration.")
+@click.option(
+    "--priority",
+    type=click.Choice([priority.value for priority in Priority]),
+    help="Order of claims at a site.",
+)
+@click.option("--require-tls", is_flag=True, help="Never send it in plaintext.")
+@click.option(
+    "--wait", callback=limit, metavar="[=SECONDS]", help="Stay until it is final; exit 1 if failed."
+)
+@click.option("--wait-forever", is_flag=True, hidden=True)
+@spool_options
+@json_option
+def command(
+    file: IO[bytes],
+    sender: str | None,
+    to: tuple[str, ...],
+    at: datetime | None,
+    tags: tuple[str, ...],
+    key: str | None,
+    stream: str,
+    priority: str | None,
+    require_tls: bool,
+    wait: float | None,
+    wait_forever: bool,
+    config: str | None,
+    store: str | None,
+    as_json: bool,
+) -> int:
+    """Put the RFC 5322 message in FILE (default: standard input) into the spool; print its id.
+
+    Sender and recipients are taken from the header where no option names them; Bcc is read and
+    removed.
+    """
+    content = file.read()
+    if not content.strip():
+        raise click.UsageError("the message is empty: name a file or pipe a message in")
+    with opened(config, store) as client:
+        id = client.send(
+            content,
+            sender=sender,
+            recipients=list(to) or None,
+            send_at=at,
+            priority=priority or Priority.NORMAL,
+            stream=stream,
+            tags=tags,
+            idempotency_key=key,
+            require_tls=require_tls,
+        )
+        waiting = wait_forever or wait is not None
+        if not as_json:
+            click.echo(id)
+        elif not waiting:
+            print_json(client.status(id).to_dict())
+        if waiting:
+            return _await(client, id, None if wait_forever else wait, as_json)
+    return Exit.OK
+
+
+def _await(client: Mailstrom, id: str, limit: float | None, as_json: bool) -> int:
+    try:
+        status = client.wait(id, limit)
+    except MailstromError:  # SpoolBusy is a TimeoutError too, and not this one
+        raise
+    except TimeoutError:
+        if as_json:
+            print_json(client.status(id).to_dict())
+        click.echo(f"mailstrom: {id} is accepted but not final in {limit or 0:g} s", err=True)
+        return Exit.TEMPORARY
+    if as_json:
+        print_json(status.to_dict())
+    return Exit.OK if status.succeeded else _failed(status)
+
+
+def _failed(status: MessageStatus) -> int:
+    for recipient in status.recipients.values():
+        if recipient.status is not Status.DELIVERED:
+            words = reply(recipient.reply_code, recipient.enhanced_code, recipient.reply_text)
+            text = f"{recipient.address}: {recipient.status} ({recipient.reason}) {words}"
+            click.echo(f"mailstrom: {printable(text, 1000).rstrip()}", err=True)
+    return Exit.FAILED

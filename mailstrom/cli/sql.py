@@ -1,0 +1,47 @@
+"""``mailstrom sql``: questions to the public views, read only."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from mailstrom.cli.output import print_csv, print_json, print_table
+from mailstrom.cli.spool import json_option, opened, spool_options
+from mailstrom.errors import SpoolError, SpoolReadOnly
+
+
+@click.command("sql")
+@click.argument("query")
+@spool_options
+@json_option
+@click.option("--csv", "as_csv", is_flag=True, help="CSV with a heading line.")
+def command(query: str, config: str | None, store: str | None, as_json: bool, as_csv: bool) -> None:
+    """Run QUERY (``-`` reads it from standard input) and print its rows.
+
+    The views are messages, recipients, attempts, sessions, events, destinations, domains, workers,
+    hourly_stats, suppressions, tags and schema_info, which describes them.
+    """
+    if as_json and as_csv:
+        raise click.UsageError("--json and --csv exclude each other")
+    if query == "-":
+        query = sys.stdin.read()
+    if not query.strip():
+        raise click.UsageError("the query is empty")
+    with opened(config, store) as client:
+        try:
+            rows = client.query(query)
+        except SpoolError as error:
+            # neither class has a reason of its own here: the statement is wrong, or would write
+            if type(error) in {SpoolError, SpoolReadOnly}:
+                raise click.UsageError(str(error)) from error
+            raise
+    if as_json:
+        for row in rows:
+            print_json(row._asdict())
+    elif rows and as_csv:
+        print_csv(rows[0]._fields, rows)
+    elif rows:
+        print_table(rows[0]._fields, rows)
+    elif not as_csv:
+        click.echo("no rows", err=True)

@@ -1,0 +1,63 @@
+"""``mailstrom status``: a message and each of its recipients."""
+
+from __future__ import annotations
+
+import click
+
+from mailstrom.cli.output import cell, print_json, print_table
+from mailstrom.cli.spool import json_option, opened, spool_options
+from mailstrom.types import MessageStatus
+
+COLUMNS = ("recipient", "status", "reason", "attempts", "next attempt", "mx", "tls", "reply")
+
+
+@click.command("status")
+@click.argument("id")
+@spool_options
+@json_option
+def command(id: str, config: str | None, store: str | None, as_json: bool) -> None:
+    """Show what is known about the message ID; exit 1 if there is none."""
+    with opened(config, store) as client:
+        status = client.status(id)
+    if as_json:
+        print_json(status.to_dict())
+    else:
+        show(status)
+
+
+def show(status: MessageStatus) -> None:
+    """The message in lines, its recipients in a table."""
+    values = status.to_dict()
+    for key in ("id", "status", "sender", "subject", "size", "created_at", "send_at", "expires_at"):
+        click.echo(f"{key + ':':<12} {cell(values[key])}".rstrip())
+    if status.finished_at is not None:
+        click.echo(f"{'finished_at:':<12} {values['finished_at']}")
+    if status.tags:
+        click.echo(f"{'tags:':<12} {cell(', '.join(status.tags))}")
+    click.echo()
+    print_table(
+        COLUMNS,
+        [
+            (
+                recipient.address,
+                f"{recipient.status}{' (in doubt)' if recipient.in_doubt else ''}",
+                recipient.reason,
+                recipient.attempts,
+                None if recipient.status.final else recipient.next_attempt_at,
+                recipient.mx,
+                recipient.tls,
+                reply(recipient.reply_code, recipient.enhanced_code, recipient.reply_text),
+            )
+            for recipient in status.recipients.values()
+        ],
+    )
+
+
+def reply(code: int | None, enhanced: str | None, text: str | None) -> str:
+    """The remote server's words on one line, as it said them."""
+    words = text or ""
+    if enhanced and not words.startswith(enhanced):
+        words = f"{enhanced} {words}"
+    if code is not None and not words.startswith(str(code)):
+        words = f"{code} {words}"
+    return words.strip()

@@ -1,0 +1,191 @@
+"""One thread per client that writes: concurrent calls share a commit and its sync.
+
+Why a thread: a caller never holds a lock while Python runs, so ``send()`` inside a signal handler
+that interrupted another ``send()`` cannot deadlock (``SimpleQueue.put`` is reentrant; each caller
+waits on a lock of its own), and a batch forms by itself while the disk syncs.
+
+Why ``_thread`` and not ``threading.Thread``: starting the latter takes a lock of the threading
+module that the interrupted code may hold.
+"""
+
+from __future__ import annotations
+
+import _thread
+import time
+from collections.abc import Callable, Sequence
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from mailstrom.errors import OutcomeUnknown, SpoolBusy
+from mailstrom.storage.base import ClientStore, Submission
+
+GATHER_MESSAGES = 500
+GATHER_BYTES = 4 * 1024 * 1024
+SYNC_GRACE_S = 60.0
+"""How much longer than its timeout a caller waits for a disk that has begun and not answered."""
+
+
+class _Request:
+    __slots__ = ("call", "done", "error", "result", "submission", "taken")
+
+    def __init__(self, submission: Submission | None, call: Callable[[], Any] | None) -> None:
+        self.submission = submission
+        self.call = call
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self.taken = _thread.allocate_lock()  # whoever gets it decides: run, or give up
+        self.done = _thread.allocate_lock()
+        self.done.acquire()
+
+
+class Committer:
+    """Runs everything that writes, one batch at a time.
+
+    Args:
+        store: the client's half of a store; only this thread writes through it.
+        timeout: seconds a call waits for its turn before SpoolBusy.
+        now_ms: the wall clock.
+    """
+
+    def __init__(self, store: ClientStore, timeout: float, now_ms: Callable[[], int]) -> None:
+        self._store = store
+        self._timeout = timeout
+        self._now_ms = now_ms
+        self._reset()
+
+    def _reset(self) -> None:
+        self._queue: SimpleQueue[_Request | None] = SimpleQueue()
+        self._serving = _thread.allocate_lock()
+        self._started = False
+
+    def forked(self) -> None:
+        """In a forked child: the parent's thread and its callers do not exist here."""
+        self._reset()
+
+    def enqueue(self, submission: Submission) -> str:
+        """Store one message durably, sharing the commit with whoever calls now.
+
+        Raises:
+            SpoolBusy, SpoolError, OutcomeUnknown, InvalidMessage, IdempotencyConflict
+        """
+        result = self._run(_Request(submission, None), submission.id)
+        assert isinstance(result, str)
+        return result
+
+    def call(self, function: Callable[[], Any], key: str = "") -> Any:
+        """Run a writing function of the store in its turn; its exception is raised here."""
+        return self._run(_Request(None, function), key)
+
+    def stop(self) -> None:
+        """Let the thread end after what is queued."""
+        if self._started:
+            self._queue.put(None)
+            self._started = False
+
+    def _run(self, request: _Request, key: str) -> Any:
+        self._queue.put(request)
+        if not self._started:
+            # Two callers may both start one; the second finds the serving lock taken and ends.
+            self._started = True
+            _thread.start_new_thread(self._serve, (self._queue, self._serving))
+        if not request.done.acquire(timeout=self._timeout):
+            if request.taken.acquire(blocking=False):
+                raise SpoolBusy(
+                    f"no turn to write within {self._timeout:g} s; nothing was written, try again"
+                )
+            if not request.done.acquire(timeout=self._timeout + SYNC_GRACE_S):
+                raise OutcomeUnknown(
+                    "the disk has not answered; the message may or may not be stored,"
+                    f" ask status({key!r}) later",
+                    key=key,
+                )
+        if request.error is not None:
+            raise request.error
+        return request.result
+
+    def _serve(self, queue: SimpleQueue[_Request | None], serving: Any) -> None:
+        if not serving.acquire(blocking=False):
+            return
+        while True:
+            request = queue.get()
+            if request is None:
+                serving.release()
+                return
+            if not request.taken.acquire(blocking=False):
+                continue
+            if request.call is not None:
+                _answer(request)
+                continue
+            batch, after = self._gather(queue, request)
+            self._commit(batch)
+            if after is not None:
+                _answer(after)
+
+    def _gather(
+        self, queue: SimpleQueue[_Request | None], first: _Request
+    ) -> tuple[list[_Request], _Request | None]:
+        """What else waits to be stored right now; a different call ends the batch."""
+        batch = [first]
+        size = len(first.submission.content) if first.submission else 0
+        while len(batch) < GATHER_MESSAGES and size < GATHER_BYTES:
+            try:
+                request = queue.get_nowait()
+            except Empty:
+                break
+            if request is None:
+                queue.put(None)
+                break
+            if not request.taken.acquire(blocking=False):
+                continue
+            if request.submission is None:
+                return batch, request
+            batch.append(request)
+            size += len(request.submission.content)
+        return batch, None
+
+    def _commit(self, batch: Sequence[_Request]) -> None:
+        submissions = [r.submission for r in batch if r.submission is not None]
+        try:
+            results = self._store.enqueue(submissions, self._now_ms())
+        except OutcomeUnknown as error:
+            for request in batch:
+                key = request.submission.id if request.submission else error.key
+                request.error = OutcomeUnknown(str(error), key=key)
+        except BaseException as error:  # goes to every caller of the batch
+            for request in batch:
+                request.error = error
+        else:
+            for request, result in zip(batch, results, strict=True):
+                if isinstance(result, Exception):
+                    request.error = result
+                else:
+                    request.result = result
+        for request in batch:
+            request.done.release()
+
+
+def _answer(request: _Request) -> None:
+    assert request.call is not None
+    try:
+        request.result = request.call()
+    except BaseException as error:  # belongs to the caller, not to this thread
+        request.error = error
+    request.done.release()
+
+
+def poll(look: Callable[[], Any], timeout: float | None, what: str) -> Any:
+    """Call ``look`` until it returns something true, ever slower up to 0.2 s apart.
+
+    Raises:
+        TimeoutError: nothing true within ``timeout`` seconds.
+    """
+    deadline = None if timeout is None else time.monotonic() + timeout
+    pause = 0.005
+    while True:
+        found = look()
+        if found:
+            return found
+        if deadline is not None and time.monotonic() >= deadline:
+            raise TimeoutError(f"{what} within {timeout:g} s")
+        time.sleep(pause)
+        pause = min(pause * 1.5, 0.2)

@@ -1,0 +1,89 @@
+"""Options of ``send()``: checked before anything is written, with the option named in the error."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timedelta
+
+from mailstrom.errors import InvalidMessage
+from mailstrom.types import PRIORITY_RANK, OnDoubt, Priority
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f\x80-\x9f\u2028\u2029\ud800-\udfff]")
+_MOST_TAGS = 50
+_LAST_MS = 253_402_300_799_000
+
+
+def _refuse(option: str, value: object, text: str, rule: str) -> InvalidMessage:
+    return InvalidMessage(f"{option}: {text}", header=option, value=value, rule=rule)
+
+
+def word(option: str, value: object, most: int) -> str:
+    """A non-empty text of at most ``most`` characters without control characters."""
+    if not isinstance(value, str) or not value or len(value) > most:
+        raise _refuse(option, value, f"must be text of 1 to {most} characters", "option")
+    if _CONTROL.search(value):
+        raise _refuse(option, value, "holds a control character", "option-control")
+    return value
+
+
+def rank(priority: object) -> int:
+    """The order of claims for a priority word."""
+    try:
+        return PRIORITY_RANK[Priority(str(priority))]
+    except ValueError:
+        words = ", ".join(Priority)
+        raise _refuse("priority", priority, f"must be one of {words}", "option") from None
+
+
+def doubt(on_doubt: object) -> OnDoubt | None:
+    """The policy for a recipient in doubt, or None for the engine's."""
+    if on_doubt is None:
+        return None
+    try:
+        return OnDoubt(str(on_doubt))
+    except ValueError:
+        raise _refuse("on_doubt", on_doubt, "must be 'retry' or 'hold'", "option") from None
+
+
+def tag_list(tags: Iterable[str]) -> tuple[str, ...]:
+    """Distinct tags in the order given."""
+    if isinstance(tags, str):
+        raise _refuse("tags", tags, "must be a list of texts, not one text", "option")
+    found = tuple(dict.fromkeys(word("tags", tag, 128) for tag in tags))
+    if len(found) > _MOST_TAGS:
+        raise _refuse("tags", len(found), f"at most {_MOST_TAGS} are kept", "option")
+    return found
+
+
+def flat(metadata: Mapping[str, object] | None) -> dict[str, object]:
+    """A flat dict of text keys and plain values."""
+    found: dict[str, object] = {}
+    for key, value in (metadata or {}).items():
+        word("metadata", key, 128)
+        if isinstance(value, str):
+            if _CONTROL.search(value):
+                raise _refuse(
+                    "metadata", value, f"{key!r} holds a control character", "option-control"
+                )
+        elif not isinstance(value, bool | int | float) or value != value:
+            raise _refuse("metadata", value, f"{key!r} must be text, number or bool", "option")
+        found[key] = value
+    return found
+
+
+def moment_ms(option: str, value: datetime | timedelta | None, now_ms: int) -> int | None:
+    """Milliseconds of an aware datetime or of now plus a timedelta."""
+    if value is None:
+        return None
+    if isinstance(value, timedelta):
+        found = now_ms + int(value.total_seconds() * 1000)
+    elif isinstance(value, datetime):
+        if value.tzinfo is None:
+            raise _refuse(option, value, "has no time zone; use datetime.now(UTC)", "option")
+        found = int(value.timestamp() * 1000)
+    else:
+        raise _refuse(option, value, "must be a datetime or a timedelta", "option")
+    if not 0 <= found <= _LAST_MS:
+        raise _refuse(option, value, "lies outside the years 1970 to 9999", "option")
+    return found

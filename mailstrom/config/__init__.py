@@ -1,0 +1,65 @@
+"""The configuration: TOML files and three environment variables into one frozen ``Config``.
+
+``load()`` is the entrance; engine children get the effective configuration through ``to_json()``
+and ``from_json()`` and never look for files themselves. Attributes mirror the TOML keys; durations
+are float seconds, file names absolute. Knows no spool, no socket and no log.
+"""
+
+from __future__ import annotations
+
+from mailstrom.config.derived import (
+    ehlo_name,
+    nameserver_name,
+    nameservers,
+    relay_hosts,
+    relay_password,
+    stage_timeouts,
+    worker_count,
+)
+from mailstrom.config.listing import Setting, describe
+from mailstrom.config.loading import from_json, load, to_json
+from mailstrom.config.places import default_store
+from mailstrom.config.settings import (
+    Config,
+    Delivery,
+    Dns,
+    Log,
+    Relay,
+    Retention,
+    Retry,
+    Sites,
+    Spool,
+    StageTimeouts,
+    Stream,
+    Supervisor,
+    Tls,
+)
+
+__all__ = [
+    "Config",
+    "Delivery",
+    "Dns",
+    "Log",
+    "Relay",
+    "Retention",
+    "Retry",
+    "Setting",
+    "Sites",
+    "Spool",
+    "StageTimeouts",
+    "Stream",
+    "Supervisor",
+    "Tls",
+    "default_store",
+    "describe",
+    "ehlo_name",
+    "from_json",
+    "load",
+    "nameserver_name",
+    "nameservers",
+    "relay_hosts",
+    "relay_password",
+    "stage_timeouts",
+    "to_json",
+    "worker_count",
+]

@@ -1,0 +1,192 @@
+"""Settings that exclude or need each other.
+
+A table of rules: each says when it is broken and what to write instead. They run on the complete
+configuration, so that it does not matter where a value came from. Reads files only to see whether
+they can be read.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+
+from msgspec.structs import replace
+
+from mailstrom.config import names
+from mailstrom.config.settings import Config
+from mailstrom.errors import ConfigError
+
+SECRET_LIMIT = 4096  # bytes of a password file that are read
+CONNECT_KEYS = ("timeouts.connect", "delivery.connect_timeout")  # two spellings of one setting
+
+
+def checked(config: Config) -> Config:
+    """``config`` with its two spellings of the connect timeout made one.
+
+    Raises:
+        ConfigError: naming every broken rule, the first one first.
+    """
+    broken = [sentence for rule in RULES for sentence in rule(config)]
+    if broken:
+        place = config.origin or "configuration"
+        raise ConfigError("\n".join(f"{place}: {sentence}" for sentence in broken))
+    return _one_connect_timeout(config)
+
+
+def _one_connect_timeout(config: Config) -> Config:
+    sources = dict(config.sources)
+    given = next((key for key in CONNECT_KEYS if key in sources), None)
+    if given is None:
+        return config
+    sources |= dict.fromkeys(CONNECT_KEYS, sources[given])
+    seconds = (
+        config.timeouts.connect if given == CONNECT_KEYS[0] else config.delivery.connect_timeout
+    )
+    return replace(
+        config,
+        delivery=replace(config.delivery, connect_timeout=seconds),
+        timeouts=replace(config.timeouts, connect=seconds),
+        sources=sources,
+    )
+
+
+def _hostname(config: Config) -> Iterator[str]:
+    if not names.is_host_name(config.hostname):
+        yield (
+            f"hostname {config.hostname!r} is no host name: write letters, digits, hyphens and dots"
+            ' (an internationalised name as its "xn--" form)'
+        )
+
+
+def _resolver(config: Config) -> Iterator[str]:
+    dns = config.dns
+    if dns.nameservers and dns.resolver != "system":
+        yield "[dns] nameservers and resolver exclude each other: remove one"
+    elif dns.nameservers and "dns.resolver" in config.sources:
+        yield '[dns] nameservers and resolver = "system" exclude each other: remove one'
+    for entry in dns.nameservers:
+        try:
+            host, _ = names.host_port(entry)
+        except ValueError as error:
+            yield f"[dns] nameservers: {error}"
+            continue
+        if names.ip(host) is None:
+            yield (
+                f"[dns] nameservers: {entry!r} is no address: write an IP address,"
+                ' as "192.0.2.53", "192.0.2.53:5353" or "[::1]:53"'
+            )
+
+
+def _dns_tls(config: Config) -> Iterator[str]:
+    dns = config.dns
+    if dns.tls and not dns.nameservers and dns.resolver == "system":
+        yield "[dns] tls needs nameservers, or a resolver other than system: add one of them"
+    if dns.tls and dns.nameservers and not dns.tls_hostname:
+        yield "[dns] tls with nameservers needs tls_hostname: write the name in their certificate"
+    if dns.tls_hostname and not dns.tls:
+        yield "[dns] tls_hostname has no effect without tls: add tls = true or remove it"
+    if dns.tls_hostname and not names.is_host_name(dns.tls_hostname):
+        yield f"[dns] tls_hostname {dns.tls_hostname!r} is no host name"
+
+
+def _relay(config: Config) -> Iterator[str]:
+    relay, mode = config.relay, config.delivery.mode
+    if mode == "relay" and not relay.hosts:
+        yield '[delivery] mode = "relay" needs [relay] hosts: write hosts = ["smtp.example.org"]'
+    if mode != "relay" and relay.hosts:
+        yield '[relay] hosts has no effect: add [delivery] mode = "relay" or remove it'
+    for entry in relay.hosts:
+        try:
+            host, _ = names.host_port(entry)
+        except ValueError as error:
+            yield f"[relay] hosts: {error}"
+            continue
+        if names.ip(host) is None and not names.is_host_name(host):
+            yield f'[relay] hosts: {entry!r} is no host: write "host" or "host:port"'
+
+
+def _credentials(config: Config) -> Iterator[str]:
+    relay = config.relay
+    if relay.username and not relay.password_file:
+        yield "[relay] username needs password_file: name the file that holds the password"
+    if relay.password_file and not relay.username:
+        yield "[relay] password_file needs username: add it"
+    if relay.username and relay.tls in {"none", "opportunistic"} and not _all_loopback(relay.hosts):
+        yield (
+            f'[relay] tls = "{relay.tls}" could send the password in plaintext: write'
+            ' tls = "required" (STARTTLS) or "implicit"'
+        )
+
+
+def _all_loopback(hosts: tuple[str, ...]) -> bool:
+    def loopback(entry: str) -> bool:
+        try:
+            host, _ = names.host_port(entry)
+        except ValueError:
+            return False
+        address = names.ip(host)
+        return host == "localhost" if address is None else address.is_loopback
+
+    return bool(hosts) and all(loopback(entry) for entry in hosts)
+
+
+def _tls(config: Config) -> Iterator[str]:
+    tls, relay = config.tls, config.relay
+    relayed = config.delivery.mode == "relay"
+    encrypted = relayed and relay.tls in {"required", "implicit"}
+    if tls.verify and not tls.require and not encrypted:
+        yield (
+            "[tls] verify without require would fall back to plaintext where a certificate is"
+            " bad: add require = true"
+        )
+    if tls.require and relayed and relay.tls == "none":
+        yield '[tls] require and [relay] tls = "none" contradict: write tls = "required"'
+
+
+def _files(config: Config) -> Iterator[str]:
+    for key, path in (
+        ("[relay] password_file", config.relay.password_file),
+        ("[tls] ca_file", config.tls.ca_file),
+    ):
+        if path is None:
+            continue
+        try:
+            with open(path, "rb") as stream:
+                first = stream.read(SECRET_LIMIT).splitlines()[:1]
+        except OSError as error:
+            reason = error.strerror or str(error)
+            yield f"{key} {path}: {reason}; user id {os.geteuid()} must be able to read it"
+        else:
+            if first in ([], [b""]):
+                yield f"{key} {path}: the first line is empty"
+
+
+def _timeouts(config: Config) -> Iterator[str]:
+    both = set(CONNECT_KEYS) <= config.sources.keys()
+    if both and config.timeouts.connect != config.delivery.connect_timeout:
+        yield "[timeouts] connect and [delivery] connect_timeout are one setting: remove one"
+
+
+def _retry(config: Config) -> Iterator[str]:
+    if config.retry.schedule[0] > config.retry.max_age:
+        yield "[retry] schedule begins after max_age, so nothing would be retried: raise max_age"
+
+
+def _stream(config: Config) -> Iterator[str]:
+    for name in config.stream:
+        if not (name.isascii() and name.replace("-", "").replace("_", "").isalnum()):
+            yield f"[stream.{name}]: a stream's name has letters, digits, hyphens, underscores"
+
+
+RULES: tuple[Callable[[Config], Iterator[str]], ...] = (
+    _hostname,
+    _resolver,
+    _dns_tls,
+    _relay,
+    _credentials,
+    _tls,
+    _files,
+    _timeouts,
+    _retry,
+    _stream,
+)

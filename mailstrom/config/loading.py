@@ -1,0 +1,235 @@
+"""Finds, reads and checks the configuration, and hands it to child processes.
+
+TOML by tomllib, each value converted on its own by msgspec so that an error names the file, the
+table and the key. Unknown keys are errors with the nearest name. Precedence: an argument, the
+environment, the file, the default; ``Config.sources`` remembers which it was.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import tomllib
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from mailstrom.config import checks, durations, schema
+from mailstrom.config.names import is_fqdn
+from mailstrom.config.places import default_store, find_file
+from mailstrom.config.settings import Config, Table
+from mailstrom.errors import ConfigError
+
+LARGEST_FILE = 1 << 20  # bytes; more is not a configuration
+
+# variable -> table, key
+ENVIRONMENT = {
+    "MAILSTROM_STORE": ("", "store"),
+    "MAILSTROM_LOG_LEVEL": ("log", "level"),
+    "MAILSTROM_LOG_FORMAT": ("log", "format"),
+}
+
+
+class _Source(NamedTuple):
+    """Where raw values come from: named in errors and in ``sources``."""
+
+    name: str
+    folder: Path  # relative paths start here
+
+
+def load(
+    path: str | os.PathLike[str] | None = None,
+    *,
+    environ: Mapping[str, str] = os.environ,
+    store: str | os.PathLike[str] | None = None,
+) -> Config:
+    """The effective configuration.
+
+    Args:
+        path: a file named by the user; else ``MAILSTROM_CONFIG``, ``/etc/mailstrom/mailstrom.toml``
+            or ``$XDG_CONFIG_HOME/mailstrom/mailstrom.toml``; none of them is fine.
+        environ: also ``MAILSTROM_STORE``, ``MAILSTROM_LOG_LEVEL``, ``MAILSTROM_LOG_FORMAT``.
+        store: the spool named by the user; before everything else.
+    Raises:
+        ConfigError: a named file is missing, a file is unreadable or no TOML, a key is unknown, a
+            value is out of bounds, or settings contradict each other.
+    """
+    file = find_file(path, environ)
+    raw: dict[str, Any] = {} if file is None else _parse(file)
+    sources: dict[str, str] = {}
+    folder = Path.cwd() if file is None else file.parent
+    values = _table(Config, raw, "", _Source(str(file), folder), sources)
+
+    here = Path.cwd()
+    for variable, (table, key) in ENVIRONMENT.items():
+        text = environ.get(variable)
+        if text:
+            _override(values, table, key, text, _Source(variable, here), sources)
+    if store:
+        _override(values, "", "store", os.fspath(store), _Source("--store", here), sources)
+
+    values.setdefault("store", default_store(environ))
+    if "hostname" not in values:
+        values["hostname"] = _own_name()
+    origin = None if file is None else str(file)
+    config = Config(**_built(Config, values), origin=origin, sources=sources)
+    return checks.checked(config)
+
+
+def to_json(config: Config) -> bytes:
+    """The effective configuration as one JSON object; holds file names, never passwords."""
+    return msgspec.json.encode(config)
+
+
+def from_json(data: bytes | str) -> Config:
+    """The configuration that ``to_json()`` wrote.
+
+    Raises:
+        ConfigError: the data is something else.
+    """
+    try:
+        return msgspec.json.decode(data, type=Config)
+    except msgspec.MsgspecError as error:
+        raise ConfigError(
+            f"the configuration handed down by the parent process is damaged: {error};"
+            " are supervisor and workers of one version?"
+        ) from error
+
+
+def _own_name() -> str:
+    name = socket.gethostname()
+    if not is_fqdn(name):
+        name = socket.getfqdn(name)  # may ask DNS, hence second
+    return name.lower() if is_fqdn(name) else "localhost"
+
+
+def _parse(file: Path) -> dict[str, Any]:
+    try:
+        with file.open("rb") as stream:
+            data = stream.read(LARGEST_FILE + 1)
+    except OSError as error:
+        raise ConfigError(
+            f"{file}: cannot be read: {error.strerror or error};"
+            f" make it readable for user id {os.geteuid()}"
+        ) from error
+    if len(data) > LARGEST_FILE:
+        raise ConfigError(f"{file}: longer than {LARGEST_FILE} bytes; is this the right file?")
+    try:
+        return tomllib.loads(data.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{file}: not TOML: {error}") from error
+
+
+def _dotted(table: str, key: str) -> str:
+    return f"{table}.{key}" if table else key
+
+
+def _shown(table: str, key: str) -> str:
+    return f"[{table}] {key}" if table else key
+
+
+def _table(
+    cls: type[Table], raw: object, table: str, source: _Source, sources: dict[str, str]
+) -> dict[str, Any]:
+    """Converted values of one table's keys; nested tables as dicts of the same shape."""
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{source.name}: {table} is a table: write [{table}] and its keys below")
+    known = {key.name: key for key in schema.keys(cls)}
+    values: dict[str, Any] = {}
+    for name, value in raw.items():
+        key = known.get(name)
+        if key is None:
+            raise ConfigError(_unknown(cls, name, table, source))
+        dotted = _dotted(table, name)
+        inner = schema.streams(key)
+        if key.table is not None:
+            values[name] = _table(key.table, value, dotted, source, sources)
+        elif inner is not None:
+            if not isinstance(value, dict):
+                raise ConfigError(f"{source.name}: {dotted} is a table: write [{dotted}.NAME]")
+            values[name] = {
+                label: inner(**_table(inner, body, f"{dotted}.{label}", source, sources))
+                for label, body in value.items()
+            }
+        else:
+            values[name] = _value(key, value, table, source)
+            sources[dotted] = source.name
+    return values
+
+
+def _value(key: schema.Key, raw: object, table: str, source: _Source) -> object:
+    try:
+        if key.unit == "duration":
+            raw = _durations(raw)
+        value: object = msgspec.convert(raw, key.hint)
+    except (msgspec.ValidationError, ValueError) as error:
+        reason = str(error).replace(" - at `$", " at `value").replace("`array`", "a list")
+        raise ConfigError(
+            f"{source.name}: {_shown(table, key.name)}: {reason}; it takes"
+            f" {schema.accepts(key.hint, key.unit)}"
+        ) from error
+    if key.unit == "path" and isinstance(value, str):
+        path = value.removeprefix("sqlite://") if key.name == "store" else value
+        if not path or "\0" in path or "://" in path:
+            raise ConfigError(
+                f"{source.name}: {_shown(table, key.name)}: {value!r} is no path"
+                + ("; write a path or sqlite:///path" if key.name == "store" else "")
+            )
+        return os.path.normpath(source.folder / path)
+    return value
+
+
+def _durations(raw: object) -> object:
+    if isinstance(raw, list):
+        return [_durations(item) for item in raw]
+    if isinstance(raw, bool | int | float):
+        raise ValueError(f'{raw!r} has no unit: write text with a unit, as "{raw}s"')
+    return durations.seconds(raw) if isinstance(raw, str) else raw
+
+
+def _override(
+    values: dict[str, Any],
+    table: str,
+    name: str,
+    text: str,
+    source: _Source,
+    sources: dict[str, str],
+) -> None:
+    cls: type[Table] = Config
+    target = values
+    if table:
+        cls = next(k.table for k in schema.keys(Config) if k.name == table and k.table)
+        target = values.setdefault(table, {})
+    key = next(k for k in schema.keys(cls) if k.name == name)
+    target[name] = _value(key, text, table, source)
+    sources[_dotted(table, name)] = source.name
+
+
+def _built(cls: type[Table], values: dict[str, Any]) -> dict[str, Any]:
+    """The values with nested tables turned into their structs."""
+    inner = {key.name: key.table for key in schema.keys(cls) if key.table}
+    return {
+        name: table(**_built(table, value)) if (table := inner.get(name)) else value
+        for name, value in values.items()
+    }
+
+
+def _unknown(cls: type[Table], name: str, table: str, source: _Source) -> str:
+    names = [key.name for key in schema.keys(cls)]
+    text = f"{source.name}: unknown key {_shown(table, name)}"
+    near = get_close_matches(name, names, n=1)
+    if near:
+        return f"{text}; did you mean {_shown(table, near[0])}?"
+    homes = [
+        f"[{key.name}] {name}" if key.table else name
+        for key in schema.keys(Config)
+        if name == key.name or (key.table and name in {k.name for k in schema.keys(key.table)})
+    ]
+    if homes:
+        return f"{text}; did you mean {' or '.join(homes)}?"
+    return f"{text}; it takes {', '.join(names)}"

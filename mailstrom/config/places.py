@@ -1,0 +1,58 @@
+"""Where the configuration and the spool live when nobody says so.
+
+Follows the XDG base directory rules: a relative ``XDG_*`` value is ignored. The thin client finds
+the same places on its own (it may not load this package); a test holds the two together.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from mailstrom.errors import ConfigError
+
+SYSTEM_FILE = Path("/etc/mailstrom/mailstrom.toml")
+SYSTEM_STORE = Path("/var/lib/mailstrom/spool.db")
+
+
+def _xdg(environ: Mapping[str, str], variable: str, below_home: str) -> Path:
+    named = environ.get(variable, "")
+    if named.startswith("/"):
+        return Path(named)
+    home = environ.get("HOME", "")
+    return (Path(home) if home.startswith("/") else Path.home()) / below_home
+
+
+def default_store(environ: Mapping[str, str] = os.environ) -> str:
+    """The spool of this user: ``/var/lib/mailstrom`` as root, else under ``$XDG_STATE_HOME``."""
+    if os.geteuid() == 0:
+        return str(SYSTEM_STORE)
+    return str(_xdg(environ, "XDG_STATE_HOME", ".local/state") / "mailstrom/spool.db")
+
+
+def find_file(path: str | os.PathLike[str] | None, environ: Mapping[str, str]) -> Path | None:
+    """The configuration file in force, absolute, or None where there is none.
+
+    Args:
+        path: named by the user (``--config``); before everything else.
+        environ: ``MAILSTROM_CONFIG`` names a file too.
+    Raises:
+        ConfigError: a named file is missing. Default places may be empty.
+    """
+    for named, by in ((path, "--config"), (environ.get("MAILSTROM_CONFIG"), "MAILSTROM_CONFIG")):
+        if named:
+            file = Path(os.path.abspath(named))
+            if not file.is_file():
+                raise ConfigError(
+                    f"{file}: no such configuration file (named by {by}); create it or name another"
+                )
+            return file
+    for file in (
+        SYSTEM_FILE,
+        _xdg(environ, "XDG_CONFIG_HOME", ".config") / "mailstrom/mailstrom.toml",
+    ):
+        # exists() is False below a directory we may not enter: then the file is not ours to read
+        if os.path.lexists(file):
+            return file
+    return None

@@ -1,0 +1,320 @@
+"""Every setting: its key, type, default, bounds and one sentence of documentation.
+
+The structs mirror the TOML tables and keys exactly; ``docs/reference/configuration.md`` is made
+from this file. Durations are float seconds here and text with a unit in TOML. A default chosen by
+an RFC or by experience says so in its sentence.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct, field
+
+from mailstrom.types import OnDoubt, Priority
+
+Port = Annotated[int, Meta(ge=1, le=65535)]
+# extra["unit"] tells the loader: TOML has text with a unit here (or a path, see below)
+Duration = Annotated[float, Meta(ge=0, le=3650 * 86400, extra={"unit": "duration"})]
+Wait = Annotated[float, Meta(ge=0.001, le=365 * 86400, extra={"unit": "duration"})]
+
+MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0
+
+
+class Table(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Root of all tables."""
+
+
+class Retention(Table, frozen=True, kw_only=True):
+    """How long the spool keeps what is finished; fixed into a spool when it is created."""
+
+    bodies: Annotated[Duration, Meta(description="Content of finished messages.")] = 7 * DAY
+    attempts: Annotated[Duration, Meta(description="Attempts and sessions.")] = 30 * DAY
+    events: Annotated[Duration, Meta(description="Events.")] = 30 * DAY
+
+
+class Spool(Table, frozen=True, kw_only=True):
+    """What the spool keeps."""
+
+    idempotency_window: Annotated[
+        Duration, Meta(description="How long an idempotency key of `send()` is remembered.")
+    ] = DAY
+    retention: Retention = Retention()
+
+
+class Delivery(Table, frozen=True, kw_only=True):
+    """How mail leaves."""
+
+    workers: Annotated[
+        Literal["auto"] | Annotated[int, Meta(ge=1, le=256)],
+        Meta(description="Delivery processes; `auto` is one per processor."),
+    ] = "auto"
+    mode: Annotated[
+        Literal["mx", "relay"],
+        Meta(description="`mx` asks DNS for each domain's hosts; `relay` hands all to `[relay]`."),
+    ] = "mx"
+    port: Annotated[Port, Meta(description="TCP port of MX hosts (RFC 5321 section 4.5.4.2).")] = 25
+    connect_timeout: Annotated[
+        Wait, Meta(description="One TCP connect; the same setting as `[timeouts] connect`.")
+    ] = 30.0
+    max_connections: Annotated[
+        int, Meta(ge=1, le=10000, description="Open SMTP connections of one worker, all sites.")
+    ] = 200
+    on_doubt: Annotated[
+        OnDoubt,
+        Meta(
+            description="A recipient that may or may not have been delivered (RFC 1047): send"
+            " again, marked, or hold for a person; `send()` may decide per message."
+        ),
+    ] = OnDoubt.RETRY
+    drain_timeout: Annotated[
+        Duration, Meta(description="After TERM: time to finish what is on the wire.")
+    ] = 30.0
+    pipelining: Annotated[
+        Literal["full", "transaction", "none"],
+        Meta(
+            description="Most that is sent ahead (RFC 2920): also the next envelope behind the"
+            " final dot, one transaction's envelope, or nothing."
+        ),
+    ] = "full"
+
+
+class Relay(Table, frozen=True, kw_only=True):
+    """The smart hosts of `mode = "relay"`."""
+
+    hosts: Annotated[
+        tuple[str, ...],
+        Meta(
+            description='`"host"` or `"host:port"`, tried in this order; an IPv6 address stands in'
+            " brackets."
+        ),
+    ] = ()
+    port: Annotated[
+        Port | None,
+        Meta(
+            description="Port of hosts that name none; when not set 465 with implicit TLS, 587"
+            " with a username, else 25."
+        ),
+    ] = None
+    tls: Annotated[
+        Literal["none", "opportunistic", "required", "implicit"],
+        Meta(
+            description="STARTTLS not used, used where offered, or demanded (RFC 3207); or TLS"
+            " from the first byte (RFC 8314)."
+        ),
+    ] = "opportunistic"
+    username: (
+        Annotated[
+            str, Meta(min_length=1, max_length=255, description="User name for AUTH (RFC 4954).")
+        ]
+        | None
+    ) = None
+    password_file: Annotated[
+        str | None,
+        Meta(
+            description="File whose first line is the password; read at connect.",
+            extra={"unit": "path"},
+        ),
+    ] = None
+    mechanism: Annotated[
+        Literal["auto", "plain", "login", "cram-md5"],
+        Meta(description="AUTH mechanism; `auto` takes the best that the relay offers."),
+    ] = "auto"
+
+
+class Dns(Table, frozen=True, kw_only=True):
+    """Whom to ask about domains."""
+
+    nameservers: Annotated[
+        tuple[str, ...],
+        Meta(description='`"ip"`, `"ip:port"` or `"[::1]:53"`; not together with `resolver`.'),
+    ] = ()
+    resolver: Annotated[
+        Literal["system", "google", "cloudflare", "quad9"],
+        Meta(description="`system` is /etc/resolv.conf; the others are public, plain DNS."),
+    ] = "system"
+    tls: Annotated[
+        bool, Meta(description="Ask over TLS (RFC 7858, port 853); not with the system resolver.")
+    ] = False
+    tls_hostname: Annotated[
+        str | None,
+        Meta(description="Name in the nameservers' certificate; known for the public resolvers."),
+    ] = None
+    timeout: Annotated[Wait, Meta(description="One lookup, all nameservers together.")] = 5.0
+    allow_loopback: Annotated[
+        bool,
+        Meta(description="Deliver to hosts whose address is loopback: for tests; else refused."),
+    ] = False
+
+
+class Tls(Table, frozen=True, kw_only=True):
+    """What TLS a session must reach. Without `require` it is opportunistic (RFC 7435)."""
+
+    require: Annotated[bool, Meta(description="Never send a message in plaintext.")] = False
+    verify: Annotated[
+        bool, Meta(description="Demand a valid certificate for the host's name too.")
+    ] = False
+    ca_file: Annotated[
+        str | None,
+        Meta(
+            description="PEM file of trusted roots instead of the system's.",
+            extra={"unit": "path"},
+        ),
+    ] = None
+    min_version: Annotated[
+        Literal["1.2", "1.3"], Meta(description="Oldest TLS version accepted (RFC 8996).")
+    ] = "1.2"
+
+
+class Retry(Table, frozen=True, kw_only=True):
+    """When a deferred recipient is tried again."""
+
+    schedule: Annotated[
+        tuple[Wait, ...],
+        Meta(
+            min_length=1,
+            max_length=100,
+            description="Delays after the first, second, ... deferral; the last one repeats"
+            " (RFC 5321 section 4.5.4.1: two tries in the first hour, then every hours).",
+        ),
+    ] = (
+        1 * MINUTE, 3 * MINUTE, 7 * MINUTE, 15 * MINUTE, 30 * MINUTE,
+        1 * HOUR, 2 * HOUR, 4 * HOUR, 6 * HOUR,
+    )  # fmt: skip
+    max_age: Annotated[
+        Wait,
+        Meta(description="A recipient not delivered by then fails as expired (RFC: 4 to 5 days)."),
+    ] = 5 * DAY
+    jitter: Annotated[
+        float, Meta(ge=0, le=0.9, description="Share by which each delay varies at random.")
+    ] = 0.15
+
+
+class Sites(Table, frozen=True, kw_only=True):
+    """Limits of one site, the set of hosts that serves a domain."""
+
+    connections: Annotated[
+        int,
+        Meta(ge=1, le=10000, description="Open connections to a site, over all processes."),
+    ] = 20
+    messages_per_connection: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="Messages sent over one connection; 0 is no limit: a count gathers"
+            " connections at the slowest host, so reuse is bounded by time.",
+        ),
+    ] = 0
+    idle: Annotated[
+        Duration,
+        Meta(
+            description="How long a connection without work stays open: long enough for the next"
+            " claim, short enough not to occupy the other side's slots."
+        ),
+    ] = 2.0
+    suspend: Annotated[
+        tuple[Wait, ...],
+        Meta(
+            min_length=1,
+            max_length=100,
+            description="How long a site is left alone after the first, second, ... failure of"
+            " all its hosts; the last one repeats.",
+        ),
+    ] = (1 * MINUTE, 3 * MINUTE, 7 * MINUTE, 15 * MINUTE, 30 * MINUTE)
+
+
+class Supervisor(Table, frozen=True, kw_only=True):
+    """How the supervisor keeps its processes."""
+
+    watchdog: Annotated[
+        float,
+        Meta(
+            ge=0.1,
+            le=86400,
+            extra={"unit": "duration"},
+            description="A process without a heartbeat for so long is killed and started anew.",
+        ),
+    ] = 60.0
+    restart_backoff: Annotated[
+        tuple[Duration, ...],
+        Meta(
+            min_length=1,
+            max_length=100,
+            description="Delays before the second, third, ... restart in a row; the last one"
+            " repeats. The first is at once.",
+        ),
+    ] = (1.0, 2.0, 5.0, 10.0, 30.0)
+
+
+class StageTimeouts(Table, frozen=True, kw_only=True):
+    """Time for each stage of a session, at the values of RFC 5321 section 4.5.3.2."""
+
+    connect: Annotated[Wait, Meta(description="One TCP connect to one address.")] = 30.0
+    greeting: Annotated[Wait, Meta(description="The greeting.")] = 300.0
+    ehlo: Annotated[Wait, Meta(description="Reply to EHLO or HELO.")] = 300.0
+    starttls: Annotated[Wait, Meta(description="Reply to STARTTLS, and the handshake.")] = 300.0
+    auth: Annotated[Wait, Meta(description="The AUTH exchange.")] = 300.0
+    mail: Annotated[Wait, Meta(description="Reply to MAIL.")] = 300.0
+    rcpt: Annotated[Wait, Meta(description="Reply to RCPT.")] = 300.0
+    data: Annotated[Wait, Meta(description="Reply to DATA.")] = 120.0
+    body: Annotated[Wait, Meta(description="Each block of content.")] = 180.0
+    dot: Annotated[
+        Wait,
+        Meta(description="Reply to the final dot; a shorter time makes duplicates (RFC 1047)."),
+    ] = 600.0
+    rset: Annotated[Wait, Meta(description="Reply to RSET.")] = 20.0
+    quit: Annotated[Wait, Meta(description="Reply to QUIT.")] = 5.0
+
+
+class Stream(Table, frozen=True, kw_only=True):
+    """A named policy; `send(stream="NAME")` uses it."""
+
+    priority: Annotated[
+        Priority, Meta(description="Order of claims at a site, where `send()` gives none.")
+    ] = Priority.NORMAL
+
+
+class Log(Table, frozen=True, kw_only=True):
+    """What is logged, on standard output."""
+
+    level: Annotated[
+        Literal["debug", "info", "warning", "error", "critical"],
+        Meta(description="Events below this level are not written."),
+    ] = "info"
+    format: Annotated[
+        Literal["auto", "json", "console"],
+        Meta(description="`auto` is the console form on a terminal, else one JSON object a line."),
+    ] = "auto"
+
+
+class Config(Table, frozen=True, kw_only=True):
+    """The effective configuration.
+
+    Args:
+        origin: absolute path of the file it came from, or None.
+        sources: dotted key -> where its value came from, for every key that is not a default.
+    """
+
+    store: Annotated[
+        str, Meta(min_length=1, description="The spool's file.", extra={"unit": "path"})
+    ]
+    hostname: Annotated[
+        str,
+        Meta(
+            description="Our name in EHLO; a name that is not fully qualified is replaced by an"
+            " address literal (RFC 5321 section 4.1.4)."
+        ),
+    ]
+    spool: Spool = Spool()
+    delivery: Delivery = Delivery()
+    relay: Relay = Relay()
+    dns: Dns = Dns()
+    tls: Tls = Tls()
+    retry: Retry = Retry()
+    sites: Sites = Sites()
+    supervisor: Supervisor = Supervisor()
+    timeouts: StageTimeouts = StageTimeouts()
+    stream: dict[str, Stream] = field(default_factory=dict)
+    log: Log = Log()
+    origin: str | None = None
+    sources: dict[str, str] = field(default_factory=dict)

@@ -1,0 +1,1 @@
+"""The demonstration: a real engine against local servers, with a live display."""

@@ -1,0 +1,515 @@
+"""The log vocabulary: every line Mailstrom writes is one of these events.
+
+The only module that imports structlog. A line is one JSON object whose first keys are ``ts``
+(ISO 8601 UTC), ``level`` and ``event``; on a terminal it is structlog's console form. The words
+are those of the ``events`` view and are part of SemVer. Fields that are None are left out.
+
+Rules: one function per word, its keyword parameters are the line's fields; never a message body,
+never an AUTH secret; foreign text has no control characters. Before ``configure()`` nothing is
+written, so that the engine inside an application stays silent. A line that cannot be written
+(closed pipe, full disk) is dropped: mail matters more than its log. Lines are kept within
+PIPE_BUF, so that processes sharing one pipe never mix theirs.
+
+Longer than a usual file because the vocabulary is one table and its functions: splitting it would
+hide that each word has exactly one of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, NamedTuple, TextIO
+
+import msgspec
+import structlog
+
+from mailstrom.printable import printable
+
+PIPE_BUF = 4096  # POSIX: writes up to this many bytes are atomic on Linux pipes
+_TEXT_LIMIT = 500
+_SHORT_LIMIT = 60
+_LONGEST_LIST = 50
+_SHORT_LIST = 8
+
+
+class Event(NamedTuple):
+    """What the documentation says of an event word."""
+
+    level: str
+    sentence: str
+
+
+EVENTS: Mapping[str, Event] = {
+    "message.accepted": Event("info", "A message is durably in the spool."),
+    "message.cancelled": Event("info", "Recipients of a message were cancelled by a user."),
+    "message.held": Event("info", "Recipients of a message were put on hold by a user."),
+    "message.released": Event("info", "Held recipients of a message are queued again."),
+    "recipient.routed": Event("debug", "Waiting recipients of a domain were given their site."),
+    "recipient.deferred": Event("info", "An attempt ended without a final result; tried again."),
+    "recipient.delivered": Event("info", "The remote server took responsibility."),
+    "recipient.failed": Event("warning", "A recipient failed for good, with its reason."),
+    "recipient.held": Event("warning", "A recipient waits for a person."),
+    "claim.lapsed": Event("warning", "Claims of a process that ended were taken back."),
+    "session.opened": Event("debug", "A connection to a host is ready for transactions."),
+    "session.closed": Event("debug", "A connection ended."),
+    "mx.resolved": Event("debug", "A domain's route was looked up and put into the shared cache."),
+    "site.suspended": Event("warning", "All hosts of a site are in trouble; it is left alone."),
+    "site.resumed": Event("info", "A suspended site works again."),
+    "worker.started": Event("info", "The supervisor started a process."),
+    "worker.ready": Event("info", "A process registered itself and works."),
+    "worker.stopped": Event("info", "A process ended because it was asked to."),
+    "worker.lost": Event("error", "A process ended unasked."),
+    "worker.restarting": Event("info", "A lost process will be started again after a delay."),
+    "watchdog.killed": Event("error", "A process gave no sign of life and was killed."),
+    "supervisor.ready": Event("info", "Every process of the engine is ready."),
+    "supervisor.draining": Event("info", "No new work; what is on the wire is being finished."),
+    "supervisor.stopped": Event("info", "The engine has ended."),
+    "config.reloaded": Event("info", "A changed configuration is in force."),
+    "config.rejected": Event("error", "A changed configuration is unusable; the old one stays."),
+    "store.checkpointed": Event("debug", "The write-ahead log was copied into the database."),
+    "store.poisoned": Event("critical", "A sync failed: nothing is acknowledged until it heals."),
+    "engine.failed": Event("critical", "An unexpected error; the process ends or starts afresh."),
+}
+
+_LEVELS: Mapping[str, int] = {
+    word: logging.getLevelNamesMapping()[event.level.upper()] for word, event in EVENTS.items()
+}
+
+
+# -- set-up --------------------------------------------------------------------------------------
+
+
+class _Line:
+    """structlog's innermost logger: one line, one write, failures dropped."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def msg(self, line: str) -> None:
+        # ValueError: the stream was closed; OSError: pipe or disk
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.write(line + "\n")
+            self._stream.flush()
+
+    debug = info = warning = error = critical = log = msg
+
+
+def _safe(value: object, text_limit: int, list_limit: int) -> object:
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, str):
+        return printable(value, text_limit)
+    if isinstance(value, Sequence | set | frozenset) and not isinstance(value, bytes):
+        items = list(value)
+        kept = [_safe(item, text_limit, list_limit) for item in items[:list_limit]]
+        return kept if len(items) <= list_limit else [*kept, f"… {len(items) - list_limit} more"]
+    return printable(str(value), text_limit)
+
+
+def _arrange(fields: Mapping[str, Any], text_limit: int, list_limit: int) -> dict[str, object]:
+    return {key: _safe(value, text_limit, list_limit) for key, value in fields.items()}
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
+
+
+def _render_json(_: object, method: str, fields: Any) -> str:
+    """The line: as it is where it is short and plain ASCII, else made safe piece by piece."""
+    lead = {"ts": _now(), "level": method, "event": fields.pop("event")}
+    try:
+        line = _encode(lead | fields)
+    except UnicodeEncodeError:  # a lone surrogate somewhere
+        line = b"\\"
+    if len(line) < PIPE_BUF and line.isascii() and b"\\" not in line and b"\x7f" not in line:
+        return line.decode("ascii")
+    line = _encode(lead | _arrange(fields, _TEXT_LIMIT, _LONGEST_LIST))
+    if len(line) >= PIPE_BUF:
+        line = _encode(lead | _arrange(fields, _SHORT_LIMIT, _SHORT_LIST))
+    return line.decode("utf-8")
+
+
+def _arrange_console(_: object, method: str, fields: Any) -> Any:
+    """The processor before structlog's console form, which escapes nothing itself."""
+    lead = {"ts": _now(), "level": method, "event": fields.pop("event")}
+    return lead | _arrange(fields, _TEXT_LIMIT, _LONGEST_LIST)
+
+
+_encode = msgspec.json.Encoder(enc_hook=str).encode
+
+
+_logger: Any = None
+_threshold = logging.CRITICAL
+
+
+def configure(level: str = "info", format: str = "auto", stream: TextIO | None = None) -> None:
+    """Starts writing events; called once per process, again after a configuration reload.
+
+    Args:
+        level: ``debug info warning error critical``; lesser events are not written.
+        format: ``json``, ``console``, or ``auto``: console on a terminal, else JSON.
+        stream: where lines go; standard output as it is now when None.
+    Raises:
+        ValueError: on an unknown level or format.
+    """
+    global _logger, _threshold
+    number = logging.getLevelNamesMapping().get(level.upper())
+    if number is None:
+        raise ValueError(f"unknown log level {level!r}: debug, info, warning, error or critical")
+    if format not in {"auto", "json", "console"}:
+        raise ValueError(f"unknown log format {format!r}: auto, json or console")
+    out = sys.stdout if stream is None else stream
+    if format == "auto":
+        format = "console" if out.isatty() else "json"
+    processors: list[Any] = [_render_json]
+    if format == "console":
+        console = structlog.dev.ConsoleRenderer(
+            colors=out.isatty(), timestamp_key="ts", sort_keys=False
+        )
+        processors = [_arrange_console, console]
+    _logger = structlog.wrap_logger(
+        _Line(out),
+        processors=processors,
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        context_class=dict,
+        cache_logger_on_first_use=False,
+    ).bind()
+    _threshold = number
+
+
+def bind(**fields: str | int) -> None:
+    """Adds fields to every later line of this process, for example ``kind`` and ``pid``."""
+    global _logger
+    if _logger is not None:
+        _logger = _logger.bind(**fields)
+
+
+def silence() -> None:
+    """Stops writing events, as before ``configure()``."""
+    global _logger
+    _logger = None
+
+
+@contextlib.contextmanager
+def captured(stream: TextIO, level: str = "debug") -> Iterator[None]:
+    """Writes JSON lines to ``stream`` for the length of the block, then restores what was."""
+    global _logger, _threshold
+    before = (_logger, _threshold)
+    configure(level, "json", stream)
+    try:
+        yield
+    finally:
+        _logger, _threshold = before
+
+
+def _emit(word: str, fields: dict[str, Any]) -> None:
+    level = _LEVELS[word]
+    if _logger is not None and level >= _threshold:
+        # a field without a value must not hide a bound one
+        _logger.log(level, word, **{k: v for k, v in fields.items() if v is not None})
+
+
+# -- the words: each function's parameters are the fields of its line -----------------------------
+
+
+def message_accepted(
+    *,
+    message_id: str,
+    sender: str,
+    recipients: int,
+    size: int,
+    stream: str | None = None,
+) -> None:
+    """``message.accepted``: recipients is a count, size is in bytes."""
+    _emit("message.accepted", locals())
+
+
+def message_cancelled(*, message_id: str, recipients: int, recipient: str | None = None) -> None:
+    """``message.cancelled``: recipients is a count; recipient where only one was named."""
+    _emit("message.cancelled", locals())
+
+
+def message_held(*, message_id: str, recipients: int, recipient: str | None = None) -> None:
+    """``message.held``: recipients is a count; recipient where only one was named."""
+    _emit("message.held", locals())
+
+
+def message_released(*, message_id: str, recipients: int, recipient: str | None = None) -> None:
+    """``message.released``: recipients is a count; recipient where only one was named."""
+    _emit("message.released", locals())
+
+
+def recipient_routed(
+    *, domain: str, site: str | None, recipients: int, provider: str | None = None
+) -> None:
+    """``recipient.routed``: recipients is a count of rows stamped with the site."""
+    _emit("recipient.routed", locals())
+
+
+def recipient_deferred(
+    *,
+    message_id: str,
+    recipient: str,
+    reason: str | None,
+    attempt: int | None = None,
+    stage: str | None = None,
+    site: str | None = None,
+    host: str | None = None,
+    address: str | None = None,
+    code: int | None = None,
+    enhanced: str | None = None,
+    reply: str | None = None,
+    next_attempt_at: str | None = None,
+    in_doubt: bool | None = None,
+    session_id: int | str | None = None,
+    elapsed_ms: int | None = None,
+) -> None:
+    """``recipient.deferred``: one attempt of one recipient."""
+    _emit("recipient.deferred", locals())
+
+
+def recipient_delivered(
+    *,
+    message_id: str,
+    recipient: str,
+    attempt: int | None = None,
+    stage: str | None = None,
+    site: str | None = None,
+    host: str | None = None,
+    address: str | None = None,
+    code: int | None = None,
+    enhanced: str | None = None,
+    reply: str | None = None,
+    tls: str | None = None,
+    session_id: int | str | None = None,
+    elapsed_ms: int | None = None,
+) -> None:
+    """``recipient.delivered``: one attempt of one recipient."""
+    _emit("recipient.delivered", locals())
+
+
+def recipient_failed(
+    *,
+    message_id: str,
+    recipient: str,
+    reason: str | None,
+    attempt: int | None = None,
+    stage: str | None = None,
+    site: str | None = None,
+    host: str | None = None,
+    address: str | None = None,
+    code: int | None = None,
+    enhanced: str | None = None,
+    reply: str | None = None,
+    in_doubt: bool | None = None,
+    session_id: int | str | None = None,
+    elapsed_ms: int | None = None,
+) -> None:
+    """``recipient.failed``: also without an attempt (expired, no such domain)."""
+    _emit("recipient.failed", locals())
+
+
+def recipient_held(
+    *,
+    message_id: str,
+    recipient: str,
+    reason: str | None,
+    attempt: int | None = None,
+    stage: str | None = None,
+    site: str | None = None,
+    host: str | None = None,
+    reply: str | None = None,
+    in_doubt: bool | None = None,
+) -> None:
+    """``recipient.held``: for example in doubt with ``on_doubt = "hold"``."""
+    _emit("recipient.held", locals())
+
+
+def claim_lapsed(
+    *,
+    recipients: int,
+    in_doubt: int = 0,
+    lanes: int | None = None,
+    worker: int | str | None = None,
+    lost_pid: int | None = None,
+) -> None:
+    """``claim.lapsed``: counts of rows taken back, of those in doubt, and of lanes freed."""
+    _emit("claim.lapsed", locals())
+
+
+def session_opened(
+    *,
+    session_id: int | str,
+    site: str,
+    host: str,
+    address: str,
+    source: str | None = None,
+    tls: str | None = None,
+    elapsed_ms: int | None = None,
+) -> None:
+    """``session.opened``: tls is the level reached."""
+    _emit("session.opened", locals())
+
+
+def session_closed(
+    *,
+    site: str,
+    host: str,
+    session_id: int | str | None = None,
+    address: str | None = None,
+    messages: int = 0,
+    cause: str | None = None,
+    stage: str | None = None,
+    reply: str | None = None,
+    elapsed_ms: int | None = None,
+) -> None:
+    """``session.closed``: also for a connection that never became ready; cause says why."""
+    _emit("session.closed", locals())
+
+
+def mx_resolved(
+    *,
+    domain: str,
+    result: str,
+    hosts: Sequence[str] = (),
+    site: str | None = None,
+    ttl_s: int | None = None,
+    error: str | None = None,
+    elapsed_ms: int | None = None,
+) -> None:
+    """``mx.resolved``: result as in the ``domains`` view."""
+    _emit("mx.resolved", locals())
+
+
+def site_suspended(
+    *,
+    site: str,
+    reason: str,
+    until: str | None = None,
+    delay_s: float | None = None,
+    failures: int | None = None,
+    host: str | None = None,
+    error: str | None = None,
+) -> None:
+    """``site.suspended``: until is ISO 8601 UTC, failures the count in a row."""
+    _emit("site.suspended", locals())
+
+
+def site_resumed(*, site: str, host: str | None = None) -> None:
+    """``site.resumed``: a transaction or session there succeeded."""
+    _emit("site.resumed", locals())
+
+
+def worker_started(
+    *, kind: str, pid: int, slot: int | None = None, restarts: int | None = None
+) -> None:
+    """``worker.started``: kind is ``delivery`` or ``janitor``, slot its place in the crew."""
+    _emit("worker.started", locals())
+
+
+def worker_ready(
+    *, kind: str, pid: int, slot: int | None = None, worker: int | str | None = None
+) -> None:
+    """``worker.ready``: worker is its row's id."""
+    _emit("worker.ready", locals())
+
+
+def worker_stopped(
+    *, kind: str, pid: int, slot: int | None = None, cause: str | None = None
+) -> None:
+    """``worker.stopped``: cause as in ``worker.lost``."""
+    _emit("worker.stopped", locals())
+
+
+def worker_lost(*, kind: str, pid: int, slot: int | None = None, cause: str | None = None) -> None:
+    """``worker.lost``: cause is ``exit 1`` or ``signal 9 (SIGKILL)``."""
+    _emit("worker.lost", locals())
+
+
+def worker_restarting(
+    *, kind: str, slot: int | None = None, delay_s: float = 0.0, exits: int | None = None
+) -> None:
+    """``worker.restarting``: exits is the count inside the back-off's window."""
+    _emit("worker.restarting", locals())
+
+
+def watchdog_killed(
+    *, kind: str, pid: int, slot: int | None = None, silent_s: float | None = None
+) -> None:
+    """``watchdog.killed``: silent_s is the time without a heartbeat."""
+    _emit("watchdog.killed", locals())
+
+
+def supervisor_ready(
+    *,
+    workers: int,
+    pid: int,
+    store: str | None = None,
+    version: str | None = None,
+    config: str | None = None,
+) -> None:
+    """``supervisor.ready``: config is the file in force."""
+    _emit("supervisor.ready", locals())
+
+
+def supervisor_draining(
+    *, signal: str | None = None, timeout_s: float | None = None, pid: int | None = None
+) -> None:
+    """``supervisor.draining``: timeout_s is ``[delivery] drain_timeout``."""
+    _emit("supervisor.draining", locals())
+
+
+def supervisor_stopped(
+    *, exit_code: int, pid: int | None = None, elapsed_ms: int | None = None
+) -> None:
+    """``supervisor.stopped``: exit_code 0 when drained, 1 when stopped at once."""
+    _emit("supervisor.stopped", locals())
+
+
+def config_reloaded(*, file: str | None = None) -> None:
+    """``config.reloaded``: file is None where there is none and defaults rule."""
+    _emit("config.reloaded", locals())
+
+
+def config_rejected(*, error: str, file: str | None = None) -> None:
+    """``config.rejected``: error is the sentence of the ConfigError."""
+    _emit("config.rejected", locals())
+
+
+def store_checkpointed(
+    *,
+    frames: int,
+    checkpointed: int | None = None,
+    wal_bytes: int | None = None,
+    mode: str | None = None,
+    elapsed_ms: int | None = None,
+) -> None:
+    """``store.checkpointed``: frames in the log, and how many of them were copied."""
+    _emit("store.checkpointed", locals())
+
+
+def store_poisoned(*, error: str, store: str | None = None) -> None:
+    """``store.poisoned``: error names the failed call."""
+    _emit("store.poisoned", locals())
+
+
+def engine_failed(
+    *,
+    where: str,
+    error: BaseException | str,
+    kind: str | None = None,
+    pid: int | None = None,
+    trace: Sequence[str] | None = None,
+) -> None:
+    """``engine.failed``: trace, the last frames, is taken from error where it is an exception."""
+    if trace is None and isinstance(error, BaseException):
+        trace = [
+            f"{frame.filename}:{frame.lineno} {frame.name}"
+            for frame in traceback.extract_tb(error.__traceback__)[-12:]
+        ]
+    error = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
+    _emit("engine.failed", locals())

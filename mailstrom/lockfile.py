@@ -1,0 +1,89 @@
+"""Files held by ``flock``: how one process knows, without a clock, whether another is alive.
+
+The kernel frees the lock when the holder ends in whatever way; a stopped process keeps it. Held
+descriptors are not inherited by started programs (close-on-exec).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from pathlib import Path
+
+
+class LockFile:
+    """An exclusive lock on a file of its own.
+
+    Args:
+        path: the file; made if missing, never deleted while held.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._fd: int | None = None
+
+    def acquire(self, content: object = None) -> bool:
+        """Take the lock without waiting; True if it is ours now.
+
+        ``content`` is written into the file as JSON, so that others can name the holder.
+        """
+        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            return False
+        except BaseException:
+            os.close(fd)
+            raise
+        try:
+            same = os.fstat(fd).st_ino == os.stat(self.path).st_ino
+        except FileNotFoundError:
+            same = False
+        if not same:  # deleted between open and lock: this lock would guard nothing
+            os.close(fd)
+            return self.acquire(content)
+        if content is not None:
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, json.dumps(content).encode() + b"\n", 0)
+        self._fd = fd
+        return True
+
+    def release(self, *, delete: bool = False) -> None:
+        """Give the lock back; idempotent."""
+        if self._fd is None:
+            return
+        if delete:
+            self.path.unlink(missing_ok=True)
+        os.close(self._fd)
+        self._fd = None
+
+    @property
+    def held(self) -> bool:
+        """Whether this object holds the lock."""
+        return self._fd is not None
+
+
+def holder(path: str | os.PathLike[str]) -> dict[str, object]:
+    """What the holder of a lock file wrote into it; empty when unreadable."""
+    try:
+        value = json.loads(Path(path).read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def is_free(path: str | os.PathLike[str]) -> bool:
+    """Whether nobody holds the lock: the process it stands for has ended."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return True
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(fd)
+    return True

@@ -1,0 +1,200 @@
+"""Address headers: mailboxes and groups out of unfolded text (RFC 5322 section 3.4, RFC 6854).
+
+Strict where readers disagree: routes, several @, text behind an angle address and encoded-words
+inside addresses are refused, for who receives the mail must not depend on the parser. Lenient
+only where all agree: comments are dropped, dots in display names and empty list entries pass.
+Display names come back decoded (RFC 2047). Knows nothing of rendering or of message objects.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from mailstrom.errors import InvalidAddress
+from mailstrom.message.address import Address, parse_address
+from mailstrom.message.encoded_word import WORD, decode_words
+from mailstrom.message.grammar import quoted_string, skip_cfws
+
+_ADDR_SPEC = re.compile(
+    r'(?:"(?:[^"\\]|\\.)*+"|[^\s"(),:;<>@\[\]\\]++)@(?:\[[^\[\]\\\s]*+\]|[^\s"(),:;<>@\[\]\\]++)'
+)
+_ATOM = re.compile(r'[^\s"(),:;<>@\[\]\\]++')
+_SIMPLE = re.compile(r"[A-Za-z0-9._+-]+@[A-Za-z0-9.-]+").fullmatch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mailbox:
+    """One mailbox: decoded display name (may be empty) and checked address."""
+
+    name: str
+    address: Address
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """A named group; may have no members (``undisclosed-recipients:;``)."""
+
+    name: str
+    members: tuple[Mailbox, ...]
+
+
+Entries = tuple["Mailbox | Group", ...]
+
+
+def parse_address_list(text: str, *, header: str) -> Entries:
+    """Parse the value of an address header.
+
+    Args:
+        text: the unfolded value; encoded-words still encoded.
+        header: header name for the errors.
+
+    Returns:
+        Mailboxes and groups in order.
+
+    Raises:
+        InvalidAddress: the value cannot be read with certainty, or an address is invalid.
+    """
+    text = text.strip(" \t")
+    if _SIMPLE(text) is not None:
+        return (Mailbox(name="", address=parse_address(text, header=header)),)
+    reader = _Reader(text, header)
+    return reader.entries()
+
+
+def mailboxes(entries: Entries) -> tuple[Mailbox, ...]:
+    """All mailboxes in order, groups opened."""
+    flat: list[Mailbox] = []
+    for entry in entries:
+        if isinstance(entry, Group):
+            flat.extend(entry.members)
+        else:
+            flat.append(entry)
+    return tuple(flat)
+
+
+class _Reader:
+    """Cursor over one value; one pass from left to right."""
+
+    __slots__ = ("at", "header", "text")
+
+    def __init__(self, text: str, header: str) -> None:
+        self.text = text
+        self.header = header
+        self.at = 0
+
+    def entries(self) -> Entries:
+        found: list[Mailbox | Group] = []
+        while True:
+            self._skip()
+            if self.at >= len(self.text):
+                return tuple(found)
+            if self._take(","):
+                continue
+            found.append(self._entry())
+            self._skip()
+            if self.at < len(self.text) and not self._take(","):
+                raise self._refusal("has text behind an address", "address-syntax")
+
+    def _entry(self) -> Mailbox | Group:
+        bare = self._bare_address()
+        if bare is not None:
+            return bare
+        name = self._phrase()
+        if self._take("<"):
+            return Mailbox(name=name, address=self._angle())
+        if name and self._take(":"):
+            return Group(name=name, members=self._members())
+        raise self._refusal("is not an address", "address-syntax")
+
+    def _members(self) -> tuple[Mailbox, ...]:
+        members: list[Mailbox] = []
+        while True:
+            self._skip()
+            if self._take(";"):
+                return tuple(members)
+            if self.at >= len(self.text):
+                raise self._refusal("has a group that does not end with ;", "address-group")
+            if self._take(","):
+                continue
+            entry = self._entry()
+            if isinstance(entry, Group):
+                raise self._refusal("has a group inside a group", "address-group")
+            members.append(entry)
+            self._skip()
+            if self.text[self.at : self.at + 1] not in (",", ";"):
+                raise self._refusal("has text behind an address", "address-syntax")
+
+    def _bare_address(self) -> Mailbox | None:
+        match = _ADDR_SPEC.match(self.text, self.at)
+        if match is None:
+            return None
+        after = skip_cfws(self.text, match.end(), self.header)
+        if after < len(self.text) and self.text[after] not in ",;":
+            return None
+        self.at = after
+        return Mailbox(name="", address=parse_address(match[0], header=self.header))
+
+    def _angle(self) -> Address:
+        self._skip()
+        if self.text[self.at : self.at + 1] == "@":
+            raise self._refusal("has a source route, which is obsolete", "address-route")
+        match = _ADDR_SPEC.match(self.text, self.at)
+        if match is None:
+            raise self._refusal("has no valid address between < and >", "address-syntax")
+        self.at = match.end()
+        self._skip()
+        if not self._take(">"):
+            raise self._refusal("has an address that does not end with >", "address-syntax")
+        return parse_address(match[0], header=self.header)
+
+    def _phrase(self) -> str:
+        """Words up to a special character, encoded-words decoded (RFC 5322 section 3.2.5)."""
+        pieces: list[str] = []
+        encoded: list[str] = []  # adjacent encoded-words are decoded together
+        text = self.text
+        while True:
+            before = self.at
+            self._skip()
+            spaced = self.at > before
+            word = WORD.match(text, self.at)
+            if word is not None:
+                if not encoded and pieces and spaced:
+                    pieces.append(" ")
+                encoded.append(word[0])
+                self.at = word.end()
+                continue
+            quoted = quoted_string(text, self.at)
+            atom = _ATOM.match(text, self.at) if quoted is None else None
+            if encoded:
+                pieces.append(decode_words(" ".join(encoded)))
+                encoded.clear()
+            if quoted is not None:
+                content, end = quoted
+            elif atom is not None:
+                content, end = atom[0], atom.end()
+            else:
+                return "".join(pieces)
+            if pieces and spaced:
+                pieces.append(" ")
+            pieces.append(content)
+            self.at = end
+
+    def _skip(self) -> None:
+        self.at = skip_cfws(self.text, self.at, self.header)
+
+    def _take(self, char: str) -> bool:
+        if self.text[self.at : self.at + 1] == char:
+            self.at += 1
+            return True
+        return False
+
+    def _refusal(self, what: str, rule: str) -> InvalidAddress:
+        shown = repr(self.text[max(0, self.at - 20) : self.at + 60])
+        return InvalidAddress(
+            f"address list in {self.header} {what}, near {shown}; "
+            "write 'Name <local@domain>' entries separated by commas, names with , or @ in quotes",
+            header=self.header,
+            value=self.text,
+            rule=rule,
+        )

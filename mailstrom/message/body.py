@@ -1,0 +1,388 @@
+"""MIME trees: every leaf 7-bit with legal lines, every boundary unique (RFC 2045 to 2049).
+
+A leaf keeps its transfer encoding where its octets are legal as they stand; else text becomes
+quoted-printable and the rest base64, octet for octet. Nested messages are rendered without adding
+anything. Parts under multipart/signed and multipart/encrypted are copied or the message is refused:
+a signature that breaks on the way is worse than an error. Depth and number of parts are bounded.
+The caller's tree is only read. Knows nothing of envelopes.
+"""
+
+from __future__ import annotations
+
+import binascii
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from mailstrom.errors import InvalidMessage
+from mailstrom.message.header import (
+    LINE_LIMIT,
+    Field,
+    render_field,
+    render_parameters,
+    render_verbatim,
+)
+from mailstrom.message.header_value import check_name, parameters_of, wire_text
+from mailstrom.message.parameters import Parameterised
+
+if TYPE_CHECKING:
+    from email.message import Message
+
+DEPTH_LIMIT = 50
+PARTS_LIMIT = 10_000
+CRLF = b"\r\n"
+
+_BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,\-./:=? ]{0,69}[0-9A-Za-z'()+_,\-./:=?]").fullmatch
+_LITERAL_ENCODINGS = frozenset({"", "7bit", "8bit", "binary"})
+_ONCE = frozenset(
+    {"content-type", "content-transfer-encoding", "content-disposition", "content-id",
+     "mime-version"}
+)  # fmt: skip
+_EXACT = frozenset({"multipart/signed", "multipart/encrypted"})
+_BASE64_LINE = 57  # octets that make a line of 76
+
+
+@dataclass(slots=True, kw_only=True)
+class Budget:
+    """Parts rendered so far, over the whole tree."""
+
+    parts: int = 0
+
+    def take(self, depth: int) -> None:
+        """Count one part; refuse a tree too deep or too wide."""
+        self.parts += 1
+        if depth > DEPTH_LIMIT:
+            raise _refusal(
+                f"MIME parts nest deeper than {DEPTH_LIMIT}",
+                "flatten the message, or attach it as one file",
+                "mime-too-deep",
+            )
+        if self.parts > PARTS_LIMIT:
+            raise _refusal(
+                f"the message has more than {PARTS_LIMIT} MIME parts",
+                "attach an archive instead",
+                "mime-too-many-parts",
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entity:
+    """A rendered message or part: its fields in order and its body."""
+
+    fields: tuple[Field, ...]
+    body: bytes
+
+    def wire(self) -> bytes:
+        """The whole entity: fields, blank line, body."""
+        return b"".join([*(one.wire for one in self.fields), CRLF, self.body])
+
+
+@dataclass(slots=True, kw_only=True)
+class _Change:
+    """What rendering the body asks of the fields; None leaves a field as it is."""
+
+    content_type: Parameterised | None = None
+    encoding: str | None = None  # "" removes the field
+    body: bytes = field(default=b"")
+
+
+def render_entity(
+    message: Message[Any, Any],
+    *,
+    budget: Budget | None = None,
+    depth: int = 0,
+    nested: bool = False,
+    signed: bool = False,
+    default_type: str = "text/plain",
+) -> Entity:
+    """Render a message object or one of its parts.
+
+    Args:
+        message: the object; read only.
+        budget: counter of the tree, made at its root.
+        depth: distance from the root.
+        nested: inside message/rfc822: fields are copied where they are legal.
+        signed: covered by a signature or encryption: copied or refused.
+        default_type: type of a part without Content-Type (RFC 2046 section 5.1.5).
+
+    Returns:
+        Fields and body, CRLF only, at most 998 octets a line, 7-bit except for addresses that need
+        SMTPUTF8.
+
+    Raises:
+        InvalidMessage: by a named rule, where something cannot be rendered with certainty.
+    """
+    budget = Budget() if budget is None else budget
+    budget.take(depth)
+    items = [(check_name(name), name, value) for name, value in message.raw_items()]
+    first: dict[str, tuple[str, object]] = {}
+    for key, name, value in items:
+        if key in first and key in _ONCE:
+            raise _refusal(
+                f"header {name} is given twice in one part", "keep one", "duplicate-header", name
+            )
+        first.setdefault(key, (name, value))
+    content_type = Parameterised(value=default_type)
+    if "content-type" in first:
+        content_type = parameters_of(*first["content-type"])
+    encoding = ""
+    if "content-transfer-encoding" in first:
+        encoding = wire_text(*first["content-transfer-encoding"]).split("(")[0].strip().lower()
+    # The public accessor decodes lossily where a payload holds raw octets.
+    payload: object = vars(message).get("_payload")
+
+    kind = content_type.value.lower()
+    if kind.startswith("multipart/"):
+        change = _multipart(message, payload, content_type, encoding, budget, depth, nested, signed)
+    elif kind.startswith("message/") and isinstance(payload, list):
+        change = _message(payload, kind, encoding, budget, depth, signed)
+    else:
+        change = _leaf(payload, content_type, kind, encoding)
+    if signed and (change.content_type is not None or change.encoding is not None):
+        raise _refusal(
+            "a part under multipart/signed or multipart/encrypted is not 7-bit with legal lines",
+            "encode the part before signing it, or pass the finished message as bytes",
+            "signed-part-would-change",
+        )
+    fields = _fields(items, change, nested=nested, signed=signed)
+    return Entity(fields=fields, body=change.body)
+
+
+def _fields(
+    items: Sequence[tuple[str, str, object]], change: _Change, *, nested: bool, signed: bool
+) -> tuple[Field, ...]:
+    fields: list[Field] = []
+    encoding = change.encoding
+    for key, name, value in items:
+        if key == "content-type" and change.content_type is not None:
+            fields.append(render_parameters(name, change.content_type))
+        elif key == "content-transfer-encoding" and encoding is not None:
+            if encoding:
+                fields.append(render_field(name, encoding))
+            encoding = ""
+        elif nested or signed:
+            fields.append(render_verbatim(name, value, signed=signed))
+        else:
+            fields.append(render_field(name, value))
+    if encoding:
+        fields.append(render_field("Content-Transfer-Encoding", encoding))
+    return tuple(fields)
+
+
+def _multipart(
+    message: Message[Any, Any],
+    payload: object,
+    content_type: Parameterised,
+    encoding: str,
+    budget: Budget,
+    depth: int,
+    nested: bool,
+    signed: bool,
+) -> _Change:
+    kind = content_type.value.lower()
+    parts = [] if payload is None else payload
+    if not isinstance(parts, list) or not all(hasattr(part, "raw_items") for part in parts):
+        raise _refusal(
+            f"{kind} holds {type(payload).__name__} instead of parts",
+            "attach message objects, or pass the finished message as bytes",
+            "multipart-payload",
+        )
+    if not parts:
+        raise _refusal(f"{kind} has no parts", "attach at least one part", "multipart-empty")
+    change = _Change(encoding=_container_encoding(kind, encoding))
+    default_type = "message/rfc822" if kind == "multipart/digest" else "text/plain"
+    children = [
+        render_entity(
+            part,
+            budget=budget,
+            depth=depth + 1,
+            nested=nested,
+            signed=signed or kind in _EXACT,
+            default_type=default_type,
+        ).wire()
+        for part in parts
+    ]
+    preamble = _flat_text(message.preamble)
+    epilogue = _flat_text(message.epilogue)
+    boundary = content_type.get("boundary")
+    if boundary is None or _BOUNDARY(boundary) is None or _collides(boundary, children, preamble):
+        boundary = "=_" + os.urandom(16).hex()
+        change.content_type = content_type.having("boundary", boundary)
+    delimiter = b"--" + boundary.encode("ascii")
+    chunks: list[bytes] = []
+    if preamble is not None:
+        chunks += [preamble, CRLF]
+    for child in children:
+        chunks += [delimiter, CRLF, child, CRLF]
+    chunks += [delimiter, b"--", CRLF]
+    if epilogue is not None:
+        chunks.append(epilogue)
+    change.body = b"".join(chunks)
+    return change
+
+
+def _message(
+    payload: list[Any], kind: str, encoding: str, budget: Budget, depth: int, signed: bool
+) -> _Change:
+    if not payload or not all(hasattr(part, "raw_items") for part in payload):
+        raise _refusal(f"{kind} holds no message", "attach a message object", "message-payload")
+    rendered = [
+        render_entity(part, budget=budget, depth=depth + 1, nested=True, signed=signed)
+        for part in payload
+    ]
+    if kind == "message/delivery-status":
+        # Blocks of fields separated by blank lines (RFC 3464 section 2.1).
+        body = CRLF.join(b"".join(one.wire for one in part.fields) for part in rendered)
+    elif len(rendered) == 1:
+        body = rendered[0].wire()
+    else:
+        raise _refusal(
+            f"{kind} holds several messages", "attach one message a part", "message-payload"
+        )
+    if not body.isascii():
+        raise _refusal(
+            "a nested message has an address that needs SMTPUTF8",
+            "pass the finished message as bytes",
+            "nested-smtputf8",
+        )
+    return _Change(encoding=_container_encoding(kind, encoding), body=body)
+
+
+def _container_encoding(kind: str, encoding: str) -> str | None:
+    """Containers of 7-bit parts need no transfer encoding (RFC 2045 section 6.4)."""
+    if encoding not in _LITERAL_ENCODINGS:
+        raise _refusal(
+            f"{kind} has Content-Transfer-Encoding {encoding!r}",
+            "containers may only be 7bit, 8bit or binary (RFC 2045 section 6.4)",
+            "transfer-encoding",
+            "Content-Transfer-Encoding",
+        )
+    return "" if encoding in ("8bit", "binary") else None
+
+
+def _leaf(payload: object, content_type: Parameterised, kind: str, encoding: str) -> _Change:
+    octets = _octets(payload, content_type)
+    lines = _lines(octets)
+    if lines is not None:
+        # "8bit" or "binary" over 7-bit lines only asks servers for what the part does not need.
+        return _Change(body=lines, encoding="7bit" if encoding in ("8bit", "binary") else None)
+    if encoding == "base64":
+        try:
+            octets = binascii.a2b_base64(b"".join(octets.split()), strict_mode=True)
+        except binascii.Error as error:
+            raise _refusal(
+                f"a part says base64 and is not ({error})",
+                "encode it, or leave the encoding to Mailstrom",
+                "transfer-encoding",
+                "Content-Transfer-Encoding",
+            ) from None
+        return _Change(body=_base64(octets), encoding="base64")
+    if encoding not in _LITERAL_ENCODINGS:
+        if encoding != "quoted-printable" or not octets.isascii() or b"\0" in octets:
+            raise _refusal(
+                f"a part with Content-Transfer-Encoding {encoding!r} has octets it may not have",
+                "encode the part, or leave the encoding to Mailstrom",
+                "transfer-encoding",
+                "Content-Transfer-Encoding",
+            )
+        octets = binascii.a2b_qp(octets)
+    if kind.startswith("text/"):
+        return _Change(body=_quoted_printable(octets), encoding="quoted-printable")
+    return _Change(body=_base64(octets), encoding="base64")
+
+
+def _octets(payload: object, content_type: Parameterised) -> bytes:
+    """Payload of a leaf as the octets it stands for before any line-end conversion."""
+    if payload is None:
+        return b""
+    if isinstance(payload, (bytes, bytearray)):
+        return bytes(payload)
+    if not isinstance(payload, str):
+        raise _refusal(
+            f"a part's payload is a {type(payload).__name__}",
+            "set it to text or bytes",
+            "payload-type",
+        )
+    try:
+        return payload.encode("ascii", "surrogateescape")
+    except UnicodeEncodeError:
+        charset = content_type.get("charset")
+    try:
+        if charset is not None:
+            return payload.encode(charset)
+    except (LookupError, ValueError):
+        pass
+    raise _refusal(
+        f"a part holds non-ASCII text that its charset ({charset}) cannot express",
+        "use set_content(text), or set_payload(text, 'utf-8')",
+        "body-charset",
+        "Content-Type",
+    )
+
+
+def _lines(octets: bytes) -> bytes | None:
+    """The octets as CRLF lines if they are legal 7-bit mail as they stand, else None."""
+    if not octets.isascii() or b"\0" in octets:
+        return None
+    if b"\r" in octets:
+        octets = octets.replace(CRLF, b"\n")
+        if b"\r" in octets:
+            return None
+    octets = octets.replace(b"\n", CRLF)
+    return None if too_long_line(octets) else octets
+
+
+def too_long_line(octets: bytes) -> bool:
+    """Whether a CRLF line is longer than 998 octets without its CRLF (RFC 5322 section 2.1.1).
+
+    Looks at about one octet in 998: from each line start the last LF within reach is the next stop.
+    """
+    at, end = 0, len(octets)
+    while end - at > LINE_LIMIT:
+        last = octets.rfind(b"\n", at, at + LINE_LIMIT + 2)
+        if last < 0:
+            return True
+        at = last + 1
+    return False
+
+
+def _quoted_printable(octets: bytes) -> bytes:
+    """Quoted-printable of text: line ends stay line ends, everything else survives exactly."""
+    lines = octets.replace(CRLF, b"\n").split(b"\n")
+    encoded = CRLF.join(binascii.b2a_qp(line, istext=False) for line in lines)
+    # Soft breaks come as a bare LF.
+    return re.sub(rb"(?<!\r)\n", CRLF, encoded)
+
+
+def _base64(octets: bytes) -> bytes:
+    return b"".join(
+        binascii.b2a_base64(octets[at : at + _BASE64_LINE], newline=False) + CRLF
+        for at in range(0, len(octets), _BASE64_LINE)
+    )
+
+
+def _flat_text(text: object) -> bytes | None:
+    """Preamble or epilogue as 7-bit lines; nobody reads it, so other octets become ``?``."""
+    if not isinstance(text, str):
+        return None
+    octets = text.encode("ascii", "replace").replace(b"\0", b"?")
+    octets = octets.replace(CRLF, b"\n").replace(b"\r", b"\n").replace(b"\n", CRLF)
+    if too_long_line(octets):
+        raise _refusal(
+            "a MIME preamble or epilogue has a line over 998 octets", "remove it", "line-too-long"
+        )
+    return octets
+
+
+def _collides(boundary: str, children: Sequence[bytes], preamble: bytes | None) -> bool:
+    """Whether a line of the content starts like the delimiter (RFC 2046 section 5.1.1)."""
+    delimiter = b"--" + boundary.encode("ascii")
+    inside = CRLF + delimiter
+    texts = [*children, preamble] if preamble is not None else children
+    return any(inside in text or text.startswith(delimiter) for text in texts)
+
+
+def _refusal(what: str, fix: str, rule: str, header: str | None = None) -> InvalidMessage:
+    return InvalidMessage(f"{what}; {fix}", header=header, rule=rule)

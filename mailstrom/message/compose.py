@@ -1,0 +1,327 @@
+"""From whatever the caller hands in to what goes on the wire: ``compose`` and ``Prepared``.
+
+Chooses the envelope (resent-aware, groups opened, duplicates collapsed), removes Bcc, Resent-Bcc
+and Return-Path, adds Date, Message-ID and MIME-Version where they are missing, all at the top, and
+touches nothing else: rendering belongs to ``header`` and ``body``, checking of bytes to ``plain``.
+Rules: RFC 5322 section 3.6, RFC 6854, RFC 2045 section 4. The time comes in as an argument.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from mailstrom.errors import InvalidAddress, InvalidMessage
+from mailstrom.message.address import Address, parse_address, parse_domain
+from mailstrom.message.address_list import Mailbox, mailboxes, parse_address_list
+from mailstrom.message.body import CRLF, Entity, render_entity
+from mailstrom.message.encoded_word import decode_words
+from mailstrom.message.header import Field
+from mailstrom.message.plain import read_plain, unfolded
+
+if TYPE_CHECKING:
+    from email.message import Message
+
+SUBJECT_LIMIT = 998
+
+_REMOVED = frozenset({"bcc", "resent-bcc", "return-path"})
+_ONCE = frozenset(
+    {
+        "date", "from", "sender", "reply-to", "to", "cc", "bcc", "message-id", "in-reply-to",
+        "references", "subject", "mime-version", "content-type", "content-transfer-encoding",
+    }
+)  # fmt: skip
+_OMITTED_IF_EMPTY = frozenset({"sender", "reply-to", "to", "cc"})
+_TRACE = frozenset({"received", "return-path"})
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A message ready for the spool.
+
+    Args:
+        content: the message as it goes on the wire: CRLF only, last line ended, not dot-stuffed.
+        sender: envelope sender's key, ``""`` for the null sender.
+        recipients: envelope recipients' keys, each once, in order of first sight.
+        message_id: value of the Message-ID field, angle brackets included.
+        subject: decoded, for display: at most 998 characters, controls replaced by spaces.
+        eightbit: whether ``content`` holds an octet over 127 (needs 8BITMIME, RFC 6152).
+        smtputf8: whether an address or a header needs SMTPUTF8 (RFC 6531).
+    """
+
+    content: bytes
+    sender: str
+    recipients: tuple[str, ...]
+    message_id: str
+    subject: str
+    eightbit: bool
+    smtputf8: bool
+
+
+def compose(
+    message: Message[Any, Any] | bytes | bytearray | memoryview,
+    *,
+    sender: str | None = None,
+    recipients: Iterable[str] | None = None,
+    now: datetime,
+    id_domain_fallback: str,
+) -> Prepared:
+    """Turn a message into wire octets and an envelope; the caller's object is only read.
+
+    Args:
+        message: an ``EmailMessage``, a legacy ``Message`` or a finished message as bytes.
+        sender: envelope sender; ``""`` is the null sender; None takes Sender, else the only From.
+        recipients: envelope recipients; None takes To, Cc and Bcc, or those of the first resent
+            block where there is one.
+        now: aware time for a missing Date.
+        id_domain_fallback: right side of a made Message-ID where neither sender nor From has one.
+
+    Returns:
+        The prepared message.
+
+    Raises:
+        InvalidMessage: nothing certain can be sent; ``.rule`` says why.
+        InvalidAddress: an address that is needed is malformed.
+        ValueError: ``now`` is naive.
+    """
+    if now.tzinfo is None:
+        raise ValueError("compose(now=...) got a naive datetime; pass an aware one, e.g. in UTC")
+    entity = _entity(message)
+    fields = entity.fields
+    _check_counts(fields)
+    block = _resent_block(fields)
+    envelope_sender = _sender(sender, fields, block)
+    keys, utf8 = _recipients(recipients, fields, block)
+    by_key = {one.key: one for one in reversed(fields)}
+
+    added: list[bytes] = []
+    if "date" not in by_key:
+        added.append(b"Date: " + _date(now).encode("ascii") + CRLF)
+    if "message-id" in by_key:
+        message_id = _message_id(by_key["message-id"])
+    else:
+        domain = _id_domain(envelope_sender, by_key["from"], id_domain_fallback)
+        message_id = f"<{_uuid4_hex()}.{int(now.timestamp() * 1000)}@{domain}>"
+        added.append(f"Message-ID: {message_id}\r\n".encode("ascii"))
+    if "mime-version" not in by_key and any(key.startswith("content-") for key in by_key):
+        added.append(b"MIME-Version: 1.0\r\n")
+
+    kept = [one.wire for one in fields if not _dropped(one)]
+    head = b"".join([*added, *kept])
+    content = b"".join([head, CRLF, entity.body])
+    if not content.endswith(CRLF):
+        content += CRLF
+    sender_utf8 = envelope_sender is not None and envelope_sender.smtputf8
+    return Prepared(
+        content=content,
+        sender="" if envelope_sender is None else envelope_sender.key,
+        recipients=keys,
+        message_id=message_id,
+        subject=_subject(by_key.get("subject")),
+        eightbit=not content.isascii(),
+        smtputf8=utf8 or sender_utf8 or not head.isascii(),
+    )
+
+
+def _entity(message: object) -> Entity:
+    if isinstance(message, (bytes, bytearray, memoryview)):
+        return read_plain(bytes(message))
+    if isinstance(message, str):
+        raise _refusal(
+            "the message is a str, whose encoding is anybody's guess",
+            "pass an EmailMessage, or bytes (text.encode('utf-8') if it has no other charset)",
+            "message-type",
+        )
+    # Loaded only here: callers with ready bytes do not pay for the package.
+    from email.message import Message
+
+    if not isinstance(message, Message):
+        raise _refusal(
+            f"the message is a {type(message).__name__}",
+            "pass an email.message.EmailMessage, a Message or bytes",
+            "message-type",
+        )
+    return render_entity(message)
+
+
+def _dropped(one: Field) -> bool:
+    if one.key in _REMOVED:
+        return True
+    return one.entries is not None and not one.entries and one.key in _OMITTED_IF_EMPTY
+
+
+def _check_counts(fields: Sequence[Field]) -> None:
+    counts = Counter(one.key for one in fields)
+    senders = counts["from"]
+    if senders != 1:
+        raise _refusal(
+            f"the message has {senders} From headers"
+            if senders
+            else "the message has no From header",
+            "set exactly one (RFC 5322 section 3.6)",
+            "from-duplicate" if senders else "from-missing",
+            "From",
+        )
+    for key, count in counts.items():
+        if count > 1 and key in _ONCE:
+            raise _refusal(
+                f"the message has {count} {key.title()} headers",
+                "keep one; several addresses go into one header, separated by commas",
+                "duplicate-header",
+                key.title(),
+            )
+
+
+def _resent_block(fields: Sequence[Field]) -> dict[str, Field]:
+    """The newest resent block (RFC 5322 section 3.6.6): up to a repeated name or a trace field."""
+    block: dict[str, Field] = {}
+    for one in fields:
+        if one.key.startswith("resent-"):
+            if one.key in block:
+                break
+            block[one.key] = one
+        elif block and one.key in _TRACE:
+            break
+    return block
+
+
+def _mailboxes(one: Field | None) -> tuple[Mailbox, ...]:
+    if one is None:
+        return ()
+    if one.entries is not None:
+        return mailboxes(one.entries)
+    return mailboxes(parse_address_list(unfolded(one), header=one.key.title()))
+
+
+def _sender(given: str | None, fields: Sequence[Field], block: dict[str, Field]) -> Address | None:
+    if given is not None:
+        return None if given == "" else _argument(given, "sender")
+    first = {one.key: one for one in reversed(fields)}
+    if block:
+        source, author = block.get("resent-sender"), block.get("resent-from")
+    else:
+        source, author = first.get("sender"), first["from"]
+    found = _mailboxes(source)
+    if len(found) > 1:
+        raise _refusal(
+            f"the Sender header has {len(found)} addresses",
+            "keep one (RFC 5322 section 3.6.2)",
+            "sender-ambiguous",
+            "Sender",
+        )
+    found = found or _mailboxes(author)
+    if len(found) > 1:
+        raise _refusal(
+            f"From has {len(found)} addresses and there is no Sender header",
+            "set Sender, or pass sender=",
+            "sender-ambiguous",
+            "From",
+        )
+    if not found:
+        name = "Resent-From" if block else "From"
+        raise _refusal(
+            f"the message has no sender in {name}",
+            f"set {name}, or pass sender=",
+            "no-sender",
+            name,
+        )
+    return found[0].address
+
+
+def _recipients(
+    given: Iterable[str] | None, fields: Sequence[Field], block: dict[str, Field]
+) -> tuple[tuple[str, ...], bool]:
+    if given is None:
+        names = ("resent-to", "resent-cc", "resent-bcc") if block else ("to", "cc", "bcc")
+        source = block if block else {one.key: one for one in reversed(fields)}
+        found = [box.address for name in names for box in _mailboxes(source.get(name))]
+    else:
+        if isinstance(given, (str, bytes)) or not isinstance(given, Iterable):
+            raise _refusal(
+                f"recipients is a {type(given).__name__}",
+                "pass a list of addresses: recipients=['a@example.com']",
+                "recipients-type",
+                "recipients",
+            )
+        found = [_argument(one, "recipients") for one in given]
+    if not found:
+        raise _refusal(
+            "the message has no recipients",
+            "set To, Cc or Bcc, or pass recipients=",
+            "no-recipients",
+            "recipients",
+        )
+    keys = tuple(dict.fromkeys(address.key for address in found))
+    return keys, not "".join(keys).isascii()
+
+
+def _argument(text: str, name: str) -> Address:
+    """An address argument: bare, or a display-name form that reads one way only."""
+    if isinstance(text, str) and text.endswith(">"):
+        found = parse_address_list(text, header=name) if text.isprintable() else ()
+        if len(found) == 1 and isinstance(found[0], Mailbox):
+            return found[0].address
+    return parse_address(text, header=name)
+
+
+def _id_domain(sender: Address | None, author: Field, fallback: str) -> str:
+    if sender is not None:
+        return sender.domain
+    try:
+        found = _mailboxes(author)
+    except InvalidMessage:
+        found = ()
+    if found:
+        return found[0].address.domain
+    try:
+        return parse_domain(fallback, header="id_domain_fallback")
+    except InvalidAddress:
+        return "mailstrom.invalid"
+
+
+def _message_id(one: Field) -> str:
+    text = one.text if one.text is not None else unfolded(one)
+    if not text or not text.isascii() or not text.isprintable():
+        raise _refusal(
+            "the Message-ID header is empty or not printable ASCII",
+            "remove it (Mailstrom makes one) or write <unique@domain>",
+            "message-id",
+            "Message-ID",
+        )
+    return text
+
+
+def _subject(one: Field | None) -> str:
+    if one is None:
+        return ""
+    text = one.text if one.text is not None else decode_words(unfolded(one))
+    return _UNPRINTABLE.sub(" ", text)[:SUBJECT_LIMIT]
+
+
+def _date(now: datetime) -> str:
+    """RFC 5322 section 3.3 in UTC; strftime would follow the locale."""
+    utc = now.astimezone(UTC)
+    return (
+        f"{_DAYS[utc.weekday()]}, {utc.day:02} {_MONTHS[utc.month - 1]} {utc.year:04} "
+        f"{utc.hour:02}:{utc.minute:02}:{utc.second:02} +0000"
+    )
+
+
+def _uuid4_hex() -> str:
+    """Random UUID of RFC 9562 section 5.4 in hex; the uuid module costs its import."""
+    octets = bytearray(os.urandom(16))
+    octets[6] = octets[6] & 0x0F | 0x40
+    octets[8] = octets[8] & 0x3F | 0x80
+    return octets.hex()
+
+
+def _refusal(what: str, fix: str, rule: str, header: str | None = None) -> InvalidMessage:
+    return InvalidMessage(f"{what}; {fix}", header=header, rule=rule)

@@ -1,0 +1,92 @@
+"""Lexical pieces of RFC 5322 section 3.2 on unfolded text: white space, comments, quoted strings.
+
+Pure functions from (text, offset) to an offset, linear in time. Comments nest to a bound; whatever
+does not close is refused by name. Obsolete forms are left to the callers, who refuse them.
+"""
+
+from __future__ import annotations
+
+import re
+
+from mailstrom.errors import InvalidMessage
+
+COMMENT_DEPTH = 32
+
+_QUOTED = re.compile(r'"((?:[^"\\]|\\.)*+)"')
+_COMMENT_STEP = re.compile(r"(?:[^()\\]|\\.)*+")
+_ESCAPED = re.compile(r"\\(.)")
+
+# ASCII controls but TAB, C1 controls, and the separators that some readers take for line breaks.
+CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029]")
+LINE_BREAK = re.compile("[\r\n\0]")
+
+
+def skip_cfws(text: str, at: int, header: str) -> int:
+    """Offset behind comments and white space (RFC 5322 section 3.2.2).
+
+    Args:
+        text: unfolded header value.
+        at: where to start.
+        header: header name for the error.
+
+    Raises:
+        InvalidMessage: rule ``"comment"``: a comment does not close or nests too deep.
+    """
+    end = len(text)
+    while at < end:
+        char = text[at]
+        if char in " \t":
+            at += 1
+        elif char == "(":
+            at = _skip_comment(text, at, header)
+        else:
+            break
+    return at
+
+
+def _skip_comment(text: str, at: int, header: str) -> int:
+    depth = 0
+    while at < len(text):
+        char = text[at]
+        if char == "(":
+            depth += 1
+            at += 1
+        elif char == ")":
+            depth -= 1
+            at += 1
+        if depth == 0:
+            return at
+        if depth > COMMENT_DEPTH:
+            break
+        match = _COMMENT_STEP.match(text, at)
+        step = at if match is None else match.end()
+        if step == at and text[at : at + 1] not in ("(", ")"):
+            break
+        at = step
+    raise refusal(
+        header, "has a comment that does not close", "balance the parentheses", text, "comment"
+    )
+
+
+def quoted_string(text: str, at: int) -> tuple[str, int] | None:
+    """The quoted string at ``at``: its unescaped content and the offset behind it, or None."""
+    match = _QUOTED.match(text, at)
+    if match is None:
+        return None
+    content = match[1]
+    if "\\" in content:
+        content = _ESCAPED.sub(r"\1", content)
+    return content, match.end()
+
+
+def quote(text: str) -> str:
+    """Quoted string of RFC 5322 section 3.2.4 for printable ASCII text."""
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def refusal(header: str, what: str, fix: str, value: object, rule: str) -> InvalidMessage:
+    """InvalidMessage in the house's form: what, where, and what to do."""
+    shown = repr(value)[:120]
+    return InvalidMessage(
+        f"header {header} {what}: {shown}; {fix}", header=header, value=value, rule=rule
+    )

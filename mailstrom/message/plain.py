@@ -1,0 +1,126 @@
+"""Messages given as bytes: checked, converted to CRLF, otherwise left alone.
+
+The header block is scanned once; the body is only searched (octet counts and jumps), never walked.
+Refused by name: NUL, mixed or bare line ends, lines over 998 octets, malformed or blank-folded
+header lines, control characters in headers, header octets that are not UTF-8, a missing blank line.
+All else stays byte-identical (RFC 5322 section 2.1, RFC 6532 section 3.2). Knows no envelope.
+"""
+
+from __future__ import annotations
+
+import re
+
+from mailstrom.errors import InvalidMessage
+from mailstrom.message.body import CRLF, Entity, too_long_line
+from mailstrom.message.grammar import CONTROL
+from mailstrom.message.header import Field
+
+_FIELD = re.compile(rb"([!-9;-~]{1,200}):[^\r\n]*(?:\r\n[ \t][^\r\n]*)*\r\n")
+_BLANK_FOLD = re.compile(rb"\r\n[ \t]+\r\n")
+_CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+
+
+def read_plain(content: bytes) -> Entity:
+    """Check a finished message.
+
+    Args:
+        content: the whole message with CRLF or LF line ends throughout.
+
+    Returns:
+        Its fields and body with CRLF line ends, the last line ended.
+
+    Raises:
+        InvalidMessage: by a named rule (module docstring).
+    """
+    if b"\0" in content:
+        raise _refusal("the message contains a NUL octet", "encode the part as base64", "nul")
+    if b"\r" not in content:
+        content = content.replace(b"\n", CRLF)
+    else:
+        pairs = content.count(CRLF)
+        if pairs != content.count(b"\n") or pairs != content.count(b"\r"):
+            raise _refusal(
+                "the message mixes line ends (CRLF, bare CR or bare LF)",
+                "use CRLF or LF throughout, and encode parts that hold others",
+                "line-endings",
+            )
+    if not content.endswith(CRLF):
+        content += CRLF
+    split = content.find(b"\r\n\r\n")
+    if split < 0 and not content.startswith(CRLF):
+        raise _refusal(
+            "the message has no blank line after its headers",
+            "write header lines, an empty line, then the body",
+            "blank-line-missing",
+        )
+    if too_long_line(content):
+        raise _refusal(
+            "the message has a line of more than 998 octets",
+            "fold the header or encode the body as quoted-printable or base64",
+            "line-too-long",
+        )
+    if content.startswith(CRLF):
+        return Entity(fields=(), body=content[2:])
+    head = content[: split + 2]
+    return Entity(fields=_fields(head), body=content[split + 4 :])
+
+
+def unfolded(field: Field) -> str:
+    """Value of a field as one line of text (RFC 5322 section 2.2.3)."""
+    return field.wire[len(field.key) + 1 : -2].replace(CRLF, b"").decode("utf-8").strip(" \t")
+
+
+def _fields(head: bytes) -> tuple[Field, ...]:
+    _check_characters(head)
+    fields: list[Field] = []
+    at = 0
+    for match in _FIELD.finditer(head):
+        if match.start() != at:
+            break
+        fields.append(Field(key=match[1].decode("ascii").lower(), wire=match[0]))
+        at = match.end()
+    if at != len(head):
+        line = head[at : head.find(CRLF, at)]
+        raise _refusal(
+            f"header line {line[:80]!r} is not 'Name: value' nor a continuation of one",
+            "write one field a line, names without spaces, continuations indented",
+            "header-syntax",
+            line,
+        )
+    return tuple(fields)
+
+
+def _check_characters(head: bytes) -> None:
+    blank = _BLANK_FOLD.search(head)
+    if blank is not None:
+        raise _refusal(
+            "a header is folded with a blank line, which some readers take for its end",
+            "remove the white space line",
+            "header-blank-fold",
+            head[max(0, blank.start() - 60) : blank.end()],
+        )
+    control = _CONTROL.search(head)
+    if control is None and not head.isascii():
+        try:
+            text = head.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise _refusal(
+                "a header holds octets that are not UTF-8",
+                "use encoded-words (RFC 2047) or UTF-8",
+                "header-undecodable",
+                head[max(0, error.start - 40) : error.start + 10],
+            ) from None
+        if CONTROL.search(text.replace("\r\n", "")) is None:
+            return
+    elif control is None:
+        return
+    raise _refusal(
+        "a header holds a control character or a foreign line separator",
+        "remove it or use encoded-words (RFC 2047)",
+        "header-control",
+        head[:80] if control is None else head[max(0, control.start() - 40) : control.end()],
+    )
+
+
+def _refusal(what: str, fix: str, rule: str, value: object = None) -> InvalidMessage:
+    return InvalidMessage(f"{what}; {fix}", value=value, rule=rule)

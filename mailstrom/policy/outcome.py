@@ -1,0 +1,332 @@
+"""The failure policy: what a reply, a loss or a silence means for a recipient or a host.
+
+The only module that looks at a reply code. First digit decides (RFC 5321 section 4.2.1).
+
+========================  ==========================  =======================================
+stage                     what happened               verdict
+========================  ==========================  =======================================
+rcpt 2xx and dot 2xx      accepted                    delivered
+mail 5xx                  this message, this sender   failed; 552 or 5.3.4: too_large
+rcpt 5xx                  this recipient              failed; 552 counts as 452 (4.5.3.1.10)
+data, dot 5xx             every recipient concerned   failed; 5.3.4: too_large
+mail rcpt data dot 4xx    not now, not here           next host; last: deferred/remote
+421 anywhere              the host is closing         next host; last: deferred/remote
+mail, reused session      421                         again: it closes an idle session
+mail rcpt data body       close, silence, garbage     next host; last: deferred/remote
+dot, after it was sent    close, silence, garbage     in doubt: deferred, or held (on_doubt);
+                                                      never another host
+before any reply          close on a reused session   again: reconnect, nothing charged
+before any reply          close on a new session      next host; last: suspend, nothing charged
+connect .. auth           anything, a 5xx too         next host; after the last: suspend site
+before MAIL (ours)        larger than SIZE            failed/too_large 5.3.4
+before MAIL (ours)        no 8BITMIME, no SMTPUTF8    next host; last: failed/unsupported
+before MAIL (ours)        TLS needed, not reached     next host; last: deferred/tls
+route                     null MX, no domain, loop    failed 5.1.10, 5.1.2, 5.4.6
+route                     DNS trouble                 deferred/dns 4.4.3
+========================  ==========================  =======================================
+
+A recipient refused at RCPT keeps its own refusal whatever happens later. A definite reply beats
+the loss that follows it: a 5xx and then a close stays the 5xx, a 250 to the dot and then a close is
+delivered. A loss before the final dot is never in doubt, one after it always is; a 421 in reply to
+the dot is a refusal and leaves no doubt. A reply to the dot that came before the dot was sent can
+refuse, but never accept.
+
+Must not know: clocks, sockets, the store, how a session was set up.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from mailstrom.policy.hint import retry_hint_s
+from mailstrom.policy.refusal import TOO_LARGE, judge_route, local_refusal
+from mailstrom.policy.verdict import Action, FaultOf, HostVerdict, Verdict
+from mailstrom.smtp.reply import Reply
+from mailstrom.smtp.transaction import Fault, TransactionEnd
+from mailstrom.types import Judgement, OnDoubt, Reason, Stage
+
+__all__ = [
+    "Action",
+    "FaultOf",
+    "HostVerdict",
+    "Verdict",
+    "judge",
+    "judge_route",
+    "judge_session",
+    "local_refusal",
+]
+
+SERVICE_CLOSING = 421
+STORAGE_EXCEEDED = 552
+
+# Subject and detail of an enhanced code (RFC 3463, 7372, 7505) -> who is to blame. The longest
+# match counts: "1.2" before "1.".
+_FAULTS: dict[str, FaultOf] = {
+    "1.": FaultOf.RECIPIENT,
+    "1.2": FaultOf.DOMAIN,
+    "1.7": FaultOf.SENDER,
+    "1.8": FaultOf.SENDER,
+    "1.10": FaultOf.DOMAIN,
+    "2.": FaultOf.RECIPIENT,
+    "2.3": FaultOf.CONTENT,
+    "3.": FaultOf.REMOTE,
+    "3.4": FaultOf.CONTENT,
+    "4.": FaultOf.REMOTE,
+    "4.5": FaultOf.RATE,
+    "5.": FaultOf.REMOTE,
+    "5.3": FaultOf.LOCAL,
+    "6.": FaultOf.CONTENT,
+    "7.": FaultOf.SOURCE,
+    "7.2": FaultOf.SENDER,
+    "7.20": FaultOf.SENDER,
+    "7.21": FaultOf.SENDER,
+    "7.22": FaultOf.SENDER,
+    "7.23": FaultOf.SENDER,
+    "7.24": FaultOf.SENDER,
+    "7.26": FaultOf.SENDER,
+    "7.27": FaultOf.SENDER,
+    "7.28": FaultOf.RATE,
+}
+
+# Without an enhanced code the stage says whom the reply was about: (stage, permanent) -> fault.
+_STAGE_FAULTS: dict[tuple[Stage, bool], FaultOf] = {
+    (Stage.MAIL, True): FaultOf.SENDER,
+    (Stage.RCPT, True): FaultOf.RECIPIENT,
+    (Stage.DATA, True): FaultOf.CONTENT,
+    (Stage.BODY, True): FaultOf.CONTENT,
+    (Stage.DOT, True): FaultOf.CONTENT,
+}
+
+_LOSSES: dict[Fault, str] = {
+    Fault.CLOSED: "connection closed by the server",
+    Fault.TIMEOUT: "no reply in time",
+    Fault.GARBAGE: "the server's answer was not SMTP",
+}
+
+
+def judge(
+    end: TransactionEnd, index: int, *, last_host: bool, reused: bool, on_doubt: OnDoubt
+) -> Verdict:
+    """Decide for one recipient of a finished transaction.
+
+    Args:
+        end: how the transaction ended.
+        index: the recipient's place in the envelope.
+        last_host: no other host is left for this delivery.
+        reused: the session had completed a transaction (or sat idle) before this one.
+        on_doubt: what the message wants when it may or may not have been delivered.
+
+    Returns:
+        The verdict. Source: RFC 5321 sections 3.8, 4.2.1, 4.5.3.1.10, 4.5.3.2.6, 6.1; RFC 1047.
+
+    Raises:
+        IndexError: the transaction has no such recipient (a bug of the caller).
+    """
+    rcpt = end.rcpts[index]
+    if not end.answered and end.fault is Fault.CLOSED and not end.dot_written:
+        return _unanswered(end, last_host=last_host, reused=reused)
+    # In the order of the wire: the first reply that refuses is the one that stands.
+    if end.mail is not None and _refuses(end.mail):
+        if reused and end.mail.code == SERVICE_CLOSING:
+            return _again(end.mail)
+        return _refused(end.mail, Stage.MAIL, last_host)
+    if rcpt is not None and _refuses(rcpt):
+        return _refused(rcpt, Stage.RCPT, last_host)
+    if end.data is not None and _refuses(end.data):
+        return _refused(end.data, Stage.DATA, last_host)
+    if rcpt is not None and rcpt.positive and end.dot is not None:
+        if _refuses(end.dot):
+            early = end.stage is Stage.BODY
+            return _refused(end.dot, Stage.BODY if early else Stage.DOT, last_host)
+        if end.dot.positive and end.dot_written:
+            return _delivered(end.dot)
+    if end.dot_written:
+        # Also where the replies to RCPT never came: only a refusal proves that it was not taken.
+        return _in_doubt(end, on_doubt)
+    closing = next((r for r in end.rcpts if r is not None and r.code == SERVICE_CLOSING), None)
+    if closing is not None:
+        return _refused(closing, Stage.RCPT, last_host)
+    return _lost(end, last_host)
+
+
+def _refuses(reply: Reply) -> bool:
+    return reply.transient or reply.permanent
+
+
+def _delivered(reply: Reply) -> Verdict:
+    return Verdict(
+        action=Action.DELIVER,
+        judgement=Judgement.DELIVERED,
+        reason=None,
+        stage=Stage.DOT,
+        reply_code=reply.code,
+        enhanced_code=reply.enhanced,
+        reply_text=reply.text,
+        fault_of=FaultOf.REMOTE,
+    )
+
+
+def _refused(reply: Reply, stage: Stage, last_host: bool) -> Verdict:
+    permanent = reply.permanent and not (stage is Stage.RCPT and reply.code == STORAGE_EXCEEDED)
+    verdict = Verdict(
+        action=Action.FAIL,
+        judgement=Judgement.FAILED,
+        reason=Reason.BOUNCED,
+        stage=stage,
+        reply_code=reply.code,
+        enhanced_code=reply.enhanced,
+        reply_text=reply.text,
+        fault_of=_fault_of(reply, stage, permanent),
+    )
+    if permanent:
+        if _too_large(reply, stage):
+            return replace(verdict, reason=Reason.TOO_LARGE, fault_of=FaultOf.CONTENT)
+        return verdict
+    return replace(
+        verdict,
+        action=Action.DEFER if last_host else Action.NEXT_HOST,
+        judgement=Judgement.DEFERRED,
+        reason=Reason.REMOTE,
+        retry_hint_s=retry_hint_s(reply.text),
+    )
+
+
+def _too_large(reply: Reply, stage: Stage) -> bool:
+    if stage is Stage.RCPT:
+        return False  # there it speaks of the recipient's mailbox
+    if stage is Stage.MAIL and reply.code == STORAGE_EXCEEDED and reply.enhanced is None:
+        return True
+    return reply.enhanced == TOO_LARGE
+
+
+def _fault_of(reply: Reply, stage: Stage, permanent: bool) -> FaultOf:
+    if reply.code == SERVICE_CLOSING:
+        return FaultOf.REMOTE
+    if reply.enhanced is not None:
+        detail = reply.enhanced.partition(".")[2]
+        subject = detail.partition(".")[0] + "."
+        fault = _FAULTS.get(detail) or _FAULTS.get(subject)
+        if fault is not None:
+            return fault
+    return _STAGE_FAULTS.get((stage, permanent), FaultOf.REMOTE)
+
+
+def _in_doubt(end: TransactionEnd, on_doubt: OnDoubt) -> Verdict:
+    hold = on_doubt is OnDoubt.HOLD
+    return Verdict(
+        action=Action.HOLD if hold else Action.DEFER,
+        judgement=Judgement.HELD if hold else Judgement.DEFERRED,
+        reason=Reason.IN_DOUBT,
+        stage=Stage.DOT,
+        reply_text=f"{_loss(end)} after the final dot: it may have been delivered",
+        in_doubt=True,
+    )
+
+
+def _unanswered(end: TransactionEnd, *, last_host: bool, reused: bool) -> Verdict:
+    fresh = Action.SUSPEND if last_host else Action.NEXT_HOST
+    return Verdict(
+        action=Action.AGAIN if reused else fresh,
+        judgement=None,
+        reason=Reason.REMOTE,
+        stage=end.stage,
+        reply_text="connection closed by the server before it answered anything",
+    )
+
+
+def _again(reply: Reply) -> Verdict:
+    return Verdict(
+        action=Action.AGAIN,
+        judgement=None,
+        reason=Reason.REMOTE,
+        stage=Stage.MAIL,
+        reply_code=reply.code,
+        enhanced_code=reply.enhanced,
+        reply_text=reply.text,
+    )
+
+
+def _lost(end: TransactionEnd, last_host: bool) -> Verdict:
+    return Verdict(
+        action=Action.DEFER if last_host else Action.NEXT_HOST,
+        judgement=Judgement.DEFERRED,
+        reason=Reason.REMOTE,
+        # The dot was not sent: whatever the dialogue awaited, the body was not complete.
+        stage=Stage.BODY if end.stage is Stage.DOT else end.stage,
+        reply_text=f"{_loss(end)} at {end.stage.value}",
+    )
+
+
+def _loss(end: TransactionEnd) -> str:
+    # No fault and yet no usable reply: the replies themselves made no sense.
+    return _LOSSES[end.fault if end.fault is not None else Fault.GARBAGE]
+
+
+# (stage, cause) -> (reason, fault); a missing stage falls back to (None, cause).
+_HOST_TABLE: dict[tuple[Stage | None, str], tuple[Reason, FaultOf]] = {
+    (None, "refused"): (Reason.CONNECT, FaultOf.REMOTE),
+    (None, "unreachable"): (Reason.CONNECT, FaultOf.REMOTE),
+    (None, "closed"): (Reason.REMOTE, FaultOf.REMOTE),
+    (None, "timeout"): (Reason.REMOTE, FaultOf.REMOTE),
+    (None, "garbage"): (Reason.REMOTE, FaultOf.REMOTE),
+    (None, "reply"): (Reason.REMOTE, FaultOf.REMOTE),
+    (None, "tls"): (Reason.TLS, FaultOf.REMOTE),
+    (None, "auth"): (Reason.LOCAL, FaultOf.LOCAL),
+    (None, "local"): (Reason.LOCAL, FaultOf.LOCAL),
+    (Stage.CONNECT, "closed"): (Reason.CONNECT, FaultOf.REMOTE),
+    (Stage.CONNECT, "timeout"): (Reason.CONNECT, FaultOf.REMOTE),
+    (Stage.STARTTLS, "closed"): (Reason.TLS, FaultOf.REMOTE),
+    (Stage.STARTTLS, "timeout"): (Reason.TLS, FaultOf.REMOTE),
+    (Stage.STARTTLS, "garbage"): (Reason.TLS, FaultOf.REMOTE),
+    (Stage.STARTTLS, "reply"): (Reason.TLS, FaultOf.REMOTE),
+}
+
+_CAUSES: dict[str, str] = {
+    "refused": "connection refused",
+    "unreachable": "host unreachable",
+    "closed": _LOSSES[Fault.CLOSED],
+    "timeout": _LOSSES[Fault.TIMEOUT],
+    "garbage": _LOSSES[Fault.GARBAGE],
+    "reply": "refused by the server",
+    "tls": "TLS could not be set up",
+    "auth": "authentication was not possible",
+    "local": "trouble on this machine",
+}
+
+
+def judge_session(stage: Stage, cause: str, reply: Reply | None) -> HostVerdict:
+    """Decide about a host whose session could not be set up.
+
+    Args:
+        stage: connect, greeting, ehlo, starttls or auth.
+        cause: the wire's word: reply closed timeout garbage refused unreachable tls auth local.
+        reply: the server's reply where it gave one.
+
+    Returns:
+        A host verdict; never a recipient's failure, not even for a 5xx greeting or EHLO
+        (RFC 5321 section 3.1 speaks of the host) or refused credentials (ours are wrong, the mail
+        is not).
+
+    Raises:
+        ValueError: an unknown cause (a bug of the caller).
+    """
+    if cause not in _CAUSES:
+        raise ValueError(f"unknown session cause {cause!r}: one of {', '.join(sorted(_CAUSES))}")
+    default = _HOST_TABLE[None, cause]
+    reason, fault_of = _HOST_TABLE.get((stage, cause), default)
+    if reply is not None and reply.permanent:
+        if stage is Stage.AUTH:
+            reason, fault_of = Reason.LOCAL, FaultOf.LOCAL
+        elif stage in (Stage.GREETING, Stage.EHLO):
+            fault_of = FaultOf.SOURCE
+    text = f"{_CAUSES[cause]} at {stage.value}"
+    if reply is not None:
+        text = f"{text}: {reply.code} {reply.text}".rstrip()
+    return HostVerdict(
+        reason=reason,
+        fault_of=fault_of,
+        text=text,
+        stage=stage,
+        reply_code=None if reply is None else reply.code,
+        enhanced_code=None if reply is None else reply.enhanced,
+    )

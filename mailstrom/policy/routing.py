@@ -1,0 +1,216 @@
+"""Which hosts and addresses of a route are used, in which order, and what a site is called.
+
+Rules: RFC 5321 section 5.1 (lowest preference first, random among equals, our own name removes
+itself and everything not better), and bounds of our own (50 hosts,
+5 addresses a delivery: a domain must not make us knock at a thousand doors).
+Gets randomness as an argument; asks no resolver. Host names are lower-case A-labels without the
+final dot, as ``types.Host`` says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from hashlib import blake2b
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from itertools import groupby, zip_longest
+from typing import Literal
+
+from mailstrom.types import Host
+
+MAX_HOSTS = 50
+MAX_ADDRESSES = 5
+MAX_SITE_KEY = 200
+SMTP_PORT = 25
+
+Family = Literal["ipv4", "ipv6"]
+
+# Suffix of the best host -> provider. Limits are shared by everyone behind the same suffix;
+# longest suffix first where one contains another.
+PROVIDERS: tuple[tuple[str, str], ...] = (
+    (".olc.protection.outlook.com", "outlook"),
+    (".mail.protection.outlook.com", "microsoft365"),
+    (".mx.microsoft", "microsoft365"),
+    (".aspmx.l.google.com", "google"),
+    (".gmail-smtp-in.l.google.com", "google"),
+    (".google.com", "google"),
+    (".googlemail.com", "google"),
+    (".yahoodns.net", "yahoo"),
+    (".mail.yahoo.co.jp", "yahoo-japan"),
+    (".icloud.com", "icloud"),
+    (".comcast.net", "comcast"),
+    (".mimecast.com", "mimecast"),
+    (".pphosted.com", "proofpoint"),
+    (".ppe-hosted.com", "proofpoint"),
+    (".messagelabs.com", "messagelabs"),
+    (".barracudanetworks.com", "barracuda"),
+    (".orange.fr", "orange"),
+    (".emig.gmx.net", "gmx"),
+    (".gmx.net", "gmx"),
+    (".web.de", "gmx"),
+    (".t-online.de", "t-online"),
+    (".zoho.com", "zoho"),
+    (".zoho.eu", "zoho"),
+    (".protonmail.ch", "proton"),
+    (".messagingengine.com", "fastmail"),
+    (".mail.ru", "mail.ru"),
+    (".yandex.net", "yandex"),
+    (".yandex.ru", "yandex"),
+    (".qq.com", "tencent"),
+    (".163.com", "netease"),
+    (".netease.com", "netease"),
+    (".secureserver.net", "secureserver"),
+    (".registrar-servers.com", "registrar-servers"),
+    (".amazonaws.com", "amazon"),
+)
+
+
+def order_hosts(hosts: Iterable[Host], random: Callable[[], float]) -> list[Host]:
+    """Hosts in the order they are tried (RFC 5321 section 5.1).
+
+    Args:
+        hosts: in any order.
+        random: gives numbers from 0 to below 1; called once per host.
+
+    Returns:
+        A permutation, preferences rising, equal preferences shuffled.
+    """
+    drawn = [(host, random()) for host in hosts]
+    drawn.sort(key=lambda pair: (pair[0].preference, pair[1]))
+    return [host for host, _ in drawn]
+
+
+def drop_self(hosts: Sequence[Host], own_names: Collection[str]) -> list[Host]:
+    """Remove ourselves and every host that is not better than we are (RFC 5321 section 5.1).
+
+    Args:
+        hosts: the domain's mail hosts.
+        own_names: names this engine answers to, lower case without the final dot.
+
+    Returns:
+        The better hosts in the order given. An empty list from a non-empty one means that we are
+        the best host ourselves: a loop (5.4.6).
+    """
+    own = [host.preference for host in hosts if host.name in own_names]
+    if not own:
+        return list(hosts)
+    return [host for host in hosts if host.preference < min(own)]
+
+
+def site_key(hosts: Iterable[Host], port: int) -> str:
+    """One canonical text for a set of mail hosts, shared by every domain that has this set.
+
+    Preference numbers do not matter, only the groups they form: hosts of a group are sorted and
+    joined by ``,``, groups by ``;``. A host named twice counts with its best preference.
+
+    Args:
+        hosts: in any order; at least one.
+        port: the port of hosts that name none; shown where it is not 25.
+
+    Returns:
+        At most ``MAX_SITE_KEY`` characters: longer lists keep their first host, the rest becomes a
+        BLAKE2b digest.
+
+    Raises:
+        ValueError: there are no hosts.
+    """
+    best: dict[str, int] = {}
+    for host in hosts:
+        name = _endpoint(host, port)
+        best[name] = min(host.preference, best.get(name, host.preference))
+    if not best:
+        raise ValueError("a site needs at least one host; a route without hosts has no site")
+    ranked = sorted((preference, name) for name, preference in best.items())
+    groups = groupby(ranked, key=lambda pair: pair[0])
+    key = ";".join(",".join(name for _, name in group) for _, group in groups)
+    if len(key) <= MAX_SITE_KEY:
+        return key
+    digest = blake2b(key.encode(), digest_size=12).hexdigest()
+    return f"{ranked[0][1][:150]}+{len(ranked) - 1}#{digest}"
+
+
+def _endpoint(host: Host, port: int) -> str:
+    number = host.port if host.port is not None else port
+    name = f"[{host.name}]" if ":" in host.name else host.name
+    return name if number == SMTP_PORT else f"{name}:{number}"
+
+
+def provider(hosts: Iterable[Host]) -> str | None:
+    """Who runs the best host: a known provider's word, else the host's parent domain.
+
+    Args:
+        hosts: in any order; among equals the alphabetically first counts, so the answer is stable.
+
+    Returns:
+        A word of ``PROVIDERS`` (without a dot, except ``mail.ru``), or a domain, or None for no
+        hosts, IP addresses and single-label names.
+    """
+    names = sorted((host.preference, host.name) for host in hosts)
+    if not names or _parse(names[0][1]) is not None:
+        return None
+    name = names[0][1]
+    for suffix, word in PROVIDERS:
+        if f".{name}".endswith(suffix):
+            return word
+    labels = name.split(".")
+    if len(labels) < 2:
+        return None
+    return ".".join(labels[1:]) if len(labels) > 2 else name
+
+
+def refused_address(ip: str, allow_loopback: bool) -> str | None:
+    """Why mail is never delivered to this address, or None where it may be.
+
+    A domain that points at loopback or 0.0.0.0 would deliver to ourselves (RFC 5321 section 5.1's
+    loop) or let a stranger reach services of this machine.
+
+    Args:
+        ip: IPv4 or IPv6 text; an IPv4 address mapped into IPv6 is judged as IPv4.
+        allow_loopback: ``[dns] allow_loopback``, or a relay configured by name.
+
+    Returns:
+        A short reason such as ``"loopback address"``.
+    """
+    address = _parse(ip)
+    if address is None:
+        return "not an IP address"
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    if address.is_loopback:
+        return None if allow_loopback else "loopback address"
+    if address.is_unspecified:
+        return "unspecified address"
+    if address.is_multicast:
+        return "multicast address"
+    if isinstance(address, IPv4Address):
+        if address == IPv4Address("255.255.255.255"):
+            return "broadcast address"
+        if int(address) >> 24 == 0:
+            return "this-network address"
+    return None
+
+
+def _parse(text: str) -> IPv4Address | IPv6Address | None:
+    try:
+        return ip_address(text)
+    except ValueError:
+        return None
+
+
+def interleave(
+    v4: Sequence[str], v6: Sequence[str], prefer: Family = "ipv4", most: int = MAX_ADDRESSES
+) -> list[str]:
+    """Addresses of both families in turn, so that dead addresses of one never starve the other.
+
+    Args:
+        v4: IPv4 addresses in the order wanted.
+        v6: IPv6 addresses in the order wanted.
+        prefer: the family that begins.
+        most: how many addresses a delivery tries.
+
+    Returns:
+        At most ``most`` addresses without repetition; both families are among the first two
+        whenever both exist.
+    """
+    first, second = (v4, v6) if prefer == "ipv4" else (v6, v4)
+    turns = (ip for pair in zip_longest(first, second) for ip in pair if ip is not None)
+    return list(dict.fromkeys(turns))[:most]

@@ -1,0 +1,64 @@
+"""How much a worker takes on at one site, and how long a dead site rests.
+
+Lanes are the exact connection limit over all processes (the spool leases them); the numbers here
+only say what a worker should ask for. A suspended site is one row: its recipients keep their
+attempts and are not written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+SUSPENSION_JITTER = 0.15  # so that workers and sites do not all wake in the same second
+
+
+def suspension_s(failures: int, schedule: Sequence[float], random01: float) -> float:
+    """Seconds a site rests after host trouble on all of its hosts.
+
+    Args:
+        failures: consecutive failures of the whole site, this one included; 1 or more.
+        schedule: seconds for the first, second, ... failure; the last entry repeats.
+        random01: a random number from 0 to 1; 0.5 means no jitter.
+
+    Raises:
+        ValueError: the schedule is empty.
+    """
+    if not schedule:
+        raise ValueError("suspension schedule is empty: give at least one delay in seconds")
+    step = schedule[min(max(failures, 1), len(schedule)) - 1]
+    spread = 2 * min(max(random01, 0.0), 1.0) - 1
+    return max(step * (1 + SUSPENSION_JITTER * spread), 1.0)
+
+
+def lanes_wanted(due: int, open_lanes: int, limit: int, workers: int) -> int:
+    """How many more lanes this worker should lease at a site now.
+
+    Args:
+        due: messages due at the site and not claimed.
+        open_lanes: lanes this worker holds there already.
+        limit: the site's connection limit over all processes.
+        workers: live workers that share it; less than 1 counts as 1.
+
+    Returns:
+        Lanes to add: the worker's total stays within its fair share ``ceil(limit / workers)`` and
+        within the messages due. Rounding up may ask for more than the limit in sum; the lease
+        refuses what is too much, and no lane of the limit stays unused.
+    """
+    share = -(-limit // max(workers, 1))
+    return max(min(share, limit, due) - open_lanes, 0)
+
+
+def claim_size(due: int, lanes: int, most: int) -> int:
+    """How many recipients a lane claims at once.
+
+    Args:
+        due: recipients due at the site.
+        lanes: lanes open there over all workers; less than 1 counts as 1.
+        most: the upper bound of one claim.
+
+    Returns:
+        An even share of what is due, from 1 to ``most``: a first lane that took everything would
+        leave the others idle.
+    """
+    share = -(-max(due, 1) // max(lanes, 1))
+    return max(min(share, most), 1)

@@ -1,0 +1,103 @@
+"""What a server offers in its EHLO reply, parsed for a client and rendered for a server.
+
+Contract: keywords are case-insensitive, unknown ones are ignored (RFC 5321 section 4.1.1.1), an
+unreadable parameter counts as absent. Extensions known: SIZE (RFC 1870), PIPELINING (2920),
+8BITMIME (6152), SMTPUTF8 (6531), CHUNKING (3030), STARTTLS (3207), AUTH (4954, and the old
+``AUTH=`` form), ENHANCEDSTATUSCODES (2034), LIMITS (9422).
+
+Must not know: whether an extension is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from mailstrom.smtp.reply import visible
+
+# keyword on the wire -> field; in the order in which they are rendered
+_FLAGS = {
+    "PIPELINING": "pipelining",
+    "8BITMIME": "eightbitmime",
+    "SMTPUTF8": "smtputf8",
+    "CHUNKING": "chunking",
+    "STARTTLS": "starttls",
+    "ENHANCEDSTATUSCODES": "enhancedstatuscodes",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """The extensions of one server, at one moment of one session.
+
+    Args:
+        name: the server's own name, first word of the reply.
+        size: None = no SIZE extension; 0 = no fixed limit; else the largest content in octets.
+        auth: SASL mechanisms, upper case.
+        limits: RFC 9422 limits by upper-case name (``RCPTMAX``, ``MAILMAX``).
+        raw: the reply's lines as sent (unprintables escaped), joined by LF, for ``sessions.ehlo``.
+    """
+
+    name: str = ""
+    size: int | None = None
+    pipelining: bool = False
+    eightbitmime: bool = False
+    smtputf8: bool = False
+    chunking: bool = False
+    starttls: bool = False
+    enhancedstatuscodes: bool = False
+    auth: frozenset[str] = frozenset()
+    limits: Mapping[str, int] = field(default_factory=dict, hash=False)
+    raw: str = ""
+
+    @classmethod
+    def parse(cls, reply_lines: Sequence[str]) -> Capabilities:
+        """From the lines of a 250 reply to EHLO (``Reply.lines``); a HELO reply gives none."""
+        flags: dict[str, bool] = {}
+        size: int | None = None
+        auth: set[str] = set()
+        limits: dict[str, int] = {}
+        for line in reply_lines[1:]:
+            words = line.upper().split()
+            if not words:
+                continue
+            keyword, params = words[0], words[1:]
+            if keyword in _FLAGS:
+                flags[_FLAGS[keyword]] = True
+            elif keyword == "SIZE":
+                size = int(params[0]) if params and _is_number(params[0]) else 0
+            elif keyword == "AUTH":
+                auth.update(params)
+            elif keyword.startswith("AUTH="):
+                auth.update(word for word in (keyword[5:], *params) if word)
+            elif keyword == "LIMITS":
+                for word in params:
+                    limit, _, value = word.partition("=")
+                    if _is_number(value):
+                        limits[limit] = int(value)
+        words = reply_lines[0].split() if reply_lines else []
+        return cls(
+            name=visible(words[0]) if words else "",
+            size=size,
+            auth=frozenset(auth),
+            limits=limits,
+            raw="\n".join(visible(line) for line in reply_lines),
+            **flags,
+        )
+
+    def render(self) -> tuple[str, ...]:
+        """The lines of the 250 reply to EHLO, for ``render_reply(250, None, *lines)``."""
+        lines = [self.name]
+        lines += [keyword for keyword, name in _FLAGS.items() if getattr(self, name)]
+        if self.size is not None:
+            lines.append(f"SIZE {self.size}" if self.size else "SIZE")
+        if self.auth:
+            lines.append("AUTH " + " ".join(sorted(self.auth)))
+        if self.limits:
+            lines.append("LIMITS " + " ".join(f"{k}={v}" for k, v in self.limits.items()))
+        return tuple(lines)
+
+
+def _is_number(text: str) -> bool:
+    # RFC 1870: up to 20 digits; longer ones are nonsense that would only cost time
+    return text.isascii() and text.isdigit() and len(text) <= 20

@@ -1,0 +1,197 @@
+"""SMTP commands: rendered for a client, parsed for a server.
+
+Contract: no value given to a renderer can end a command, start another or add a parameter; what
+could is refused with ValueError before a byte exists. Grammar: RFC 5321 sections 4.1.1 and 4.1.2,
+SIZE RFC 1870, 8BITMIME RFC 6152, SMTPUTF8 RFC 6531. Dot-atoms are read a little wider than the
+grammar (``a..b@example.org`` exists in the field); everything that frames a path is exact.
+
+Must not know: which command is allowed when (dialogues), what an address is worth.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from mailstrom.smtp.reply import visible
+
+DATA = b"DATA\r\n"
+RSET = b"RSET\r\n"
+QUIT = b"QUIT\r\n"
+NOOP = b"NOOP\r\n"
+STARTTLS = b"STARTTLS\r\n"
+
+# C0, DEL, C1, U+2028, U+2029 and lone surrogates never belong in a path.
+_CONTROL = r"\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff"
+_ATOM = rf'[^{_CONTROL} <>()\[\]\\,;:@"]+'
+_QUOTED = rf'"(?:[^{_CONTROL}"\\]|\\[\x20-\x7e])*"'
+_LITERAL = r"\[[\x21-\x5a\x5e-\x7e]+\]"
+_MAILBOX = re.compile(rf"(?:{_ATOM}|{_QUOTED})@(?:{_ATOM}|{_LITERAL})")
+_ROUTE = re.compile(rf"@{_ATOM}(?:,@{_ATOM})*:")
+_NAME = re.compile(r"[\x21-\x7e]+")
+_PARAMETER = re.compile(rf"([A-Za-z0-9][A-Za-z0-9-]*)(?:=([^{_CONTROL} =]+))?")
+_VERB = re.compile(rb"[A-Za-z0-9]+")
+
+
+class BadCommand(ValueError):
+    """A peer's command breaks the grammar; the session may go on (501 or 500).
+
+    Args:
+        rule: short stable name of the broken rule.
+        text: what is wrong, safe to be sent back.
+    """
+
+    def __init__(self, rule: str, text: str) -> None:
+        super().__init__(f"{rule}: {text}")
+        self.rule = rule
+        self.text = text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """A command line taken apart: upper-case verb, argument without outer spaces."""
+
+    verb: str
+    argument: str
+
+
+def _greeting(verb: str, name: str) -> bytes:
+    if not _NAME.fullmatch(name):
+        raise ValueError(
+            f"{verb} name {name!r} must be printable ASCII without spaces: a host name or [literal]"
+        )
+    return f"{verb} {name}\r\n".encode("ascii")
+
+
+def ehlo(name: str) -> bytes:
+    """``EHLO name`` (RFC 5321 section 4.1.1.1). Raises ValueError for a name that is no word."""
+    return _greeting("EHLO", name)
+
+
+def helo(name: str) -> bytes:
+    """``HELO name``, for peers that refuse EHLO. Raises ValueError as ``ehlo``."""
+    return _greeting("HELO", name)
+
+
+def _path(address: str, *, null: bool, smtputf8: bool) -> bytes:
+    lone = (null and not address) or (not null and address.lower() == "postmaster")
+    if not lone and not _MAILBOX.fullmatch(address):
+        raise ValueError(
+            f"address {address!r} is no local@domain path (RFC 5321 section 4.1.2); quote the "
+            "local part or correct it before it is enqueued"
+        )
+    if not smtputf8 and not address.isascii():
+        raise ValueError(f"address {address!r} needs SMTPUTF8 (RFC 6531); the envelope lacks it")
+    return b"<" + address.encode("utf-8") + b">"
+
+
+def mail(
+    sender: str, *, size: int | None = None, body: str | None = None, smtputf8: bool = False
+) -> bytes:
+    """``MAIL FROM:<sender>`` with its parameters.
+
+    Args:
+        sender: address, or ``""`` for the null reverse-path.
+        size: octets of the content (RFC 1870), or None to leave SIZE out.
+        body: ``"7BIT"`` or ``"8BITMIME"``, or None to leave BODY out.
+        smtputf8: adds SMTPUTF8 and allows UTF-8 in the path.
+
+    Raises:
+        ValueError: a value that is not exactly one path or parameter.
+    """
+    out = b"MAIL FROM:" + _path(sender, null=True, smtputf8=smtputf8)
+    if size is not None:
+        if size < 0:
+            raise ValueError(f"SIZE {size} is negative; give the content's octets or None")
+        out += b" SIZE=%d" % size
+    if body is not None:
+        if body not in ("7BIT", "8BITMIME"):
+            raise ValueError(f"BODY {body!r} must be 7BIT or 8BITMIME (RFC 6152)")
+        out += b" BODY=" + body.encode("ascii")
+    return out + (b" SMTPUTF8\r\n" if smtputf8 else b"\r\n")
+
+
+def rcpt(address: str, *, smtputf8: bool = False) -> bytes:
+    """``RCPT TO:<address>``; ``postmaster`` alone is allowed (RFC 5321 section 4.1.1.3).
+
+    Raises:
+        ValueError: not exactly one path, or UTF-8 without ``smtputf8``.
+    """
+    return b"RCPT TO:" + _path(address, null=False, smtputf8=smtputf8) + b"\r\n"
+
+
+def parse_command(line: bytes) -> Command:
+    """Takes a command line apart.
+
+    Args:
+        line: one line without its CRLF.
+
+    Raises:
+        BadCommand: ``"syntax"`` (no verb), ``"not-utf8"``, ``"control"``.
+    """
+    found = _VERB.match(line)
+    if found is None or line[found.end() : found.end() + 1] not in (b"", b" "):
+        raise BadCommand("syntax", "no command verb at the start of the line")
+    try:
+        argument = line[found.end() :].decode("utf-8").strip(" ")
+    except UnicodeDecodeError:
+        raise BadCommand("not-utf8", "the command is not UTF-8 (RFC 6531)") from None
+    if re.search(f"[{_CONTROL}]", argument):
+        raise BadCommand("control", "the command holds control characters")
+    return Command(verb=found[0].decode("ascii").upper(), argument=argument)
+
+
+def _address(path: str, *, sender: bool) -> tuple[str, int]:
+    """The address of a path that starts at ``<``, and the index behind its ``>``."""
+    route = _ROUTE.match(path, 1)
+    start = 1 if route is None else route.end()  # source routes are ignored: RFC 5321 appendix C
+    found = _MAILBOX.match(path, start)
+    if found is not None:
+        address, end = found[0], found.end()
+    elif sender and path.startswith("<>"):
+        address, end = "", 1
+    elif not sender and path[1:12].lower() == "postmaster>":
+        address, end = path[1:11], 11
+    else:
+        raise BadCommand("path-syntax", f"no address in {visible(path[:80])}")
+    if path[end : end + 1] != ">":
+        raise BadCommand("path-syntax", f"the path must end with > in {visible(path[:80])}")
+    return address, end + 1
+
+
+def parse_path(argument: str, keyword: str = "") -> tuple[str, dict[str, str | None]]:
+    """The address and parameters of a MAIL or RCPT argument (RFC 5321 section 4.1.2).
+
+    Args:
+        argument: ``FROM:<path> [KEY[=VALUE]]...`` or ``TO:...``; a space behind the colon is
+            tolerated, source routes are dropped.
+        keyword: ``"FROM"`` or ``"TO"`` to insist on one; ``""`` takes either.
+
+    Returns:
+        The address (``""`` for the null reverse-path; quoting as sent) and the parameters by
+        upper-case keyword, None for one without a value.
+
+    Raises:
+        BadCommand: ``"path-syntax"``, ``"parameter-syntax"``, ``"duplicate-parameter"``.
+    """
+    head, colon, tail = argument.partition(":")
+    given = head.strip(" ").upper()
+    if not colon or given not in ("FROM", "TO") or (keyword and given != keyword.upper()):
+        raise BadCommand("path-syntax", f"expected {keyword or 'FROM or TO'}:<address>")
+    tail = tail.lstrip(" ")
+    if not tail.startswith("<"):
+        raise BadCommand("path-syntax", "the address must stand in angle brackets")
+    address, end = _address(tail, sender=given == "FROM")
+    rest = tail[end:]
+    if rest and not rest.startswith(" "):
+        raise BadCommand("path-syntax", "a space must stand between path and parameters")
+    params: dict[str, str | None] = {}
+    for word in rest.split():
+        found = _PARAMETER.fullmatch(word)
+        if found is None:
+            raise BadCommand("parameter-syntax", f"no KEYWORD=value: {visible(word[:80])}")
+        key = found[1].upper()
+        if key in params:
+            raise BadCommand("duplicate-parameter", f"{key} is given twice")
+        params[key] = found[2]
+    return address, params

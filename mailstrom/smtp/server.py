@@ -1,0 +1,395 @@
+"""The server's dialogue: bytes in, events out, the client's grammar read from the other side.
+
+Contract. The shell feeds bytes, pulls events one at a time, and may answer each; asking for the
+next event lets the event's default reply stand. So one command is open at a time, whatever was
+pipelined (RFC 2920), and a shell may take as long as it needs, for example until a message is on
+disk. What may follow what is the table ``server_order.ORDER``. Strict where laxness is a hole:
+commands end with CRLF, content ends with CRLF.CRLF only, nothing buffered survives STARTTLS (554,
+closed; RFC 3207 section 4.2, CVE-2011-0411); lines, recipients, errors and content are bounded.
+Enhanced codes (RFC 2034) go out only where they were offered. Any split of the bytes gives the
+same events.
+
+Must not know: sockets, TLS, clocks, who may relay, where a message is stored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from mailstrom.smtp.capabilities import Capabilities
+from mailstrom.smtp.commands import BadCommand, parse_command
+from mailstrom.smtp.framing import LINE_TOO_LONG, DotUnstuffer, Line, LineReader
+from mailstrom.smtp.reply import Reply, render_reply
+from mailstrom.smtp.server_auth import MECHANISMS, AuthExchange, Challenge
+from mailstrom.smtp.server_commands import read_hello, read_mail, read_rcpt, refuse
+from mailstrom.smtp.server_events import (
+    Closing,
+    Content,
+    ContentEnd,
+    Credentials,
+    DataBegin,
+    Event,
+    Hello,
+    Inquiry,
+    MailFrom,
+    Opened,
+    Question,
+    Quit,
+    RcptTo,
+    Refused,
+    Reset,
+    StartTls,
+)
+from mailstrom.smtp.server_order import (
+    BAD_SEQUENCE,
+    INQUIRIES,
+    KNOWN_ELSEWHERE,
+    ORDER,
+    VERBS,
+    Phase,
+)
+
+LINE_LIMIT = 4096
+AUTH_LINE_LIMIT = 12288  # RFC 4954 section 4
+RECIPIENT_LIMIT = 1000  # RFC 5321 section 4.5.3.1.8 asks for 100 at least
+ERROR_LIMIT = 20
+
+PLAINTEXT_BEHIND_STARTTLS = "plaintext-behind-starttls"
+# Not an error of the client, which sends the rest in another transaction.
+RECIPIENT_LIMIT_REACHED = "recipient-limit"
+
+
+class ServerDialogue:
+    """One session, server side.
+
+    Args:
+        capabilities: what EHLO offers, and the server's name.
+        secured: the same once TLS is on; None: the same without STARTTLS.
+        tls: whether the connection is encrypted from the start.
+        recipient_limit: accepted recipients of one transaction; more get 452 4.5.3.
+        error_limit: refused commands after which the session ends with 421.
+        line_limit: octets of a command line, CRLF included.
+    """
+
+    def __init__(
+        self,
+        capabilities: Capabilities,
+        *,
+        secured: Capabilities | None = None,
+        tls: bool = False,
+        recipient_limit: int = RECIPIENT_LIMIT,
+        error_limit: int = ERROR_LIMIT,
+        line_limit: int = LINE_LIMIT,
+    ) -> None:
+        self._secured = secured or replace(capabilities, starttls=False)
+        self.capabilities = self._secured if tls else capabilities
+        self.tls = tls
+        self.phase = Phase.CONNECTED
+        self.extended = False
+        self.authenticated = False
+        self.recipients = 0  # accepted in the open transaction
+        self._recipient_limit = recipient_limit
+        self._error_limit = error_limit
+        self._line_limit = line_limit
+        self._errors = 0
+        offers_auth = self.capabilities.auth or self._secured.auth
+        self._reader = LineReader(max(line_limit, AUTH_LINE_LIMIT) if offers_auth else line_limit)
+        self._inbox = bytearray()
+        self._output: list[bytes] = []
+        self._question: Question | None = None
+        self._accepted_phase = Phase.GREETED
+        self._unstuffer = DotUnstuffer()
+        self._octets = 0
+        self._end_due = self._oversize = False
+        self._smtputf8 = False
+        self._refused_recipients = False
+        self._exchange = AuthExchange("")
+        self._closing: str | None = None
+        self._closing_told = False
+
+    # Bytes
+
+    def feed(self, data: bytes) -> None:
+        """Take bytes from the client; then pull :meth:`next_event` until it gives None."""
+        self._inbox += data
+
+    @property
+    def buffered(self) -> int:
+        """Octets taken and not yet looked at: a shell stops reading while this is large."""
+        return len(self._inbox)
+
+    def take_output(self) -> bytes:
+        """Bytes to write now, each once."""
+        taken = b"".join(self._output)
+        self._output.clear()
+        return taken
+
+    # Events
+
+    def next_event(self) -> Event | None:
+        """The next event, or None while more bytes (or a handshake) are needed.
+
+        A question still open is answered with its default first.
+        """
+        if self._question is not None:
+            self._settle(self._question.default)
+        if self._closing is not None:
+            if self._closing_told:
+                return None
+            self._closing_told = True
+            self.phase = Phase.CLOSED
+            return Closing(cause=self._closing)
+        event = self._step()
+        if event is not None and not isinstance(event, Content):
+            self._question = event
+        return event
+
+    def reply(self, code: int, enhanced: str | None = None, *lines: str) -> None:
+        """Answer the open question instead of its default.
+
+        Args:
+            code: decides what happens: a 2xx (354 for DATA) accepts; 421 closes.
+            enhanced: enhanced status code, sent only where it was offered.
+            lines: text; none: the default's, if the code is the default's too.
+
+        Raises:
+            RuntimeError: no question is open.
+            ValueError: the reply cannot be rendered.
+        """
+        if self._question is None:
+            raise RuntimeError("no question is open: pull next_event() first, answer once")
+        default = self._question.default
+        texts = lines or (default.lines if code == default.code else ())
+        self._settle(Reply(code, enhanced, texts))
+
+    def withhold(self) -> None:
+        """Send nothing for the open question and go on as if it had been refused.
+
+        For a shell that writes something else itself, or lets the client wait.
+
+        Raises:
+            RuntimeError: no question is open.
+        """
+        if self._question is None:
+            raise RuntimeError("no question is open: pull next_event() first, answer once")
+        self._apply(self._question, Reply(550, None, ()))
+
+    def tls_started(self) -> None:
+        """The handshake succeeded: forget everything said before it (RFC 3207 section 4.2).
+
+        Raises:
+            RuntimeError: no handshake was due.
+        """
+        if self.phase is not Phase.HANDSHAKE:
+            raise RuntimeError("tls_started() belongs behind a StartTls event answered with 220")
+        if self._inbox:
+            self._closing = PLAINTEXT_BEHIND_STARTTLS
+            return
+        self.tls = True
+        self.capabilities = self._secured
+        self.extended = self.authenticated = False
+        self.phase = Phase.GREETED
+
+    # Reading
+
+    def _step(self) -> Question | Content | None:
+        match self.phase:
+            case Phase.CONNECTED:
+                self._accepted_phase = Phase.GREETED
+                greeting = f"{self.capabilities.name} ESMTP"
+                return Opened(default=Reply(220, None, (greeting,)))
+            case Phase.CONTENT:
+                return self._read_content()
+            case Phase.HANDSHAKE | Phase.CLOSED:
+                return None
+        while (line := self._take_line()) is not None:
+            event = self._read_auth(line) if self.phase is Phase.AUTH else self._read_command(line)
+            if event is not None:
+                return event
+        return None
+
+    def _take_line(self) -> Line | None:
+        line = self._reader.take_line()
+        if line is None and self._inbox:
+            self._reader.feed(bytes(self._inbox))
+            self._inbox.clear()
+            line = self._reader.take_line()
+        return line
+
+    def _read_command(self, line: Line) -> Question | None:
+        rule = line.violation
+        if rule is None and len(line.octets) + 2 > self._line_limit:
+            rule = None if line.octets[:5].upper() == b"AUTH " else LINE_TOO_LONG
+        if rule is not None:
+            return refuse("", rule, 500, "5.5.2", f"command line refused: {rule}")
+        try:
+            command = parse_command(line.octets)
+        except BadCommand as error:
+            return refuse("", error.rule, 500, "5.5.2", error.text)
+        verb = command.verb
+        if verb not in VERBS:
+            known = verb in KNOWN_ELSEWHERE
+            code, rule = (502, "not-implemented") if known else (500, "unknown-command")
+            return refuse(verb, rule, code, "5.5.1", "command not implemented")
+        after = ORDER.get((self.phase, verb))
+        if after is None:
+            return self._out_of_order(verb)
+        self._accepted_phase = after
+        return self._understand(verb, command.argument)
+
+    def _out_of_order(self, verb: str) -> Refused:
+        if verb == "DATA" and self._refused_recipients:
+            # RFC 2920 section 3.1: pipelined DATA behind recipients that were all refused
+            return refuse(verb, "no-recipients", 554, "5.5.1", "no valid recipients")
+        text = BAD_SEQUENCE.get(verb, "not possible here; only QUIT is")
+        return refuse(verb, "bad-sequence", 503, "5.5.1", text)
+
+    def _understand(self, verb: str, argument: str) -> Question | None:
+        if verb in INQUIRIES:
+            return Inquiry(verb=verb, argument=argument, default=INQUIRIES[verb])
+        match verb:
+            case "EHLO" | "HELO":
+                return read_hello(verb, argument, self.capabilities)
+            case "MAIL":
+                return read_mail(argument, self.capabilities, extended=self.extended)
+            case "RCPT":
+                return self._rcpt(argument)
+            case "AUTH":
+                return self._auth(argument)
+        if argument:
+            return refuse(verb, "argument", 501, "5.5.4", f"{verb} takes no argument")
+        match verb:
+            case "DATA":
+                return DataBegin(default=Reply(354, None, ("end data with <CR><LF>.<CR><LF>",)))
+            case "STARTTLS":
+                return self._starttls()
+            case "RSET":
+                return Reset(default=Reply(250, "2.0.0", ("forgotten",)))
+        return Quit(default=Reply(221, "2.0.0", ("goodbye",)))
+
+    def _starttls(self) -> Question:
+        if not self.capabilities.starttls:
+            code, rule = (503, "tls-already") if self.tls else (502, "not-offered")
+            return refuse("STARTTLS", rule, code, "5.5.1", "STARTTLS is not offered")
+        if self._plaintext_waits():
+            text = "nothing may be sent behind STARTTLS before its reply"
+            return refuse("STARTTLS", PLAINTEXT_BEHIND_STARTTLS, 554, "5.5.1", text)
+        return StartTls(default=Reply(220, "2.0.0", ("ready to start TLS",)))
+
+    def _rcpt(self, argument: str) -> Question:
+        if self.recipients < self._recipient_limit:
+            return read_rcpt(argument, smtputf8=self._smtputf8)
+        text = f"no more than {self._recipient_limit} recipients at once"
+        return refuse("RCPT", RECIPIENT_LIMIT_REACHED, 452, "4.5.3", text)
+
+    def _auth(self, argument: str) -> Question | None:
+        if self.authenticated:
+            return refuse("AUTH", "auth-already", 503, "5.5.1", "already authenticated")
+        mechanism, _, initial = argument.partition(" ")
+        if mechanism.upper() not in self.capabilities.auth & MECHANISMS:
+            return refuse("AUTH", "mechanism", 504, "5.5.4", "mechanism not offered")
+        self._exchange = AuthExchange(mechanism.upper())
+        return self._exchanged(self._exchange.begin(initial))
+
+    def _read_auth(self, line: Line) -> Question | None:
+        return self._exchanged(self._exchange.answer(line))
+
+    def _exchanged(self, result: Challenge | Credentials | Refused) -> Question | None:
+        if isinstance(result, Challenge):
+            self._output.append(result.octets)
+            self.phase = Phase.AUTH
+            return None
+        self.phase = self._accepted_phase = Phase.READY
+        return result
+
+    def _read_content(self) -> Question | Content | None:
+        if self._end_due:
+            return self._content_end()
+        if not self._inbox:
+            return None
+        unstuffer, limit = self._unstuffer, self.capabilities.size
+        chunk = unstuffer.feed(bytes(self._inbox))
+        self._inbox.clear()
+        self._octets += len(chunk)
+        if unstuffer.done:
+            self._end_due = True
+            self._reader.feed(unstuffer.rest)  # commands pipelined behind the dot
+        self._oversize = bool(limit) and self._octets > (limit or 0)
+        if chunk and not self._oversize and unstuffer.violation is None:
+            return Content(chunk=chunk)
+        return self._content_end() if self._end_due else None
+
+    def _content_end(self) -> ContentEnd:
+        violation = self._unstuffer.violation
+        default = Reply(250, "2.0.0", ("accepted",))
+        if violation is not None:
+            default = Reply(554, "5.6.0", (f"content holds a {violation}; CRLF ends lines",))
+        elif self._oversize:
+            text = f"message exceeds the limit of {self.capabilities.size} octets"
+            default = Reply(552, "5.3.4", (text,))
+        return ContentEnd(
+            octets=self._octets, violation=violation, oversize=self._oversize, default=default
+        )
+
+    # Answering
+
+    def _settle(self, reply: Reply) -> None:
+        question = self._question
+        if isinstance(question, StartTls) and reply.positive and self._plaintext_waits():
+            reply = Reply(554, "5.5.1", ("nothing may be sent behind STARTTLS before its reply",))
+            self._closing = PLAINTEXT_BEHIND_STARTTLS
+        plain = isinstance(question, (Opened, Hello)) or reply.intermediate
+        coded = self.extended and self.capabilities.enhancedstatuscodes and not plain
+        if isinstance(question, Refused) and question.rule != RECIPIENT_LIMIT_REACHED:
+            self._errors += 1
+            if self._errors > self._error_limit:
+                reply = Reply(421, "4.7.0", ("too many errors", *reply.lines))
+        rendered = render_reply(reply.code, reply.enhanced if coded else None, *reply.lines)
+        self._output.append(rendered)
+        if question is not None:
+            self._apply(question, reply)
+
+    def _apply(self, question: Question, reply: Reply) -> None:
+        self._question = None
+        accepted = reply.intermediate if isinstance(question, DataBegin) else reply.positive
+        if accepted and not isinstance(question, (Refused, ContentEnd)):
+            self.phase = self._accepted_phase
+        match question:
+            case Opened() if not accepted:
+                self.phase = Phase.REFUSED
+            case Hello() if accepted:
+                self.extended = question.extended
+                self._forget()
+            case Credentials():
+                self.authenticated = accepted
+            case RcptTo():
+                self.recipients += accepted
+                self._refused_recipients |= not accepted
+            case DataBegin() if accepted:
+                self._inbox[:0] = self._reader.take_rest()
+                self._unstuffer = DotUnstuffer()
+                self._octets = 0
+                self._end_due = self._oversize = False
+            case ContentEnd():
+                self.phase = Phase.READY
+                self._forget()
+            case MailFrom() | Reset() if accepted:
+                self._forget()
+                self._smtputf8 = isinstance(question, MailFrom) and question.smtputf8
+            case Quit():
+                self._closing = "quit"
+            case Refused() if question.rule == PLAINTEXT_BEHIND_STARTTLS:
+                self._closing = question.rule
+        if reply.code == 421:
+            self._closing = self._closing or "421"
+
+    def _forget(self) -> None:
+        """Forget the transaction's envelope."""
+        self.recipients = 0
+        self._refused_recipients = False
+
+    def _plaintext_waits(self) -> bool:
+        """Whether anything stands behind STARTTLS; it is thrown away."""
+        waiting = bool(self._reader.take_rest() or self._inbox)
+        self._inbox.clear()
+        return waiting

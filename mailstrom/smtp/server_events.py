@@ -1,0 +1,172 @@
+"""What a server's dialogue tells its shell: one frozen value per event.
+
+Contract: every event but ``Content``, ``Closing`` carries ``default``, the reply that stands unless
+the shell gives another. Addresses are as the client wrote them. Credentials never show in a repr.
+
+Must not know: what a shell does with an event, how bytes became one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from mailstrom.smtp.reply import Reply
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """A connection is there; the reply is the greeting (RFC 5321 section 3.1)."""
+
+    default: Reply
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hello:
+    """EHLO (``extended``) or HELO; ``name`` is the client's claim, an atom without spaces."""
+
+    name: str
+    extended: bool
+    default: Reply
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartTls:
+    """STARTTLS (RFC 3207): after a 220 the shell shakes hands, then calls ``tls_started``."""
+
+    default: Reply
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credentials:
+    """A finished AUTH exchange (RFC 4954); the default refuses, 235 accepts.
+
+    Args:
+        identity: authorization identity, "" for "as the user".
+    """
+
+    mechanism: str
+    identity: str
+    user: str
+    password: str = field(repr=False)
+    default: Reply
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MailFrom:
+    """MAIL: a transaction may begin.
+
+    Args:
+        address: reverse-path, "" for the null sender.
+        size: octets announced (RFC 1870), or None.
+        eightbit: BODY=8BITMIME was given.
+        smtputf8: SMTPUTF8 was given (RFC 6531).
+        params: all parameters by upper-case keyword.
+    """
+
+    address: str
+    size: int | None
+    eightbit: bool
+    smtputf8: bool
+    params: Mapping[str, str | None]
+    default: Reply
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RcptTo:
+    """RCPT: one recipient of the open transaction."""
+
+    address: str
+    params: Mapping[str, str | None]
+    default: Reply
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataBegin:
+    """DATA with at least one accepted recipient; only a 354 opens the content."""
+
+    default: Reply
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Content:
+    """A piece of the content, dots unstuffed; takes no reply."""
+
+    chunk: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContentEnd:
+    """CRLF.CRLF was read; the reply decides who owns the message (RFC 5321 section 6.1).
+
+    Args:
+        octets: length of the content, including what was not handed out.
+        violation: ``bare-cr`` or ``bare-lf``: the content must not be stored.
+        oversize: longer than the SIZE offered; pieces beyond it were not handed out.
+    """
+
+    octets: int
+    violation: str | None
+    oversize: bool
+    default: Reply
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reset:
+    """RSET: an open transaction is forgotten."""
+
+    default: Reply
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inquiry:
+    """NOOP, VRFY or HELP: nothing changes."""
+
+    verb: str
+    argument: str
+    default: Reply
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quit:
+    """QUIT: the connection closes behind the reply."""
+
+    default: Reply
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """A line that the dialogue itself refuses: syntax, order, parameters, limits.
+
+    Args:
+        verb: the command where one could be read, else "".
+        rule: short stable name of what was broken.
+    """
+
+    verb: str
+    rule: str
+    default: Reply
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Closing:
+    """The last event: write what is left of the output, then close. ``cause`` says why."""
+
+    cause: str
+
+
+Question = (
+    Opened
+    | Hello
+    | StartTls
+    | Credentials
+    | MailFrom
+    | RcptTo
+    | DataBegin
+    | ContentEnd
+    | Reset
+    | Inquiry
+    | Quit
+    | Refused
+)
+Event = Question | Content | Closing

@@ -1,0 +1,63 @@
+"""Which command may follow which, server side, as data.
+
+Contract: RFC 5321 section 4.1.4 (order of commands), 3.1 (554 greeting), RFC 3207 section 4
+(STARTTLS), RFC 4954 section 4 (AUTH). A pair that is missing is out of order (503).
+
+Must not know: how a command is read or answered.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from mailstrom.smtp.reply import Reply
+
+
+class Phase(StrEnum):
+    """Where a session stands."""
+
+    CONNECTED = "connected"  # greeting not yet sent
+    REFUSED = "refused"  # greeted with 554: only QUIT is left (RFC 5321 section 3.1)
+    GREETED = "greeted"  # before EHLO, or again after STARTTLS
+    READY = "ready"
+    MAIL = "mail"  # MAIL accepted, no recipient yet
+    RCPT = "rcpt"  # at least one recipient accepted
+    CONTENT = "content"
+    AUTH = "auth"
+    HANDSHAKE = "handshake"
+    CLOSED = "closed"
+
+
+_G, _R, _M, _C = Phase.GREETED, Phase.READY, Phase.MAIL, Phase.RCPT
+_ANYWHERE = (_G, _R, _M, _C)
+
+# (phase, verb) -> phase once the command is accepted; what is missing is out of order.
+ORDER: dict[tuple[Phase, str], Phase] = {
+    (_R, "MAIL"): _M,
+    (_M, "RCPT"): _C,
+    (_C, "RCPT"): _C,
+    (_C, "DATA"): Phase.CONTENT,
+    (_R, "STARTTLS"): Phase.HANDSHAKE,
+    (_R, "AUTH"): _R,
+    (_G, "RSET"): _G,
+    **{(phase, "RSET"): _R for phase in (_R, _M, _C)},
+    **{(phase, verb): _R for phase in _ANYWHERE for verb in ("EHLO", "HELO")},
+    **{(phase, verb): phase for phase in _ANYWHERE for verb in ("NOOP", "VRFY", "HELP")},
+    **{(phase, "QUIT"): Phase.CLOSED for phase in (*_ANYWHERE, Phase.REFUSED)},
+}
+VERBS = frozenset(verb for _, verb in ORDER)
+# Commands of other documents: 502, not 500 (RFC 5321 section 4.2.4).
+KNOWN_ELSEWHERE = frozenset({"EXPN", "TURN", "ETRN", "BDAT", "SEND", "SOML", "SAML"})
+
+INQUIRIES = {
+    "NOOP": Reply(250, "2.0.0", ("ok",)),
+    "VRFY": Reply(252, "2.1.5", ("not verified here; send mail to find out",)),
+    "HELP": Reply(214, "2.0.0", ("EHLO HELO MAIL RCPT DATA RSET NOOP VRFY HELP QUIT",)),
+}
+BAD_SEQUENCE = {
+    "MAIL": "MAIL is not possible here: greet first, one transaction at a time",
+    "RCPT": "MAIL first",
+    "DATA": "MAIL and RCPT first",
+    "STARTTLS": "STARTTLS belongs behind EHLO, outside a transaction",
+    "AUTH": "AUTH belongs behind EHLO, outside a transaction, once",
+}

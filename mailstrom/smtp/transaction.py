@@ -1,0 +1,113 @@
+"""The values of a client transaction: what goes in, what comes out.
+
+Contract: frozen values only. ``Envelope`` goes into the dialogue, events come out of it; one
+``TransactionEnd`` says all that is known about a transaction (RFC 5321 section 3.3). ``unmet`` is
+the one place that compares an envelope's needs with a server's extensions.
+
+Must not know: how a transaction is run, what its end means for the message.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from mailstrom.smtp.capabilities import Capabilities
+from mailstrom.smtp.reply import Reply
+from mailstrom.types import Stage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Envelope:
+    """What MAIL and RCPT say.
+
+    Args:
+        sender: reverse-path, ``""`` for the null sender.
+        recipients: at least one address, each gets its own reply.
+        size: octets of the content before dot stuffing.
+        eightbit: the content has octets above 127.
+        smtputf8: an address or header needs RFC 6531.
+    """
+
+    sender: str
+    recipients: tuple[str, ...]
+    size: int
+    eightbit: bool = False
+    smtputf8: bool = False
+
+
+class Fault(StrEnum):
+    """How a peer can fail without a reply."""
+
+    CLOSED = "closed"
+    TIMEOUT = "timeout"
+    GARBAGE = "garbage"
+
+
+class Unmet(StrEnum):
+    """What an envelope needs and a server does not offer."""
+
+    SIZE = "size"
+    EIGHTBITMIME = "8bitmime"
+    SMTPUTF8 = "smtputf8"
+
+
+def unmet(envelope: Envelope, capabilities: Capabilities) -> Unmet | None:
+    """The first need the server cannot meet, or None; to be asked before ``begin``.
+
+    Source: RFC 1870 section 6.1, RFC 6152 section 3, RFC 6531 section 3.2.
+    """
+    if envelope.smtputf8 and not capabilities.smtputf8:
+        return Unmet.SMTPUTF8
+    if envelope.eightbit and not capabilities.eightbitmime:
+        return Unmet.EIGHTBITMIME
+    if capabilities.size and envelope.size > capabilities.size:
+        return Unmet.SIZE
+    return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContentWanted:
+    """354 came, a recipient was accepted: ``content()`` now, then ``end_content()``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransactionEnd:
+    """All that is known about one transaction, once.
+
+    Args:
+        mail, data, dot: the reply to each, or None if none came (or it was not sent).
+        rcpts: one entry per recipient, in the envelope's order.
+        stage: where it was decided; ``BODY`` while content was being written.
+        fault: None if replies decided everything, else how the peer failed.
+        dot_written: the content's final dot left and no reply to it came before it: without
+            ``dot`` the message may or may not have been taken.
+        answered: any reply of this transaction arrived.
+        usable: another transaction may follow on this session.
+    """
+
+    mail: Reply | None
+    rcpts: tuple[Reply | None, ...]
+    data: Reply | None
+    dot: Reply | None
+    stage: Stage
+    fault: Fault | None
+    dot_written: bool
+    answered: bool
+    usable: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerClosing:
+    """The peer ended the session between transactions.
+
+    Args:
+        reply: its unasked reply (421, RFC 5321 section 3.8), or None for a close or garbage.
+        fault: None with a 421, else what happened.
+    """
+
+    reply: Reply | None
+    fault: Fault | None = None
+
+
+Event = ContentWanted | TransactionEnd | PeerClosing

@@ -1,0 +1,48 @@
+"""Storage: the seam (``base``) and the stores behind it, opened by name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mailstrom.storage.sqlite.client import SQLiteClientStore
+    from mailstrom.storage.sqlite.worker import SQLiteWorkerStore
+
+
+def prepare(path: str) -> None:
+    """Create the spool if it is missing and migrate it if it is older.
+
+    Raises:
+        SpoolError: or a subclass that says what is wrong; nothing is half done.
+    """
+    from mailstrom.storage.sqlite.schema import prepare as prepare_sqlite
+
+    prepare_sqlite(path)
+
+
+def open_client_store(path: str, *, busy_ms: int = 5_000) -> SQLiteClientStore:
+    """The client's half of a store, created if it is missing."""
+    from mailstrom.storage.sqlite.client import SQLiteClientStore
+
+    return SQLiteClientStore(path, busy_ms=busy_ms)
+
+
+def open_worker_store(path: str, *, busy_ms: int = 10_000) -> SQLiteWorkerStore:
+    """The engine's half of a store; the spool must exist."""
+    from mailstrom.storage.sqlite.worker import SQLiteWorkerStore
+
+    return SQLiteWorkerStore(path, busy_ms=busy_ms)
+
+
+def run_directory(path: str) -> str:
+    """The directory beside a spool that holds lock files and flags."""
+    from mailstrom.storage.sqlite.durable import run_directory as directory
+
+    return directory(path)
+
+
+def schema_version() -> int:
+    """The schema version this Mailstrom writes."""
+    from mailstrom.storage.sqlite.schema import version
+
+    return version()

@@ -1,0 +1,459 @@
+"""The storage seam: two Protocols of domain verbs, and the values that cross it.
+
+Rules: batch in, batch out; ``now_ms`` (wall milliseconds) is always a parameter; a verb either
+happens whole or raises a ``SpoolError``; no SQL, no driver, no exception of a driver crosses this
+line. A store is correct when the conformance suite in ``tests/storage`` says so.
+
+Guards: every write about a recipient names the lane (fencing token) it was claimed under. A verb
+whose guard no longer holds changes nothing and says so in its result; that is never an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from mailstrom.types import (
+    Host,
+    Judgement,
+    MessageStatus,
+    OnDoubt,
+    Reason,
+    Route,
+    Stage,
+)
+
+CHUNK_BYTES = 256 * 1024
+"""Largest piece of content in one row."""
+
+
+# --- what a client hands in ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission:
+    """One message ready for the spool.
+
+    Args:
+        id: what ``send()`` returns; also the key that answers an unknown outcome.
+        content: the bytes for the wire.
+        recipients: address keys (``local@domain``), no duplicates.
+        idempotency: key and payload hash, or None.
+        times: milliseconds UTC; without ``expires_ms`` the engine's maximum age holds.
+    """
+
+    id: str
+    content: bytes
+    sender: str
+    recipients: tuple[str, ...]
+    subject: str
+    message_id: str
+    stream: str
+    priority: int
+    tags: tuple[str, ...]
+    metadata: Mapping[str, object]
+    created_ms: int
+    send_ms: int
+    expires_ms: int | None
+    on_doubt: OnDoubt | None
+    require_tls: bool
+    eightbit: bool
+    smtputf8: bool
+    idempotency: tuple[str, bytes] | None = None
+
+
+class ClientStore(Protocol):
+    """What the thin client needs: insert and read rows."""
+
+    def enqueue(
+        self, submissions: Sequence[Submission], now_ms: int, *, atomic: bool = False
+    ) -> list[str | Exception]:
+        """Store each submission durably; one bad row never fails its neighbours.
+
+        Returns, per submission, the id under which it is stored (an earlier one where the
+        idempotency key and hash are known) or the exception for this one. ``atomic``: all of
+        them or, when one is refused, none, and that one's exception is raised. Raises a
+        ``SpoolError`` when none could be stored, ``OutcomeUnknown`` when that cannot be told.
+        """
+        ...
+
+    def statuses(self, ids: Sequence[str]) -> dict[str, MessageStatus]:
+        """Status of each known id."""
+        ...
+
+    def content(self, id: str) -> bytes | None:
+        """The bytes that go on the wire, or None if the id is unknown or its body was purged."""
+        ...
+
+    def cancel(self, ids: Sequence[str], recipient: str | None, now_ms: int) -> int:
+        """Cancel recipients that are neither final nor on the wire; returns how many."""
+        ...
+
+    def retry(self, ids: Sequence[str], recipient: str | None, now_ms: int) -> int:
+        """Make waiting recipients due now and reopen failed ones; returns how many."""
+        ...
+
+    def query(
+        self, sql: str, params: Sequence[object] | Mapping[str, object], seconds: float
+    ) -> list[tuple[object, ...]]:
+        """Rows of a read-only statement as named tuples, cut off after ``seconds``."""
+        ...
+
+    def check(self) -> list[str]:
+        """Broken invariants, a sentence each; empty when the spool is sound."""
+        ...
+
+    def close(self) -> None:
+        """Close what this process opened; idempotent."""
+        ...
+
+
+# --- what workers exchange ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lane:
+    """A leased right to hold one connection to a site; ``token`` is never given out twice."""
+
+    token: int
+    site: int
+    site_key: str
+    hosts: tuple[Host, ...]
+    provider: str | None
+    due: int
+    """Recipients that were due at the site when the lane was leased (bounded count)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClaimRequest:
+    """Ask for due recipients of the lane's site.
+
+    Args:
+        limit: most recipients.
+        max_bytes: most content bytes together; at least one message is always given.
+    """
+
+    lane: int
+    limit: int
+    max_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claimed:
+    """One claimed recipient with what its attempt needs."""
+
+    lane: int
+    recipient: int
+    message: int
+    message_id: str
+    address: str
+    domain: str
+    sender: str
+    size: int
+    content: int
+    chunks: int
+    body: bytes | None
+    """The content where it is one chunk and undamaged; longer content is read by chunk."""
+    damaged: bool
+    stream: str
+    priority: int
+    created_ms: int
+    expires_ms: int
+    attempts: int
+    deferrals: int
+    on_doubt: OnDoubt | None
+    require_tls: bool
+    eightbit: bool
+    smtputf8: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Open:
+    """Mark claimed recipients ``sending``: they go on the wire next, on this session."""
+
+    lane: int
+    recipients: tuple[int, ...]
+    session: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One attempt for one recipient, as the ``attempts`` view shows it."""
+
+    session: str | None
+    started_ms: int
+    ended_ms: int
+    stage: Stage
+    host: str | None
+    address: str | None
+    reply_code: int | None
+    enhanced_code: str | None
+    reply_text: str | None
+    verdict: Judgement
+    reason: Reason | None
+    in_doubt: bool
+    tls: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settlement:
+    """The verdict on one recipient, guarded by its lane.
+
+    Args:
+        state: ``delivered failed deferred held``, or ``claimed`` (attempt recorded, the lane keeps
+            it for the next host), or ``queued`` (nothing to record: due again at ``due_ms``).
+        due_ms: next attempt, required for ``deferred`` and ``queued``.
+        attempt: None only for ``queued``.
+        charge: whether a deferral advances the retry schedule.
+    """
+
+    lane: int
+    recipient: int
+    state: str
+    reason: Reason | None = None
+    due_ms: int | None = None
+    attempt: Attempt | None = None
+    charge: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionRow:
+    """A connection as the ``sessions`` view shows it; written when opened and again at its end."""
+
+    id: str
+    lane: int
+    site: int
+    host: str
+    address: str
+    source: str | None
+    started_ms: int
+    ended_ms: int | None
+    messages: int
+    ehlo: str | None
+    tls_wanted: str
+    tls_reached: str
+    tls_version: str | None
+    tls_cipher: str | None
+    tls_peer: str | None
+    tls_verified: bool
+    end_cause: str | None
+
+
+class Exchange(NamedTuple):
+    """Result of ``WorkerStore.exchange``: what the guards let through."""
+
+    settled: frozenset[int]
+    opened: frozenset[int]
+    claimed: list[Claimed]
+
+
+class Suspension(NamedTuple):
+    """A site that is not to be leased before ``until_ms``."""
+
+    site: int
+    until_ms: int
+    since_ms: int
+    """When the failing pass began: a success after it keeps the site's failure count at one."""
+    by: str
+    reason: Reason
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DueDomain:
+    """A domain whose recipients wait for a route; ``cached`` is a still valid answer."""
+
+    name: str
+    cached: Route | None
+    failures: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteAnswer:
+    """A route to store: the site it leads to, if any, and when to look again."""
+
+    route: Route
+    site_key: str | None
+    provider: str | None
+    expires_ms: int
+
+
+class Lapsed(NamedTuple):
+    """What a dead worker left behind."""
+
+    worker: int
+    lanes: int
+    released: int
+    in_doubt: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerRow:
+    """A registered engine process."""
+
+    seq: int
+    kind: str
+    pid: int
+    host: str
+    state: str
+    boot: str
+    lock: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """What a checkpoint found: frames in the WAL and frames moved to the database."""
+
+    frames: int
+    moved: int
+    wal_bytes: int
+    mode: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retention:
+    """How long finished things stay, in milliseconds."""
+
+    bodies_ms: int = 7 * 86_400_000
+    attempts_ms: int = 30 * 86_400_000
+    events_ms: int = 30 * 86_400_000
+
+
+@dataclass(slots=True, kw_only=True)
+class Work:
+    """Everything that one transaction carries for many lanes; see ``WorkerStore.exchange``."""
+
+    sessions: list[SessionRow] = field(default_factory=list)
+    settlements: list[Settlement] = field(default_factory=list)
+    opens: list[Open] = field(default_factory=list)
+    claims: list[ClaimRequest] = field(default_factory=list)
+
+    @property
+    def empty(self) -> bool:
+        """Nothing to do."""
+        return not (self.sessions or self.settlements or self.opens or self.claims)
+
+
+class WorkerStore(Protocol):
+    """What the engine needs: route, lease, claim, settle, lapse, expire, purge."""
+
+    def register(
+        self, *, kind: str, pid: int, host: str, boot: str, lock: str, restarts: int, now_ms: int
+    ) -> WorkerRow:
+        """Add an engine process that already holds its lock file."""
+        ...
+
+    def beat(self, worker: int, *, state: str, sessions: int, now_ms: int) -> None:
+        """Record that the worker is alive, for people; liveness is the held lock."""
+        ...
+
+    def retire(self, worker: int, *, state: str, now_ms: int) -> None:
+        """The worker ended by itself, its lanes released."""
+        ...
+
+    def workers(self, *, live: bool = True) -> list[WorkerRow]:
+        """Registered processes, by default those that did not end."""
+        ...
+
+    def tell(self, key: str, value: object) -> None:
+        """Write a fact about the engine that clients and views read."""
+        ...
+
+    def use_routes(self, policy: str, now_ms: int) -> bool:
+        """Tell which routing policy holds; a change expires every cached route. True if it did."""
+        ...
+
+    def due_domains(self, worker: int, limit: int, now_ms: int) -> list[DueDomain]:
+        """Take domains whose recipients are due and unrouted, for this worker to resolve."""
+        ...
+
+    def put_route(self, worker: int, answer: RouteAnswer, now_ms: int) -> bool:
+        """Store an answer and stamp up to 1,000 waiting recipients; True if some are left."""
+        ...
+
+    def give_back(self, worker: int, domain: str, retry_ms: int) -> None:
+        """Leave a taken domain unresolved until ``retry_ms``."""
+        ...
+
+    def due_sites(self, now_ms: int) -> list[int]:
+        """Some sites with due work that are not suspended, longest due first; reads only."""
+        ...
+
+    def lease(self, worker: int, *, want: int, limit: int, workers: int, now_ms: int) -> list[Lane]:
+        """Lease up to ``want`` lanes at sites with due work, at most ``limit`` a site in all."""
+        ...
+
+    def release(self, lane: int, now_ms: int, *, on_doubt: OnDoubt = OnDoubt.RETRY) -> int:
+        """Give a lane back; what it still claims is due again, what it left open is in doubt.
+
+        Returns how many recipients it still held.
+        """
+        ...
+
+    def exchange(self, work: Work, now_ms: int) -> Exchange:
+        """Settle, open and claim for many lanes in one transaction, in that order."""
+        ...
+
+    def chunk(self, content: int, number: int) -> bytes | None:
+        """One chunk of content; None when it is missing or damaged."""
+        ...
+
+    def failures(self, site: int) -> int:
+        """How many passes over the site's hosts failed in a row."""
+        ...
+
+    def suspend(self, suspension: Suspension, now_ms: int) -> int:
+        """Stop leasing a site until a time; its failures in a row, 0 if it is suspended already."""
+        ...
+
+    def lapse(
+        self, worker: int, *, boot: str, now_ms: int, on_doubt: OnDoubt = OnDoubt.RETRY
+    ) -> Lapsed:
+        """Take back everything a dead worker held; ``on_doubt`` where the message names none."""
+        ...
+
+    def expire(self, limit: int, now_ms: int) -> int:
+        """Fail recipients whose message's time is over; returns how many."""
+        ...
+
+    def keep_clock(self, *, wall_ms: int, monotonic_ms: int, boot: str, limit: int) -> int:
+        """Notice jumps of the wall clock and shift what is unfinished; returns rows shifted."""
+        ...
+
+    def purge(self, retention: Retention, limit: int, now_ms: int) -> int:
+        """Delete what is older than its retention; returns rows deleted."""
+        ...
+
+    def checkpoint(self) -> Checkpoint:
+        """Move WAL frames into the database."""
+        ...
+
+    def sync(self) -> None:
+        """Make every commit so far durable."""
+        ...
+
+    def repair(self) -> bool:
+        """Try to lift a spool poisoned by a disk error; True if acknowledgements may go on."""
+        ...
+
+    @property
+    def poisoned(self) -> bool:
+        """Whether acknowledgements are stopped by a disk error."""
+        ...
+
+    def next_due_ms(self, now_ms: int) -> int | None:
+        """When the next site or domain becomes due; None when nothing waits."""
+        ...
+
+    def live_workers(self) -> int:
+        """How many delivery workers are registered and not ended; at least 1."""
+        ...
+
+    def changed(self) -> bool:
+        """Whether another connection committed since the last call (cheap)."""
+        ...
+
+    def close(self) -> None:
+        """Close the connection; idempotent."""
+        ...

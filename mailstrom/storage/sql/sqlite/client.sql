@@ -1,0 +1,83 @@
+-- What the thin client runs.
+
+-- name: enqueue
+-- One statement, one step: see the view's trigger in the schema.
+INSERT INTO enqueue (id, sender, subject, size, content, chunks, body, digest, stream, priority,
+                     message_id, idempotency_key, idempotency_hash, metadata,
+                     tags, on_doubt, require_tls, eightbit, smtputf8, created_ms, send_ms,
+                     expires_ms, recipients)
+VALUES (:id, :sender, :subject, :size, :content, :chunks, :body, :digest, :stream, :priority,
+        :message_id, :idempotency_key, :idempotency_hash, :metadata,
+        :tags, :on_doubt, :require_tls, :eightbit, :smtputf8, :created_ms, :send_ms,
+        :expires_ms, :recipients);
+
+-- name: idempotency_get
+SELECT id, hash FROM idempotency WHERE key = :key;
+
+-- name: stage_begin
+INSERT INTO staged (created_ms) VALUES (:now_ms) RETURNING seq;
+
+-- name: stage_chunk
+INSERT INTO content (key, data, digest) VALUES (:key, :data, :digest);
+
+-- name: known_ids
+SELECT id FROM message WHERE id IN (SELECT value FROM json_each(:ids));
+
+-- name: status_messages
+SELECT id, status, sender, subject, size, created_ms, send_ms, expires_ms, finished_ms, tags,
+       metadata
+  FROM messages WHERE id IN (SELECT value FROM json_each(:ids));
+
+-- name: status_recipients
+SELECT message_id, address, status, reason, attempts, next_attempt_ms, last_attempt_ms, mx,
+       reply_code, enhanced_code, reply_text, tls, in_doubt
+  FROM recipients WHERE message_id IN (SELECT value FROM json_each(:ids));
+
+-- name: content_of
+SELECT coalesce(content, seq), chunks, purged_ms FROM message WHERE id = :id;
+
+-- name: content_chunks
+SELECT data, digest FROM content WHERE key BETWEEN :first AND :last ORDER BY key;
+
+-- name: cancel
+-- Never a recipient that is on the wire: its truth is yet to come.
+UPDATE recipient
+   SET state = 'cancelled', reason = 'user', due_ms = NULL, lane = NULL, finished_ms = :now_ms
+ WHERE message IN (SELECT seq FROM message WHERE id IN (SELECT value FROM json_each(:ids)))
+   AND (:address IS NULL OR address = :address)
+   AND state IN ('queued', 'deferred', 'held', 'claimed')
+RETURNING seq;
+
+-- name: retry
+-- Waiting ones become due now; failed and cancelled ones are reopened.
+UPDATE recipient
+   SET due_ms = :now_ms,
+       state = CASE WHEN state IN ('queued', 'failed', 'cancelled') THEN 'queued' ELSE 'deferred' END,
+       reason = CASE WHEN state IN ('queued', 'deferred') THEN reason END,
+       deferrals = CASE WHEN finished_ms IS NULL THEN deferrals ELSE 0 END,
+       reopened_ms = CASE WHEN finished_ms IS NULL THEN reopened_ms ELSE :now_ms END,
+       finished_ms = NULL, site = NULL
+ WHERE message IN (SELECT seq FROM message
+                    WHERE id IN (SELECT value FROM json_each(:ids)) AND purged_ms IS NULL)
+   AND (:address IS NULL OR address = :address)
+   AND state IN ('queued', 'deferred', 'held', 'failed', 'cancelled')
+RETURNING seq;
+
+-- name: reopen_messages
+-- A reopened message lives at least another day.
+UPDATE message
+   SET finished_ms = NULL, expires_ms = max(expires_ms, :now_ms + 86400000)
+ WHERE id IN (SELECT value FROM json_each(:ids))
+   AND EXISTS (SELECT 1 FROM recipient r WHERE r.message = message.seq AND r.finished_ms IS NULL);
+
+-- name: domains_due
+INSERT INTO domain (name, due_ms)
+SELECT DISTINCT domain, :now_ms FROM recipient
+ WHERE seq IN (SELECT value FROM json_each(:recipients)) AND due_ms IS NOT NULL AND site IS NULL
+    ON CONFLICT (name) DO UPDATE SET due_ms = excluded.due_ms
+ WHERE due_ms IS NULL OR due_ms > excluded.due_ms;
+
+-- name: cancel_events
+INSERT INTO event (at_ms, type, message, recipient)
+SELECT :now_ms, 'message.cancelled', r.message, r.seq
+  FROM recipient r WHERE r.seq IN (SELECT value FROM json_each(:recipients));

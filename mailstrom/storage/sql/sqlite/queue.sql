@@ -1,0 +1,254 @@
+-- Lease, claim, open, settle, release. Every statement about a recipient is guarded by its lane.
+
+-- name: due_sites
+SELECT seq FROM site WHERE ready_ms <= :now_ms ORDER BY ready_ms LIMIT 200;
+
+-- name: ready_sites
+-- canary: nothing is known of the site, or it failed last time; one lane finds out for all.
+SELECT seq, key, provider, hosts, (last_success_ms = 0 OR failures > 0) FROM site
+ WHERE ready_ms <= :now_ms ORDER BY ready_ms LIMIT 200;
+
+-- name: lanes_at
+SELECT count(*), count(*) FILTER (WHERE worker = :worker) FROM lane WHERE site = :site;
+
+-- name: due_messages
+-- Distinct messages due at a site, counted no further than needed.
+SELECT count(DISTINCT message) FROM (
+  SELECT message FROM (SELECT message FROM recipient
+    WHERE site = :site AND priority = 0 AND due_ms <= :now_ms LIMIT :most)
+  UNION ALL
+  SELECT message FROM (SELECT message FROM recipient
+    WHERE site = :site AND priority = 1 AND due_ms <= :now_ms LIMIT :most)
+  UNION ALL
+  SELECT message FROM (SELECT message FROM recipient
+    WHERE site = :site AND priority = 2 AND due_ms <= :now_ms LIMIT :most));
+
+-- name: lease
+INSERT INTO lane (site, worker, leased_ms) VALUES (:site, :worker, :now_ms) RETURNING token;
+
+-- name: set_next_due
+-- Raised by an empty look: the earliest waiting recipient, or the end of time.
+UPDATE site
+   SET next_due_ms = min(
+         coalesce((SELECT min(due_ms) FROM recipient
+                    WHERE site = :site AND priority = 0 AND due_ms IS NOT NULL), 253402300799000),
+         coalesce((SELECT min(due_ms) FROM recipient
+                    WHERE site = :site AND priority = 1 AND due_ms IS NOT NULL), 253402300799000),
+         coalesce((SELECT min(due_ms) FROM recipient
+                    WHERE site = :site AND priority = 2 AND due_ms IS NOT NULL), 253402300799000))
+ WHERE seq = :site;
+
+-- name: lower_next_due
+UPDATE site SET next_due_ms = d.due
+  FROM (SELECT site AS s, min(due_ms) AS due FROM recipient
+         WHERE seq IN (SELECT value FROM json_each(:recipients))
+           AND due_ms IS NOT NULL AND site IS NOT NULL
+         GROUP BY site) d
+ WHERE site.seq = d.s AND site.next_due_ms > d.due;
+
+-- name: lane_site
+SELECT site, worker FROM lane WHERE token = :lane;
+
+-- name: due_recipients
+-- In order of due time; stale: the domain's route expired or moved since the row was stamped.
+SELECT r.seq, r.message, m.size,
+       (d.generation IS NOT r.generation OR d.expires_ms <= :now_ms OR d.site IS NOT r.site) AS stale
+  FROM recipient r
+  JOIN message m ON m.seq = r.message
+  LEFT JOIN domain d ON d.name = r.domain
+ WHERE r.site = :site AND r.priority = :priority AND r.due_ms <= :now_ms
+ ORDER BY r.due_ms LIMIT :most;
+
+-- name: unroute
+UPDATE recipient SET site = NULL WHERE seq IN (SELECT value FROM json_each(:recipients));
+
+-- name: claim
+UPDATE recipient SET state = 'claimed', lane = :lane, due_ms = NULL
+ WHERE seq IN (SELECT value FROM json_each(:recipients)) AND due_ms IS NOT NULL;
+
+-- name: claimed_rows
+SELECT r.seq, r.message, m.id, r.address, r.domain, r.checksum, m.sender, m.size,
+       coalesce(m.content, m.seq), m.chunks, m.stream, m.priority, m.created_ms, m.expires_ms,
+       r.attempts, r.deferrals, m.on_doubt, m.require_tls, m.eightbit, m.smtputf8
+  FROM recipient r JOIN message m ON m.seq = r.message
+ WHERE r.seq IN (SELECT value FROM json_each(:recipients)) AND r.lane = :lane
+ ORDER BY r.message, r.seq;
+
+-- name: first_chunks
+SELECT key / 4096, data, digest FROM content
+ WHERE key IN (SELECT value * 4096 FROM json_each(:contents));
+
+-- name: chunk
+SELECT data, digest FROM content WHERE key = :key;
+
+-- name: open
+UPDATE recipient SET state = 'sending', session = :session, opened_ms = :now_ms
+ WHERE seq IN (SELECT value FROM json_each(:recipients))
+   AND lane = :lane AND state = 'claimed'
+RETURNING seq;
+
+-- name: settle
+-- rows: [recipient, lane, state, reason, due_ms, code, enhanced, text, mx, tls, in_doubt, charge,
+--        attempted, ended_ms]
+UPDATE recipient
+   SET state = CASE WHEN j.state = 'queued' AND (deferrals > 0 OR recipient.in_doubt)
+                    THEN 'deferred' ELSE j.state END,
+       reason = CASE WHEN j.attempted THEN j.reason ELSE recipient.reason END,
+       due_ms = j.due_ms,
+       lane = CASE WHEN j.state = 'claimed' THEN recipient.lane END,
+       attempts = attempts + j.attempted,
+       deferrals = deferrals + (j.state = 'deferred' AND j.charge),
+       in_doubt = max(recipient.in_doubt, j.in_doubt),
+       last_ms = CASE WHEN j.attempted THEN j.ended_ms ELSE last_ms END,
+       finished_ms = CASE WHEN j.state IN ('delivered', 'failed') THEN j.ended_ms END,
+       mx = CASE WHEN j.attempted THEN j.mx ELSE recipient.mx END,
+       reply_code = CASE WHEN j.attempted THEN j.code ELSE reply_code END,
+       enhanced_code = CASE WHEN j.attempted THEN j.enhanced ELSE enhanced_code END,
+       reply_text = CASE WHEN j.attempted THEN j.text ELSE reply_text END,
+       tls = CASE WHEN j.attempted THEN j.tls ELSE recipient.tls END
+  FROM (SELECT value ->> 0 AS recipient, value ->> 1 AS lane, value ->> 2 AS state,
+               value ->> 3 AS reason, value ->> 4 AS due_ms, value ->> 5 AS code,
+               value ->> 6 AS enhanced, value ->> 7 AS text, value ->> 8 AS mx,
+               value ->> 9 AS tls, value ->> 10 AS in_doubt, value ->> 11 AS charge,
+               value ->> 12 AS attempted, value ->> 13 AS ended_ms
+          FROM json_each(:rows)) j
+ WHERE recipient.seq = j.recipient AND recipient.lane = j.lane
+   AND recipient.state IN ('claimed', 'sending')
+RETURNING seq;
+
+-- name: late_truth
+-- A fenced worker's verdict: a delivery wins unless the row is final, reopened since, or on the
+-- wire again (then that transaction will tell). Everything else is only recorded.
+UPDATE recipient
+   SET state = 'delivered', reason = NULL, due_ms = NULL, lane = NULL, finished_ms = :ended_ms,
+       last_ms = :ended_ms, reply_code = :code, enhanced_code = :enhanced, reply_text = :text,
+       mx = :mx, tls = :tls
+ WHERE seq = :recipient
+   AND state IN ('queued', 'deferred', 'held', 'claimed')
+   AND coalesce(reopened_ms, 0) <= :started_ms
+RETURNING seq;
+
+-- name: attempt
+-- rows: [recipient, session, started_ms, ended_ms, stage, host, address, code, enhanced, text,
+--        verdict, reason, in_doubt, late, worker]
+INSERT INTO attempt (message, recipient, number, session, worker, started_ms, ended_ms, stage,
+                     host, address, reply_code, enhanced_code, reply_text, verdict, reason,
+                     in_doubt, late)
+SELECT r.message, r.seq, r.attempts, value ->> 1, value ->> 14, value ->> 2, value ->> 3,
+       value ->> 4, value ->> 5, value ->> 6, value ->> 7, value ->> 8, value ->> 9, value ->> 10,
+       value ->> 11, value ->> 12, value ->> 13
+  FROM json_each(:rows) j JOIN recipient r ON r.seq = j.value ->> 0
+ ORDER BY j.key;
+
+-- name: count_late
+UPDATE recipient SET attempts = attempts + 1 WHERE seq = :recipient;
+
+-- name: recipient_events
+-- rows as in attempt: one event each, with the reply.
+INSERT INTO event (at_ms, type, message, recipient, detail)
+SELECT value ->> 3, 'recipient.' || (value ->> 10), r.message, r.seq,
+       json_object('stage', value ->> 4, 'host', value ->> 5, 'code', value ->> 7,
+                   'enhanced', value ->> 8, 'reason', value ->> 11, 'in_doubt', value ->> 12,
+                   'late', value ->> 13, 'number', r.attempts)
+  FROM json_each(:rows) j JOIN recipient r ON r.seq = j.value ->> 0
+ ORDER BY j.key;
+
+-- name: count_hour
+INSERT INTO hour_stat (hour_ms, stream, domain, status, reason, recipients, bytes, ms_sum)
+SELECT :now_ms / 3600000 * 3600000, m.stream, r.domain, r.state, coalesce(r.reason, ''),
+       count(*), sum(m.size), sum(coalesce(r.finished_ms - m.created_ms, 0))
+  FROM recipient r JOIN message m ON m.seq = r.message
+ WHERE r.seq IN (SELECT value FROM json_each(:recipients))
+   AND r.state IN ('delivered', 'failed', 'deferred', 'held', 'cancelled')
+ GROUP BY m.stream, r.domain, r.state, r.reason
+    ON CONFLICT DO UPDATE SET recipients = recipients + excluded.recipients,
+                              bytes = bytes + excluded.bytes, ms_sum = ms_sum + excluded.ms_sum;
+
+-- name: finish_messages
+UPDATE message SET finished_ms = :now_ms
+ WHERE seq IN (SELECT message FROM recipient
+                WHERE seq IN (SELECT value FROM json_each(:recipients))
+                  AND finished_ms IS NOT NULL)
+   AND finished_ms IS NULL
+   AND NOT EXISTS (SELECT 1 FROM recipient r
+                    WHERE r.message = message.seq AND r.finished_ms IS NULL);
+
+-- name: sites_failing
+SELECT seq FROM site WHERE seq IN (SELECT value FROM json_each(:sites)) AND failures > 0;
+
+-- name: site_success
+-- A delivery clears the site's failures; written at most once a second.
+UPDATE site SET last_success_ms = :now_ms, failures = 0, suspended_until_ms = 0,
+                suspended_by = NULL, suspended_reason = NULL, last_reply = NULL
+ WHERE seq IN (SELECT value FROM json_each(:sites))
+   AND (last_success_ms < :now_ms - 1000 OR failures > 0);
+
+-- name: session_put
+INSERT INTO session (id, worker, site, host, address, source, started_ms, ended_ms, messages, ehlo,
+                     tls_wanted, tls_reached, tls_version, tls_cipher, tls_peer, tls_verified,
+                     end_cause)
+VALUES (:id, :worker, :site, :host, :address, :source, :started_ms, :ended_ms, :messages, :ehlo,
+        :tls_wanted, :tls_reached, :tls_version, :tls_cipher, :tls_peer, :tls_verified, :end_cause)
+    ON CONFLICT (id) DO UPDATE SET ended_ms = excluded.ended_ms, messages = excluded.messages,
+                                   end_cause = excluded.end_cause;
+
+-- name: session_event
+INSERT INTO event (at_ms, type, detail)
+VALUES (:at_ms, :type,
+        json_object('session', :id, 'host', :host, 'address', :address, 'cause', :cause));
+
+-- name: lane_worker
+SELECT worker FROM lane WHERE token = :lane;
+
+-- name: release_claimed
+UPDATE recipient
+   SET state = CASE WHEN deferrals > 0 OR in_doubt THEN 'deferred' ELSE 'queued' END,
+       lane = NULL, due_ms = :now_ms
+ WHERE lane = :lane AND state = 'claimed'
+RETURNING seq;
+
+-- name: held_by_lanes
+-- What a lane had on the wire when it ended without a verdict.
+SELECT r.seq, coalesce(m.on_doubt, :on_doubt), r.session, r.opened_ms, s.host, s.address
+  FROM recipient r
+  JOIN message m ON m.seq = r.message
+  LEFT JOIN session s ON s.id = r.session
+ WHERE r.lane IN (SELECT value FROM json_each(:lanes)) AND r.state IN ('claimed', 'sending');
+
+-- name: doubt
+UPDATE recipient
+   SET state = CASE WHEN :hold THEN 'held' ELSE 'deferred' END, reason = 'in_doubt',
+       lane = NULL, due_ms = CASE WHEN :hold THEN NULL ELSE :now_ms END, in_doubt = 1,
+       attempts = attempts + 1, last_ms = :now_ms, reply_code = NULL, enhanced_code = NULL,
+       reply_text = :text, mx = coalesce(:host, mx)
+ WHERE seq = :recipient AND state IN ('claimed', 'sending');
+
+-- name: lane_end
+DELETE FROM lane WHERE token = :lane;
+
+-- name: site_failures
+SELECT failures FROM site WHERE seq = :site;
+
+-- name: lane_sites
+SELECT DISTINCT site FROM lane WHERE token IN (SELECT value FROM json_each(:lanes));
+
+-- name: suspend
+-- Once for all lanes that fail together: a site that is suspended already stays as it is. A
+-- success since the failing pass began means that it lives: the count starts again at one.
+UPDATE site
+   SET failures = CASE WHEN last_success_ms > :since_ms THEN 1 ELSE failures + 1 END,
+       suspended_until_ms = :until_ms, suspended_by = :by, suspended_reason = :reason,
+       last_reply = :text
+ WHERE seq = :site AND suspended_until_ms <= :now_ms
+RETURNING failures;
+
+-- name: site_event
+INSERT INTO event (at_ms, type, detail)
+SELECT :at_ms, :type, json_object('site', key, 'until_ms', suspended_until_ms, 'by', suspended_by,
+                                  'reason', suspended_reason, 'reply', last_reply)
+  FROM site WHERE seq = :site;
+
+-- name: next_due
+SELECT min(v) FROM (SELECT min(ready_ms) AS v FROM site
+                    UNION ALL
+                    SELECT min(ready_ms) FROM domain WHERE due_ms IS NOT NULL AND router IS NULL);

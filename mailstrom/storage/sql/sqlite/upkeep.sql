@@ -1,0 +1,233 @@
+-- Workers, lapse, expiry, clock, retention, invariants.
+
+-- name: meta_get
+SELECT value FROM meta WHERE key = :key;
+
+-- name: meta_set
+INSERT INTO meta (key, value) VALUES (:key, :value)
+    ON CONFLICT (key) DO UPDATE SET value = excluded.value;
+
+-- name: worker_add
+INSERT INTO worker (kind, pid, host, boot, lock, state, started_ms, heartbeat_ms, restarts)
+VALUES (:kind, :pid, :host, :boot, :lock, 'starting', :now_ms, :now_ms, :restarts)
+RETURNING seq;
+
+-- name: worker_beat
+UPDATE worker SET state = :state, heartbeat_ms = :now_ms, sessions = :sessions
+ WHERE seq = :worker AND state IN ('starting', 'ready', 'draining');
+
+-- name: worker_end
+UPDATE worker SET state = :state, heartbeat_ms = :now_ms, sessions = 0
+ WHERE seq = :worker AND state IN ('starting', 'ready', 'draining');
+
+-- name: workers_live
+SELECT seq, kind, pid, host, state, boot, lock FROM worker
+ WHERE state IN ('starting', 'ready', 'draining') ORDER BY seq;
+
+-- name: workers_all
+SELECT seq, kind, pid, host, state, boot, lock FROM worker ORDER BY seq;
+
+-- name: workers_delivering
+SELECT count(*) FROM worker
+ WHERE kind = 'delivery' AND state IN ('starting', 'ready', 'draining');
+
+-- name: worker_event
+INSERT INTO event (at_ms, type, detail)
+SELECT :now_ms, :type, json_object('worker', seq, 'kind', kind, 'pid', pid)
+  FROM worker WHERE seq = :worker;
+
+-- name: worker_boot
+SELECT boot FROM worker WHERE seq = :worker;
+
+-- name: worker_lanes
+SELECT token FROM lane WHERE worker = :worker;
+
+-- name: lapse_claimed
+-- Claimed and never opened: not a byte was sent, so simply due again. After a reboot even these
+-- are in doubt (their open may have been lost with the page cache), hence :same_boot.
+UPDATE recipient
+   SET state = CASE WHEN deferrals > 0 OR in_doubt THEN 'deferred' ELSE 'queued' END,
+       lane = NULL, due_ms = :now_ms
+ WHERE lane IN (SELECT token FROM lane WHERE worker = :worker)
+   AND state = 'claimed' AND :same_boot
+RETURNING seq;
+
+-- name: lapse_lanes
+DELETE FROM lane WHERE worker = :worker RETURNING token;
+
+-- name: lapse_routes
+UPDATE domain SET router = NULL WHERE router = :worker;
+
+-- name: lapse_sessions
+UPDATE session SET ended_ms = :now_ms, end_cause = 'worker lost'
+ WHERE worker = :worker AND ended_ms IS NULL;
+
+-- name: lapse_event
+INSERT INTO event (at_ms, type, detail)
+VALUES (:now_ms, 'claim.lapsed',
+        json_object('worker', :worker, 'lanes', :lanes, 'released', :released,
+                    'in_doubt', :in_doubt));
+
+-- name: expired
+SELECT r.seq, r.state, r.reason
+  FROM message m JOIN recipient r ON r.message = m.seq
+ WHERE m.finished_ms IS NULL AND m.expires_ms <= :now_ms
+   AND r.state IN ('queued', 'deferred', 'held', 'claimed')
+ ORDER BY m.expires_ms LIMIT :most;
+
+-- name: expire
+-- The last reply stays: it says what the remote side answered until the end.
+UPDATE recipient
+   SET reason = CASE WHEN state = 'held' AND reason = 'in_doubt' THEN 'in_doubt' ELSE 'expired' END,
+       state = 'failed', due_ms = NULL, lane = NULL, finished_ms = :now_ms
+ WHERE seq IN (SELECT value FROM json_each(:recipients))
+   AND state IN ('queued', 'deferred', 'held', 'claimed')
+RETURNING seq;
+
+-- name: expire_events
+INSERT INTO event (at_ms, type, message, recipient, detail)
+SELECT :now_ms, 'recipient.failed', r.message, r.seq, json_object('reason', r.reason)
+  FROM recipient r WHERE r.seq IN (SELECT value FROM json_each(:recipients));
+
+-- name: jumps_pending
+SELECT seq, at_ms, amount_ms, grace_ms, last, done FROM clock_jump WHERE done < last ORDER BY seq;
+
+-- name: clock_get
+SELECT wall_ms, monotonic_ms, boot FROM clock;
+
+-- name: clock_set
+INSERT INTO clock (one, wall_ms, monotonic_ms, boot) VALUES (1, :wall_ms, :monotonic_ms, :boot)
+    ON CONFLICT (one) DO UPDATE SET wall_ms = excluded.wall_ms,
+                                    monotonic_ms = excluded.monotonic_ms, boot = excluded.boot;
+
+-- name: jump_add
+INSERT INTO clock_jump (at_ms, amount_ms, grace_ms, last)
+SELECT :wall_ms, :amount_ms, :grace_ms, coalesce(max(seq), 0) FROM message;
+
+-- name: jump_expiry
+UPDATE message
+   SET expires_ms = CASE WHEN :grace_ms > 0 THEN max(expires_ms, :grace_ms)
+                         ELSE expires_ms + :amount_ms END
+ WHERE seq > :done AND seq <= :until AND finished_ms IS NULL;
+
+-- name: jump_due
+-- After a jump back, retries would wait for the old time to come again.
+UPDATE recipient SET due_ms = max(due_ms + :amount_ms, :at_ms)
+ WHERE :amount_ms < 0 AND state = 'deferred' AND due_ms > :at_ms
+   AND message > :done AND message <= :until;
+
+-- name: jump_grace_due
+-- One more attempt for what a reboot with a far later clock would have expired unseen.
+UPDATE recipient SET due_ms = :at_ms
+ WHERE :grace_ms > 0 AND state = 'deferred' AND due_ms > :at_ms
+   AND message IN (SELECT seq FROM message WHERE seq > :done AND seq <= :until
+                      AND expires_ms <= :grace_ms AND finished_ms IS NULL);
+
+-- name: jump_sites
+UPDATE site SET next_due_ms = min(next_due_ms, :at_ms),
+                suspended_until_ms = min(suspended_until_ms, :at_ms + 3600000);
+
+-- name: jump_domains
+UPDATE domain SET expires_ms = min(expires_ms, :at_ms), retry_ms = min(retry_ms, :at_ms);
+
+-- name: jump_done
+UPDATE clock_jump SET done = :until WHERE seq = :seq;
+
+-- name: purge_bodies
+SELECT seq, coalesce(content, seq), chunks FROM message
+ WHERE finished_ms <= :before_ms AND finished_ms IS NOT NULL AND purged_ms IS NULL
+ ORDER BY finished_ms LIMIT :most;
+
+-- name: delete_content
+DELETE FROM content WHERE key BETWEEN :first AND :last;
+
+-- name: mark_purged
+UPDATE message SET purged_ms = :now_ms WHERE seq = :seq;
+
+-- name: purge_messages
+SELECT seq FROM message
+ WHERE finished_ms <= :before_ms AND finished_ms IS NOT NULL AND purged_ms IS NOT NULL
+ ORDER BY finished_ms LIMIT :most;
+
+-- name: delete_attempts
+DELETE FROM attempt WHERE message IN (SELECT value FROM json_each(:messages));
+
+-- name: delete_recipients
+DELETE FROM recipient WHERE message IN (SELECT value FROM json_each(:messages));
+
+-- name: delete_tags
+DELETE FROM tag WHERE message IN (SELECT value FROM json_each(:messages));
+
+-- name: delete_message_events
+DELETE FROM event WHERE message IN (SELECT value FROM json_each(:messages));
+
+-- name: delete_messages
+DELETE FROM message WHERE seq IN (SELECT value FROM json_each(:messages));
+
+-- name: delete_events
+DELETE FROM event WHERE id IN (SELECT id FROM event WHERE at_ms <= :before_ms
+                                ORDER BY id LIMIT :most);
+
+-- name: delete_sessions
+DELETE FROM session WHERE id IN (SELECT id FROM session
+                                  WHERE started_ms <= :before_ms AND ended_ms IS NOT NULL
+                                  ORDER BY started_ms LIMIT :most);
+
+-- name: delete_idempotency
+DELETE FROM idempotency WHERE expires_ms <= :now_ms;
+
+-- name: delete_workers
+DELETE FROM worker WHERE state IN ('stopped', 'lost') AND heartbeat_ms <= :before_ms;
+
+-- name: stale_staged
+SELECT seq FROM staged WHERE created_ms <= :before_ms LIMIT 10;
+
+-- name: delete_staged
+DELETE FROM staged WHERE seq = :seq;
+
+-- name: check_orphan_recipient
+SELECT 'recipient ' || r.seq || ' (' || r.address || ') belongs to no message'
+  FROM recipient r LEFT JOIN message m ON m.seq = r.message WHERE m.seq IS NULL;
+
+-- name: check_no_recipient
+SELECT 'message ' || m.id || ' has no recipient'
+  FROM message m WHERE NOT EXISTS (SELECT 1 FROM recipient r WHERE r.message = m.seq);
+
+-- name: check_finished
+SELECT 'message ' || m.id || ' is ' || CASE WHEN m.finished_ms IS NULL THEN 'not ' ELSE '' END
+       || 'marked finished, its recipients say otherwise'
+  FROM message m
+ WHERE (m.finished_ms IS NOT NULL)
+       <> (NOT EXISTS (SELECT 1 FROM recipient r
+                        WHERE r.message = m.seq AND r.finished_ms IS NULL));
+
+-- name: check_content
+SELECT 'message ' || m.id || ' lacks content'
+  FROM message m
+ WHERE m.purged_ms IS NULL
+   AND (SELECT count(*) FROM content c
+         WHERE c.key BETWEEN coalesce(m.content, m.seq) * 4096
+                         AND coalesce(m.content, m.seq) * 4096 + 4095) <> m.chunks;
+
+-- name: check_lane_owner
+SELECT 'recipient ' || r.address || ' of message ' || m.id || ' is held by lane ' || r.lane
+       || ', which does not exist'
+  FROM recipient r JOIN message m ON m.seq = r.message
+ WHERE r.lane IS NOT NULL AND NOT EXISTS (SELECT 1 FROM lane l WHERE l.token = r.lane);
+
+-- name: check_lane_worker
+SELECT 'lane ' || l.token || ' belongs to worker ' || l.worker || ', which has ended'
+  FROM lane l LEFT JOIN worker w ON w.seq = l.worker
+ WHERE w.seq IS NULL OR w.state IN ('stopped', 'lost');
+
+-- name: check_next_due
+SELECT 'site ' || s.key || ' would sleep past recipients that are due before'
+  FROM site s
+ WHERE s.next_due_ms > (SELECT min(r.due_ms) FROM recipient r
+                         WHERE r.site = s.seq AND r.due_ms IS NOT NULL);
+
+-- name: check_unrouted
+SELECT 'domain ' || r.domain || ' has unrouted recipients and is not due for routing'
+  FROM recipient r LEFT JOIN domain d ON d.name = r.domain
+ WHERE r.due_ms IS NOT NULL AND r.site IS NULL
+   AND (d.due_ms IS NULL OR d.due_ms > r.due_ms) GROUP BY r.domain;

@@ -1,0 +1,177 @@
+"""One way to open a spool: pragmas set and read back, errors translated, forks guarded.
+
+Rules (measured; see docs/design/decisions): one SQLite copy per process and file (apsw only);
+writers begin IMMEDIATE; the -wal file outlives its connections (PERSIST_WAL); the database and
+-shm files are never opened and closed by path here, since that drops this process's locks.
+"""
+
+from __future__ import annotations
+
+import os
+from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import apsw
+
+from mailstrom.errors import (
+    NotASpool,
+    SpoolBusy,
+    SpoolCorrupt,
+    SpoolError,
+    SpoolFull,
+    SpoolReadOnly,
+)
+
+APPLICATION_ID = 0x4D535452  # "MSTR"
+PAGE_BYTES = 4096
+CLIENT_CHECKPOINT_FRAMES = 16_384
+"""A client checkpoints only when the WAL passes 64 MiB, that is when no engine does."""
+
+_MINIMUM = 3_053_000
+_NETWORK = frozenset(
+    {
+        "nfs",
+        "nfs4",
+        "cifs",
+        "smb3",
+        "smbfs",
+        "afs",
+        "ceph",
+        "fuse.sshfs",
+        "9p",
+        "glusterfs",
+        "fuse.glusterfs",
+        "lustre",
+        "ncpfs",
+    }
+)
+
+_inherited: list[apsw.Connection] = []
+"""Connections of the parent in a forked child: kept for ever, since closing one there would
+checkpoint and unlock under the parent's feet."""
+
+
+def abandon(connection: apsw.Connection) -> None:
+    """Keep an inherited connection out of the reach of the garbage collector."""
+    _inherited.append(connection)
+
+
+@contextmanager
+def spool_errors(path: str, doing: str) -> Iterator[None]:
+    """Translate apsw's exceptions; the text says what was being done to which file."""
+    try:
+        yield
+    except apsw.BusyError as error:
+        raise SpoolBusy(
+            f"{path}: another process held the write lock too long while {doing};"
+            " nothing was written, try again"
+        ) from error
+    except apsw.FullError as error:
+        raise SpoolFull(f"{path}: the disk is full ({doing}); nothing was written") from error
+    except apsw.NotADBError as error:
+        raise NotASpool(f"{path}: this file is not a Mailstrom spool; name another one") from error
+    except (apsw.ReadOnlyError, apsw.PermissionsError) as error:
+        raise SpoolReadOnly(f"{path}: cannot be written by this user ({doing})") from error
+    except apsw.CorruptError as error:
+        raise SpoolCorrupt(
+            f"{path}: SQLite found the file damaged ({doing}); stop Mailstrom and restore a backup"
+        ) from error
+    except apsw.CantOpenError as error:
+        raise SpoolError(
+            f"{path}: cannot be opened; does its directory exist, and may this user enter it?"
+        ) from error
+    except apsw.Error as error:
+        raise SpoolError(f"{path}: {doing}: {error}") from error
+
+
+def refuse_network_file_system(path: str) -> None:
+    """Raise if the file's directory is on a network file system (WAL needs shared memory)."""
+    try:
+        lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    except OSError:
+        return
+    real = os.path.realpath(os.path.dirname(os.path.abspath(path)))
+    best, kind = "", ""
+    for line in lines:
+        fields, _, rest = line.partition(" - ")
+        point = fields.split(" ")[4]
+        inside = real == point or real.startswith(point.rstrip("/") + "/")
+        if inside and len(point) >= len(best):
+            best, kind = point, rest.split(" ")[0]
+    if kind in _NETWORK:
+        raise SpoolError(
+            f"{path}: lies on a network file system ({kind} at {best}); a spool needs a local disk"
+        )
+
+
+def _pragma(connection: apsw.Connection, name: str, value: str | int) -> None:
+    connection.execute(f"PRAGMA {name} = {value}").fetchall()
+    got = connection.execute(f"PRAGMA {name}").fetchall()[0][0]
+    if str(got).lower() != str(value).lower():
+        raise SpoolError(f"{connection.filename}: PRAGMA {name} is {got!r}, wanted {value!r}")
+
+
+def connect(
+    path: str,
+    *,
+    create: bool = False,
+    read_only: bool = False,
+    busy_ms: int = 5_000,
+    checkpoint_frames: int = CLIENT_CHECKPOINT_FRAMES,
+) -> apsw.Connection:
+    """Open a connection with the house's pragmas.
+
+    Args:
+        path: the database file.
+        create: make the file (with the settings that are fixed at creation) if it is missing.
+        read_only: only SELECT; still takes part in the WAL.
+        busy_ms: how long SQLite waits for a lock.
+        checkpoint_frames: automatic checkpoint threshold; 0 for the engine.
+
+    Raises:
+        SpoolError: or a subclass that says what is wrong with the file.
+    """
+    version = apsw.sqlite_lib_version()
+    if tuple(map(int, version.split("."))) < (3, 53, 0):
+        raise SpoolError(
+            f"SQLite {version} can corrupt a WAL shared by processes; install apsw 3.53 or newer"
+        )
+    flags = apsw.SQLITE_OPEN_READWRITE | (apsw.SQLITE_OPEN_CREATE if create else 0)
+    with spool_errors(path, "opening it"):
+        connection = apsw.Connection(path, flags=flags)
+        try:
+            connection.set_busy_timeout(busy_ms)
+            connection.execute("PRAGMA locking_mode").fetchall()
+            if create and connection.execute("PRAGMA page_count").fetchall()[0][0] == 0:
+                connection.execute(f"PRAGMA page_size = {PAGE_BYTES}").fetchall()
+                connection.execute("PRAGMA auto_vacuum = INCREMENTAL").fetchall()
+            if not _is_spool(connection, create):
+                raise NotASpool(f"{path}: is an SQLite database but not a Mailstrom spool")
+            mode = connection.execute("PRAGMA journal_mode = WAL").fetchall()[0][0]
+            if mode != "wal":
+                raise SpoolError(f"{path}: SQLite refuses WAL mode here (journal mode is {mode})")
+            # The commit itself does not sync; the caller syncs the -wal file after the lock is
+            # free (durable.WalSync), which is what makes it durable.
+            _pragma(connection, "synchronous", 1)
+            _pragma(connection, "wal_autocheckpoint", checkpoint_frames)
+            _pragma(connection, "temp_store", 2)
+            _pragma(connection, "foreign_keys", 0)
+            if read_only:
+                _pragma(connection, "query_only", 1)
+            keep = array("i", [1])
+            connection.file_control("main", apsw.SQLITE_FCNTL_PERSIST_WAL, keep.buffer_info()[0])
+            connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+        except BaseException:
+            connection.close()
+            raise
+    return connection
+
+
+def _is_spool(connection: apsw.Connection, create: bool) -> bool:
+    found = connection.execute("PRAGMA application_id").fetchall()[0][0]
+    if found == APPLICATION_ID:
+        return True
+    empty = connection.execute("SELECT count(*) FROM sqlite_schema").fetchall()[0][0] == 0
+    return bool(create and empty and found == 0)

@@ -1,0 +1,131 @@
+"""The durable commit: sync the -wal file after the write lock is free, before anyone is told.
+
+A commit under ``synchronous=NORMAL`` holds the lock for microseconds and leaves its frames in the
+page cache; ``fdatasync`` of the -wal file then makes every frame written so far durable. Sound
+because frames are checksummed in order, a checkpoint syncs WAL and database before the WAL starts
+again, and PERSIST_WAL keeps the file from being deleted.
+
+The descriptor is kept open: Linux reports a failed write-back once per descriptor, so a fresh one
+could miss it. It is compared with the path by inode before it is relied on.
+
+A sync error poisons the spool for every process: a flag file beside it, seen by all before they
+acknowledge, until the engine has checkpointed and synced afresh.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Callable
+
+from mailstrom.errors import SpoolError
+
+Sync = Callable[[int], None]
+
+
+def system_sync(fd: int) -> None:
+    """``fdatasync`` where there is one; ``F_FULLFSYNC`` where a plain sync stops at the drive."""
+    if hasattr(os, "fdatasync"):
+        os.fdatasync(fd)
+        return
+    import fcntl
+
+    fcntl.fcntl(fd, fcntl.F_FULLFSYNC)  # type: ignore[attr-defined,unused-ignore]
+
+
+def run_directory(path: str) -> str:
+    """The directory beside a spool that holds lock files and flags."""
+    return f"{path}-run"
+
+
+def poison_path(path: str) -> str:
+    """The flag that stops acknowledgements in every process."""
+    return os.path.join(run_directory(path), "poisoned")
+
+
+class WalSync:
+    """Keeps a descriptor on the -wal file and makes commits durable.
+
+    Args:
+        path: the database file.
+        sync: the system's sync; tests record it or make it fail.
+    """
+
+    def __init__(self, path: str, sync: Sync = system_sync) -> None:
+        self._path = path
+        self._wal = f"{path}-wal"
+        self._poison = poison_path(path)
+        self._sync = sync
+        self._fd: int | None = None
+
+    def __call__(self) -> None:
+        """Make every commit so far durable.
+
+        Raises:
+            SpoolError: the disk refused, or the spool is poisoned; nothing committed since the
+                last success may be acknowledged.
+        """
+        self.check()
+        try:
+            self._sync(self._descriptor())
+        except OSError as error:
+            self.poison(error)
+            raise SpoolError(
+                f"{self._path}: the disk did not confirm a write ({error}); acknowledgements stop"
+                " until the engine has repaired the spool"
+            ) from error
+        self.check()  # another process's failure during our sync may have hit our frames
+
+    def check(self) -> None:
+        """Raise if the spool is poisoned."""
+        if os.path.exists(self._poison):
+            raise SpoolError(
+                f"{self._path}: a disk error is being repaired; nothing can be acknowledged now"
+                f" (flag {self._poison})"
+            )
+
+    def poison(self, error: OSError) -> None:
+        """Raise the flag for every process."""
+        with contextlib.suppress(OSError):
+            fd = os.open(self._poison, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o660)
+            with contextlib.suppress(OSError):
+                os.write(fd, f"{errno.errorcode.get(error.errno or 0, error)}\n".encode())
+            os.close(fd)
+
+    def heal(self) -> None:
+        """Take the flag away; only after a RESTART checkpoint and a fresh sync have succeeded."""
+        self.close()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._poison)
+
+    def fresh(self) -> None:
+        """Sync the -wal file regardless of the flag; part of a repair."""
+        self._sync(self._descriptor())
+
+    def _descriptor(self) -> int:
+        now = os.stat(self._wal)
+        if self._fd is not None:
+            kept = os.fstat(self._fd)
+            if (kept.st_ino, kept.st_dev) == (now.st_ino, now.st_dev):
+                return self._fd
+            os.close(self._fd)
+            self._fd = None
+        self._fd = os.open(self._wal, os.O_RDWR | os.O_CLOEXEC)
+        # The -wal file may be new: its directory entry must survive, too.
+        directory = os.open(os.path.dirname(os.path.abspath(self._wal)), os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+        return self._fd
+
+    def forget(self) -> None:
+        """Drop the descriptor without closing it (in a forked child)."""
+        self._fd = None
+
+    def close(self) -> None:
+        """Close the descriptor; idempotent."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None

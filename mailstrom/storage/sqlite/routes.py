@@ -1,0 +1,159 @@
+"""The shared MX cache, inside a transaction: take due domains, store answers, stamp recipients.
+
+At most 1,000 recipients change in one transaction, so that a domain with a million waiting
+recipients never holds the lock long; what is left keeps the domain due and the router goes on.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import apsw
+
+from mailstrom.storage.base import DueDomain, RouteAnswer
+from mailstrom.storage.sqlite import claims
+from mailstrom.storage.sqlite.rows import decode_hosts, encode_hosts
+from mailstrom.storage.sqlite.sql import run
+from mailstrom.types import DELIVERABLE, Judgement, Reason, Route, RouteResult, Stage
+
+STAMP_MOST = 1_000
+
+_REFUSALS: dict[RouteResult, tuple[Reason, str]] = {
+    RouteResult.NULL_MX: (Reason.NULL_MX, "5.1.10"),  # RFC 7505 section 3
+    RouteResult.NO_DOMAIN: (Reason.NO_DOMAIN, "5.1.2"),  # RFC 3463 X.1.2
+    RouteResult.LOOP: (Reason.LOOP, "5.4.6"),  # RFC 3463 X.4.6
+}
+
+
+def use(connection: apsw.Connection, policy: str) -> bool:
+    """Expire all routes if they were made under another routing policy."""
+    found = run(connection, "meta_get", {"key": "routing"})
+    if found and found[0][0] == policy:
+        return False
+    run(connection, "meta_set", {"key": "routing", "value": policy})
+    run(connection, "expire_routes")
+    return True
+
+
+def due(connection: apsw.Connection, worker: int, limit: int, now_ms: int) -> list[DueDomain]:
+    """Take domains to route; a still valid cached answer comes along."""
+    values = {"worker": worker, "now_ms": now_ms, "most": limit}
+    domains = []
+    for name, result, hosts, expires_ms, error, failures in run(connection, "due_domains", values):
+        cached = None
+        if result is not None and expires_ms > now_ms:
+            cached = Route(
+                domain=name,
+                result=RouteResult(result),
+                hosts=decode_hosts(hosts),
+                ttl_s=max(1, (expires_ms - now_ms) // 1000),
+                error=error,
+            )
+        domains.append(DueDomain(name=name, cached=cached, failures=failures))
+    return domains
+
+
+def put(connection: apsw.Connection, worker: int, answer: RouteAnswer, now_ms: int) -> bool:
+    """Store the answer and apply it to waiting recipients; True if some are left."""
+    route = answer.route
+    site: int | None = None
+    if route.result in DELIVERABLE and answer.site_key is not None:
+        site = run(
+            connection,
+            "site_put",
+            {
+                "key": answer.site_key,
+                "provider": answer.provider,
+                "hosts": encode_hosts(route.hosts),
+                "now_ms": now_ms,
+            },
+        )[0][0]
+    values: dict[str, Any] = {
+        "name": route.domain,
+        "worker": worker,
+        "result": str(route.result),
+        "site": site,
+        "hosts": encode_hosts(route.hosts),
+        "error": route.error,
+        "now_ms": now_ms,
+        "expires_ms": answer.expires_ms,
+    }
+    rows = run(connection, "domain_put", values)
+    if not rows:
+        return False  # another worker has it now
+    run(
+        connection,
+        "route_event",
+        {
+            "now_ms": now_ms,
+            "name": route.domain,
+            "result": str(route.result),
+            "site": answer.site_key,
+            "error": route.error,
+        },
+    )
+    changed = 0
+    if site is not None:
+        stamped = [
+            row[0]
+            for row in run(
+                connection,
+                "stamp",
+                {
+                    "name": route.domain,
+                    "site": site,
+                    "generation": rows[0][0],
+                    "most": STAMP_MOST,
+                },
+            )
+        ]
+        run(connection, "lower_next_due", {"recipients": json.dumps(stamped)})
+        changed = len(stamped)
+    elif route.result in _REFUSALS:
+        changed = _refuse(connection, worker, route, now_ms)
+    run(connection, "domain_done", {"name": route.domain})
+    return changed == STAMP_MOST
+
+
+def _refuse(connection: apsw.Connection, worker: int, route: Route, now_ms: int) -> int:
+    """Fail waiting recipients of a domain that takes no mail."""
+    reason, enhanced = _REFUSALS[route.result]
+    values = {"name": route.domain, "most": STAMP_MOST}
+    waiting = [row[0] for row in run(connection, "unrouted", values)]
+    if not waiting:
+        return 0
+    run(
+        connection,
+        "fail_unrouted",
+        {
+            "recipients": json.dumps(waiting),
+            "reason": str(reason),
+            "now_ms": now_ms,
+            "code": None,
+            "enhanced": enhanced,
+            "text": route.error,
+        },
+    )
+    rows = [
+        [
+            seq,
+            None,
+            now_ms,
+            now_ms,
+            str(Stage.ROUTE),
+            None,
+            None,
+            None,
+            enhanced,
+            route.error,
+            str(Judgement.FAILED),
+            str(reason),
+            0,
+            0,
+            worker,
+        ]
+        for seq in waiting
+    ]
+    claims.record(connection, rows, now_ms)
+    return len(waiting)

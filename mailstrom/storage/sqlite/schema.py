@@ -1,0 +1,170 @@
+"""Creating and migrating a spool: numbered files, one transaction each, forward only.
+
+``user_version`` is the number of the last migration. ``meta.min_client_version`` tells the oldest
+schema a client must know to keep enqueuing: additive migrations leave it alone, so that older
+clients go on while a newer engine runs.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import apsw
+
+from mailstrom.errors import SchemaMismatch, SpoolError
+from mailstrom.storage.sqlite.connection import (
+    APPLICATION_ID,
+    connect,
+    refuse_network_file_system,
+    spool_errors,
+)
+from mailstrom.storage.sqlite.durable import run_directory
+
+MIN_CLIENT_VERSION = 1
+"""The oldest schema version whose clients may still enqueue into the current schema."""
+
+DEFAULTS: dict[str, object] = {
+    "min_client_version": MIN_CLIENT_VERSION,
+    "retention_bodies_ms": 7 * 86_400_000,
+    "retention_attempts_ms": 30 * 86_400_000,
+    "retention_events_ms": 30 * 86_400_000,
+}
+
+
+@cache
+def migrations() -> dict[int, str]:
+    """Number -> SQL, in order, without gaps."""
+    folder = resources.files("mailstrom.storage").joinpath("sql", "sqlite", "migrations")
+    found = {
+        int(entry.name.split("_")[0]): entry.read_text("utf-8")
+        for entry in folder.iterdir()
+        if entry.name.endswith(".sql")
+    }
+    if sorted(found) != list(range(1, len(found) + 1)):
+        raise ValueError(f"migrations must be numbered without gaps: {sorted(found)}")
+    return dict(sorted(found.items()))
+
+
+def version() -> int:
+    """The schema version this Mailstrom writes."""
+    return len(migrations())
+
+
+def _user_version(connection: apsw.Connection) -> int:
+    rows: list[Any] = connection.execute("PRAGMA user_version").fetchall()
+    return int(rows[0][0])
+
+
+def require(connection: apsw.Connection, path: str, *, client: bool) -> None:
+    """Raise unless this code may work on the spool's schema.
+
+    Raises:
+        SchemaMismatch: too new for this code, or too old for it (an engine migrates it).
+    """
+    found = _user_version(connection)
+    if found == version():
+        return
+    if found < version():
+        raise SchemaMismatch(
+            f"{path}: schema {found} is older than this Mailstrom's {version()};"
+            f" run 'mailstrom store init {path}' to migrate it"
+        )
+    rows: list[Any] = connection.execute(
+        "SELECT value FROM meta WHERE key = 'min_client_version'"
+    ).fetchall()
+    if client and rows and int(rows[0][0]) <= version():
+        return
+    raise SchemaMismatch(
+        f"{path}: schema {found} is newer than this Mailstrom's {version()}; upgrade Mailstrom"
+    )
+
+
+def prepare(path: str, *, busy_ms: int = 10_000) -> None:
+    """Create the spool if it is missing, migrate it if it is older; make its run directory.
+
+    Raises:
+        SpoolError: or a subclass; nothing is half done.
+    """
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder):
+        raise SpoolError(f"{path}: the directory {folder} does not exist; make it first")
+    refuse_network_file_system(path)
+    shared = bool(os.stat(folder).st_mode & stat.S_ISGID)
+    _make_file(path, shared)
+    connection = connect(path, create=True, busy_ms=busy_ms)
+    try:
+        with spool_errors(path, "creating the schema"):
+            while _user_version(connection) < version():
+                _migrate_one(connection)
+        require(connection, path, client=True)
+        _make_run_directory(path, shared)
+    finally:
+        connection.close()
+
+
+def _make_file(path: str, shared: bool) -> None:
+    """Create the empty file with its mode; -wal and -shm take theirs from it.
+
+    O_EXCL: an existing database is never opened and closed by path (that drops locks).
+    """
+    mode = 0o660 if shared else 0o600
+    try:
+        fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, mode)
+    except FileExistsError:
+        return
+    except OSError as error:
+        raise SpoolError(f"{path}: cannot be created ({error.strerror})") from error
+    try:
+        os.fchmod(fd, mode)
+    finally:
+        os.close(fd)
+
+
+def _make_run_directory(path: str, shared: bool) -> None:
+    folder = run_directory(path)
+    try:
+        os.mkdir(folder)
+        os.chmod(folder, 0o2770 if shared else 0o700)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise SpoolError(f"{folder}: cannot be created ({error.strerror})") from error
+
+
+def _migrate_one(connection: apsw.Connection) -> None:
+    """Apply the next migration in one transaction, unless another process just did."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        number = _user_version(connection) + 1
+        if number <= version():
+            for statement in _statements(connection, migrations()[number]):
+                connection.execute(statement).fetchall()
+            if number == 1:
+                connection.execute(f"PRAGMA application_id = {APPLICATION_ID}").fetchall()
+                for key, value in DEFAULTS.items():
+                    connection.execute("INSERT INTO meta VALUES (?, ?)", (key, value))
+            connection.execute(f"PRAGMA user_version = {number}").fetchall()
+        connection.execute("COMMIT")
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+
+
+def _statements(connection: apsw.Connection, text: str) -> list[str]:
+    """Split a file into statements; a trigger's inner semicolons do not end it."""
+    statements: list[str] = []
+    piece = ""
+    for line in text.splitlines(keepends=True):
+        piece += line
+        if line.rstrip().endswith(";") and apsw.complete(piece):
+            statements.append(piece)
+            piece = ""
+    if piece.strip() and not all(
+        line.strip().startswith("--") or not line.strip() for line in piece.splitlines()
+    ):
+        raise ValueError(f"migration ends within a statement: {piece[-60:]!r}")
+    return statements

@@ -1,0 +1,318 @@
+"""The engine's half of the SQLite store: one connection, used by one thread.
+
+This file owns the connection and the transactions; the verbs' SQL steps live in ``claims`` (lease,
+claim, open, settle), ``routes`` (the MX cache) and ``upkeep`` (lapse, expire, purge, clock).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import apsw
+
+from mailstrom.errors import SpoolError
+from mailstrom.storage.base import (
+    Checkpoint,
+    DueDomain,
+    Exchange,
+    Lane,
+    Lapsed,
+    Retention,
+    RouteAnswer,
+    Suspension,
+    Work,
+    WorkerRow,
+)
+from mailstrom.storage.sqlite import claims, routes, schema, upkeep
+from mailstrom.storage.sqlite.connection import connect, spool_errors
+from mailstrom.storage.sqlite.durable import Sync, WalSync, system_sync
+from mailstrom.storage.sqlite.rows import digest
+from mailstrom.storage.sqlite.sql import STATEMENTS, run
+from mailstrom.types import OnDoubt
+
+_T = TypeVar("_T")
+
+RESTART_BELOW_FRAMES = 500
+"""A checkpoint that leaves at most this many frames may wait (5 ms) to start the WAL again."""
+
+
+class SQLiteWorkerStore:
+    """``WorkerStore`` on a SQLite spool; not for several threads.
+
+    Args:
+        path: the database file; must exist with the current schema (see ``schema.prepare``).
+        busy_ms: how long to wait for another writer.
+        sync: what makes the -wal file durable.
+    """
+
+    def __init__(self, path: str, *, busy_ms: int = 10_000, sync: Sync = system_sync) -> None:
+        self.path = path
+        self._busy_ms = busy_ms
+        self._connection = connect(path, busy_ms=busy_ms, checkpoint_frames=0)
+        try:
+            schema.require(self._connection, path, client=False)
+        except BaseException:
+            self._connection.close()
+            raise
+        self._sync = WalSync(path, sync)
+        self._version = -1
+
+    def _write(self, doing: str, step: Callable[[apsw.Connection], _T]) -> _T:
+        """Run one step as one immediate transaction."""
+        connection = self._connection
+        with spool_errors(self.path, doing):
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                result = step(connection)
+                connection.execute("COMMIT")
+            except BaseException:
+                if not connection.get_autocommit():
+                    connection.execute("ROLLBACK")
+                raise
+        return result
+
+    def _read(self, doing: str, sql: str, values: dict[str, Any]) -> list[Any]:
+        with spool_errors(self.path, doing):
+            return self._connection.execute(sql, values).fetchall()
+
+    # --- workers ----------------------------------------------------------------------------
+
+    def register(
+        self, *, kind: str, pid: int, host: str, boot: str, lock: str, restarts: int, now_ms: int
+    ) -> WorkerRow:
+        """See ``WorkerStore.register``."""
+        values = {
+            "kind": kind,
+            "pid": pid,
+            "host": host,
+            "boot": boot,
+            "lock": lock,
+            "restarts": restarts,
+            "now_ms": now_ms,
+        }
+
+        def step(connection: apsw.Connection) -> int:
+            seq = run(connection, "worker_add", values)[0][0]
+            run(
+                connection,
+                "worker_event",
+                {"worker": seq, "type": "worker.started", "now_ms": now_ms},
+            )
+            return int(seq)
+
+        seq = self._write("registering a worker", step)
+        return WorkerRow(
+            seq=seq, kind=kind, pid=pid, host=host, state="starting", boot=boot, lock=lock
+        )
+
+    def beat(self, worker: int, *, state: str, sessions: int, now_ms: int) -> None:
+        """See ``WorkerStore.beat``."""
+        values = {"worker": worker, "state": state, "sessions": sessions, "now_ms": now_ms}
+        self._write("beating", lambda c: run(c, "worker_beat", values))
+
+    def retire(self, worker: int, *, state: str, now_ms: int) -> None:
+        """See ``WorkerStore.retire``."""
+        values = {"worker": worker, "state": state, "now_ms": now_ms}
+
+        def step(connection: apsw.Connection) -> None:
+            run(connection, "worker_end", values)
+            run(connection, "lapse_routes", {"worker": worker})
+            run(
+                connection,
+                "worker_event",
+                {"worker": worker, "type": "worker.stopped", "now_ms": now_ms},
+            )
+
+        self._write("ending a worker", step)
+
+    def workers(self, *, live: bool = True) -> list[WorkerRow]:
+        """See ``WorkerStore.workers``."""
+        rows = self._read(
+            "listing workers", STATEMENTS["workers_live" if live else "workers_all"], {}
+        )
+        return [
+            WorkerRow(
+                seq=row[0],
+                kind=row[1],
+                pid=row[2],
+                host=row[3],
+                state=row[4],
+                boot=row[5],
+                lock=row[6],
+            )
+            for row in rows
+        ]
+
+    def live_workers(self) -> int:
+        """See ``WorkerStore.live_workers``."""
+        return max(
+            1, int(self._read("counting workers", STATEMENTS["workers_delivering"], {})[0][0])
+        )
+
+    def tell(self, key: str, value: object) -> None:
+        """See ``WorkerStore.tell``; kept in ``meta``."""
+        values = {"key": key, "value": value}
+        self._write("writing meta", lambda c: run(c, "meta_set", values))
+
+    # --- routes -----------------------------------------------------------------------------
+
+    def use_routes(self, policy: str, now_ms: int) -> bool:
+        """See ``WorkerStore.use_routes``."""
+        return self._write("setting the routing policy", lambda c: routes.use(c, policy))
+
+    def due_domains(self, worker: int, limit: int, now_ms: int) -> list[DueDomain]:
+        """See ``WorkerStore.due_domains``."""
+        return self._write(
+            "taking domains to route", lambda c: routes.due(c, worker, limit, now_ms)
+        )
+
+    def put_route(self, worker: int, answer: RouteAnswer, now_ms: int) -> bool:
+        """See ``WorkerStore.put_route``."""
+        return self._write("storing a route", lambda c: routes.put(c, worker, answer, now_ms))
+
+    def give_back(self, worker: int, domain: str, retry_ms: int) -> None:
+        """See ``WorkerStore.give_back``."""
+        values = {"worker": worker, "name": domain, "retry_ms": retry_ms}
+        self._write("giving a domain back", lambda c: run(c, "give_back", values))
+
+    # --- lanes and claims -------------------------------------------------------------------
+
+    def due_sites(self, now_ms: int) -> list[int]:
+        """See ``WorkerStore.due_sites``."""
+        rows = self._read("looking for due sites", STATEMENTS["due_sites"], {"now_ms": now_ms})
+        return [row[0] for row in rows]
+
+    def lease(self, worker: int, *, want: int, limit: int, workers: int, now_ms: int) -> list[Lane]:
+        """See ``WorkerStore.lease``."""
+        return self._write(
+            "leasing lanes",
+            lambda c: claims.lease(
+                c, worker, want=want, limit=limit, workers=workers, now_ms=now_ms
+            ),
+        )
+
+    def release(self, lane: int, now_ms: int, *, on_doubt: OnDoubt = OnDoubt.RETRY) -> int:
+        """See ``WorkerStore.release``."""
+        return self._write("releasing a lane", lambda c: claims.release(c, lane, now_ms, on_doubt))
+
+    def exchange(self, work: Work, now_ms: int) -> Exchange:
+        """See ``WorkerStore.exchange``."""
+        if work.empty:
+            return Exchange(frozenset(), frozenset(), [])
+        return self._write("exchanging work", lambda c: claims.exchange(c, work, now_ms))
+
+    def chunk(self, content: int, number: int) -> bytes | None:
+        """See ``WorkerStore.chunk``."""
+        rows = self._read("reading content", STATEMENTS["chunk"], {"key": content * 4096 + number})
+        if not rows or digest(rows[0][0]) != rows[0][1]:
+            return None
+        return bytes(rows[0][0])
+
+    def suspend(self, suspension: Suspension, now_ms: int) -> int:
+        """See ``WorkerStore.suspend``."""
+        return self._write("suspending a site", lambda c: claims.suspend(c, suspension, now_ms))
+
+    def failures(self, site: int) -> int:
+        """See ``WorkerStore.failures``."""
+        rows = self._read("reading a site", STATEMENTS["site_failures"], {"site": site})
+        return int(rows[0][0]) if rows else 0
+
+    # --- upkeep -----------------------------------------------------------------------------
+
+    def lapse(
+        self, worker: int, *, boot: str, now_ms: int, on_doubt: OnDoubt = OnDoubt.RETRY
+    ) -> Lapsed:
+        """See ``WorkerStore.lapse``."""
+        return self._write(
+            "lapsing claims",
+            lambda c: upkeep.lapse(c, worker, boot=boot, now_ms=now_ms, on_doubt=on_doubt),
+        )
+
+    def expire(self, limit: int, now_ms: int) -> int:
+        """See ``WorkerStore.expire``."""
+        return self._write("expiring", lambda c: upkeep.expire(c, limit, now_ms))
+
+    def keep_clock(self, *, wall_ms: int, monotonic_ms: int, boot: str, limit: int) -> int:
+        """See ``WorkerStore.keep_clock``."""
+        return self._write(
+            "keeping the clock",
+            lambda c: upkeep.keep_clock(
+                c, wall_ms=wall_ms, monotonic_ms=monotonic_ms, boot=boot, limit=limit
+            ),
+        )
+
+    def purge(self, retention: Retention, limit: int, now_ms: int) -> int:
+        """See ``WorkerStore.purge``."""
+        return self._write("purging", lambda c: upkeep.purge(c, retention, limit, now_ms))
+
+    def checkpoint(self) -> Checkpoint:
+        """See ``WorkerStore.checkpoint``.
+
+        PASSIVE never waits. Once little is left, RESTART with a 5 ms limit lets the WAL start
+        again at its beginning; where a reader or writer is in the way, the next round tries again.
+        """
+        connection = self._connection
+        with spool_errors(self.path, "checkpointing"):
+            frames, moved = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+            mode = "passive"
+            if frames > 0 and frames - moved <= RESTART_BELOW_FRAMES:
+                connection.set_busy_timeout(5)
+                try:
+                    frames, moved = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_RESTART)
+                    mode = "restart"
+                except apsw.BusyError:
+                    pass
+                finally:
+                    connection.set_busy_timeout(self._busy_ms)
+        return Checkpoint(
+            frames=max(frames, 0), moved=max(moved, 0), wal_bytes=max(frames, 0) * 4120, mode=mode
+        )
+
+    def sync(self) -> None:
+        """See ``WorkerStore.sync``."""
+        self._sync()
+
+    def repair(self) -> bool:
+        """See ``WorkerStore.repair``: a RESTART checkpoint, then a fresh sync."""
+        connection = self._connection
+        with spool_errors(self.path, "repairing after a disk error"):
+            connection.execute("PRAGMA synchronous = 2").fetchall()
+            try:
+                frames, moved = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_RESTART)
+                if frames != moved:
+                    return False
+                self._sync.close()
+                self._sync.fresh()
+            except (apsw.Error, OSError):
+                return False
+            finally:
+                connection.execute("PRAGMA synchronous = 1").fetchall()
+        self._sync.heal()
+        return True
+
+    @property
+    def poisoned(self) -> bool:
+        """See ``WorkerStore.poisoned``."""
+        try:
+            self._sync.check()
+        except SpoolError:
+            return True
+        return False
+
+    def next_due_ms(self, now_ms: int) -> int | None:
+        """See ``WorkerStore.next_due_ms``."""
+        rows = self._read("looking for due work", STATEMENTS["next_due"], {})
+        return None if rows[0][0] is None else int(rows[0][0])
+
+    def changed(self) -> bool:
+        """See ``WorkerStore.changed``."""
+        version = self._read("looking for changes", "PRAGMA data_version", {})[0][0]
+        changed = bool(version != self._version)
+        self._version = version
+        return changed
+
+    def close(self) -> None:
+        """Close the connection; idempotent."""
+        self._connection.close()
+        self._sync.close()

@@ -1,0 +1,1 @@
+"""The parent process: spawns, watches, restarts and ends the engine's processes."""

@@ -1,0 +1,176 @@
+"""From a command line to a running supervisor and its exit code.
+
+Checks what must be in place before any process is started: a configuration, the engine's package,
+a spool of ours, and no other supervisor on it. What is wrong is said once, on standard error, with
+what to do; the log belongs to the running engine. Exit codes are those of the whole program:
+0 drained, 1 stopped at once or spool damaged, 64 usage, 73 cannot create, 75 busy, full or already
+supervised, 78 configuration, foreign spool or engine not installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
+from typing import NoReturn
+
+from mailstrom import events
+from mailstrom.config import Config, load, worker_count
+from mailstrom.errors import (
+    ConfigError,
+    NotASpool,
+    SchemaMismatch,
+    SpoolBusy,
+    SpoolCorrupt,
+    SpoolError,
+    SpoolFull,
+)
+from mailstrom.storage import prepare
+from mailstrom.supervisor.instance import Holder, lock_path, release_lock, take_lock
+from mailstrom.supervisor.supervision import DELIVERY, JANITOR, Supervision, Timing
+
+EXIT_FAILED = 1
+EXIT_USAGE = 64
+EXIT_CANNOT_CREATE = 73
+EXIT_BUSY = 75
+EXIT_CONFIG = 78
+
+_ENGINE = "mailstrom_workers"
+_NO_ENGINE = (
+    f"mailstrom: the engine's package {_ENGINE!r} is not installed for {sys.executable}; "
+    "install Mailstrom there as a whole, for example: python -m pip install mailstrom"
+)
+
+# Matched in order; whatever else a spool may say means that it cannot be made or written here.
+_SPOOL_EXITS: tuple[tuple[type[SpoolError], int], ...] = (
+    (SpoolBusy, EXIT_BUSY),
+    (SpoolFull, EXIT_BUSY),
+    (SpoolCorrupt, EXIT_FAILED),
+    (NotASpool, EXIT_CONFIG),
+    (SchemaMismatch, EXIT_CONFIG),
+    (SpoolError, EXIT_CANNOT_CREATE),
+)
+
+
+def engine_commands() -> dict[str, Sequence[str]]:
+    """The argv of each kind of child: this interpreter, and no working directory on its path."""
+    python = (sys.executable, "-P", "-m")
+    return {
+        DELIVERY: (*python, f"{_ENGINE}.delivery"),
+        JANITOR: (*python, f"{_ENGINE}.janitor"),
+    }
+
+
+def serve(
+    config: Config,
+    workers: int | None = None,
+    *,
+    commands: Mapping[str, Sequence[str]] | None = None,
+    reload: Callable[[], Config] | None = None,
+    timing: Timing | None = None,
+) -> int:
+    """Run the supervisor in this process, in its main thread, until a signal ends it.
+
+    Args:
+        config: the effective configuration; ``config.store`` is the spool, created if missing.
+        workers: number of delivery workers; None for what the configuration says.
+        commands: argv by kind of child; the engine's own when None.
+        reload: loads the configuration anew on HUP; when None, the file it came from is read again
+            with the same store.
+        timing: the parent's own patience.
+
+    Returns:
+        The exit code for the process, see the head of this file.
+    """
+    if commands is None:
+        if find_spec(_ENGINE) is None:
+            return _refuse(EXIT_CONFIG, _NO_ENGINE)
+        commands = engine_commands()
+    store = os.path.abspath(config.store)
+    try:
+        prepare(store)
+    except SpoolError as error:
+        code = next(code for kind, code in _SPOOL_EXITS if isinstance(error, kind))
+        return _refuse(code, f"mailstrom: {error}")
+    try:
+        lock = take_lock(store)
+    except OSError as error:
+        return _refuse(
+            EXIT_CANNOT_CREATE, f"mailstrom: cannot take the lock {lock_path(store)}: {error}"
+        )
+    if isinstance(lock, Holder):
+        return _refuse(
+            EXIT_BUSY,
+            f"mailstrom: a supervisor already serves {store}: pid {lock.pid} on host {lock.host}; "
+            "end that one first, or give this one another store",
+        )
+    try:
+        events.configure(config.log.level, config.log.format)
+        return Supervision(
+            config,
+            worker_count(config) if workers is None else workers,
+            store=store,
+            commands=commands,
+            reload=reload or (lambda: load(config.origin, store=config.store)),
+            timing=timing or Timing(),
+        ).run()
+    finally:
+        release_lock(lock)
+
+
+def main(argv: Sequence[str]) -> int:
+    """``python -m mailstrom.supervisor [--config F] [--store S] [--workers N]``.
+
+    Args:
+        argv: the arguments, without the program's name.
+
+    Returns:
+        The exit code for the process, see the head of this file.
+
+    Raises:
+        SystemExit: 64 on a usage error, 0 after ``--help``.
+    """
+    arguments = _Parser().parse_args(argv)
+    try:
+        config = load(arguments.config, store=arguments.store)
+    except ConfigError as error:
+        return _refuse(EXIT_CONFIG, f"mailstrom: {error}")
+    return serve(
+        config,
+        arguments.workers,
+        reload=lambda: load(arguments.config, store=config.store),
+    )
+
+
+class _Parser(argparse.ArgumentParser):
+    """The few options of the bare supervisor; ``mailstrom serve`` has the same."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            prog="python -m mailstrom.supervisor",
+            description="Deliver the mail of a spool until told to end (TERM drains, HUP reloads).",
+            allow_abbrev=False,
+        )
+        self.add_argument("--config", metavar="FILE", help="configuration file (TOML)")
+        self.add_argument("--store", metavar="PATH", help="the spool; created if missing")
+        self.add_argument(
+            "--workers", metavar="N", type=_positive, help="delivery workers (default: processors)"
+        )
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(EXIT_USAGE, f"{self.prog}: {message}\n")
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no number of workers; give 1 or more")
+    return number
+
+
+def _refuse(code: int, sentence: str) -> int:
+    print(sentence, file=sys.stderr, flush=True)
+    return code

@@ -1,0 +1,373 @@
+"""The parent's loop: obey signals, hear children, reap, restart, watch, drain, end.
+
+One thread, one ``poll`` over the signal wake-up pipe and the children's pipes. Signal handlers only
+count; the kernel's wake-up byte turns the loop, which does the work. Rules:
+
+* A child that dies unasked is started again: at once the first time, then after
+  ``policy.restart``'s delay, never twice within ``Timing.start_gap_s`` in one slot. The janitor is
+  told the dead process id, so that its claims lapse at once.
+* The watchdog judges silence by this process's own monotonic clock. When this loop itself was late
+  (stopped, starved, machine asleep) it has no right to judge: every child gets a fresh period.
+* First TERM or INT: deliveries drain, the janitor after the last of them; what outlives the drain
+  timeout is killed; exit 0. Second: all stop, killed after ``Timing.stop_s``; exit 1. Third: killed
+  now. HUP: a configuration that loads goes to every child, one that does not changes nothing.
+
+No SMTP, no DNS, no spool: this process must not be able to fail for a reason that lies in a mail.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+from types import FrameType
+
+from mailstrom import __version__, events
+from mailstrom.clock import monotonic_ms
+from mailstrom.config import Config, to_json
+from mailstrom.control import ControlError, Drain, Lapse, Reload, Stop
+from mailstrom.errors import ConfigError
+from mailstrom.supervisor.children import Child, Slot, child_environment, spawn
+
+DELIVERY = "delivery"
+JANITOR = "janitor"
+
+EXIT_DRAINED = 0
+EXIT_STOPPED = 1
+
+_CLEAN_EXIT = "exit 0"
+_WATCHED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """The parent's own patience, in seconds; what users may set is in the configuration.
+
+    Args:
+        ready_s: from a child's start to its ready report.
+        grace_s: beyond ``[delivery] drain_timeout``, for the last commit and the interpreter's end.
+        stop_s: from the second TERM to SIGKILL.
+        start_gap_s: between two starts in one slot.
+        window_s: deaths longer ago are forgotten by the back-off.
+        tick_s: the loop turns at least this often.
+    """
+
+    ready_s: float = 60.0
+    grace_s: float = 5.0
+    stop_s: float = 2.0
+    start_gap_s: float = 1.0
+    window_s: float = 600.0
+    tick_s: float = 1.0
+
+
+class _Phase(Enum):
+    RUNNING = auto()
+    DRAINING = auto()
+    STOPPING = auto()
+
+
+class _Signals:
+    """Counts signals and wakes a ``poll``; a context manager that puts everything back."""
+
+    def __init__(self) -> None:
+        self.ends = 0
+        self.reloads = 0
+        self.wake_fd = -1
+
+    def _count(self, number: int, frame: FrameType | None) -> None:
+        if number in (signal.SIGTERM, signal.SIGINT):
+            self.ends += 1
+        elif number == signal.SIGHUP:
+            self.reloads += 1
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[None]:
+        self.wake_fd, write_fd = os.pipe()
+        os.set_blocking(self.wake_fd, False)
+        os.set_blocking(write_fd, False)
+        before_fd = signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
+        before = {number: signal.signal(number, self._count) for number in _WATCHED}
+        try:
+            yield
+        finally:
+            for number, disposition in before.items():
+                signal.signal(number, disposition)
+            signal.set_wakeup_fd(before_fd)
+            os.close(self.wake_fd)
+            os.close(write_fd)
+
+    def drain_wakeups(self) -> None:
+        """Forget the wake-up bytes; the counts say what happened."""
+        with contextlib.suppress(BlockingIOError):
+            while os.read(self.wake_fd, 4096):
+                pass
+
+
+class Supervision:
+    """The children of one supervisor and everything that happens to them.
+
+    Args:
+        config: the effective configuration.
+        workers: number of delivery children.
+        store: absolute path of the spool.
+        commands: argv by kind of child.
+        reload: loads the configuration anew; raises ConfigError when it is unusable.
+        timing: the parent's own patience.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        workers: int,
+        *,
+        store: str,
+        commands: Mapping[str, Sequence[str]],
+        reload: Callable[[], Config],
+        timing: Timing,
+    ) -> None:
+        self._config = config
+        self._store = store
+        self._commands = commands
+        self._reload = reload
+        self._timing = timing
+        self._environment = child_environment(dict(os.environ), os.getcwd())
+        self._signals = _Signals()
+        self._phase = _Phase.RUNNING
+        self._announced = False
+        self._deadline_s = 0.0
+        self._janitor_told = False
+        now_s = _now_s()
+        self._turned_s = now_s
+        self._janitor = Slot(kind=JANITOR, number=0, start_s=now_s)
+        self._deliveries = [
+            Slot(kind=DELIVERY, number=number, start_s=now_s) for number in range(workers)
+        ]
+        self._slots = [self._janitor, *self._deliveries]
+
+    def run(self) -> int:
+        """Supervise until told to end.
+
+        Returns:
+            0 after a drain, 1 after a stop.
+        """
+        with self._signals.installed():
+            while True:
+                self._obey()
+                self._reap()
+                if self._phase is not _Phase.RUNNING and not self._living():
+                    break
+                self._start_due()
+                self._end_due()
+                self._hear()
+                self._watch()
+        code = EXIT_STOPPED if self._phase is _Phase.STOPPING else EXIT_DRAINED
+        events.supervisor_stopped(exit_code=code, pid=os.getpid())
+        return code
+
+    # Signals
+
+    def _obey(self) -> None:
+        self._signals.drain_wakeups()
+        if self._signals.reloads:
+            self._signals.reloads = 0
+            if self._phase is _Phase.RUNNING:
+                self._adopt()
+        if self._signals.ends >= 1 and self._phase is _Phase.RUNNING:
+            self._drain()
+        if self._signals.ends >= 2 and self._phase is _Phase.DRAINING:
+            self._stop()
+        if self._signals.ends >= 3:
+            self._deadline_s = _now_s()
+
+    def _drain(self) -> None:
+        self._phase = _Phase.DRAINING
+        timeout_s = self._config.delivery.drain_timeout
+        self._deadline_s = _now_s() + timeout_s + self._timing.grace_s
+        events.supervisor_draining(timeout_s=timeout_s, pid=os.getpid())
+        for slot in self._slots:
+            slot.start_s = None
+        for slot in self._deliveries:
+            if slot.child is not None:
+                slot.child.send(Drain())
+
+    def _stop(self) -> None:
+        self._phase = _Phase.STOPPING
+        self._deadline_s = _now_s() + self._timing.stop_s
+        for child in self._living():
+            child.send(Stop())
+
+    def _adopt(self) -> None:
+        """Take a freshly loaded configuration, whole or not at all."""
+        try:
+            config = self._reload()
+            command = Reload(config=self._values(config))
+            for child in self._living():
+                child.send(command)
+        except (ConfigError, ControlError, OSError) as error:
+            events.config_rejected(error=str(error), file=self._config.origin)
+            return
+        self._config = config
+        events.configure(config.log.level, config.log.format)
+        events.config_reloaded(file=config.origin)
+
+    # Children: end and start
+
+    def _reap(self) -> None:
+        for slot in self._slots:
+            child = slot.child
+            cause = None if child is None else child.reap()
+            if child is not None and cause is not None:
+                slot.child = None
+                if child.killed is not None:
+                    cause = f"{cause}: {child.killed}"
+                if self._phase is _Phase.RUNNING or cause != _CLEAN_EXIT:
+                    self._lose(slot, child.pid, cause)
+
+    def _lose(self, slot: Slot, pid: int, cause: str) -> None:
+        events.worker_lost(kind=slot.kind, slot=slot.number, pid=pid, cause=cause)
+        if slot is not self._janitor and self._janitor.child is not None and pid:
+            self._janitor.child.send(Lapse(pid=pid))
+        if self._phase is _Phase.RUNNING:
+            delay_s = slot.lost(
+                _now_s(),
+                self._config.supervisor.restart_backoff,
+                window_s=self._timing.window_s,
+                gap_s=self._timing.start_gap_s,
+            )
+            events.worker_restarting(
+                kind=slot.kind,
+                slot=slot.number,
+                delay_s=round(delay_s, 3),
+                exits=len(slot.exits_s),
+            )
+
+    def _start_due(self) -> None:
+        for slot in self._slots:
+            now_s = _now_s()
+            if slot.start_s is None or slot.start_s > now_s:
+                continue
+            slot.restarts += slot.started_s is not None
+            slot.started_s, slot.start_s = now_s, None
+            try:
+                slot.child = spawn(
+                    self._commands[slot.kind],
+                    slot=slot,
+                    store=self._store,
+                    config=self._values(self._config),
+                    environment=self._environment,
+                    now_s=now_s,
+                )
+            except (OSError, ControlError) as error:
+                self._lose(slot, 0, f"could not start: {error}")
+                continue
+            events.worker_started(
+                kind=slot.kind, slot=slot.number, pid=slot.child.pid, restarts=slot.restarts
+            )
+
+    def _end_due(self) -> None:
+        """While draining or stopping: the janitor's turn, and the end of patience."""
+        if self._phase is _Phase.RUNNING:
+            return
+        now_s = _now_s()
+        janitor = self._janitor.child
+        if (
+            self._phase is _Phase.DRAINING
+            and not self._janitor_told
+            and janitor is not None
+            and not any(slot.child for slot in self._deliveries)
+        ):
+            janitor.send(Drain())
+            self._janitor_told = True
+            self._deadline_s = max(self._deadline_s, now_s + self._timing.grace_s)
+        if now_s >= self._deadline_s:
+            spared = self._phase is _Phase.DRAINING and not self._janitor_told
+            for slot in self._deliveries if spared else self._slots:
+                if slot.child is not None and slot.child.killed is None:
+                    slot.child.kill(f"killed after the {self._phase.name.lower()} timeout")
+
+    # Children: life
+
+    def _watch(self) -> None:
+        # Judged at the time of the last hearing, not now: this process may have been stopped in
+        # between, and then what the children said meanwhile is still unread.
+        now_s = self._turned_s
+        for slot in self._slots:
+            child = slot.child
+            if child is None or child.killed is not None:
+                continue
+            reason = child.overdue(
+                now_s,
+                watchdog_s=self._config.supervisor.watchdog,
+                ready_s=self._timing.ready_s,
+            )
+            if reason is not None:
+                silent_s = round(now_s - child.heard_s, 3)
+                events.watchdog_killed(
+                    kind=slot.kind, pid=child.pid, slot=slot.number, silent_s=silent_s
+                )
+                child.kill(reason)
+
+    def _hear(self) -> None:
+        """Wait for whatever comes first, then take in what the children say."""
+        poller = select.poll()
+        poller.register(self._signals.wake_fd, select.POLLIN)
+        for child in self._living():
+            if child.listening:
+                poller.register(child.status_fd, select.POLLIN)
+            if child.unsent:
+                poller.register(child.control_fd, select.POLLOUT)
+        patience_s = self._patience_s()
+        poller.poll(patience_s * 1000)
+        now_s = _now_s()
+        late = now_s - self._turned_s > patience_s + self._config.supervisor.watchdog / 2
+        self._turned_s = now_s
+        for child in self._living():
+            if late:
+                child.heard_s = now_s
+            child.flush()
+            if child.listening:
+                try:
+                    child.hear(now_s)
+                except ControlError as error:
+                    child.kill(str(error))
+        self._announce()
+
+    def _announce(self) -> None:
+        if self._announced or self._phase is not _Phase.RUNNING:
+            return
+        if all(slot.child is not None and slot.child.ready for slot in self._slots):
+            self._announced = True
+            events.supervisor_ready(
+                workers=len(self._deliveries),
+                pid=os.getpid(),
+                store=self._store,
+                version=__version__,
+                config=self._config.origin,
+            )
+
+    # Small facts
+
+    def _patience_s(self) -> float:
+        now_s = _now_s()
+        tick_s = min(self._timing.tick_s, self._config.supervisor.watchdog / 4)
+        starts_s = [slot.start_s - now_s for slot in self._slots if slot.start_s is not None]
+        ends_s = [] if self._phase is _Phase.RUNNING else [self._deadline_s - now_s]
+        # What is past is done already: the killed wake us by SIGCHLD, and nothing is worth a spin.
+        return min(tick_s, *(wait_s for wait_s in (*starts_s, *ends_s) if wait_s > 0), tick_s)
+
+    def _living(self) -> list[Child]:
+        return [slot.child for slot in self._slots if slot.child is not None]
+
+    def _values(self, config: Config) -> dict[str, object]:
+        values: dict[str, object] = json.loads(to_json(config))
+        # Children stand in another folder, and none may ever be sent to another spool.
+        return {**values, "store": self._store}
+
+
+def _now_s() -> float:
+    return monotonic_ms() / 1000

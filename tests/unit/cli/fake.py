@@ -1,0 +1,125 @@
+"""A spool in memory with the client's face: what the command line may rely on, and no more."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from datetime import UTC, datetime
+from typing import Any, ClassVar
+
+from mailstrom.errors import MessageNotFound
+from mailstrom.types import MessageStatus, Reason, RecipientStatus, Status
+
+NOW = datetime(2030, 1, 31, 8, 0, tzinfo=UTC)
+
+
+def recipient(address: str, status: Status = Status.QUEUED, **fields: Any) -> RecipientStatus:
+    blank: dict[str, Any] = dict.fromkeys(
+        (
+            "reason",
+            "next_attempt_at",
+            "last_attempt_at",
+            "mx",
+            "reply_code",
+            "enhanced_code",
+            "reply_text",
+            "tls",
+        )
+    )
+    blank |= {"attempts": 0, "in_doubt": False} | fields
+    return RecipientStatus(address=address, status=status, **blank)
+
+
+def message(id: str, *recipients: RecipientStatus, **fields: Any) -> MessageStatus:
+    statuses = {r.status for r in recipients}
+    return MessageStatus(
+        id=id,
+        status=statuses.pop() if len(statuses) == 1 else Status.PARTIAL,
+        sender="from@sender.test",
+        size=123,
+        created_at=NOW,
+        send_at=NOW,
+        expires_at=NOW,
+        finished_at=None,
+        recipients={r.address: r for r in recipients},
+        **({"subject": "Hello"} | fields),
+    )
+
+
+REFUSED = recipient(
+    "b@x.test",
+    Status.FAILED,
+    reason=Reason.BOUNCED,
+    reply_code=550,
+    enhanced_code="5.1.1",
+    reply_text="5.1.1 no such \x1b[2Juser",
+)
+
+
+class FakeClient:
+    """Records every call; answers from class attributes that a test sets."""
+
+    messages: ClassVar[dict[str, MessageStatus]] = {}
+    rows: ClassVar[list[Any]] = []
+    findings: ClassVar[list[str]] = []
+    error: ClassVar[BaseException | None] = None
+    calls: ClassVar[list[tuple[Any, ...]]] = []
+
+    @classmethod
+    def reset(cls) -> None:
+        cls.messages, cls.rows, cls.findings, cls.error, cls.calls = {}, [], [], None, []
+
+    def __init__(self, store: str | None = None, *, config: str | None = None) -> None:
+        self.calls.append(("open", store, config))
+
+    @classmethod
+    def create(cls, path: str) -> FakeClient:
+        cls.calls.append(("create", path))
+        cls._maybe_fail()
+        return cls(path)
+
+    @classmethod
+    def _maybe_fail(cls) -> None:
+        if cls.error is not None:
+            raise cls.error
+
+    def close(self) -> None:
+        self.calls.append(("close",))
+
+    def send(self, content: bytes, /, **options: Any) -> str:
+        self.calls.append(("send", content, options))
+        self._maybe_fail()
+        return "id-1"
+
+    def status(self, id: str) -> MessageStatus:
+        if id not in self.messages:
+            raise MessageNotFound(f"no message {id}")
+        return self.messages[id]
+
+    def wait(self, id: str, timeout: float | None = None) -> MessageStatus:
+        self.calls.append(("wait", id, timeout))
+        self._maybe_fail()
+        status = self.messages[id]
+        if not status.completed:
+            raise TimeoutError
+        return status
+
+    def cancel(self, id: str, *, recipient: str | None = None) -> int:
+        self.calls.append(("cancel", id, recipient))
+        return 1
+
+    def retry(self, id: str, *, recipient: str | None = None) -> int:
+        self.calls.append(("retry", id, recipient))
+        return 1
+
+    def query(self, sql: str, params: Any = ()) -> list[Any]:
+        self.calls.append(("query", sql, list(params)))
+        self._maybe_fail()
+        return list(self.rows)
+
+    def check(self) -> list[str]:
+        return self.findings
+
+
+def named_rows(columns: str, *rows: tuple[Any, ...]) -> list[Any]:
+    shape = namedtuple("Row", columns)  # type: ignore[misc]
+    return [shape(*row) for row in rows]

@@ -1,0 +1,305 @@
+"""Every command: what it asks of the client, what it prints, how it ends."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mailstrom import errors
+from mailstrom.cli.exits import MEANINGS, Exit, exit_of
+from mailstrom.types import Status
+
+MAIL = b"From: a@x.test\nTo: b@y.test\nSubject: hi\n\nbody\n"
+
+
+def json_lines(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+# -- exit codes ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.InvalidMessage("x"), 65),
+        (errors.InvalidAddress("x"), 65),
+        (errors.IdempotencyConflict("x"), 65),
+        (errors.MessageNotFound("x"), 1),
+        (errors.ConfigError("x"), 78),
+        (errors.OutcomeUnknown("x", key="k"), 75),
+        (errors.SpoolBusy("x"), 75),
+        (errors.SpoolFull("x"), 75),
+        (errors.SpoolReadOnly("x"), 73),
+        (errors.SpoolCorrupt("x"), 1),
+        (errors.NotASpool("x"), 78),
+        (errors.SchemaMismatch("x"), 78),
+        (errors.SpoolError("x"), 73),
+    ],
+)
+def test_each_error_ends_with_its_code_and_one_sentence(
+    run: Any, fake: Any, error: Exception, code: int
+) -> None:
+    fake.FakeClient.error = error
+    done = run("send", stdin=MAIL)
+    assert (done.code, done.out, done.err) == (code, "", "mailstrom: x\n")
+
+
+def test_every_error_class_of_ours_has_a_code() -> None:
+    ours = [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, Exception)]
+    for cls in ours:
+        assert exit_of(cls.__new__(cls)) is not None
+    assert exit_of(ValueError("bug")) is None
+
+
+def test_every_exit_code_is_documented() -> None:
+    assert set(MEANINGS) == set(Exit)
+    assert sorted(MEANINGS) == [0, 1, 64, 65, 73, 75, 78]
+
+
+def test_a_bug_shows_its_traceback(run: Any, fake: Any) -> None:
+    fake.FakeClient.error = ZeroDivisionError()
+    with pytest.raises(ZeroDivisionError):
+        run("send", stdin=MAIL)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("nonsense",),
+        ("status",),
+        ("send", "--at", "tomorrow"),
+        ("send", "--wait=0"),
+        ("send", "--wait=soon"),
+        ("send", "--priority", "top"),
+        ("send", "/no/such/file"),
+        ("send", "-"),  # standard input is empty
+        ("queue", "cancel"),
+        ("queue", "retry", "--yes"),
+        ("queue", "list", "--status", "partial"),
+        ("queue", "list", "--limit", "-1"),
+        ("sql", ""),
+        ("sql", "--json", "--csv", "select 1"),
+        ("demo", "-n", "0"),
+        ("serve", "--workers", "0"),
+        ("serve", "extra"),
+    ],
+)
+def test_a_wrong_command_line_exits_64_and_touches_nothing(
+    run: Any, fake: Any, arguments: tuple[str, ...]
+) -> None:
+    done = run(*arguments)
+    assert done.code == 64
+    assert "Error" in done.err
+    assert fake.FakeClient.calls == []
+
+
+def test_version(run: Any) -> None:
+    from mailstrom import __version__
+
+    assert run("version").out == run("--version").out == f"mailstrom {__version__}\n"
+
+
+def test_help_names_every_command(run: Any) -> None:
+    done = run("--help")
+    assert done.code == 0
+    for name in ("serve", "send", "status", "queue", "sql", "store", "config", "demo", "version"):
+        assert f"\n  {name} " in done.out
+        assert run(name, "--help").code == 0
+
+
+# -- send ----------------------------------------------------------------------------------------
+
+
+def test_send_prints_the_id_alone(run: Any, fake: Any, tmp_path: Path) -> None:
+    file = tmp_path / "mail.eml"
+    file.write_bytes(MAIL)
+    done = run("send", str(file))
+    assert (done.code, done.out, done.err) == (0, "id-1\n", "")
+    _, content, options = next(call for call in fake.FakeClient.calls if call[0] == "send")
+    assert content == MAIL
+    assert options["sender"] is None
+    assert options["recipients"] is None
+    assert options["send_at"] is None
+    assert fake.FakeClient.calls[-1] == ("close",)
+
+
+def test_send_passes_every_option(run: Any, fake: Any) -> None:
+    done = run(
+        *("send", "--store", "s.db", "--config", "c.toml", "-f", "", "--to", "a@b.test"),
+        *("--to", "c@d.test", "--at", "2030-01-31T08:00:00+02:00", "--tag", "x", "--tag", "y"),
+        *("--key", "k", "--stream", "bulk", "--priority", "low", "--require-tls", "-"),
+        stdin=MAIL,
+    )
+    assert done.code == 0
+    assert fake.FakeClient.calls[0] == ("open", "s.db", "c.toml")
+    assert fake.FakeClient.calls[1] == (
+        "send",
+        MAIL,
+        {
+            "sender": "",
+            "recipients": ["a@b.test", "c@d.test"],
+            "send_at": datetime(2030, 1, 31, 6, tzinfo=UTC),
+            "tags": ("x", "y"),
+            "idempotency_key": "k",
+            "stream": "bulk",
+            "priority": "low",
+            "require_tls": True,
+        },
+    )
+
+
+def test_send_at_takes_a_delay(run: Any, fake: Any) -> None:
+    before = datetime.now(UTC)
+    run("send", "--at", "30m", stdin=MAIL)
+    send_at = fake.FakeClient.calls[1][2]["send_at"]
+    slack = timedelta(milliseconds=1)  # the spool's clock counts whole milliseconds
+    assert before - slack <= send_at - timedelta(minutes=30) <= datetime.now(UTC) + slack
+
+
+@pytest.mark.parametrize(
+    ("option", "limit"),
+    [("--wait", None), ("--wait=2.5", 2.5), ("--wait=2m", 120.0)],
+)
+def test_send_waits_until_final(
+    run: Any, fake: Any, option: str, limit: float | None, tmp_path: Path
+) -> None:
+    file = tmp_path / "mail.eml"
+    file.write_bytes(MAIL)
+    delivered = fake.recipient("b@y.test", Status.DELIVERED)
+    fake.FakeClient.messages = {"id-1": fake.message("id-1", delivered)}
+    done = run("send", option, str(file))
+    assert (done.code, done.out) == (0, "id-1\n")
+    assert ("wait", "id-1", limit) in fake.FakeClient.calls
+
+
+def test_send_wait_exits_1_and_says_which_recipient_failed(run: Any, fake: Any) -> None:
+    delivered = fake.recipient("a@x.test", Status.DELIVERED)
+    fake.FakeClient.messages = {"id-1": fake.message("id-1", delivered, fake.REFUSED)}
+    done = run("send", "--wait", stdin=MAIL)
+    assert (done.code, done.out) == (1, "id-1\n")
+    assert done.err == "mailstrom: b@x.test: failed (bounced) 550 5.1.1 no such \\x1b[2Juser\n"
+
+
+def test_send_wait_exits_75_when_time_runs_out_and_the_id_is_known(run: Any, fake: Any) -> None:
+    fake.FakeClient.messages = {"id-1": fake.message("id-1", fake.recipient("b@y.test"))}
+    done = run("send", "--wait=1", stdin=MAIL)
+    assert (done.code, done.out) == (75, "id-1\n")
+    assert "accepted but not final" in done.err
+
+
+def test_send_json_is_one_status_object(run: Any, fake: Any) -> None:
+    fake.FakeClient.messages = {"id-1": fake.message("id-1", fake.recipient("b@y.test"))}
+    expected = fake.FakeClient.messages["id-1"].to_dict()
+    assert json_lines(run("send", "--json", stdin=MAIL).out) == [expected]
+    timed_out = run("send", "--json", "--wait=1", stdin=MAIL)
+    assert (timed_out.code, json_lines(timed_out.out)) == (75, [expected])
+
+
+# -- status --------------------------------------------------------------------------------------
+
+
+def test_status_shows_each_recipient_without_control_characters(run: Any, fake: Any) -> None:
+    deferred = fake.recipient(
+        "a@x.test", Status.DEFERRED, attempts=2, next_attempt_at=fake.NOW, in_doubt=True
+    )
+    fake.FakeClient.messages = {
+        "id-1": fake.message("id-1", deferred, fake.REFUSED, subject="a\x1b[31m\nb", tags=("t",))
+    }
+    done = run("status", "id-1")
+    assert done.code == 0
+    assert "\x1b" not in done.out
+    assert "subject:     a\\x1b[31m\\x0ab\n" in done.out
+    (line,) = (line for line in done.out.splitlines() if line.startswith("a@x.test"))
+    assert line.split() == [
+        "a@x.test",
+        "deferred",
+        "(in",
+        "doubt)",
+        "2",
+        "2030-01-31T08:00:00.000Z",
+    ]
+    (line,) = (line for line in done.out.splitlines() if line.startswith("b@x.test"))
+    assert "550 5.1.1 no such" in line
+
+
+def test_status_json_is_to_dict(run: Any, fake: Any) -> None:
+    fake.FakeClient.messages = {"id-1": fake.message("id-1", fake.REFUSED)}
+    done = run("status", "id-1", "--json")
+    assert json_lines(done.out) == [fake.FakeClient.messages["id-1"].to_dict()]
+    assert done.out.isascii()
+    assert "\x1b" not in done.out
+
+
+def test_status_of_an_unknown_id_exits_1(run: Any, fake: Any) -> None:
+    assert run("status", "nope") == (1, "", "mailstrom: no message nope\n")
+
+
+# -- sql -----------------------------------------------------------------------------------------
+
+
+def queries(fake: Any) -> list[tuple[str, list[Any]]]:
+    return [call[1:] for call in fake.FakeClient.calls if call[0] == "query"]
+
+
+def test_sql_as_table_json_and_csv(run: Any, fake: Any) -> None:
+    fake.FakeClient.rows = fake.named_rows("a b c", (1, None, 'x,"\x07'), (2, b"\x00\xff", "y"))
+    assert run("sql", "select 1").out == "a  b        c\n1           x,\"\\x07\n2  x'00ff'  y\n"
+    assert json_lines(run("sql", "select 1", "--json").out) == [
+        {"a": 1, "b": None, "c": 'x,"\x07'},
+        {"a": 2, "b": "00ff", "c": "y"},
+    ]
+    table = list(csv.reader(io.StringIO(run("sql", "select 1", "--csv").out, newline="")))
+    assert table == [["a", "b", "c"], ["1", "", 'x,"\x07'], ["2", "00ff", "y"]]
+
+
+def test_sql_reads_the_query_from_standard_input(run: Any, fake: Any) -> None:
+    done = run("sql", "-", stdin=b"select 2")
+    assert queries(fake) == [("select 2", [])]
+    assert (done.code, done.out, done.err) == (0, "", "no rows\n")
+
+
+# -- store, config, version ----------------------------------------------------------------------
+
+
+def test_store_init_creates_where_told_or_where_the_configuration_says(
+    run: Any, fake: Any, tmp_path: Path
+) -> None:
+    assert run("store", "init", "here.db").out == "here.db\n"
+    file = tmp_path / "c.toml"
+    file.write_text('store = "there.db"')
+    assert run("store", "init", "--config", str(file)).out == f"{tmp_path / 'there.db'}\n"
+    created = [call[1] for call in fake.FakeClient.calls if call[0] == "create"]
+    assert created == ["here.db", str(tmp_path / "there.db")]
+
+
+def test_store_check_exits_1_on_findings(run: Any, fake: Any) -> None:
+    assert run("store", "check")[:2] == (0, "ok\n")
+    fake.FakeClient.findings = ["row 3 missing"]
+    assert run("store", "check")[:2] == (1, "row 3 missing\n")
+    assert json_lines(run("store", "check", "--json").out) == [{"finding": "row 3 missing"}]
+
+
+def test_config_show_and_check(run: Any, tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text('store = "there.db"\n[delivery]\nport = 2525\n')
+    rows = {row["key"]: row for row in json_lines(run("config", "show", str(file), "--json").out)}
+    assert rows["delivery.port"] == {"key": "delivery.port", "value": "2525", "origin": str(file)}
+    assert rows["retry.max_age"]["origin"] == "default"
+    assert run("config", "check", str(file))[:2] == (0, f"{file}: ok\n")
+    file.write_text("prot = 1")
+    done = run("config", "check", str(file))
+    assert (done.code, done.out) == (78, "")
+    assert str(file) in done.err
+
+
+def test_serve_with_a_missing_configuration_exits_78(run: Any, tmp_path: Path) -> None:
+    done = run("serve", "--config", str(tmp_path / "none.toml"))
+    assert done.code == 78
+    assert "no such configuration file" in done.err

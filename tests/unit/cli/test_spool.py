@@ -1,0 +1,88 @@
+"""The command line on a real spool: the client, its SQL and its errors are as it expects."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+MAIL = b"From: a@x.test\nTo: b@y.test, c@z.test\nSubject: hi\n\nbody\n"
+
+
+@pytest.fixture
+def spool(run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    path = str(tmp_path / "spool.db")
+    monkeypatch.setenv("MAILSTROM_STORE", path)
+    done = run("store", "init")
+    assert (done.code, done.out) == (0, f"{path}\n")
+    return path
+
+
+def rows(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.mark.usefixtures("spool")
+def test_a_message_from_send_to_cancel(run: Any) -> None:
+    id = run("send", stdin=MAIL).out.strip()
+    (status,) = rows(run("status", id, "--json").out)
+    assert list(status["recipients"]) == ["b@y.test", "c@z.test"]
+    listed = rows(run("queue", "list", "--json").out)
+    assert [(row["message_id"], row["address"]) for row in listed] == [
+        (id, "b@y.test"),
+        (id, "c@z.test"),
+    ]
+    assert run("queue", "cancel", "--domain", "Y.test", "--yes").out == "cancelled 1 recipient\n"
+    assert [row["address"] for row in rows(run("queue", "list", "--json").out)] == ["c@z.test"]
+    assert rows(run("queue", "count", "--all", "--json").out) == [
+        {"status": "cancelled", "recipients": 1, "messages": 1},
+        {"status": "queued", "recipients": 1, "messages": 1},
+    ]
+    again = run("queue", "retry", id, "--status", "cancelled", "--yes")
+    assert again.out == "retried 1 recipient\n"
+    assert run("queue", "cancel", id, "--yes").out == "cancelled 2 recipients\n"
+    assert run("queue", "list").out == ""
+    assert run("store", "check").out == "ok\n"
+
+
+@pytest.mark.usefixtures("spool")
+def test_the_same_key_gives_the_same_message(run: Any) -> None:
+    first, second = (run("send", "--key", "k", stdin=MAIL).out for _ in range(2))
+    assert first == second
+    other = run("send", "--key", "k", stdin=MAIL.replace(b"body", b"other"))
+    assert (other.code, other.out) == (65, "")
+
+
+@pytest.mark.usefixtures("spool")
+def test_a_bad_message_exits_65_and_stores_nothing(run: Any) -> None:
+    assert run("send", stdin=b"From: a@x.test\nSubject: nobody\n\nbody\n").code == 65
+    assert rows(run("sql", "--json", "select count(*) as n from messages").out) == [{"n": 0}]
+
+
+@pytest.mark.usefixtures("spool")
+def test_waiting_without_an_engine_runs_out_of_time(run: Any) -> None:
+    done = run("send", "--wait=0.01", stdin=MAIL)
+    assert done.code == 75
+    assert run("status", done.out.strip()).code == 0
+
+
+@pytest.mark.parametrize("query", ["selec", "select * from nowhere", "delete from messages"])
+@pytest.mark.usefixtures("spool")
+def test_sql_that_is_wrong_or_would_write_exits_64(run: Any, query: str) -> None:
+    done = run("sql", query)
+    assert (done.code, done.out) == (64, "")
+
+
+def test_a_file_that_is_no_spool_exits_78_and_stays_as_it_was(run: Any, tmp_path: Path) -> None:
+    other = tmp_path / "other.db"
+    other.write_bytes(b"not a database, but someone's file" * 100)
+    done = run("store", "check", str(other))
+    assert done.code == 78
+    assert str(other) in done.err
+    assert other.read_bytes() == b"not a database, but someone's file" * 100
+
+
+def test_a_place_where_nothing_can_be_made_exits_73(run: Any) -> None:
+    assert run("store", "init", "/proc/none/spool.db").code == 73

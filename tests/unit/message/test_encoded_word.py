@@ -1,0 +1,67 @@
+"""Encoded-words: bounded, cut between characters, and read back to the same text."""
+
+from __future__ import annotations
+
+from email.header import decode_header, make_header
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mailstrom.message.encoded_word import WORD, decode_words, encode_words
+
+TEXT = st.text(
+    alphabet=st.characters(exclude_categories=["Cs"]), min_size=1, max_size=120
+)  # any script, controls included
+
+
+@given(TEXT, st.integers(min_value=24, max_value=75))
+def test_text_survives_encoding(text: str, first: int) -> None:
+    words = encode_words(text, first=first)
+    assert decode_words(" ".join(words)) == text
+    assert decode_words("\t ".join(words)) == text
+
+
+@given(TEXT, st.integers(min_value=24, max_value=75))
+def test_each_word_stands_alone(text: str, first: int) -> None:
+    words = encode_words(text, first=first)
+    assert len(words[0]) <= first
+    for word in words:
+        assert len(word) <= 75
+        assert WORD.fullmatch(word)
+        assert word.isascii()
+        assert "\ufffd" not in decode_words(word).replace("\ufffd" if "\ufffd" in text else "", "")
+    assert "".join(decode_words(word) for word in words) == text
+
+
+@given(st.text(alphabet="aä漢😀 =?_,<>@\"'.", min_size=1, max_size=80))
+def test_the_standard_decoder_reads_the_same(text: str) -> None:
+    assert str(make_header(decode_header("\n ".join(encode_words(text))))) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "decoded"),
+    [
+        ("plain", "plain"),
+        ("=?utf-8?q?a?= b", "a b"),
+        ("a =?utf-8?q?b?=", "a b"),
+        ("=?utf-8?q?a_b?=", "a b"),
+        ("=?ISO-8859-1?Q?J=F6rg?=", "Jörg"),
+        ("=?utf-8*de?B?SsO2cmc=?=", "Jörg"),
+        ("=?utf-8?b?SsO2cmc?=", "Jörg"),
+        ("=?utf-8?q?=C3?= =?utf-8?q?=B6?=", "ö"),
+        ("=?utf-8?q?=C3?= =?latin-1?q?=B6?=", "\ufffd¶"),
+        ("=?no-such?q?a?=", "=?no-such?q?a?="),
+        ("=?hex?q?61?=", "=?hex?q?61?="),
+        ("=?utf-8?x?a?=", "=?utf-8?x?a?="),
+        ("=?utf-8?q?a", "=?utf-8?q?a"),
+        ("=?", "=?"),
+    ],
+)
+def test_reads_what_others_wrote(text: str, decoded: str) -> None:
+    assert decode_words(text) == decoded
+
+
+@given(st.text(max_size=60), st.sampled_from(["q", "b", "Q", "B"]), st.text(max_size=10))
+def test_no_word_makes_the_decoder_fail(payload: str, encoding: str, charset: str) -> None:
+    decode_words(f"x =?{charset}?{encoding}?{payload}?= y")

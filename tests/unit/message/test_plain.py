@@ -1,0 +1,296 @@
+"""Messages given as bytes: what is refused by which rule, and that the rest is left alone."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mailstrom.errors import InvalidMessage
+from mailstrom.message import Prepared, compose
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+FULL = (
+    b"From: Ann <ann@a.example>\r\n"
+    b"To: bob@b.example\r\n"
+    b"Date: Thu, 01 Jan 2026 00:00:00 +0000\r\n"
+    b"Message-ID: <1@a.example>\r\n"
+    b"Subject: =?utf-8?q?Gr=C3=BC=C3=9Fe?=\r\n"
+    b"\r\n"
+    b"Hello\r\n.\r\nFrom here\r\n"
+)
+
+
+def prepare(content: bytes, **arguments: object) -> Prepared:
+    return compose(
+        content,
+        now=NOW,
+        id_domain_fallback="fallback.example",
+        **arguments,  # type: ignore[arg-type]
+    )
+
+
+def test_a_complete_message_is_left_alone() -> None:
+    prepared = prepare(FULL)
+    assert prepared == Prepared(
+        content=FULL,
+        sender="ann@a.example",
+        recipients=("bob@b.example",),
+        message_id="<1@a.example>",
+        subject="Grüße",
+        eightbit=False,
+        smtputf8=False,
+    )
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_every_bytes_type_is_taken_and_left_unchanged(kind: Any) -> None:
+    given_object = kind(FULL)
+    assert prepare(given_object).content == FULL
+    assert bytes(given_object) == FULL
+
+
+def test_line_feeds_become_crlf() -> None:
+    assert prepare(FULL.replace(b"\r\n", b"\n")).content == FULL
+
+
+def test_the_last_line_is_ended() -> None:
+    assert prepare(FULL[:-2]).content == FULL
+
+
+def test_missing_date_and_message_id_are_put_on_top() -> None:
+    bare = b"From: ann@a.example\r\nTo: bob@b.example\r\n\r\nx\r\n"
+    prepared = prepare(bare)
+    date, message_id, rest = prepared.content.split(b"\r\n", 2)
+    assert date == b"Date: Fri, 02 Jan 2026 03:04:05 +0000"
+    assert message_id == b"Message-ID: " + prepared.message_id.encode()
+    assert prepared.message_id.endswith(".1767323045000@a.example>")
+    assert rest == bare
+    assert prepare(bare).message_id != prepared.message_id
+
+
+def test_mime_version_is_added_where_mime_headers_stand_without_it() -> None:
+    typed = FULL.replace(b"\r\n\r\n", b"\r\nContent-Type: text/plain\r\n\r\n", 1)
+    assert prepare(typed).content == b"MIME-Version: 1.0\r\n" + typed
+
+
+def test_blind_copies_and_return_path_are_removed_with_their_continuations() -> None:
+    marked = (
+        b"Return-Path: <x@x.example>\r\n"
+        b"BCC: secret@c.example,\r\n\tother@c.example\r\n"
+        b"Resent-Bcc: hidden@c.example\r\n" + FULL
+    )
+    prepared = prepare(marked, sender="ann@a.example", recipients=["bob@b.example"])
+    assert prepared.content == FULL
+
+
+def test_blind_copies_are_recipients() -> None:
+    marked = b"Bcc: secret@c.example,\r\n BOB@B.example\r\nCc: g: bob@B.EXAMPLE;\r\n" + FULL
+    prepared = prepare(marked)
+    assert prepared.recipients == ("bob@b.example", "secret@c.example", "BOB@b.example")
+    assert b"secret" not in prepared.content
+
+
+def test_the_newest_resent_block_is_the_envelope() -> None:
+    resent = (
+        b"Resent-From: carl@c.example\r\nResent-To: dora@d.example\r\n"
+        b"Resent-From: old@o.example\r\nResent-To: older@o.example\r\n" + FULL
+    )
+    prepared = prepare(resent)
+    assert (prepared.sender, prepared.recipients) == ("carl@c.example", ("dora@d.example",))
+
+
+def test_eight_bit_bodies_are_kept_and_marked() -> None:
+    prepared = prepare(FULL + "ü\r\n".encode())
+    assert prepared.content == FULL + "ü\r\n".encode()
+    assert (prepared.eightbit, prepared.smtputf8) == (True, False)
+
+
+def test_utf8_headers_need_smtputf8() -> None:
+    prepared = prepare(FULL.replace(b"Ann", "Änn".encode()))
+    assert (prepared.eightbit, prepared.smtputf8) == (True, True)
+
+
+def test_utf8_recipients_need_smtputf8() -> None:
+    prepared = prepare(FULL, recipients=["jörg@b.example"])
+    assert (prepared.eightbit, prepared.smtputf8) == (False, True)
+
+
+def test_malformed_headers_that_are_not_needed_pass() -> None:
+    odd = FULL.replace(b"To: bob@b.example", b"To: undisclosed").replace(b"Ann <", b"Ann <<")
+    prepared = prepare(odd, sender="", recipients=["bob@b.example"])
+    assert prepared.content == odd
+
+
+def head(*lines: bytes) -> bytes:
+    return b"".join(line + b"\r\n" for line in lines) + FULL
+
+
+def without(name: bytes) -> bytes:
+    return b"".join(line for line in FULL.splitlines(True) if not line.startswith(name))
+
+
+@pytest.mark.parametrize(
+    ("content", "rule"),
+    [
+        (b"", "from-missing"),
+        (b"From: a@b.c\r\nTo: d@e.f\r\n", "blank-line-missing"),
+        (b"\r\n", "from-missing"),
+        (b"\r\nFrom: a@b.c\r\n", "from-missing"),
+        (FULL.partition(b"\r\n\r\n")[0], "blank-line-missing"),
+        (FULL + b"\0", "nul"),
+        (FULL + b"a\nb\r\n", "line-endings"),
+        (FULL + b"a\rb\r\n", "line-endings"),
+        (FULL + b"a\r\r\n", "line-endings"),
+        (FULL.replace(b"\r\n", b"\r"), "line-endings"),
+        (FULL.replace(b"\r\n", b"\n") + b"\r", "line-endings"),
+        (FULL + b"x" * 999 + b"\r\n", "line-too-long"),
+        (FULL + b"x" * 999, "line-too-long"),
+        (head(b"X: " + b"x" * 996), "line-too-long"),
+        (head(b"no colon"), "header-syntax"),
+        (head(b"From ann@a.example Thu Jan 1"), "header-syntax"),
+        (head(b" leading: continuation"), "header-syntax"),
+        (head(b"Subject : space before colon"), "header-syntax"),
+        (head(b": no name"), "header-syntax"),
+        (head("Sübject: x".encode()), "header-syntax"),
+        (head(b"X: a", b" \t", b" b"), "header-blank-fold"),
+        (head(b"X: a\x07"), "header-control"),
+        (head(b"X: a\x7f"), "header-control"),
+        (head("X: a\u2028Bcc: b".encode()), "header-control"),
+        (head("X: a\u0085Bcc: b".encode()), "header-control"),
+        (head(b"X: \xff"), "header-undecodable"),
+        (head(b"X: \xc0\xae"), "header-undecodable"),
+        (head(b"X: \xed\xa0\x80"), "header-undecodable"),
+        (without(b"From:"), "from-missing"),
+        (head(b"From: b@b.example"), "from-duplicate"),
+        (head(b"TO: b@b.example"), "duplicate-header"),
+        (head(b"Subject: again"), "duplicate-header"),
+        (head(b"date: x"), "duplicate-header"),
+        (head(b"message-id: <2@a.example>"), "duplicate-header"),
+        (head(b"Content-Type: a/b", b"Content-Type: c/d"), "duplicate-header"),
+        (without(b"To:"), "no-recipients"),
+        (without(b"To:").replace(b"From:", b"To: g:;\r\nFrom:"), "no-recipients"),
+        (FULL.replace(b"Ann <ann@a.example>", b"g:;"), "no-sender"),
+        (FULL.replace(b"Ann <", b"b@b.example, <"), "sender-ambiguous"),
+        (head(b"Sender: a@b.c, d@e.f"), "sender-ambiguous"),
+        (FULL.replace(b"<1@a.example>", b""), "message-id"),
+        (FULL.replace(b"bob@b.example", b"bob"), "address-syntax"),
+        (FULL.replace(b"bob@b.example", b"bob@b_b.example"), "domain-character"),
+    ],
+)
+def test_refuses_by_a_named_rule(content: bytes, rule: str) -> None:
+    with pytest.raises(InvalidMessage) as caught:
+        prepare(content)
+    assert caught.value.rule == rule
+
+
+@pytest.mark.parametrize("size", [990, 997, 998])
+def test_lines_up_to_998_octets_pass(size: int) -> None:
+    body = (b"y" * size + b"\r\n") * 3 + b"z" * size
+    assert prepare(FULL + body).content == FULL + body + b"\r\n"
+
+
+@pytest.mark.parametrize("value", ["From: a@b.c\n\nx", None, 5, object(), [FULL]])
+def test_refuses_other_types_with_a_hint(value: object) -> None:
+    with pytest.raises(InvalidMessage) as caught:
+        prepare(value)  # type: ignore[arg-type]
+    assert caught.value.rule == "message-type"
+    assert "bytes" in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["bob@b.example", b"bob@b.example", 5])
+def test_recipients_are_a_list(value: object) -> None:
+    with pytest.raises(InvalidMessage) as caught:
+        prepare(FULL, recipients=value)
+    assert caught.value.rule == "recipients-type"
+
+
+def test_no_recipients_given_are_none() -> None:
+    with pytest.raises(InvalidMessage) as caught:
+        prepare(FULL, recipients=[])
+    assert caught.value.rule == "no-recipients"
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "bob@b.example\r\nDATA",
+        "bob@b.example>\r\nRCPT TO:<x@y.z",
+        "Bob <bob@b.example>\r\n",
+        "Bob\r\n <bob@b.example>",
+        "a@b.example, b@b.example",
+        "A <a@b.example>, B <b@b.example>",
+        "g: a@b.example;",
+        b"a@b.example",
+        5,
+    ],
+)
+@pytest.mark.parametrize("argument", ["sender", "recipients"])
+def test_address_arguments_are_checked(argument: str, address: object) -> None:
+    value = address if argument == "sender" else [address]
+    with pytest.raises(InvalidMessage) as caught:
+        prepare(FULL, **{argument: value})
+    assert caught.value.header == argument
+
+
+@pytest.mark.parametrize("address", ["", None])
+def test_a_recipient_is_never_empty(address: object) -> None:
+    with pytest.raises(InvalidMessage) as caught:
+        prepare(FULL, recipients=[address])
+    assert caught.value.header == "recipients"
+
+
+def test_address_arguments_may_have_a_display_name() -> None:
+    prepared = prepare(FULL, sender="A <a@B.example>", recipients=['"x, y" <c@d.example>'])
+    assert (prepared.sender, prepared.recipients) == ("a@b.example", ("c@d.example",))
+
+
+def test_the_null_sender_takes_the_id_domain_from_the_author() -> None:
+    bare = without(b"Message-ID:")
+    assert prepare(bare, sender="").sender == ""
+    assert prepare(bare, sender="").message_id.endswith("@a.example>")
+    anonymous = bare.replace(b"Ann <ann@a.example>", b"g:;")
+    assert prepare(anonymous, sender="").message_id.endswith("@fallback.example>")
+
+
+def test_a_naive_time_is_a_programming_error() -> None:
+    naive = NOW.replace(tzinfo=None)
+    with pytest.raises(ValueError, match="naive"):
+        compose(FULL, now=naive, id_domain_fallback="x.example")
+
+
+def test_the_displayed_subject_is_bounded_and_printable() -> None:
+    bad = FULL.replace(b"=?utf-8?q?Gr=C3=BC=C3=9Fe?=", b"=?utf-8?q?a=0D=0Ab=00=1B[31m?=")
+    assert prepare(bad).subject == "a  b  [31m"
+    long = FULL.replace(b"Subject: ", b"Subject: " + b"\r\n ".join([b"x" * 500] * 4))
+    assert len(prepare(long).subject) == 998
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            [b"From: a@b.c", b"To: d@e.f", b"\r\n", b"\n", b"\r", b" ", b"\t", b":", b"\0",
+             b"Bcc: x@y.z", b"\xc3\xbc", b"\xff", b"Content-Type: text/plain", b"x" * 500, b"<>",
+             b"Resent-To: q@r.s", b"=?utf-8?q?a?=", b"(", b'"']
+        ),
+        max_size=14,
+    )
+)  # fmt: skip
+def test_any_octets_are_sound_or_refused(pieces: list[bytes]) -> None:
+    content = b"From: a@b.c\r\nTo: d@e.f\r\n" + b"".join(pieces)
+    try:
+        prepared = prepare(content)
+    except InvalidMessage:
+        return
+    assert_sound(prepared.content)
+    assert b"\r\nbcc:" not in (b"\r\n" + prepared.content).partition(b"\r\n\r\n")[0].lower()
+
+
+def assert_sound(content: bytes) -> None:
+    assert content.endswith(b"\r\n")
+    assert content.count(b"\r") == content.count(b"\n") == content.count(b"\r\n")
+    assert b"\0" not in content
+    assert max(map(len, content.split(b"\r\n"))) <= 998

@@ -1,0 +1,98 @@
+"""The instance lock: one holder, named to the next, freed by death whatever the file says."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mailstrom.supervisor import instance
+from mailstrom.supervisor.instance import Holder, lock_path, release_lock, take_lock
+
+HOLD = """
+import sys
+from mailstrom.supervisor import instance
+from mailstrom.supervisor.instance import take_lock
+print(take_lock(sys.argv[1]), flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> str:
+    store = str(tmp_path / "spool.db")
+    lock_path(store).parent.mkdir()
+    return store
+
+
+def test_the_second_is_told_who_the_first_is(store: str) -> None:
+    lock = take_lock(store)
+    assert isinstance(lock, int)
+
+    assert take_lock(store) == Holder(pid=os.getpid(), host=socket.gethostname())
+
+    release_lock(lock)
+    again = take_lock(store)
+    assert isinstance(again, int)
+    release_lock(again)
+
+
+def test_a_released_lock_names_nobody(store: str) -> None:
+    lock = take_lock(store)
+    assert isinstance(lock, int)
+    release_lock(lock)
+
+    assert lock_path(store).read_bytes() == b""
+
+
+def test_a_killed_holders_words_do_not_hold(store: str) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-P", "-c", HOLD, store], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline().strip().isdigit()
+        assert take_lock(store) == Holder(pid=first.pid, host=socket.gethostname())
+        first.kill()
+        first.wait(30)
+
+    assert json.loads(lock_path(store).read_bytes())["pid"] == first.pid
+    lock = take_lock(store)
+    assert isinstance(lock, int)
+    assert json.loads(lock_path(store).read_bytes())["pid"] == os.getpid()
+    release_lock(lock)
+
+
+@pytest.mark.parametrize(
+    "words", [b"", b"{", b"[1]", b'{"pid": "x", "host": "h"}', b'{"pid": 1}', b"\xff\xfe"]
+)
+def test_a_file_that_names_nobody_still_refuses(
+    store: str, words: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(instance, "_PATIENCE_MS", 50)
+    lock = take_lock(store)
+    assert isinstance(lock, int)
+    lock_path(store).write_bytes(words)
+
+    assert take_lock(store) == Holder(pid=0, host="unknown")
+
+    release_lock(lock)
+
+
+def test_the_lock_is_not_inherited(store: str) -> None:
+    lock = take_lock(store)
+    assert isinstance(lock, int)
+    with subprocess.Popen(
+        [sys.executable, "-c", "import sys; sys.stdin.read()"],
+        stdin=subprocess.PIPE,
+        close_fds=False,
+    ) as orphan:
+        release_lock(lock)
+        again = take_lock(store)
+        assert orphan.poll() is None
+    assert isinstance(again, int)
+    release_lock(again)

@@ -1,0 +1,488 @@
+"""The resolver against a real DNS server on loopback: RFC 5321 section 5, RFC 7505.
+
+One file past 400 lines: it is one table of zones and what they mean, with its few companions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+import trustme
+
+from mailstrom.errors import ConfigError
+from mailstrom.testing.dns import DNSServer, Zone
+from mailstrom.types import Route, RouteResult
+from mailstrom_workers.resolver import AddressError, Resolver
+
+T = TypeVar("T")
+Ask = Callable[[Resolver, DNSServer], Awaitable[T]]
+OWN = ("mail.us.test",)
+
+
+def with_dns(zone: Zone, ask: Ask[T], *, timeout: float = 5.0, loopback: bool = False) -> T:
+    async def run() -> T:
+        async with DNSServer(zone) as server:
+            resolver = Resolver(
+                [(server.host, server.port)],
+                timeout,
+                own_names=OWN,
+                allow_loopback=loopback,
+                random=lambda: 0.5,
+            )
+            try:
+                return await ask(resolver, server)
+            finally:
+                await resolver.close()
+
+    return asyncio.run(run())
+
+
+def route(zone: Zone, domain: str = "d.test", *, timeout: float = 5.0) -> Route:
+    return with_dns(zone, lambda resolver, _: resolver.route(domain), timeout=timeout)
+
+
+def names(found: Route) -> list[str]:
+    return [host.name for host in found.hosts]
+
+
+CHAIN = {f"c{i}.test": {"CNAME": [f"c{i + 1}.test"]} for i in range(30)}
+
+# zone, result, host names
+ROUTES: dict[str, tuple[Zone, RouteResult, list[str]]] = {
+    "mx sorted by preference": (
+        {"d.test": {"MX": ["20 b.test", "10 c.test", "30 a.test"]}},
+        RouteResult.MX,
+        ["c.test", "b.test", "a.test"],
+    ),
+    "mx names in lower case": (
+        {"d.test": {"MX": ["10 MX.Example.TEST"]}},
+        RouteResult.MX,
+        ["mx.example.test"],
+    ),
+    "the same mx twice counts once, with its best preference": (
+        {"d.test": {"MX": ["20 a.test", "10 b.test", "5 a.test"]}},
+        RouteResult.MX,
+        ["a.test", "b.test"],
+    ),
+    "no mx but an address": ({"d.test": {"A": ["192.0.2.1"]}}, RouteResult.IMPLICIT, ["d.test"]),
+    "no mx but an ipv6 address": (
+        {"d.test": {"AAAA": ["2001:db8::1"]}},
+        RouteResult.IMPLICIT,
+        ["d.test"],
+    ),
+    "implicit mx though one family fails": (
+        {"d.test": {"A": ["192.0.2.1"], "AAAA": "SERVFAIL"}},
+        RouteResult.IMPLICIT,
+        ["d.test"],
+    ),
+    "neither mx nor address": ({"d.test": {"TXT": ["x"]}}, RouteResult.NO_DOMAIN, []),
+    "only names below it": ({"www.d.test": {"A": ["192.0.2.1"]}}, RouteResult.NO_DOMAIN, []),
+    "no such domain": ({}, RouteResult.NO_DOMAIN, []),
+    "no address and one family unknown": (
+        {"d.test": {"AAAA": "SERVFAIL"}},
+        RouteResult.TEMPORARY,
+        [],
+    ),
+    "null mx": ({"d.test": {"MX": ["0 ."]}}, RouteResult.NULL_MX, []),
+    "null mx beats an address": (
+        {"d.test": {"MX": ["0 ."], "A": ["192.0.2.1"]}},
+        RouteResult.NULL_MX,
+        [],
+    ),
+    "root among others is ignored": (
+        {"d.test": {"MX": ["0 .", "10 a.test"]}},
+        RouteResult.MX,
+        ["a.test"],
+    ),
+    "servfail": ({"d.test": {"MX": "SERVFAIL", "A": ["192.0.2.1"]}}, RouteResult.TEMPORARY, []),
+    "refused": ({"d.test": {"MX": "REFUSED", "A": ["192.0.2.1"]}}, RouteResult.TEMPORARY, []),
+    "formerr": ({"d.test": {"MX": "FORMERR", "A": ["192.0.2.1"]}}, RouteResult.TEMPORARY, []),
+    "truncated, whole by tcp": (
+        {"d.test": {"MX": {"values": ["10 a.test"], "fault": "TRUNCATE"}}},
+        RouteResult.MX,
+        ["a.test"],
+    ),
+    "truncated and tcp dead": (
+        {"d.test": {"MX": "TRUNCATE_DEAD", "A": ["192.0.2.1"]}},
+        RouteResult.TEMPORARY,
+        [],
+    ),
+    "ip text as mx is no host": (
+        {"d.test": {"MX": ["10 192.0.2.7", "20 a.test"]}},
+        RouteResult.MX,
+        ["a.test"],
+    ),
+    "only ip text as mx": ({"d.test": {"MX": ["10 192.0.2.7"]}}, RouteResult.TEMPORARY, []),
+    "nul, space, control, dot in a label": (
+        {
+            "d.test": {
+                "MX": [
+                    r"1 a\000b.test",
+                    r"2 a\032b.test",
+                    r"3 a\013\010b.test",
+                    r"4 a\.b.test",
+                    "9 a.test",
+                ]
+            }
+        },
+        RouteResult.MX,
+        ["a.test"],
+    ),
+    "own name and worse ones removed": (
+        {"d.test": {"MX": ["10 a.test", "20 MAIL.us.test", "20 b.test", "30 c.test"]}},
+        RouteResult.MX,
+        ["a.test"],
+    ),
+    "own name is best": (
+        {"d.test": {"MX": ["10 mail.us.test", "10 b.test", "20 c.test"]}},
+        RouteResult.LOOP,
+        [],
+    ),
+    "own name by cname is implicit": (
+        {"d.test": {"CNAME": ["mail.us.test"]}, "mail.us.test": {"A": ["192.0.2.1"]}},
+        RouteResult.LOOP,
+        [],
+    ),
+    "cname to a domain with mx": (
+        {"d.test": {"CNAME": ["e.test"]}, "e.test": {"MX": ["10 a.test"]}},
+        RouteResult.MX,
+        ["a.test"],
+    ),
+    "cname to a domain without mx": (
+        {"d.test": {"CNAME": ["e.test"]}, "e.test": {"A": ["192.0.2.1"]}},
+        RouteResult.IMPLICIT,
+        ["e.test"],
+    ),
+    "cname to nothing": ({"d.test": {"CNAME": ["e.test"]}}, RouteResult.NO_DOMAIN, []),
+    "cname to servfail": (
+        {"d.test": {"CNAME": ["e.test"]}, "e.test": "SERVFAIL"},
+        RouteResult.TEMPORARY,
+        [],
+    ),
+    "cname loop": (
+        {"d.test": {"CNAME": ["e.test"]}, "e.test": {"CNAME": ["d.test"]}},
+        RouteResult.TEMPORARY,
+        [],
+    ),
+    "cname to itself": ({"d.test": {"CNAME": ["d.test"]}}, RouteResult.TEMPORARY, []),
+    "long cname chain": (
+        {"d.test": {"CNAME": ["c0.test"]}, **CHAIN, "c30.test": {"MX": ["10 a.test"]}},
+        RouteResult.TEMPORARY,
+        [],
+    ),
+    "eight cnames are followed": (
+        {"d.test": {"CNAME": ["c23.test"]}, **CHAIN, "c30.test": {"MX": ["10 a.test"]}},
+        RouteResult.MX,
+        ["a.test"],
+    ),
+    "nine cnames are not": (
+        {"d.test": {"CNAME": ["c22.test"]}, **CHAIN, "c30.test": {"MX": ["10 a.test"]}},
+        RouteResult.TEMPORARY,
+        [],
+    ),
+    "cname into strange characters": (
+        {"d.test": {"CNAME": [r"a\032b.test"]}, r"a\032b.test": {"MX": ["10 a.test"]}},
+        RouteResult.TEMPORARY,
+        [],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ROUTES)
+def test_route(case: str) -> None:
+    zone, result, hosts = ROUTES[case]
+    found = route(zone)
+    assert (found.result, names(found)) == (result, hosts)
+    assert (found.error is None) == bool(hosts)
+    assert found.domain == "d.test"
+
+
+@pytest.mark.parametrize("fault", ["TIMEOUT", "GARBAGE", "WRONG_ID", "WRONG_QUESTION"])
+def test_silence_and_forged_answers_are_temporary_and_end_in_time(fault: str) -> None:
+    zone: Zone = {"d.test": {"MX": {"values": ["10 evil.test"], "fault": fault}}}
+    found = route(zone, timeout=0.3)
+    assert found.result is RouteResult.TEMPORARY
+    assert found.hosts == ()
+    assert found.ttl_s == 60
+    assert found.error is not None
+    assert "MX lookup of d.test failed" in found.error
+
+
+def test_fifty_hosts_at_most_and_the_best_of_them() -> None:
+    records = [f"{i} mx{i}.test" for i in range(1000)]
+    found = route({"d.test": {"MX": records}})
+    assert names(found) == [f"mx{i}.test" for i in range(50)]
+
+
+@pytest.mark.parametrize(
+    ("domain", "result", "hosts"),
+    [
+        ("[192.0.2.1]", RouteResult.LITERAL, ["192.0.2.1"]),
+        ("[IPv6:2001:db8::1]", RouteResult.LITERAL, ["2001:db8::1"]),
+        ("[ipv6:2001:DB8::1]", RouteResult.LITERAL, ["2001:db8::1"]),
+        ("[2001:db8::1]", RouteResult.NO_DOMAIN, []),
+        ("[IPv6:192.0.2.1]", RouteResult.NO_DOMAIN, []),
+        ("[192.0.2.1", RouteResult.NO_DOMAIN, []),
+        ("[]", RouteResult.NO_DOMAIN, []),
+        ("192.0.2.1", RouteResult.NO_DOMAIN, []),
+        ("", RouteResult.NO_DOMAIN, []),
+        ("a..test", RouteResult.NO_DOMAIN, []),
+        ("a b.test", RouteResult.NO_DOMAIN, []),
+        ("a\x00.test", RouteResult.NO_DOMAIN, []),
+        ("é.test", RouteResult.NO_DOMAIN, []),
+        ("x" * 64 + ".test", RouteResult.NO_DOMAIN, []),
+        (".".join(["x" * 63] * 4), RouteResult.NO_DOMAIN, []),
+    ],
+)
+def test_what_is_no_domain_is_never_asked(
+    domain: str, result: RouteResult, hosts: list[str]
+) -> None:
+    async def ask(resolver: Resolver, server: DNSServer) -> tuple[Route, int]:
+        return await resolver.route(domain), server.total
+
+    found, asked = with_dns({}, ask)
+    assert (found.result, names(found)) == (result, hosts)
+    assert asked == 0
+
+
+@pytest.mark.parametrize(
+    ("entry", "ttl_s"),
+    [
+        ({"MX": ["10 a.test"], "TTL": 0}, 30),
+        ({"MX": ["10 a.test"], "TTL": 777}, 777),
+        ({"MX": ["10 a.test"], "TTL": 2**31 - 1}, 3600),
+        ({"MX": ["0 ."], "TTL": 500}, 500),
+        ({"A": ["192.0.2.1"], "TTL": 3000}, 60),
+        ("NXDOMAIN", 60),
+        ("SERVFAIL", 60),
+    ],
+)
+def test_time_to_live_is_clamped(entry: str | dict[str, object], ttl_s: int) -> None:
+    assert route({"d.test": entry}).ttl_s == ttl_s
+
+
+@pytest.mark.parametrize(("soa_s", "ttl_s"), [(1, 30), (120, 120), (86_400, 300)])
+def test_negative_answers_live_by_their_soa(soa_s: int, ttl_s: int) -> None:
+    async def ask() -> list[int]:
+        zone: Zone = {"nodata.test": {"TXT": ["x"]}}
+        async with DNSServer(zone, negative_ttl_s=soa_s) as server:
+            resolver = Resolver([(server.host, server.port)])
+            return [(await resolver.route(d)).ttl_s for d in ("nodata.test", "missing.test")]
+
+    assert asyncio.run(ask()) == [ttl_s, ttl_s]
+
+
+def test_the_zone_may_change_while_the_server_runs() -> None:
+    async def ask(resolver: Resolver, server: DNSServer) -> list[RouteResult]:
+        results = [(await resolver.route("d.test")).result]
+        server.zone["d.test"] = {"MX": ["0 ."]}
+        results.append((await resolver.route("d.test")).result)
+        server.zone["d.test"] = "SERVFAIL"
+        return [*results, (await resolver.route("d.test")).result]
+
+    zone: Zone = {"d.test": {"MX": ["10 a.test"]}}
+    assert with_dns(zone, ask) == [RouteResult.MX, RouteResult.NULL_MX, RouteResult.TEMPORARY]
+
+
+def test_the_second_name_server_answers_where_the_first_fails() -> None:
+    async def ask() -> RouteResult:
+        async with (
+            DNSServer({"d.test": "SERVFAIL"}) as bad,
+            DNSServer({"d.test": {"MX": ["10 a.test"]}}) as good,
+        ):
+            servers = [(bad.host, bad.port), (good.host, good.port)]
+            return (await Resolver(servers).route("d.test")).result
+
+    assert asyncio.run(ask()) is RouteResult.MX
+
+
+def test_the_second_name_server_answers_where_the_first_is_silent() -> None:
+    async def ask() -> RouteResult:
+        async with (
+            DNSServer({"d.test": "TIMEOUT"}) as silent,
+            DNSServer({"d.test": {"MX": ["10 a.test"]}}) as good,
+        ):
+            servers = [(silent.host, silent.port), (good.host, good.port)]
+            return (await Resolver(servers, 2.0).route("d.test")).result
+
+    assert asyncio.run(ask()) is RouteResult.MX
+
+
+def test_no_name_server_at_all_is_temporary() -> None:
+    async def ask() -> RouteResult:
+        async with DNSServer({}) as server:
+            gone = (server.host, server.port)
+        return (await Resolver([gone], 0.5).route("d.test")).result
+
+    assert asyncio.run(ask()) is RouteResult.TEMPORARY
+
+
+# Addresses
+
+
+def test_addresses_of_both_families_take_turns_ipv4_first() -> None:
+    zone: Zone = {
+        "h.test": {
+            "A": ["192.0.2.1", "192.0.2.2", "192.0.2.3", "192.0.2.4"],
+            "AAAA": ["2001:db8::1", "2001:db8::2"],
+        }
+    }
+    found = with_dns(zone, lambda resolver, _: resolver.addresses("h.test"))
+    families = [":" in ip for ip in found.ips]
+    assert families == [False, True, False, True, False]
+    assert len(set(found.ips)) == 5
+    assert found.error is None
+
+
+ADDRESSES: dict[str, tuple[Zone, AddressError | None, tuple[str, ...]]] = {
+    "no such host": ({}, AddressError.NO_HOST, ()),
+    "no address": ({"h.test": {"TXT": ["x"]}}, AddressError.NO_HOST, ()),
+    "servfail": ({"h.test": "SERVFAIL"}, AddressError.TEMPORARY, ()),
+    "one family fails, the other is empty": (
+        {"h.test": {"AAAA": "SERVFAIL"}},
+        AddressError.TEMPORARY,
+        (),
+    ),
+    "one family fails, the other answers": (
+        {"h.test": {"A": "REFUSED", "AAAA": ["2001:db8::1"]}},
+        None,
+        ("2001:db8::1",),
+    ),
+    "mx target is a cname": (
+        {"h.test": {"CNAME": ["i.test"]}, "i.test": {"A": ["192.0.2.1"]}},
+        None,
+        ("192.0.2.1",),
+    ),
+    "only loopback": ({"h.test": {"A": ["127.0.0.1"]}}, AddressError.REFUSED, ()),
+    "loopback, unspecified, mapped": (
+        {"h.test": {"A": ["127.9.9.9", "0.0.0.0"], "AAAA": ["::1", "::", "::ffff:127.0.0.1"]}},
+        AddressError.REFUSED,
+        (),
+    ),
+    "loopback beside a real address": (
+        {"h.test": {"A": ["127.0.0.1", "192.0.2.1"]}},
+        None,
+        ("192.0.2.1",),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ADDRESSES)
+def test_addresses(case: str) -> None:
+    zone, error, ips = ADDRESSES[case]
+    found = with_dns(zone, lambda resolver, _: resolver.addresses("h.test"))
+    assert (found.error, found.ips) == (error, ips)
+    assert (found.text is None) == (error is None)
+
+
+def test_loopback_is_used_where_it_is_allowed_but_never_zero() -> None:
+    zone: Zone = {"h.test": {"A": ["127.0.0.7", "0.0.0.0"]}}
+    found = with_dns(zone, lambda resolver, _: resolver.addresses("h.test"), loopback=True)
+    assert found.ips == ("127.0.0.7",)
+
+
+def test_a_relay_may_be_on_loopback_without_the_setting() -> None:
+    zone: Zone = {"h.test": {"A": ["127.0.0.7"]}}
+    found = with_dns(zone, lambda resolver, _: resolver.addresses("h.test", allow_loopback=True))
+    assert found.ips == ("127.0.0.7",)
+
+
+@pytest.mark.parametrize(
+    ("host", "error", "ips"),
+    [
+        ("192.0.2.9", None, ("192.0.2.9",)),
+        ("2001:db8::9", None, ("2001:db8::9",)),
+        ("127.0.0.1", AddressError.REFUSED, ()),
+        ("a b", AddressError.NO_HOST, ()),
+    ],
+)
+def test_ip_text_and_nonsense_need_no_question(
+    host: str, error: AddressError | None, ips: tuple[str, ...]
+) -> None:
+    async def ask(resolver: Resolver, server: DNSServer) -> int:
+        found = await resolver.addresses(host)
+        assert (found.error, found.ips) == (error, ips)
+        return server.total
+
+    assert with_dns({}, ask) == 0
+
+
+def test_addresses_are_remembered_failures_too() -> None:
+    async def ask(resolver: Resolver, server: DNSServer) -> list[int]:
+        counts = []
+        for host in ("h.test", "h.test", "missing.test", "missing.test", "bad.test", "bad.test"):
+            await resolver.addresses(host)
+            counts.append(server.total)
+        return counts
+
+    zone: Zone = {"h.test": {"A": ["192.0.2.1"]}, "bad.test": "SERVFAIL"}
+    assert with_dns(zone, ask) == [2, 2, 4, 4, 6, 6]
+
+
+def test_the_same_question_is_asked_once_at_a_time() -> None:
+    async def ask(resolver: Resolver, server: DNSServer) -> int:
+        found = await asyncio.gather(*(resolver.route("d.test") for _ in range(50)))
+        assert {names(one)[0] for one in found} == {"a.test"}
+        return server.queries["d.test", "MX"]
+
+    zone: Zone = {"d.test": {"MX": {"values": ["10 a.test"], "delay": 0.05}}}
+    assert with_dns(zone, ask) == 1
+
+
+def test_one_cancelled_caller_does_not_take_the_answer_from_the_others() -> None:
+    async def ask(resolver: Resolver, server: DNSServer) -> Route:
+        first = asyncio.ensure_future(resolver.route("d.test"))
+        second = asyncio.ensure_future(resolver.route("d.test"))
+        await server.asked(1)
+        first.cancel()
+        return await second
+
+    zone: Zone = {"d.test": {"MX": {"values": ["10 a.test"], "delay": 0.05}}}
+    assert names(with_dns(zone, ask)) == ["a.test"]
+
+
+def test_lookups_in_flight_are_bounded() -> None:
+    async def ask(resolver: Resolver, server: DNSServer) -> None:
+        asking = [asyncio.ensure_future(resolver.route(f"d{i}.test")) for i in range(200)]
+        await server.asked(128)
+        assert server.total == 128
+        for question in asking:
+            question.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
+
+    zone: Zone = {f"d{i}.test": {"MX": {"values": ["10 a.test"], "delay": 30}} for i in range(200)}
+    with_dns(zone, ask)
+
+
+def test_dns_over_tls_checks_the_name(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("dns.us.test").configure_cert(context)
+
+    async def ask() -> list[RouteResult]:
+        results = []
+        async with DNSServer({"d.test": {"MX": ["10 a.test"]}}, tls=context) as server:
+            for name in ("dns.us.test", "other.test"):
+                resolver = Resolver(
+                    [(server.host, server.port)],
+                    2.0,
+                    tls=True,
+                    tls_hostname=name,
+                    tls_ca_file=str(tmp_path / "ca.pem"),
+                )
+                results.append((await resolver.route("d.test")).result)
+            assert server.queries["d.test", "MX"] == server.tcp_queries == 1
+        return results
+
+    assert asyncio.run(ask()) == [RouteResult.MX, RouteResult.TEMPORARY]
+
+
+def test_tls_without_name_servers_is_refused() -> None:
+    with pytest.raises(ConfigError, match="nameservers"):
+        Resolver(None, tls=True)

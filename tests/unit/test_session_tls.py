@@ -1,0 +1,437 @@
+"""STARTTLS, implicit TLS and AUTH over real sockets, with certificates made at run time."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import hmac
+import ssl
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import trustme
+
+from mailstrom.smtp.client import Fault
+from mailstrom.types import Stage
+from mailstrom_workers.wire import SessionPolicy, Target
+from tests.unit.smtp.peer import (
+    CONTENT,
+    ENVELOPE,
+    ON_WIRE,
+    POLICY,
+    Peer,
+    code,
+    opened,
+    quick,
+    refused,
+    run,
+    serving,
+)
+
+OFFER = "250-mx.example.org\r\n250-STARTTLS\r\n250 SIZE 77"
+INSIDE = "250-mx.example.org\r\n250-PIPELINING\r\n250 AUTH LOGIN PLAIN CRAM-MD5 XOAUTH2"
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture(scope="module")
+def ca_file(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> str:
+    path: Path = tmp_path_factory.mktemp("tls") / "ca.pem"
+    authority.cert_pem.write_to_path(str(path))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def server_tls(authority: trustme.CA) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("mx.example.org").configure_cert(context)
+    return context
+
+
+class TlsPeer(Peer):
+    """Speaks STARTTLS; ``inside`` replaces the EHLO reply once encrypted."""
+
+    def __init__(self, context: ssl.SSLContext, **replies: str) -> None:
+        super().__init__(**({"EHLO": OFFER, "STARTTLS": "220 go"} | replies))
+        self.context = context
+        self.inside = INSIDE
+        self.injected = b""
+        self.encrypted = False
+        self.credentials: list[bytes] = []
+        self.auth_reply = "235 2.7.0 welcome"
+
+    async def turn(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        asked = self.commands[-1:] == ["STARTTLS"] and not self.encrypted
+        if asked and self.replies["STARTTLS"].startswith("220"):
+            with contextlib.suppress(ssl.SSLError):
+                await writer.start_tls(self.context)
+                self.encrypted = True
+            if not self.encrypted:
+                return False
+            self.replies["EHLO"] = self.inside
+        return await super().turn(reader, writer)
+
+    async def answer(self, verb: str, writer: asyncio.StreamWriter) -> bool:
+        if verb == "STARTTLS" and self.injected:
+            writer.write(self.replies[verb].encode() + b"\r\n" + self.injected)
+            await writer.drain()
+            return True
+        if verb == "AUTH":
+            words = self.commands[-1].split()
+            return await self.authenticate(words[1], words[2:], writer)
+        return await super().answer(verb, writer)
+
+    async def authenticate(
+        self, mechanism: str, initial: list[str], writer: asyncio.StreamWriter
+    ) -> bool:
+        reader: asyncio.StreamReader = writer.transport.get_protocol()._stream_reader  # type: ignore[attr-defined]
+        self.credentials += [base64.b64decode(word) for word in initial]
+        for challenge in {"LOGIN": [b"Password:"], "CRAM-MD5": [b"<1@x>"]}.get(mechanism, []):
+            writer.write(b"334 " + base64.b64encode(challenge) + b"\r\n")
+            await writer.drain()
+            self.credentials.append(base64.b64decode(await reader.readline()))
+        writer.write(self.auth_reply.encode() + b"\r\n")
+        await writer.drain()
+        return True
+
+
+def wanting(tls: str, **more: object) -> SessionPolicy:
+    return replace(POLICY, tls=tls, **more)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("tls", ["opportunistic", "required"])
+@pytest.mark.parametrize("verify", [True, False])
+def test_starttls_carries_transactions(
+    tls: str, verify: bool, server_tls: ssl.SSLContext, ca_file: str
+) -> None:
+    async def body() -> None:
+        peer = TlsPeer(server_tls)
+        async with serving(peer) as target:
+            policy = wanting(tls, verify=verify, ca_file=ca_file)
+            session = await opened(target, policy)
+            facts = session.facts
+            assert facts.tls_wanted == (f"{tls}+verify" if verify else tls)
+            assert facts.tls_reached == ("verified" if verify else "encrypted")
+            assert facts.tls_verified == verify
+            assert facts.tls_version == "TLSv1.3"
+            assert facts.tls_cipher
+            assert "mx.example.org" in (facts.tls_peer or "")
+            # only what was said inside counts
+            assert (session.capabilities.pipelining, session.capabilities.size) == (True, None)
+            for _ in range(2):
+                assert code(await session.transact(ENVELOPE, CONTENT), "dot") == 250
+            await session.quit()
+        assert peer.contents == [ON_WIRE] * 2
+        assert peer.commands[:3] == [
+            "EHLO client.example.net",
+            "STARTTLS",
+            "EHLO client.example.net",
+        ]
+
+    run(body)
+
+
+def test_implicit_tls(server_tls: ssl.SSLContext, ca_file: str) -> None:
+    async def body() -> None:
+        peer = Peer()
+        async with serving(peer, tls=server_tls) as target:
+            session = await opened(target, wanting("implicit", verify=True, ca_file=ca_file))
+            assert session.facts.tls_reached == "verified"
+            assert code(await session.transact(ENVELOPE, CONTENT), "dot") == 250
+            await session.quit()
+        assert peer.contents == [ON_WIRE]
+
+    run(body)
+
+
+def test_a_large_body_over_tls(server_tls: ssl.SSLContext) -> None:
+    block = (b"x" * 62 + b"\r\n") * 1000
+
+    async def content() -> AsyncIterator[bytes]:
+        for _ in range(128):
+            yield block
+
+    async def body() -> None:
+        peer = TlsPeer(server_tls)
+        async with serving(peer) as target:
+            session = await opened(target, wanting("required"))
+            assert code(await session.transact(ENVELOPE, content()), "dot") == 250
+            await session.quit()
+        assert peer.contents == [block * 128]
+
+    run(body)
+
+
+@pytest.mark.parametrize("offered", [True, False])
+def test_opportunistic_goes_on_in_clear_and_says_so(
+    offered: bool, server_tls: ssl.SSLContext
+) -> None:
+    async def body() -> None:
+        peer = TlsPeer(server_tls, STARTTLS="454 4.7.0 no certificate")
+        if not offered:
+            peer.replies["EHLO"] = "250 mx.example.org"
+        async with serving(peer) as target:
+            session = await opened(target, wanting("opportunistic"))
+            assert (session.facts.tls_wanted, session.facts.tls_reached) == (
+                "opportunistic",
+                "none",
+            )
+            assert code(await session.transact(ENVELOPE, CONTENT), "dot") == 250
+            await session.quit()
+        assert ("STARTTLS" in peer.commands) == offered
+
+    run(body)
+
+
+@pytest.mark.parametrize(
+    ("reply", "tls", "cause", "reply_code"),
+    [
+        ("454 4.7.0 no", "required", "reply", 454),
+        ("502 what", "required", "reply", 502),
+        ("421 4.3.2 down|close", "opportunistic", "reply", 421),
+        ("close", "opportunistic", "closed", None),
+        ("close", "required", "closed", None),
+        ("junk", "opportunistic", "garbage", None),
+        ("250 ok", "required", "garbage", 250),
+        ("hang", "opportunistic", "timeout", None),
+    ],
+)
+def test_required_starttls_is_never_relaxed(
+    reply: str, tls: str, cause: str, reply_code: int | None, server_tls: ssl.SSLContext
+) -> None:
+    async def body() -> None:
+        peer = TlsPeer(server_tls, STARTTLS=reply)
+        async with serving(peer) as target:
+            policy = wanting(tls, timeouts=quick(starttls=0.2).timeouts)
+            failure = await refused(target, policy if reply == "hang" else wanting(tls))
+            peer.hang.set()
+        assert (failure.stage, failure.cause) == (Stage.STARTTLS, cause)
+        assert (failure.reply.code if failure.reply else None) == reply_code
+        assert failure.facts.tls_reached == "none"
+        assert peer.commands[-1] == "STARTTLS"
+
+    run(body)
+
+
+def test_required_starttls_that_is_not_offered() -> None:
+    async def body() -> None:
+        peer = Peer()
+        async with serving(peer) as target:
+            failure = await refused(target, wanting("required"))
+        assert (failure.stage, failure.cause, failure.reply) == (Stage.STARTTLS, "tls", None)
+        assert peer.commands == ["EHLO client.example.net"]
+
+    run(body)
+
+
+@pytest.mark.parametrize("implicit", [True, False])
+@pytest.mark.parametrize("wrong", ["name", "authority"])
+def test_a_certificate_that_does_not_check(
+    wrong: str, implicit: bool, server_tls: ssl.SSLContext, ca_file: str, tmp_path: Path
+) -> None:
+    async def body() -> None:
+        trusted = ca_file
+        if wrong == "authority":
+            trusted = str(tmp_path / "other.pem")
+            trustme.CA().cert_pem.write_to_path(trusted)
+        serve = serving(Peer(), tls=server_tls) if implicit else serving(TlsPeer(server_tls))
+        async with serve as target:
+            if wrong == "name":
+                target = replace(target, host="mx.example.com")
+            tls = "implicit" if implicit else "opportunistic"
+            failure = await refused(target, wanting(tls, verify=True, ca_file=trusted))
+        assert (failure.stage, failure.cause, failure.reply) == (Stage.STARTTLS, "tls", None)
+        assert "certificate verify failed" in failure.text
+        assert failure.facts.tls_reached == "none"
+
+    run(body)
+
+
+@pytest.mark.parametrize("how", ["close", "junk", "hang"])
+@pytest.mark.parametrize("implicit", [True, False])
+def test_a_handshake_that_fails_by_the_peer(how: str, implicit: bool) -> None:
+    async def body() -> None:
+        hang = asyncio.Event()
+
+        async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            if not implicit:
+                for reply in ("220 hi", OFFER, "220 go"):
+                    writer.write(reply.encode() + b"\r\n")
+                    await writer.drain()
+                    if reply != "220 go":
+                        await reader.readline()
+            await reader.read(100)
+            if how == "junk":
+                writer.write(b"this is no handshake\r\n" * 20)
+                await writer.drain()
+                await reader.read(-1)
+            if how == "hang":
+                await hang.wait()
+
+        async with serving(script) as target:
+            policy = replace(
+                quick(starttls=0.3, greeting=0.3) if how == "hang" else POLICY,
+                tls="implicit" if implicit else "required",
+            )
+            failure = await refused(target, policy)
+            hang.set()
+        assert failure.stage is Stage.STARTTLS
+        assert failure.cause == ("timeout" if how == "hang" else "tls")
+        assert failure.reply is None
+
+    run(body)
+
+
+@pytest.mark.parametrize("injected", [b"250-evil\r\n250 AUTH PLAIN\r\n", b"250 ok", b"\r\n"])
+def test_bytes_in_clear_behind_the_220_never_count(
+    injected: bytes, server_tls: ssl.SSLContext
+) -> None:
+    async def body() -> None:
+        peer = TlsPeer(server_tls)
+        peer.injected = injected
+        async with serving(peer) as target:
+            session = await opened(target, wanting("required"))
+            assert session.capabilities.raw.startswith("mx.example.org\nPIPELINING")
+            end = await session.transact(ENVELOPE, CONTENT)
+            assert code(end, "dot") == 250
+            await session.quit()
+        assert peer.contents == [ON_WIRE]
+
+    run(body)
+
+
+def test_an_unreadable_ca_file_is_this_machines_failure(
+    server_tls: ssl.SSLContext, tmp_path: Path
+) -> None:
+    async def body() -> None:
+        async with serving(TlsPeer(server_tls)) as target:
+            policy = wanting("required", verify=True, ca_file=str(tmp_path / "none.pem"))
+            failure = await refused(target, policy)
+        assert (failure.stage, failure.cause) == (Stage.STARTTLS, "local")
+        assert "ca_file" in failure.text
+
+    run(body)
+
+
+def test_an_old_protocol_is_refused(authority: trustme.CA) -> None:
+    async def body() -> None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        authority.issue_cert("mx.example.org").configure_cert(context)
+        context.maximum_version = ssl.TLSVersion.TLSv1_2
+        async with serving(TlsPeer(context)) as target:
+            failure = await refused(target, wanting("required", min_version="1.3"))
+            assert (failure.stage, failure.cause) == (Stage.STARTTLS, "tls")
+        async with serving(TlsPeer(context)) as target:
+            session = await opened(target, wanting("required"))
+            assert session.facts.tls_version == "TLSv1.2"
+            session.abort()
+
+    run(body)
+
+
+def test_a_loss_inside_tls_after_the_dot_is_in_doubt(server_tls: ssl.SSLContext) -> None:
+    async def body() -> None:
+        async with serving(TlsPeer(server_tls, dot="close")) as target:
+            session = await opened(target, wanting("required"))
+            end = await session.transact(ENVELOPE, CONTENT)
+            assert (end.stage, end.fault, end.dot_written) == (Stage.DOT, Fault.CLOSED, True)
+
+    run(body)
+
+
+# AUTH
+
+
+def login(**more: object) -> SessionPolicy:
+    return wanting("required", username="user", password="pässword", **more)
+
+
+@pytest.mark.parametrize("mechanism", [None, "PLAIN", "LOGIN", "CRAM-MD5", "XOAUTH2"])
+def test_each_mechanism_carries_the_credentials(
+    mechanism: str | None, server_tls: ssl.SSLContext
+) -> None:
+    password = "pässword".encode()
+    proof = hmac.new(password, b"<1@x>", "md5").hexdigest().encode()
+    expected = {
+        None: [b"\0user\0" + password],
+        "PLAIN": [b"\0user\0" + password],
+        "LOGIN": [b"user", password],
+        "CRAM-MD5": [b"user " + proof],
+        "XOAUTH2": [b"user=user\x01auth=Bearer " + password + b"\x01\x01"],
+    }
+
+    async def body() -> None:
+        peer = TlsPeer(server_tls)
+        async with serving(peer) as target:
+            session = await opened(target, login(mechanism=mechanism))
+            assert peer.credentials == expected[mechanism]
+            assert code(await session.transact(ENVELOPE, CONTENT), "dot") == 250
+            await session.quit()
+
+    run(body)
+
+
+@pytest.mark.parametrize(
+    ("reply", "cause", "reply_code"),
+    [
+        ("535 5.7.8 wrong", "auth", 535),
+        ("454 4.7.0 later", "auth", 454),
+        ("421 4.3.2 down", "reply", 421),
+        ("junk", "garbage", None),
+    ],
+)
+def test_refused_credentials(
+    reply: str, cause: str, reply_code: int | None, server_tls: ssl.SSLContext
+) -> None:
+    async def body() -> None:
+        peer = TlsPeer(server_tls)
+        peer.auth_reply = reply
+        async with serving(peer) as target:
+            failure = await refused(target, login())
+        assert (failure.stage, failure.cause) == (Stage.AUTH, cause)
+        assert (failure.reply.code if failure.reply else None) == reply_code
+        assert "pässword" not in repr(failure)
+        assert base64.b64encode("\0user\0pässword".encode()).decode() not in repr(failure)
+
+    run(body)
+
+
+def test_a_mechanism_that_is_not_offered(server_tls: ssl.SSLContext) -> None:
+    async def body() -> None:
+        peer = TlsPeer(server_tls)
+        peer.inside = "250-mx.example.org\r\n250 AUTH GSSAPI"
+        async with serving(peer) as target:
+            failure = await refused(target, login())
+        assert (failure.stage, failure.cause, failure.reply) == (Stage.AUTH, "auth", None)
+        assert "GSSAPI" in failure.text
+        assert not any(command.startswith("AUTH") for command in peer.commands)
+
+    run(body)
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_credentials_in_clear_only_where_allowed(allowed: bool, server_tls: ssl.SSLContext) -> None:
+    async def body() -> None:
+        peer = TlsPeer(server_tls, EHLO=INSIDE)
+        policy = replace(login(), tls="none", plaintext_auth=allowed)
+
+        async def check(target: Target) -> None:
+            if allowed:
+                session = await opened(target, policy)
+                session.abort()
+                assert peer.commands[-1] == "AUTH CRAM-MD5"  # the password itself stays home
+            else:
+                failure = await refused(target, policy)
+                assert (failure.stage, failure.cause) == (Stage.AUTH, "auth")
+                assert not any(command.startswith("AUTH") for command in peer.commands)
+
+        async with serving(peer) as target:
+            await check(target)
+
+    run(body)

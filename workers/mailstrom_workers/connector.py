@@ -1,0 +1,216 @@
+"""From a site's hosts to a session: hosts in order, all addresses of a host, each try a row.
+
+Rules: preference order, random among equals (RFC 5321 section 5.1), hosts that failed lately last;
+at most five addresses per delivery. A host without a usable session is left for the next one; no
+recipient is charged for it. Every connection tried is a row of the ``sessions`` view.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from dataclasses import dataclass
+
+from mailstrom import events
+from mailstrom.errors import ConfigError
+from mailstrom.policy.outcome import judge_session
+from mailstrom.policy.routing import order_hosts
+from mailstrom.policy.verdict import FaultOf, HostVerdict
+from mailstrom.storage.base import Lane, SessionRow
+from mailstrom.types import Host, Reason, Stage
+from mailstrom_workers.context import Context
+from mailstrom_workers.endpoint import SessionFacts, SessionFailure, Target
+from mailstrom_workers.session import Session
+
+MOST_ADDRESSES = 5
+_REMOTE, _LOCAL = FaultOf.REMOTE, FaultOf.LOCAL
+
+
+def new_session_id() -> str:
+    """A random session id, 16 hex digits behind 11 of time, so that ids sort by start."""
+    return f"{time.time_ns() // 1_000_000:011x}{os.urandom(8).hex()}"
+
+
+def local_address(address: str, port: int) -> str:
+    """Our own end of a connection to an address; asks the routing table, sends nothing."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((address, port))
+        except OSError:
+            return "127.0.0.1"  # no route: the connect will say so
+        return str(probe.getsockname()[0])
+
+
+@dataclass(slots=True)
+class Connected:
+    """A session with what its row needs."""
+
+    id: str
+    session: Session
+    host: Host
+    started_ms: int
+    opened_at: float
+
+    def row(self, lane: Lane, ended_ms: int | None) -> SessionRow:
+        """The session's row, at its start (``ended_ms`` None) or end."""
+        cause = None if ended_ms is None else self.session.end_cause or "closed"
+        return _row(
+            self.id,
+            lane,
+            self.session.facts,
+            self.started_ms,
+            ended_ms,
+            self.session.messages,
+            cause,
+        )
+
+
+class Connector:
+    """Finds a session for a lane.
+
+    Args:
+        ctx: the worker's context.
+        lane: whose hosts are meant.
+    """
+
+    def __init__(self, ctx: Context, lane: Lane) -> None:
+        self._ctx = ctx
+        self._lane = lane
+        self.hosts = self._order()
+        self.rows: list[SessionRow] = []
+        """Rows of connections, to be carried by the lane's next exchange."""
+        self.trouble: HostVerdict | None = None
+        """Why the last host could not be used."""
+
+    def _order(self) -> list[Host]:
+        hosts = order_hosts(self._lane.hosts, self._ctx.random)
+        return sorted(hosts, key=lambda host: self._ctx.rests(host.name))  # stable
+
+    def reorder(self) -> None:
+        """Draw the order anew, for a new pass."""
+        self.hosts = self._order()
+
+    async def connect(self, position: int) -> tuple[int, Connected] | None:
+        """A session with the first usable host from ``position`` on, or None: all failed."""
+        tried = 0
+        for index in range(position, len(self.hosts)):
+            host = self.hosts[index]
+            relay = self._ctx.settings.relay
+            found = await self._ctx.resolver.addresses(host.name, True if relay else None)
+            if found.error is not None:
+                self.trouble = HostVerdict(
+                    reason=Reason.DNS,
+                    fault_of=_REMOTE,
+                    stage=Stage.CONNECT,
+                    text=found.text or f"{host.name} has no usable address",
+                )
+                self._ctx.rest(host.name)
+                continue
+            for address in found.ips:
+                if tried >= MOST_ADDRESSES:
+                    break
+                tried += 1
+                connected = await self._try(host, address)
+                if connected is not None:
+                    return index, connected
+            self._ctx.rest(host.name)
+        return None
+
+    async def _try(self, host: Host, address: str) -> Connected | None:
+        ctx = self._ctx
+        port = host.port if host.port is not None else ctx.settings.config.delivery.port
+        started_ms = ctx.now_ms()
+        session_id = new_session_id()
+        try:
+            policy = ctx.settings.session_policy(local_address(address, port))
+        except ConfigError as error:
+            self.trouble = HostVerdict(
+                reason=Reason.LOCAL, fault_of=_LOCAL, stage=Stage.AUTH, text=str(error)
+            )
+            return None
+        opened = await Session.open(Target(host=host.name, address=address, port=port), policy)
+        if isinstance(opened, SessionFailure):
+            self.trouble = judge_session(opened.stage, opened.cause, opened.reply)
+            if opened.reply is None and opened.text:
+                self.trouble = HostVerdict(
+                    reason=self.trouble.reason,
+                    fault_of=self.trouble.fault_of,
+                    stage=opened.stage,
+                    text=opened.text,
+                )
+            ended_ms = ctx.now_ms()
+            cause = f"{opened.stage}: {opened.text}"
+            self.rows.append(
+                _row(session_id, self._lane, opened.facts, started_ms, ended_ms, 0, cause[:500])
+            )
+            events.session_closed(
+                site=self._lane.site_key,
+                host=host.name,
+                session_id=session_id,
+                address=address,
+                cause=opened.cause,
+                stage=opened.stage,
+                elapsed_ms=ended_ms - started_ms,
+                reply=None if opened.reply is None else opened.reply.text,
+            )
+            return None
+        connected = Connected(session_id, opened, host, started_ms, time.monotonic())
+        self.rows.append(connected.row(self._lane, None))
+        events.session_opened(
+            session_id=session_id,
+            site=self._lane.site_key,
+            host=host.name,
+            address=address,
+            source=opened.facts.source,
+            tls=opened.facts.tls_reached,
+            elapsed_ms=ctx.now_ms() - started_ms,
+        )
+        return connected
+
+    async def disconnect(self, connected: Connected) -> None:
+        """End a session politely and note its end."""
+        await connected.session.quit()
+        ended_ms = self._ctx.now_ms()
+        row = connected.row(self._lane, ended_ms)
+        self.rows.append(row)
+        events.session_closed(
+            site=self._lane.site_key,
+            host=row.host,
+            session_id=connected.id,
+            address=row.address,
+            messages=row.messages,
+            cause=row.end_cause,
+            elapsed_ms=ended_ms - row.started_ms,
+        )
+
+
+def _row(
+    id: str,
+    lane: Lane,
+    facts: SessionFacts,
+    started_ms: int,
+    ended_ms: int | None,
+    messages: int,
+    cause: str | None,
+) -> SessionRow:
+    return SessionRow(
+        id=id,
+        lane=lane.token,
+        site=lane.site,
+        host=facts.host,
+        address=facts.address,
+        source=facts.source,
+        started_ms=started_ms,
+        ended_ms=ended_ms,
+        messages=messages,
+        ehlo=facts.ehlo,
+        tls_wanted=facts.tls_wanted,
+        tls_reached=facts.tls_reached,
+        tls_version=facts.tls_version,
+        tls_cipher=facts.tls_cipher,
+        tls_peer=facts.tls_peer,
+        tls_verified=facts.tls_verified,
+        end_cause=cause,
+    )

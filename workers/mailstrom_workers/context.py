@@ -1,0 +1,121 @@
+"""What the parts of one delivery worker share, and the figures they derive from the configuration.
+
+A context is made once per configuration; a reload replaces ``settings`` and leaves sessions alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from mailstrom.clock import wall_ms
+from mailstrom.config import Config, ehlo_name, relay_password, stage_timeouts
+from mailstrom.errors import ConfigError
+from mailstrom.policy.retry import RetrySchedule
+from mailstrom.policy.timeouts import Timeouts
+from mailstrom.types import OnDoubt
+from mailstrom_workers.dbthread import DBThread
+from mailstrom_workers.endpoint import SessionPolicy, Tls
+from mailstrom_workers.resolver import Resolver
+
+HOST_REST_S = 60.0
+"""How long a host that could not be used goes to the end of the line, in this process."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The configuration as the engine uses it."""
+
+    config: Config
+    timeouts: Timeouts
+    retry: RetrySchedule
+
+    @classmethod
+    def of(cls, config: Config) -> Settings:
+        """Derive the settings of a configuration."""
+        return cls(
+            config=config,
+            timeouts=stage_timeouts(config),
+            retry=RetrySchedule(
+                schedule=config.retry.schedule,
+                max_age=config.retry.max_age,
+                jitter=config.retry.jitter,
+            ),
+        )
+
+    @property
+    def relay(self) -> bool:
+        """Whether all mail goes to the relay."""
+        return self.config.delivery.mode == "relay"
+
+    @property
+    def on_doubt(self) -> OnDoubt:
+        """What to do in doubt where the message does not say."""
+        return OnDoubt(self.config.delivery.on_doubt)
+
+    def session_policy(self, own_address: str) -> SessionPolicy:
+        """How sessions are opened now.
+
+        Raises:
+            ConfigError: the relay's password cannot be read.
+        """
+        config = self.config
+        tls: Tls
+        if self.relay:
+            tls = config.relay.tls
+            if config.tls.require and tls in ("none", "opportunistic"):
+                tls = "required"
+        else:
+            tls = "required" if config.tls.require or config.tls.verify else "opportunistic"
+        username = config.relay.username if self.relay else None
+        return SessionPolicy(
+            ehlo_name=ehlo_name(config, own_address),
+            timeouts=self.timeouts,
+            tls=tls,
+            verify=config.tls.verify,
+            ca_file=config.tls.ca_file,
+            min_version=config.tls.min_version,
+            username=username,
+            password=relay_password(config.relay) if username is not None else None,
+            mechanism=None if config.relay.mechanism == "auto" else config.relay.mechanism,
+            pipelining=config.delivery.pipelining != "none",
+        )
+
+
+@dataclass(slots=True, kw_only=True)
+class Context:
+    """Shared by the engine, its lanes and its router."""
+
+    worker: int
+    db: DBThread
+    settings: Settings
+    resolver: Resolver
+    random: Callable[[], float] = random.random
+    now_ms: Callable[[], int] = wall_ms
+    draining: asyncio.Event = field(default_factory=asyncio.Event)
+    woken: asyncio.Event = field(default_factory=asyncio.Event)
+    resting: dict[str, float] = field(default_factory=dict)
+    """Host name -> loop time until which it goes last."""
+
+    def wake(self) -> None:
+        """Let the engine look for work now."""
+        self.woken.set()
+
+    def rest(self, host: str) -> None:
+        """Put a host that could not be used at the end of the line for a while."""
+        self.resting[host] = asyncio.get_running_loop().time() + HOST_REST_S
+
+    def rests(self, host: str) -> bool:
+        """Whether a host goes last for now."""
+        until = self.resting.get(host)
+        if until is None:
+            return False
+        if asyncio.get_running_loop().time() >= until:
+            del self.resting[host]
+            return False
+        return True
+
+
+__all__ = ["ConfigError", "Context", "Settings"]

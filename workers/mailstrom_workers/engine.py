@@ -1,0 +1,157 @@
+"""The delivery loop of one worker: look for due work, lease lanes, route domains, drain.
+
+It looks when another connection committed (``data_version``, cheap), when something becomes due,
+and when a lane or route ended. Lanes and routes are asyncio tasks; the store is a thread away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from mailstrom import events
+from mailstrom.errors import SpoolError
+from mailstrom.storage.base import DueDomain, Lane
+from mailstrom_workers import router
+from mailstrom_workers.context import Context
+from mailstrom_workers.lane import LaneRun
+
+LOOK_S = 0.05
+"""How often a quiet worker asks whether the spool changed."""
+SATURATED_S = 0.25
+"""How often due sites are tried that gave no lane last time, for want of free ones."""
+MOST_ROUTES = 256
+
+
+class Engine:
+    """Delivers until told to drain.
+
+    Args:
+        ctx: the worker's context.
+    """
+
+    def __init__(self, ctx: Context) -> None:
+        self.ctx = ctx
+        self._lanes: dict[asyncio.Task[None], LaneRun] = {}
+        self._routes: set[asyncio.Task[None]] = set()
+        self._barren = False
+        self._next_lease = 0.0
+
+    @property
+    def sessions(self) -> int:
+        """Open lanes, for the worker's row."""
+        return len(self._lanes)
+
+    async def run(self) -> None:
+        """Deliver until ``ctx.draining`` is set, then finish what is on the wire."""
+        ctx = self.ctx
+        await router.use_routes(ctx)
+        while not ctx.draining.is_set():
+            try:
+                await self._look()
+            except SpoolError as error:  # busy or full: look again later
+                events.engine_failed(where="look", error=str(error))
+                await asyncio.sleep(SATURATED_S)
+            await self._wait()
+        await self._drain()
+
+    async def _wait(self) -> None:
+        """Until something may have become due."""
+        ctx = self.ctx
+        loop = asyncio.get_running_loop()
+        while not ctx.draining.is_set():
+            try:
+                async with asyncio.timeout(LOOK_S):
+                    await ctx.woken.wait()
+                ctx.woken.clear()
+                return
+            except TimeoutError:
+                pass
+            if self._barren and loop.time() < self._next_lease:
+                continue
+            if await self._is_due():
+                return
+
+    async def _is_due(self) -> bool:
+        now_ms = self.ctx.now_ms()
+        due_ms = await self.ctx.db.call(lambda store: store.next_due_ms(now_ms))
+        return due_ms is not None and due_ms <= now_ms
+
+    async def _look(self) -> None:
+        """Route what waits for a route, lease where work is due."""
+        ctx = self.ctx
+        room = MOST_ROUTES - len(self._routes)
+        if not await self._is_due():
+            self._barren = False
+            return
+        now_ms = ctx.now_ms()
+        if room > 0:
+            domains = await ctx.db.call(lambda store: store.due_domains(ctx.worker, room, now_ms))
+            for domain in domains:
+                self._start_route(domain)
+        self._barren = not await self._lease()
+        self._next_lease = asyncio.get_running_loop().time() + SATURATED_S
+
+    async def _lease(self) -> bool:
+        """Wake idle lanes at due sites and lease new ones; False when nothing came of it."""
+        ctx = self.ctx
+        now_ms = ctx.now_ms()
+        due = set(await ctx.db.call(lambda store: store.due_sites(now_ms)))
+        woken = False
+        for run in self._lanes.values():
+            if run.idle and run.lane.site in due:
+                run.work_came.set()
+                due.discard(run.lane.site)
+                woken = True
+        want = ctx.settings.config.delivery.max_connections - len(self._lanes)
+        if not due or want <= 0 or ctx.draining.is_set():
+            return woken
+        limit = ctx.settings.config.sites.connections
+        lanes = await ctx.db.call(
+            lambda store: store.lease(
+                ctx.worker, want=want, limit=limit, workers=store.live_workers(), now_ms=now_ms
+            )
+        )
+        there: dict[int, int] = {}
+        for lane in lanes:
+            there[lane.site] = there.get(lane.site, 0) + 1
+        for lane in lanes:
+            self._start_lane(lane, there[lane.site])
+        return woken or bool(lanes)
+
+    def _start_lane(self, lane: Lane, there: int) -> None:
+        run = LaneRun(self.ctx, lane, there)
+        task = asyncio.create_task(run.run(), name=f"lane {lane.token}")
+        self._lanes[task] = run
+        task.add_done_callback(self._lane_ended)
+
+    def _lane_ended(self, task: asyncio.Task[None]) -> None:
+        del self._lanes[task]
+        self._report(task)
+        self.ctx.wake()
+
+    def _start_route(self, domain: DueDomain) -> None:
+        task = asyncio.create_task(router.route(self.ctx, domain), name=f"route {domain.name}")
+        self._routes.add(task)
+        task.add_done_callback(self._route_ended)
+
+    def _route_ended(self, task: asyncio.Task[None]) -> None:
+        self._routes.discard(task)
+        self._report(task)
+        self.ctx.wake()
+
+    def _report(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled():
+            return
+        error = task.exception()
+        if error is not None:
+            events.engine_failed(where=task.get_name(), error=error)
+
+    async def _drain(self) -> None:
+        """Lanes finish their transaction and release the rest; lookups are given up."""
+        for run in self._lanes.values():
+            run.work_came.set()
+        for task in list(self._routes):
+            task.cancel()
+        waiting = [*self._lanes, *self._routes]
+        if waiting:
+            await asyncio.gather(*waiting, return_exceptions=True)

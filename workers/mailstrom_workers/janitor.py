@@ -1,0 +1,146 @@
+"""The janitor process: lapse the dead, expire the late, keep the clock, checkpoint, purge, repair.
+
+The role is a lock file that one process of a spool holds; whoever cannot get it waits for it. Every
+step is bounded and idempotent: killed at any point, the next janitor goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+
+from mailstrom import events
+from mailstrom.clock import boot_id, monotonic_ms, wall_ms
+from mailstrom.config import Config
+from mailstrom.errors import SpoolError
+from mailstrom.lockfile import LockFile, is_free
+from mailstrom.storage import run_directory
+from mailstrom.storage.base import Retention, WorkerStore
+from mailstrom.types import OnDoubt
+from mailstrom_workers.boot import Child, main
+
+ROUND_S = 0.25
+CHECKPOINT_BYTES = 4 * 1024 * 1024
+"""A -wal file below this size is checkpointed only now and then."""
+CHECKPOINT_S = 30.0
+PURGE_S = 60.0
+BATCH = 1_000
+
+
+class Janitor:
+    """The janitor's rounds over one spool.
+
+    Args:
+        store: the engine's half of the store, used on its own thread.
+        path: the spool's file.
+        worker: our own row.
+        config: for ``on_doubt`` and retention.
+    """
+
+    def __init__(self, path: str, worker: int, config: Config) -> None:
+        self._path = path
+        self._worker = worker
+        self.config = config
+        self._checkpointed = 0.0
+        self._purged = 0.0
+        self._poisoned = False
+
+    def round(self, store: WorkerStore) -> None:
+        """One round; returns quickly when there is nothing to do."""
+        self._lapse(store)
+        now_ms = wall_ms()
+        store.keep_clock(wall_ms=now_ms, monotonic_ms=monotonic_ms(), boot=boot_id(), limit=BATCH)
+        store.expire(BATCH, now_ms)
+        self._repair(store)
+        self._checkpoint(store)
+        self._purge(store)
+
+    def _lapse(self, store: WorkerStore) -> None:
+        """Take back what processes held whose lock is free."""
+        for row in store.workers():
+            lock = os.path.join(run_directory(self._path), row.lock)
+            if row.seq == self._worker or not is_free(lock):
+                continue
+            lapsed = store.lapse(
+                row.seq,
+                boot=boot_id(),
+                now_ms=wall_ms(),
+                on_doubt=OnDoubt(self.config.delivery.on_doubt),
+            )
+            store.sync()
+            if os.path.exists(lock):
+                os.unlink(lock)
+            events.claim_lapsed(
+                recipients=lapsed.released + lapsed.in_doubt,
+                in_doubt=lapsed.in_doubt,
+                lanes=lapsed.lanes,
+                worker=row.seq,
+                lost_pid=row.pid,
+            )
+
+    def _repair(self, store: WorkerStore) -> None:
+        if not store.poisoned:
+            self._poisoned = False
+            return
+        if not self._poisoned:
+            self._poisoned = True
+            events.store_poisoned(error="the disk did not confirm a write", store=self._path)
+        store.repair()
+
+    def _checkpoint(self, store: WorkerStore) -> None:
+        try:
+            size = os.stat(f"{self._path}-wal").st_size
+        except FileNotFoundError:
+            return
+        due = monotonic_ms() / 1000 - self._checkpointed > CHECKPOINT_S
+        if size < CHECKPOINT_BYTES and not due:
+            return
+        found = store.checkpoint()
+        self._checkpointed = monotonic_ms() / 1000
+        if found.frames:
+            events.store_checkpointed(
+                frames=found.frames, moved=found.moved, wal_bytes=size, mode=found.mode
+            )
+
+    def _purge(self, store: WorkerStore) -> None:
+        now = monotonic_ms() / 1000
+        if now - self._purged < PURGE_S:
+            return
+        kept = self.config.spool.retention
+        retention = Retention(
+            bodies_ms=int(kept.bodies * 1000),
+            attempts_ms=int(kept.attempts * 1000),
+            events_ms=int(kept.events * 1000),
+        )
+        if store.purge(retention, 200, wall_ms()) == 0:
+            self._purged = now
+
+
+async def keep(child: Child) -> None:
+    """Do rounds while this process holds the role, until drained."""
+    role = LockFile(os.path.join(run_directory(child.hello.store), "janitor.lock"))
+    janitor = Janitor(child.hello.store, child.worker, child.config)
+    await child.ready()
+    while not child.draining.is_set():
+        child.lapsed.clear()
+        janitor.config = child.config
+        try:
+            if role.held or role.acquire({"pid": os.getpid()}):
+                await child.db.call(janitor.round)
+        except SpoolError as error:
+            events.engine_failed(where="janitor", error=str(error))
+        await _pause(child)
+    role.release()
+
+
+async def _pause(child: Child) -> None:
+    """Until the next round, a word of the supervisor, or the drain."""
+    waits = {asyncio.create_task(child.lapsed.wait()), asyncio.create_task(child.draining.wait())}
+    _, pending = await asyncio.wait(waits, timeout=ROUND_S, return_when=asyncio.FIRST_COMPLETED)
+    for wait in pending:
+        wait.cancel()
+
+
+if __name__ == "__main__":
+    sys.exit(main(keep))

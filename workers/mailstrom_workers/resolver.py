@@ -1,0 +1,374 @@
+"""The resolver: which hosts serve a domain, and at which addresses.
+
+The only engine module that knows dnspython. Contract: answers ``types.Route`` and ``Addresses``;
+trouble is a value, never an exception. It asks; what the answers mean for mail is decided in
+``policy.answers`` (RFC 5321 section 5.1, RFC 7505).
+
+* A CNAME is followed and its target is processed instead; more than 8 links, a loop, SERVFAIL,
+  REFUSED, silence and broken answers are temporary trouble and nothing else.
+* Addresses that mail never goes to are refused (``policy.routing.refused_address``).
+* Bounds: 50 MX, 100 addresses, 8 CNAME links, 128 lookups in flight, one question at a time each.
+
+Addresses are kept in this process by their TTL; routes are the shared table's, not kept here.
+Answers are not validated (no DNSSEC). Must not know: the database, sessions, messages.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random as random_source
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal, cast
+
+import dns.asyncbackend
+import dns.asyncresolver
+import dns.exception
+import dns.message
+import dns.name
+import dns.nameserver
+import dns.rdtypes.ANY.MX
+import dns.resolver
+
+from mailstrom.errors import ConfigError
+from mailstrom.policy.answers import (
+    LETTERS,
+    NEGATIVE_TTL_S,
+    POSITIVE_TTL_S,
+    TEMPORARY_TTL_S,
+    Answer,
+    Outcome,
+    before_asking,
+    is_host_name,
+    is_ip,
+    negative,
+    positive,
+    route_from_addresses,
+    route_from_mx,
+)
+from mailstrom.policy.routing import Family, interleave, refused_address
+from mailstrom.smtp.reply import visible
+from mailstrom.types import Route
+
+MAX_IN_FLIGHT = 128
+MAX_LINKS = 8
+MAX_RECORDS = 100
+MAX_CACHED = 10_000
+DNS_PORT = 53
+DNS_TLS_PORT = 853  # RFC 7858
+
+Kind = Literal["MX", "A", "AAAA"]
+
+
+class AddressError(StrEnum):
+    """Why a host has no address to connect to."""
+
+    NO_HOST = "no_host"  # the name, or any address of it, does not exist
+    TEMPORARY = "temporary"  # the DNS did not answer usably
+    REFUSED = "refused"  # every address is one we never deliver to
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Addresses:
+    """Where a host is.
+
+    Args:
+        ips: addresses to try in this order, both families in turn, at most five.
+        ttl_s: seconds the answer holds, clamped.
+        error: None where there are addresses.
+        text: a sentence for a person where there are none.
+    """
+
+    ips: tuple[str, ...] = ()
+    ttl_s: int = TEMPORARY_TTL_S
+    error: AddressError | None = None
+    text: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Cached:
+    v4: tuple[str, ...]
+    v6: tuple[str, ...]
+    ttl_s: int
+    until: float
+    error: AddressError | None
+    text: str | None
+
+
+class Resolver:
+    """Asks the DNS; one per process, used from one event loop.
+
+    Args:
+        nameservers: (ip, port) pairs, or None for the system's (``/etc/resolv.conf``).
+        timeout: seconds one lookup may take in all, retries included.
+        own_names: names this engine answers to; as an MX they mean a loop.
+        allow_loopback: deliver to loopback addresses too.
+        tls: DNS over TLS; port 53 then means 853.
+        tls_hostname: name in the resolvers' certificate.
+        tls_ca_file: CA certificates to trust instead of the system's.
+        prefer: the address family that begins. IPv4 by default: many receivers judge mail over
+            IPv6 more severely, and IPv6 has its turn second in any case.
+        random: numbers from 0 to below 1, for the order among a host's addresses.
+
+    Raises:
+        ConfigError: no usable system configuration, or ``tls`` without nameservers.
+    """
+
+    def __init__(
+        self,
+        nameservers: Sequence[tuple[str, int]] | None,
+        timeout: float = 5.0,
+        own_names: Collection[str] = (),
+        allow_loopback: bool = False,
+        tls: bool = False,
+        tls_hostname: str | None = None,
+        *,
+        tls_ca_file: str | None = None,
+        prefer: Family = "ipv4",
+        random: Callable[[], float] = random_source.random,
+    ) -> None:
+        self._timeout = timeout
+        self._own_names = frozenset(name.rstrip(".").lower() for name in own_names)
+        self._allow_loopback = allow_loopback
+        self._prefer: Family = prefer
+        self._random = random
+        self._stub = _stub(nameservers, timeout, tls, tls_hostname, tls_ca_file)
+        self._backend = dns.asyncbackend.get_backend("asyncio")
+        self._in_flight = asyncio.Semaphore(MAX_IN_FLIGHT)
+        self._asking: dict[tuple[str, Kind], asyncio.Task[Answer]] = {}
+        self._cache: dict[str, _Cached] = {}
+
+    async def close(self) -> None:
+        """End lookups that are still under way; call when nobody waits for an answer."""
+        asking = list(self._asking.values())
+        for lookup in asking:
+            lookup.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
+
+    async def route(self, domain: str) -> Route:
+        """Which hosts serve a domain (RFC 5321 section 5.1, RFC 7505).
+
+        Args:
+            domain: lower-case A-label domain, or an address literal in brackets.
+
+        Returns:
+            A route with a clamped TTL; ``error`` says why where it leads nowhere.
+        """
+        known = before_asking(domain)
+        if known is not None:
+            return known
+        mx = await self._ask(domain.rstrip(".").lower(), "MX")
+        route = route_from_mx(domain, mx, self._own_names)
+        if route is not None:
+            return route
+        v4, v6 = await self._ask_both(mx.name)
+        return route_from_addresses(domain, mx, v4, v6, self._own_names)
+
+    async def _ask_both(self, name: str) -> tuple[Answer, Answer]:
+        return await asyncio.gather(self._ask(name, "A"), self._ask(name, "AAAA"))
+
+    async def addresses(self, host: str, allow_loopback: bool | None = None) -> Addresses:
+        """Where a host is; answered from this process's memory while its TTL lasts.
+
+        Args:
+            host: lower-case A-label name, or an IP address as text.
+            allow_loopback: overrules the resolver's own setting (a relay configured by name may
+                be on loopback).
+
+        Returns:
+            Up to five addresses of both families in turn, in random order within a family. One
+            family's failure does not hide the other's addresses.
+        """
+        loopback = self._allow_loopback if allow_loopback is None else allow_loopback
+        name = host.rstrip(".").lower()
+        if is_ip(name):
+            return self._usable(name, _whole(name), loopback)
+        if not is_host_name(name):
+            text = f"{visible(name)[:255]!r} is not a host name"
+            return Addresses(ttl_s=NEGATIVE_TTL_S[1], error=AddressError.NO_HOST, text=text)
+        now = asyncio.get_running_loop().time()
+        known = self._cache.get(name)
+        if known is None or known.until <= now:
+            known = await self._find(name)
+            self._remember(name, known)
+        return self._usable(name, known, loopback)
+
+    async def _find(self, name: str) -> _Cached:
+        v4, v6 = await self._ask_both(name)
+        both = (v4, v6)
+        error, text = None, None
+        found = [answer for answer in both if answer.outcome is Outcome.RECORDS]
+        failed = [answer for answer in both if answer.outcome is Outcome.TEMPORARY]
+        if failed:
+            ttl_s = TEMPORARY_TTL_S
+        elif found:
+            ttl_s = positive(min(answer.ttl_s for answer in found))
+        else:
+            ttl_s = negative(min(answer.ttl_s for answer in both))
+        if not found:
+            error = AddressError.TEMPORARY if failed else AddressError.NO_HOST
+            text = failed[0].text if failed else f"{name} has no address records"
+        return _Cached(
+            v4=tuple(ip for _, ip in v4.records[:MAX_RECORDS]),
+            v6=tuple(ip for _, ip in v6.records[:MAX_RECORDS]),
+            ttl_s=ttl_s,
+            until=asyncio.get_running_loop().time() + ttl_s,
+            error=error,
+            text=text,
+        )
+
+    def _usable(self, name: str, known: _Cached, loopback: bool) -> Addresses:
+        if known.error is not None:
+            return Addresses(ttl_s=known.ttl_s, error=known.error, text=known.text)
+        allowed: list[list[str]] = [[], []]
+        why = ""
+        for kept, ips in zip(allowed, (known.v4, known.v6), strict=True):
+            for ip in sorted(ips, key=lambda _: self._random()):
+                refused = refused_address(ip, loopback)
+                if refused is None:
+                    kept.append(ip)
+                else:
+                    why = f"{ip} is a {refused}"
+        chosen = tuple(interleave(allowed[0], allowed[1], self._prefer))
+        if chosen:
+            return Addresses(ips=chosen, ttl_s=known.ttl_s)
+        text = f"mail is not delivered to {name}: {why}"
+        return Addresses(ttl_s=known.ttl_s, error=AddressError.REFUSED, text=text)
+
+    def _remember(self, name: str, known: _Cached) -> None:
+        self._cache.pop(name, None)
+        if len(self._cache) >= MAX_CACHED:
+            now = asyncio.get_running_loop().time()
+            kept = {n: c for n, c in self._cache.items() if c.until > now}
+            # Everything is fresh: the older half goes, so that this is not done at each call.
+            self._cache = (
+                kept if len(kept) < MAX_CACHED else dict([*kept.items()][len(kept) // 2 :])
+            )
+        self._cache[name] = known
+
+    async def _ask(self, name: str, kind: Kind) -> Answer:
+        key = (name, kind)
+        lookup = self._asking.get(key)
+        if lookup is None:
+            lookup = asyncio.get_running_loop().create_task(self._look_up(name, kind))
+            self._asking[key] = lookup
+            lookup.add_done_callback(lambda _: self._asking.pop(key, None))
+        # Shielded: one caller's cancellation must not take the answer from the others.
+        return await asyncio.shield(lookup)
+
+    async def _look_up(self, name: str, kind: Kind) -> Answer:
+        async with self._in_flight:
+            try:
+                # dnspython measures by the wall clock; the loop's clock has the last word.
+                async with asyncio.timeout(self._timeout + 1.0):
+                    return await self._follow(name, kind)
+            except (dns.exception.DNSException, OSError, EOFError, TimeoutError) as error:
+                return _trouble(name, kind, str(error) or type(error).__name__)
+
+    async def _follow(self, name: str, kind: Kind) -> Answer:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._timeout
+        links = 0
+        asked = name
+        while True:
+            lifetime = deadline - loop.time()
+            if lifetime <= 0:
+                return _trouble(name, kind, "no answer in time")
+            try:
+                answer = await self._stub.resolve(
+                    dns.name.from_text(f"{asked}."),
+                    kind,
+                    raise_on_no_answer=False,
+                    search=False,
+                    lifetime=lifetime,
+                    backend=self._backend,
+                )
+            except dns.resolver.NXDOMAIN as missing:
+                ttl_s = _ttl(missing, name=asked)
+                text = f"{asked} does not exist (NXDOMAIN)"
+                return Answer(outcome=Outcome.NXDOMAIN, name=asked, ttl_s=ttl_s, text=text)
+            chain = answer.chaining_result
+            links += len(chain.cnames)
+            if links > MAX_LINKS:
+                return _trouble(name, kind, f"more than {MAX_LINKS} CNAME records in a row")
+            target = _text(chain.canonical_name)
+            if target is None:
+                return _trouble(name, kind, "a CNAME record points to no host name")
+            ttl_s = int(chain.minimum_ttl)
+            if answer.rrset is not None:
+                records = tuple(_records(answer.rrset, kind))
+                return Answer(outcome=Outcome.RECORDS, records=records, name=target, ttl_s=ttl_s)
+            if target == asked:
+                return Answer(outcome=Outcome.NODATA, name=target, ttl_s=ttl_s)
+            asked = target  # a server that does not follow CNAMEs itself
+
+
+def _stub(
+    nameservers: Sequence[tuple[str, int]] | None,
+    timeout: float,
+    tls: bool,
+    tls_hostname: str | None,
+    tls_ca_file: str | None,
+) -> dns.asyncresolver.Resolver:
+    if nameservers is None:
+        if tls:
+            raise ConfigError("[dns] tls needs nameservers: name them, or a resolver by word")
+        try:
+            stub = dns.asyncresolver.Resolver(configure=True)
+        except dns.resolver.NoResolverConfiguration as error:
+            raise ConfigError(
+                f"the system names no DNS servers ({error}); set [dns] nameservers"
+            ) from error
+    else:
+        stub = dns.asyncresolver.Resolver(configure=False)
+        servers: list[str | dns.nameserver.Nameserver] = []
+        for ip, port in nameservers:
+            if tls:
+                secure = DNS_TLS_PORT if port == DNS_PORT else port
+                verify = tls_ca_file or True
+                servers.append(dns.nameserver.DoTNameserver(ip, secure, tls_hostname, verify))
+            else:
+                servers.append(dns.nameserver.Do53Nameserver(ip, port))
+        stub.nameservers = servers
+    # Every server has its turn within the lookup's time, and a lost datagram a second chance.
+    stub.timeout = timeout / min(max(len(stub.nameservers), 2), 4)
+    stub.lifetime = timeout
+    return stub
+
+
+def _records(rrset: Iterable[object], kind: Kind) -> Iterable[tuple[int, str]]:
+    for rdata in rrset:
+        if kind == "MX":
+            mx = cast("dns.rdtypes.ANY.MX.MX", rdata)
+            # A name with strange characters becomes " ", which is no host name either.
+            exchange = _text(mx.exchange)
+            yield mx.preference, " " if exchange is None else exchange
+        else:
+            yield 0, str(getattr(rdata, "address"))  # noqa: B009 - A and AAAA share no base class
+
+
+def _text(name: dns.name.Name) -> str | None:
+    # Judged label by label: as text, a dot inside a label would look like two labels.
+    labels = [label.lower() for label in name.labels if label]
+    if not all(LETTERS.issuperset(label) for label in labels):
+        return None
+    return b".".join(labels).decode("ascii")
+
+
+def _whole(ip: str) -> _Cached:
+    ips = ((), (ip,)) if ":" in ip else ((ip,), ())
+    return _Cached(v4=ips[0], v6=ips[1], ttl_s=POSITIVE_TTL_S[1], until=0.0, error=None, text=None)
+
+
+def _trouble(name: str, kind: Kind, text: str) -> Answer:
+    sentence = f"{kind} lookup of {name} failed: {visible(text)[:300]}"
+    return Answer(outcome=Outcome.TEMPORARY, name=name, text=sentence)
+
+
+def _ttl(missing: dns.resolver.NXDOMAIN, name: str) -> int:
+    response = missing.response(dns.name.from_text(f"{name}."))  # type: ignore[no-untyped-call]
+    try:
+        return int(response.resolve_chaining().minimum_ttl)
+    except dns.exception.DNSException:
+        return 0

@@ -1,0 +1,96 @@
+"""Routing inside a worker: domains whose recipients wait get an answer in the shared cache.
+
+DNS trouble is never "no MX": it is cached briefly as temporary, with growing pauses, and the
+recipients stay queued (shown deferred, reason dns). In relay mode every domain leads to the relay
+and no name is looked up.
+"""
+
+from __future__ import annotations
+
+import time
+
+from mailstrom import events
+from mailstrom.config import relay_hosts
+from mailstrom.policy.routing import provider, site_key
+from mailstrom.storage.base import DueDomain, RouteAnswer
+from mailstrom.types import DELIVERABLE, Route, RouteResult
+from mailstrom_workers.context import Context, Settings
+
+NEVER_MS = 253_402_300_799_000
+MOST_TEMPORARY_S = 300
+
+
+def policy_name(settings: Settings) -> str:
+    """What cached routes depend on; another name expires them all."""
+    config = settings.config
+    if settings.relay:
+        hosts = ",".join(f"{h.name}:{h.port}" for h in relay_hosts(config.relay))
+        return f"relay {hosts}"
+    return f"mx port={config.delivery.port} hostname={config.hostname}"
+
+
+async def use_routes(ctx: Context) -> None:
+    """Expire cached routes that another routing policy made."""
+    policy, now_ms = policy_name(ctx.settings), ctx.now_ms()
+    await ctx.db.call(lambda store: store.use_routes(policy, now_ms))
+
+
+async def route(ctx: Context, due: DueDomain) -> None:
+    """Find a domain's route (unless the cached one still holds) and stamp it on recipients.
+
+    Whatever goes wrong, the domain is given back: it must not stay taken by a living worker.
+    """
+    try:
+        await _route(ctx, due)
+    except Exception:
+        retry_ms = ctx.now_ms() + MOST_TEMPORARY_S * 1000
+        await ctx.db.call(lambda store: store.give_back(ctx.worker, due.name, retry_ms))
+        raise
+
+
+async def _route(ctx: Context, due: DueDomain) -> None:
+    started = time.monotonic()
+    found = due.cached
+    if found is None:
+        found = (
+            _relay_route(ctx, due.name)
+            if ctx.settings.relay
+            else (await ctx.resolver.route(due.name))
+        )
+    answer = _answer(ctx, due, found)
+    if due.cached is None:
+        events.mx_resolved(
+            domain=due.name,
+            result=found.result,
+            hosts=[host.name for host in found.hosts],
+            site=answer.site_key,
+            ttl_s=found.ttl_s,
+            error=found.error,
+            elapsed_ms=int((time.monotonic() - started) * 1000),
+        )
+    now_ms = ctx.now_ms()
+    await ctx.db.call(lambda store: store.put_route(ctx.worker, answer, now_ms))
+    ctx.wake()
+
+
+def _relay_route(ctx: Context, domain: str) -> Route:
+    hosts = relay_hosts(ctx.settings.config.relay)
+    return Route(domain=domain, result=RouteResult.RELAY, hosts=hosts, ttl_s=NEVER_MS // 1000)
+
+
+def _answer(ctx: Context, due: DueDomain, found: Route) -> RouteAnswer:
+    now_ms = ctx.now_ms()
+    ttl_s = found.ttl_s
+    if found.result is RouteResult.TEMPORARY:
+        ttl_s = min(ttl_s * 2 ** min(due.failures, 8), MOST_TEMPORARY_S)
+    key = None
+    if found.result in DELIVERABLE:
+        key = site_key(found.hosts, ctx.settings.config.delivery.port)
+        if found.result is RouteResult.RELAY:
+            key = f"relay {key}"
+    return RouteAnswer(
+        route=found,
+        site_key=key,
+        provider=provider(found.hosts) if found.result is RouteResult.MX else None,
+        expires_ms=min(now_ms + ttl_s * 1000, NEVER_MS),
+    )

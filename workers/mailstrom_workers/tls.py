@@ -1,0 +1,53 @@
+"""TLS as a client uses it: contexts by policy, and a peer's names.
+
+Contract: contexts are built from their parts, apart from ssl's defaults, which change with the
+Python version (3.13 adds VERIFY_X509_STRICT, which opportunistic TLS must not inherit).
+
+Must not know: when TLS is wanted, sockets, SMTP.
+"""
+
+from __future__ import annotations
+
+import functools
+import ssl
+
+from cryptography import x509
+from cryptography.x509.oid import NameOID
+
+from mailstrom.smtp.reply import visible
+
+
+@functools.lru_cache(maxsize=16)
+def client_context(verify: bool, ca_file: str | None, min_version: str) -> ssl.SSLContext:
+    """A client context for the policy; built apart from ssl's defaults, which change by version."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = {
+        "1.2": ssl.TLSVersion.TLSv1_2,
+        "1.3": ssl.TLSVersion.TLSv1_3,
+    }[min_version]
+    if not verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    elif ca_file is not None:
+        context.load_verify_locations(cafile=ca_file)
+    else:
+        context.load_default_certs(ssl.Purpose.SERVER_AUTH)
+    return context
+
+
+def peer_names(certificate: bytes | None) -> str | None:
+    """Common name and first alternative names of a DER certificate, or None."""
+    if not certificate:
+        return None
+    try:
+        parsed = x509.load_der_x509_certificate(certificate)
+        names = [str(a.value) for a in parsed.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
+        try:
+            extension = parsed.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+            names += extension.value.get_values_for_type(x509.DNSName)[:4]
+            names += [str(a) for a in extension.value.get_values_for_type(x509.IPAddress)[:2]]
+        except x509.ExtensionNotFound:
+            pass
+    except ValueError:
+        return "unreadable certificate"
+    return visible(", ".join(dict.fromkeys(names)))[:200] or None
