@@ -6,6 +6,7 @@ descriptors are not inherited by started programs (close-on-exec).
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -56,6 +57,9 @@ class LockFile:
             return
         if delete:
             self.path.unlink(missing_ok=True)
+        else:  # emptied while still held: the next holder is never taken for this one
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._fd, 0)
         os.close(self._fd)
         self._fd = None
 

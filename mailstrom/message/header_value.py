@@ -1,9 +1,9 @@
 """Raw header values of message objects: names checked, values turned into text or mailboxes.
 
 Objects hold a value as ``str`` (set by hand or parsed, perhaps folded, perhaps with escaped
-octets), as a legacy ``Header`` or as a ``headerregistry`` object. All become one line of text or are
-refused: CR, LF and NUL wherever they are not legal folding, octets that are not UTF-8, addresses
-that two readers would read differently. Rendering is ``header``'s part.
+octets), as a legacy ``Header`` or as a ``headerregistry`` object. All become one line of text, or
+are refused: CR, LF and NUL wherever they are not legal folding, octets that are not UTF-8,
+addresses that two readers would read differently. Rendering is the part of ``header``.
 """
 
 from __future__ import annotations

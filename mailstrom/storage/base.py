@@ -269,14 +269,27 @@ class DueDomain:
     failures: int
 
 
+class Refusal(NamedTuple):
+    """Why recipients of a domain fail without an attempt on the wire."""
+
+    reason: Reason
+    enhanced_code: str
+    text: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteAnswer:
-    """A route to store: the site it leads to, if any, and when to look again."""
+    """A route to store: the site it leads to, if any, and when to look again.
+
+    Args:
+        refusal: set where the route decides that waiting recipients fail.
+    """
 
     route: Route
     site_key: str | None
     provider: str | None
     expires_ms: int
+    refusal: Refusal | None = None
 
 
 class Lapsed(NamedTuple):

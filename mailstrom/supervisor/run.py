@@ -28,7 +28,7 @@ from mailstrom.errors import (
     SpoolFull,
 )
 from mailstrom.storage import prepare
-from mailstrom.supervisor.instance import Holder, lock_path, release_lock, take_lock
+from mailstrom.supervisor.instance import Holder, lock_path, take_lock
 from mailstrom.supervisor.supervision import DELIVERY, JANITOR, Supervision, Timing
 
 EXIT_FAILED = 1
@@ -117,7 +117,7 @@ def serve(
             timing=timing or Timing(),
         ).run()
     finally:
-        release_lock(lock)
+        lock.release()
 
 
 def main(argv: Sequence[str]) -> int:

@@ -100,7 +100,7 @@ class Janitor:
         self._checkpointed = monotonic_ms() / 1000
         if found.frames:
             events.store_checkpointed(
-                frames=found.frames, moved=found.moved, wal_bytes=size, mode=found.mode
+                frames=found.frames, checkpointed=found.moved, wal_bytes=size, mode=found.mode
             )
 
     def _purge(self, store: WorkerStore) -> None:

@@ -11,8 +11,10 @@ import time
 
 from mailstrom import events
 from mailstrom.config import relay_hosts
+from mailstrom.policy.refusal import judge_route
 from mailstrom.policy.routing import provider, site_key
-from mailstrom.storage.base import DueDomain, RouteAnswer
+from mailstrom.policy.verdict import Action
+from mailstrom.storage.base import DueDomain, Refusal, RouteAnswer
 from mailstrom.types import DELIVERABLE, Route, RouteResult
 from mailstrom_workers.context import Context, Settings
 
@@ -78,6 +80,13 @@ def _relay_route(ctx: Context, domain: str) -> Route:
     return Route(domain=domain, result=RouteResult.RELAY, hosts=hosts, ttl_s=NEVER_MS // 1000)
 
 
+def _refusal(found: Route) -> Refusal | None:
+    verdict = judge_route(found.result, found.error)
+    if verdict is None or verdict.action is not Action.FAIL or verdict.reason is None:
+        return None
+    return Refusal(verdict.reason, verdict.enhanced_code or "5.0.0", verdict.reply_text or "")
+
+
 def _answer(ctx: Context, due: DueDomain, found: Route) -> RouteAnswer:
     now_ms = ctx.now_ms()
     ttl_s = found.ttl_s
@@ -93,4 +102,5 @@ def _answer(ctx: Context, due: DueDomain, found: Route) -> RouteAnswer:
         site_key=key,
         provider=provider(found.hosts) if found.result is RouteResult.MX else None,
         expires_ms=min(now_ms + ttl_s * 1000, NEVER_MS),
+        refusal=_refusal(found),
     )

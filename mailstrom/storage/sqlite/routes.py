@@ -11,19 +11,13 @@ from typing import Any
 
 import apsw
 
-from mailstrom.storage.base import DueDomain, RouteAnswer
+from mailstrom.storage.base import DueDomain, Refusal, RouteAnswer
 from mailstrom.storage.sqlite import claims
 from mailstrom.storage.sqlite.rows import decode_hosts, encode_hosts
 from mailstrom.storage.sqlite.sql import run
-from mailstrom.types import DELIVERABLE, Judgement, Reason, Route, RouteResult, Stage
+from mailstrom.types import DELIVERABLE, Judgement, Route, RouteResult, Stage
 
 STAMP_MOST = 1_000
-
-_REFUSALS: dict[RouteResult, tuple[Reason, str]] = {
-    RouteResult.NULL_MX: (Reason.NULL_MX, "5.1.10"),  # RFC 7505 section 3
-    RouteResult.NO_DOMAIN: (Reason.NO_DOMAIN, "5.1.2"),  # RFC 3463 X.1.2
-    RouteResult.LOOP: (Reason.LOOP, "5.4.6"),  # RFC 3463 X.4.6
-}
 
 
 def use(connection: apsw.Connection, policy: str) -> bool:
@@ -110,49 +104,33 @@ def put(connection: apsw.Connection, worker: int, answer: RouteAnswer, now_ms: i
         ]
         run(connection, "lower_next_due", {"recipients": json.dumps(stamped)})
         changed = len(stamped)
-    elif route.result in _REFUSALS:
-        changed = _refuse(connection, worker, route, now_ms)
+    elif answer.refusal is not None:
+        changed = _refuse(connection, worker, route.domain, answer.refusal, now_ms)
     run(connection, "domain_done", {"name": route.domain})
     return changed == STAMP_MOST
 
 
-def _refuse(connection: apsw.Connection, worker: int, route: Route, now_ms: int) -> int:
+def _refuse(
+    connection: apsw.Connection, worker: int, domain: str, refusal: Refusal, now_ms: int
+) -> int:
     """Fail waiting recipients of a domain that takes no mail."""
-    reason, enhanced = _REFUSALS[route.result]
-    values = {"name": route.domain, "most": STAMP_MOST}
-    waiting = [row[0] for row in run(connection, "unrouted", values)]
+    waiting = [row[0] for row in run(connection, "unrouted", {"name": domain, "most": STAMP_MOST})]
     if not waiting:
         return 0
-    run(
-        connection,
-        "fail_unrouted",
-        {
-            "recipients": json.dumps(waiting),
-            "reason": str(reason),
-            "now_ms": now_ms,
-            "code": None,
-            "enhanced": enhanced,
-            "text": route.error,
-        },
-    )
+    reason, enhanced, text = refusal
+    values = {
+        "recipients": json.dumps(waiting),
+        "reason": str(reason),
+        "now_ms": now_ms,
+        "code": None,
+        "enhanced": enhanced,
+        "text": text,
+    }
+    run(connection, "fail_unrouted", values)
+    failed, stage = str(Judgement.FAILED), str(Stage.ROUTE)
     rows = [
-        [
-            seq,
-            None,
-            now_ms,
-            now_ms,
-            str(Stage.ROUTE),
-            None,
-            None,
-            None,
-            enhanced,
-            route.error,
-            str(Judgement.FAILED),
-            str(reason),
-            0,
-            0,
-            worker,
-        ]
+        [seq, None, now_ms, now_ms, stage, None, None, None, enhanced, text, failed, str(reason)]
+        + [0, 0, worker]
         for seq in waiting
     ]
     claims.record(connection, rows, now_ms)

@@ -175,6 +175,12 @@ def test_preamble_and_epilogue_become_plain_lines() -> None:
     assert content.endswith(b"\r\n--own--\r\npost\r\nscript?\r\n")
 
 
+def test_a_boundary_that_opens_the_preamble_is_replaced() -> None:
+    message = mixed(MIMEText("x"), boundary="own")
+    message.preamble = "--own\n\nforged"
+    assert [part.get_payload() for part in reread(message).iter_parts()] == ["x"]
+
+
 def test_a_nested_message_is_not_completed() -> None:
     source = (
         b"Subject: a\r\n folded\r\nX-Long: " + b"y" * 300 + b"\r\nTo: nobody at all\r\n\r\nx\r\n"

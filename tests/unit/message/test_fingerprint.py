@@ -109,6 +109,7 @@ HEAD = b"From: a@b.example\r\nTo: c@d.example\r\n"
     ("one", "other"),
     [
         (b"\r\na\r\n", b"\r\nb\r\n"),
+        (b"X-A: bc\r\n\r\n", b"X-Ab: c\r\n\r\n"),
         (b"X: a\r\n\r\n\r\n", b"\r\nX: a\r\n\r\n"),
         (b"Content-Type: multipart/mixed; boundary=x\r\n\r\n--x\r\n\r\na\r\n",
          b"Content-Type: multipart/mixed; boundary=x\r\n\r\n--x\r\n\r\nb\r\n"),

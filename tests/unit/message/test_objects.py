@@ -146,6 +146,18 @@ def test_the_first_address_of_a_malformed_list_is_no_recipient() -> None:
     assert (caught.value.rule, caught.value.header) == ("address-syntax", "To")
 
 
+@pytest.mark.parametrize(
+    "name", ["=?utf-8?q?b?=", "x =?utf-8?q?b?= y", 'a "=?utf-8?q?b?="', "=?", "a,=?utf-8?b?YQ==?="]
+)
+def test_a_name_that_looks_encoded_stays_as_it_is(name: str) -> None:
+    # Written as atoms or in quotes, some readers would decode it to another name.
+    prepared = prepare(modern(To=Address(name, "bob", "b.example")))
+    again = message_from_bytes(prepared.content, policy=policy.default)
+    stored = modern(To=Address(name, "bob", "b.example"))["To"].addresses[0].display_name
+    assert [a.display_name for a in again["To"].addresses] == [stored]
+    assert names_and_keys(field(prepared, "To")) == [(stored, "bob@b.example")]
+
+
 # -- headers --------------------------------------------------------------------------------------
 
 

@@ -11,14 +11,16 @@ from pathlib import Path
 
 import pytest
 
+from mailstrom.lockfile import LockFile
 from mailstrom.supervisor import instance
-from mailstrom.supervisor.instance import Holder, lock_path, release_lock, take_lock
+from mailstrom.supervisor.instance import Holder, lock_path, take_lock
 
 HOLD = """
 import sys
 from mailstrom.supervisor import instance
 from mailstrom.supervisor.instance import take_lock
-print(take_lock(sys.argv[1]), flush=True)
+lock = take_lock(sys.argv[1])
+print(int(lock.held), flush=True)
 sys.stdin.read()
 """
 
@@ -32,20 +34,20 @@ def store(tmp_path: Path) -> str:
 
 def test_the_second_is_told_who_the_first_is(store: str) -> None:
     lock = take_lock(store)
-    assert isinstance(lock, int)
+    assert isinstance(lock, LockFile)
 
     assert take_lock(store) == Holder(pid=os.getpid(), host=socket.gethostname())
 
-    release_lock(lock)
+    lock.release()
     again = take_lock(store)
-    assert isinstance(again, int)
-    release_lock(again)
+    assert isinstance(again, LockFile)
+    again.release()
 
 
 def test_a_released_lock_names_nobody(store: str) -> None:
     lock = take_lock(store)
-    assert isinstance(lock, int)
-    release_lock(lock)
+    assert isinstance(lock, LockFile)
+    lock.release()
 
     assert lock_path(store).read_bytes() == b""
 
@@ -62,9 +64,9 @@ def test_a_killed_holders_words_do_not_hold(store: str) -> None:
 
     assert json.loads(lock_path(store).read_bytes())["pid"] == first.pid
     lock = take_lock(store)
-    assert isinstance(lock, int)
+    assert isinstance(lock, LockFile)
     assert json.loads(lock_path(store).read_bytes())["pid"] == os.getpid()
-    release_lock(lock)
+    lock.release()
 
 
 @pytest.mark.parametrize(
@@ -75,24 +77,24 @@ def test_a_file_that_names_nobody_still_refuses(
 ) -> None:
     monkeypatch.setattr(instance, "_PATIENCE_MS", 50)
     lock = take_lock(store)
-    assert isinstance(lock, int)
+    assert isinstance(lock, LockFile)
     lock_path(store).write_bytes(words)
 
     assert take_lock(store) == Holder(pid=0, host="unknown")
 
-    release_lock(lock)
+    lock.release()
 
 
 def test_the_lock_is_not_inherited(store: str) -> None:
     lock = take_lock(store)
-    assert isinstance(lock, int)
+    assert isinstance(lock, LockFile)
     with subprocess.Popen(
         [sys.executable, "-c", "import sys; sys.stdin.read()"],
         stdin=subprocess.PIPE,
         close_fds=False,
     ) as orphan:
-        release_lock(lock)
+        lock.release()
         again = take_lock(store)
         assert orphan.poll() is None
-    assert isinstance(again, int)
-    release_lock(again)
+    assert isinstance(again, LockFile)
+    again.release()
