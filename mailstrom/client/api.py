@@ -231,7 +231,7 @@ class Mailstrom:
         prepared = compose(
             message,
             sender=sender,
-            recipients=recipients if recipients is None else tuple(recipients),
+            recipients=recipients,
             now=datetime.fromtimestamp(now / 1000, UTC),
             id_domain_fallback=_host_name(),
         )
