@@ -14,30 +14,26 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterable
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator
 
 from mailstrom import events
 from mailstrom.policy.outcome import judge
 from mailstrom.policy.refusal import local_refusal
-from mailstrom.policy.retry import next_attempt_ms
 from mailstrom.policy.site import claim_size, suspension_s
-from mailstrom.policy.verdict import Action, Verdict
 from mailstrom.smtp.client import Envelope
 from mailstrom.smtp.framing import BareLineEnd
 from mailstrom.storage.base import (
-    Attempt,
     Claimed,
     ClaimRequest,
     Lane,
     Open,
-    Settlement,
     Suspension,
     Work,
 )
-from mailstrom.types import Judgement, OnDoubt, Reason, Stage, iso_ms
+from mailstrom.types import OnDoubt, Reason, iso_ms
 from mailstrom_workers.connector import Connected, Connector
 from mailstrom_workers.context import Context
+from mailstrom_workers.ledger import Again, Ledger, Pass, Transaction
 
 CLAIM_MESSAGES = 50
 CLAIM_BYTES = 8 * 1024 * 1024
@@ -51,53 +47,6 @@ MOST_HOSTS = 2
 
 class ContentDamaged(Exception):
     """Content on disk does not match its digest; not a byte after this point is sent."""
-
-
-@dataclass(slots=True)
-class Transaction:
-    """Recipients of one message that travel together.
-
-    Args:
-        position: index of the first host that may still take them.
-        hosts_tried: hosts that have answered for them in this attempt.
-        reconnected: whether a closed session was already renewed for them.
-    """
-
-    recipients: list[Claimed]
-    position: int = 0
-    hosts_tried: int = 0
-    reconnected: bool = False
-
-
-@dataclass(slots=True)
-class Again:
-    """What is left of a transaction for another host, or for a new session to this one."""
-
-    before: Transaction
-    recipients: list[Claimed]
-    uncharged: bool = False
-    same_host: bool = False
-
-    def transaction(self, index: int) -> Transaction:
-        """The next transaction, after one on the host with this index."""
-        return Transaction(
-            self.recipients,
-            position=index if self.same_host else index + 1,
-            hosts_tried=self.before.hosts_tried + (not self.uncharged),
-            reconnected=self.before.reconnected or self.same_host,
-        )
-
-
-@dataclass(slots=True)
-class Pass:
-    """One walk of a batch over the site's hosts.
-
-    Args:
-        retained: recipient -> what the last host said, where the next host has its turn.
-    """
-
-    started_ms: int
-    retained: dict[int, Verdict] = field(default_factory=dict)
 
 
 class LaneRun:
@@ -114,7 +63,7 @@ class LaneRun:
         self.lane = lane
         self.connector = Connector(ctx, lane)
         self.connected: Connected | None = None
-        self.settlements: list[Settlement] = []
+        self.ledger = Ledger(ctx, lane)
         self.work_came = asyncio.Event()
         self.idle = False
         self._claim = claim_size(lane.due, lanes_there, CLAIM_MESSAGES)
@@ -150,7 +99,7 @@ class LaneRun:
         transactions: list[Transaction] = []
         for row in claimed:
             if row.damaged:
-                self._settle_damaged(row)
+                self.ledger.damaged(row)
                 continue
             last = transactions[-1] if transactions else None
             if (
@@ -196,16 +145,16 @@ class LaneRun:
         queue = deque(batch)
         while queue:
             if self.ctx.draining.is_set():
-                self._give_back(queue, run)
+                self.ledger.give_back(queue, run)
                 return False
             transaction = queue.popleft()
             index = await self._session_at(transaction.position)
             if index is None:
                 if any(row.recipient in run.retained for row in transaction.recipients):
-                    self._give_back([transaction], run)
+                    self.ledger.give_back([transaction], run)
                     continue
                 await self._suspend(run)
-                self._give_back([transaction, *queue], run)
+                self.ledger.give_back([transaction, *queue], run)
                 return False
             again = await self._transact(transaction, index, run)
             if again.recipients:
@@ -281,7 +230,7 @@ class LaneRun:
         started_ms = self.ctx.now_ms()
         if refusal is not None:
             verdicts = [refusal] * len(transaction.recipients)
-            return self._apply(transaction, verdicts, connected, started_ms, run)
+            return self.ledger.apply(transaction, verdicts, connected, started_ms, run)
         on_doubt = first.on_doubt or self.ctx.settings.on_doubt
         transaction.recipients = await self._open(transaction.recipients, connected, on_doubt)
         if not transaction.recipients:
@@ -294,13 +243,13 @@ class LaneRun:
             )
         except (ContentDamaged, BareLineEnd):  # cut before the dot: nothing was delivered
             for row in transaction.recipients:
-                self._settle_damaged(row)
+                self.ledger.damaged(row)
             return Again(transaction, [])
         verdicts = [
             judge(end, number, last_host=last_host, reused=reused, on_doubt=on_doubt)
             for number in range(len(transaction.recipients))
         ]
-        return self._apply(transaction, verdicts, connected, started_ms, run)
+        return self.ledger.apply(transaction, verdicts, connected, started_ms, run)
 
     async def _open(
         self, recipients: list[Claimed], connected: Connected, on_doubt: OnDoubt
@@ -340,206 +289,15 @@ class LaneRun:
                 raise ContentDamaged
             yield data
 
-    # --- verdicts to settlements ------------------------------------------------------------
-
-    def _apply(
-        self,
-        transaction: Transaction,
-        verdicts: list[Verdict],
-        connected: Connected,
-        started_ms: int,
-        run: Pass,
-    ) -> Again:
-        again = Again(transaction, [])
-        ended_ms = self.ctx.now_ms()
-        for row, verdict in zip(transaction.recipients, verdicts, strict=True):
-            action = verdict.action
-            attempt = self._attempt(row, verdict, connected, started_ms, ended_ms)
-            if action in (Action.AGAIN, Action.SUSPEND) or verdict.judgement is None:
-                # Nothing was answered, nothing is charged: the claim goes on to a new session.
-                self._settle(row, "claimed", None, None, None)
-                again.recipients.append(row)
-                again.uncharged = True
-                again.same_host = action is Action.AGAIN and not transaction.reconnected
-            elif action is Action.NEXT_HOST:
-                run.retained[row.recipient] = verdict
-                self._settle(row, "claimed", verdict.reason, None, attempt)
-                again.recipients.append(row)
-            elif action is Action.DEFER:
-                due_ms = self._due_ms(row, verdict)
-                self._settle(row, "deferred", verdict.reason, due_ms, attempt)
-                self._log(row, verdict, connected, attempt, due_ms)
-            else:
-                self._settle(row, _FINAL[action], verdict.reason, None, attempt)
-                self._log(row, verdict, connected, attempt, None)
-        return again
-
-    def _due_ms(self, row: Claimed, verdict: Verdict) -> int:
-        return next_attempt_ms(
-            self.ctx.now_ms(),
-            row.deferrals,
-            self.ctx.settings.retry,
-            self.ctx.random(),
-            verdict.retry_hint_s,
-        )
-
-    def _give_back(self, transactions: Iterable[Transaction], run: Pass) -> None:
-        """End claims without another transaction: what a host said stands, the rest is due."""
-        for transaction in transactions:
-            for row in transaction.recipients:
-                verdict = run.retained.get(row.recipient)
-                if verdict is None:
-                    self._settle(row, "queued", None, self.ctx.now_ms(), None)
-                else:
-                    due_ms = self._due_ms(row, verdict)
-                    self._settle(row, "deferred", verdict.reason, due_ms, None)
-
-    def _settle_damaged(self, row: Claimed) -> None:
-        now_ms = self.ctx.now_ms()
-        text = "the stored content or address does not match its digest; nothing was sent"
-        attempt = Attempt(
-            session=None,
-            started_ms=now_ms,
-            ended_ms=now_ms,
-            stage=Stage.BODY,
-            host=None,
-            address=None,
-            reply_code=None,
-            enhanced_code="5.3.0",
-            reply_text=text,
-            verdict=Judgement.FAILED,
-            reason=Reason.DAMAGED,
-            in_doubt=False,
-        )
-        self._settle(row, "failed", Reason.DAMAGED, None, attempt)
-        events.recipient_failed(
-            message_id=row.message_id, recipient=row.address, reason=Reason.DAMAGED, reply=text
-        )
-
-    def _settle(
-        self,
-        row: Claimed,
-        state: str,
-        reason: Reason | None,
-        due_ms: int | None,
-        attempt: Attempt | None,
-    ) -> None:
-        self.settlements.append(
-            Settlement(
-                lane=self.lane.token,
-                recipient=row.recipient,
-                state=state,
-                reason=reason,
-                due_ms=due_ms,
-                attempt=attempt,
-            )
-        )
-
-    def _attempt(
-        self, row: Claimed, verdict: Verdict, connected: Connected, started_ms: int, ended_ms: int
-    ) -> Attempt:
-        facts = connected.session.facts
-        return Attempt(
-            session=connected.id,
-            started_ms=started_ms,
-            ended_ms=ended_ms,
-            stage=verdict.stage,
-            host=facts.host,
-            address=facts.address,
-            reply_code=verdict.reply_code,
-            enhanced_code=verdict.enhanced_code,
-            reply_text=None if verdict.reply_text is None else verdict.reply_text[:500],
-            verdict=verdict.judgement or Judgement.DEFERRED,
-            reason=verdict.reason,
-            in_doubt=verdict.in_doubt,
-            tls=facts.tls_version or "none",
-        )
-
-    def _log(
-        self,
-        row: Claimed,
-        verdict: Verdict,
-        connected: Connected,
-        attempt: Attempt,
-        due_ms: int | None,
-    ) -> None:
-        message_id, recipient = row.message_id, row.address
-        number, stage, site = row.attempts + 1, str(attempt.stage), self.lane.site_key
-        host, address = attempt.host, attempt.address
-        code, enhanced, reply = attempt.reply_code, attempt.enhanced_code, attempt.reply_text
-        match verdict.action:
-            case Action.DELIVER:
-                events.recipient_delivered(
-                    message_id=message_id,
-                    recipient=recipient,
-                    attempt=number,
-                    stage=stage,
-                    site=site,
-                    host=host,
-                    address=address,
-                    code=code,
-                    enhanced=enhanced,
-                    reply=reply,
-                    tls=attempt.tls,
-                    session_id=connected.id,
-                    elapsed_ms=attempt.ended_ms - attempt.started_ms,
-                )
-            case Action.FAIL:
-                events.recipient_failed(
-                    message_id=message_id,
-                    recipient=recipient,
-                    reason=verdict.reason,
-                    attempt=number,
-                    stage=stage,
-                    site=site,
-                    host=host,
-                    address=address,
-                    code=code,
-                    enhanced=enhanced,
-                    reply=reply,
-                    session_id=connected.id,
-                )
-            case Action.HOLD:
-                events.recipient_held(
-                    message_id=message_id,
-                    recipient=recipient,
-                    reason=verdict.reason,
-                    attempt=number,
-                    stage=stage,
-                    site=site,
-                    host=host,
-                    reply=reply,
-                    in_doubt=verdict.in_doubt,
-                )
-            case _:
-                events.recipient_deferred(
-                    message_id=message_id,
-                    recipient=recipient,
-                    reason=verdict.reason,
-                    attempt=number,
-                    stage=stage,
-                    site=site,
-                    host=host,
-                    address=address,
-                    code=code,
-                    enhanced=enhanced,
-                    reply=reply,
-                    next_attempt_at=iso_ms(due_ms),
-                    in_doubt=verdict.in_doubt,
-                )
-
     # --- bookkeeping ------------------------------------------------------------------------
 
     def _work(self) -> Work:
         """What waits to be recorded, for the next exchange."""
-        work = Work(sessions=self.connector.rows, settlements=self.settlements)
-        self.connector.rows, self.settlements = [], []
+        work = Work(sessions=self.connector.rows, settlements=self.ledger.take())
+        self.connector.rows = []
         return work
 
     async def _disconnect(self) -> None:
         if self.connected is not None:
             connected, self.connected = self.connected, None
             await self.connector.disconnect(connected)
-
-
-_FINAL = {Action.DELIVER: "delivered", Action.FAIL: "failed", Action.HOLD: "held"}
