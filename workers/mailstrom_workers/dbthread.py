@@ -147,9 +147,14 @@ class DBThread:
             self._last_write = time.monotonic()
             if any(request.durable for request in requests):
                 self._persist(store.sync)
-        except BaseException as error:  # a bug: whoever awaits it must not wait for ever
-            for request in requests:
-                self._tell(request.future, error=error)
+        except BaseException as error:
+            # A broken invariant, that is a bug: it must not take its neighbours along, and
+            # whoever awaits it must not wait for ever.
+            if len(requests) > 1:
+                for request in requests:
+                    self._exchange(store, [request])
+            else:
+                self._tell(requests[0].future, error=error)
             return
         for request in requests:
             assert request.work is not None

@@ -82,6 +82,8 @@ def spool_errors(path: str, doing: str) -> Iterator[None]:
         raise SpoolError(
             f"{path}: cannot be opened; does its directory exist, and may this user enter it?"
         ) from error
+    except apsw.ConstraintError as error:  # a bug of ours, not the disk's: never tried again
+        raise ValueError(f"{path}: {doing} would break an invariant: {error}") from error
     except apsw.Error as error:
         raise SpoolError(f"{path}: {doing}: {error}") from error
 
