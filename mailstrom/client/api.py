@@ -79,7 +79,6 @@ class Mailstrom:
         self.path = locate_store(store, config, os.environ)
         self._store = open_client_store(self.path, busy_ms=int(timeout * 1000))
         self._committer = Committer(self._store, timeout, wall_ms)
-        self._pid = os.getpid()
         self._finalizer = weakref.finalize(self, self._committer.stop)
         _living.add(self)
 
@@ -256,7 +255,7 @@ class Mailstrom:
             send_ms=due,
             expires_ms=expires,
             on_doubt=options.doubt(on_doubt),
-            require_tls=bool(require_tls),
+            require_tls=options.flag("require_tls", require_tls),
             eightbit=prepared.eightbit,
             smtputf8=prepared.smtputf8,
             idempotency=key,
@@ -339,23 +338,29 @@ class Mailstrom:
 
         Raises:
             MessageNotFound: no such id here.
+            InvalidAddress: ``recipient`` is no address.
         """
         return self._change("cancel", id, recipient)
 
     def retry(self, id: str, *, recipient: str | None = None) -> int:
-        """Make waiting recipients due now; reopen failed and cancelled ones.
+        """Make waiting recipients due now, not before their ``send_at``; reopen failed ones.
+
+        Args:
+            recipient: only this address.
 
         Returns:
             How many changed.
 
         Raises:
             MessageNotFound: no such id here.
+            InvalidAddress: ``recipient`` is no address.
         """
         return self._change("retry", id, recipient)
 
     def _change(self, verb: str, id: str, recipient: str | None) -> int:
         step = getattr(self._store, verb)
-        changed = int(self._committer.call(lambda: step([id], recipient, wall_ms()), id))
+        address = None if recipient is None else _key(recipient)
+        changed = int(self._committer.call(lambda: step([id], address, wall_ms()), id))
         if changed == 0:
             self.status(id)
         return changed
@@ -363,11 +368,15 @@ class Mailstrom:
     # --- life -------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Close this process's connections; idempotent. Calls in other threads fail after it."""
-        if self._pid == os.getpid() and self._finalizer.alive:
-            self._finalizer.detach()
-            self._committer.call(self._store.close)
-            self._committer.stop()
+        """Close this process's connections; idempotent. Every later call raises SpoolError.
+
+        What other threads are sending is stored first.
+        """
+        if self._finalizer.detach() is not None:
+            try:
+                self._committer.call(self._store.close)
+            finally:
+                self._committer.stop()
 
     def __enter__(self) -> Mailstrom:
         return self
@@ -381,8 +390,6 @@ class Mailstrom:
         self.close()
 
     def _forked(self) -> None:
-        self._pid = os.getpid()
-        self._store.forked()
         self._committer.forked()
 
 
@@ -392,6 +399,12 @@ def _after_fork_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def _key(recipient: str) -> str:
+    from mailstrom.message import parse_address
+
+    return parse_address(recipient, header="recipient").key
 
 
 def _host_name() -> str:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from mailstrom.errors import OutcomeUnknown, SpoolBusy
+from mailstrom.errors import OutcomeUnknown, SpoolBusy, SpoolError
 from mailstrom.storage.base import ClientStore, Submission
 
 GATHER_MESSAGES = 500
@@ -51,6 +51,7 @@ class Committer:
         self._store = store
         self._timeout = timeout
         self._now_ms = now_ms
+        self._stopped = False
         self._reset()
 
     def _reset(self) -> None:
@@ -77,13 +78,18 @@ class Committer:
         return self._run(_Request(None, function), key)
 
     def stop(self) -> None:
-        """Let the thread end after what is queued."""
+        """Let the thread end after what is queued; later calls raise SpoolError."""
+        self._stopped = True  # before the end is queued: see _run
         if self._started:
             self._queue.put(None)
             self._started = False
 
     def _run(self, request: _Request, key: str) -> Any:
         self._queue.put(request)
+        # Looked at after the request is queued: not stopped means that it stands before the end
+        # of the queue, so it will be served.
+        if self._stopped and request.taken.acquire(blocking=False):
+            raise SpoolError("this client is closed; open a new one")
         if not self._started:
             # Two callers may both start one; the second finds the serving lock taken and ends.
             self._started = True
@@ -153,7 +159,7 @@ class Committer:
                 request.error = OutcomeUnknown(str(error), key=key)
         except BaseException as error:  # goes to every caller of the batch
             for request in batch:
-                request.error = error
+                request.error = _copy(error)
         else:
             for request, result in zip(batch, results, strict=True):
                 if isinstance(result, Exception):
@@ -162,6 +168,16 @@ class Committer:
                     request.result = result
         for request in batch:
             request.done.release()
+
+
+def _copy(error: BaseException) -> BaseException:
+    """The same error for another thread: a raised exception is written to (its traceback)."""
+    try:
+        copy = type(error)(*error.args)
+    except TypeError:
+        return error
+    copy.__cause__ = error.__cause__
+    return copy
 
 
 def _answer(request: _Request) -> None:

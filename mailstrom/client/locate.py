@@ -8,67 +8,89 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 
-from mailstrom.errors import ConfigError
+from mailstrom.errors import ConfigError, SpoolError
 
 SYSTEM_FILE = "/etc/mailstrom/mailstrom.toml"
+SYSTEM_STORE = "/var/lib/mailstrom/spool.db"
+
+
+def _xdg(environ: Mapping[str, str], variable: str, below_home: str) -> str:
+    """An XDG base directory; the specification has relative values ignored."""
+    named = environ.get(variable, "")
+    if named.startswith("/"):
+        return named
+    home = environ.get("HOME", "")
+    if not home.startswith("/"):
+        home = os.path.expanduser("~")
+    return os.path.join(home, below_home)
 
 
 def default_store(environ: Mapping[str, str]) -> str:
     """Where the spool lies when nobody says."""
     if os.geteuid() == 0:
-        return "/var/lib/mailstrom/spool.db"
-    state = environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
-    return os.path.join(state, "mailstrom", "spool.db")
+        return SYSTEM_STORE
+    return os.path.join(_xdg(environ, "XDG_STATE_HOME", ".local/state"), "mailstrom/spool.db")
 
 
-def configuration_file(config: str | None, environ: Mapping[str, str]) -> str | None:
+def configuration_file(
+    config: str | os.PathLike[str] | None, environ: Mapping[str, str]
+) -> str | None:
     """The configuration file in force, or None.
 
     Raises:
         ConfigError: a file named by argument or environment does not exist.
     """
-    named = config or environ.get("MAILSTROM_CONFIG")
+    named = os.fspath(config) if config else environ.get("MAILSTROM_CONFIG")
     if named:
         if not os.path.isfile(named):
-            raise ConfigError(f"{named}: configuration file not found; check the path")
-        return named
-    home = environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
-    for candidate in (SYSTEM_FILE, os.path.join(home, "mailstrom", "mailstrom.toml")):
-        if os.path.isfile(candidate):
+            raise ConfigError(f"{named}: no such configuration file; create it or name another")
+        return os.path.abspath(named)
+    home = _xdg(environ, "XDG_CONFIG_HOME", ".config")
+    for candidate in (SYSTEM_FILE, os.path.join(home, "mailstrom/mailstrom.toml")):
+        if os.path.lexists(candidate):
             return candidate
     return None
 
 
 def locate_store(
-    store: str | os.PathLike[str] | None, config: str | None, environ: Mapping[str, str]
+    store: str | os.PathLike[str] | None,
+    config: str | os.PathLike[str] | None,
+    environ: Mapping[str, str],
 ) -> str:
-    """Absolute path of the spool; default directories are made.
+    """Absolute path of the spool; the default directory is made.
 
     Raises:
-        ConfigError: the configuration file cannot be read, or names a store that is no path.
+        ConfigError: the configuration file cannot be read, or what names the store is no path.
+        SpoolError: the default directory cannot be made.
     """
     if store is not None:
-        return _path(os.fspath(store))
-    if environ.get("MAILSTROM_STORE"):
-        return _path(environ["MAILSTROM_STORE"])
+        return _path(os.fspath(store), "store", os.getcwd())
+    named = environ.get("MAILSTROM_STORE")
+    if named:
+        return _path(named, "MAILSTROM_STORE", os.getcwd())
     file = configuration_file(config, environ)
     if file is not None:
         named = _store_key(file)
         if named is not None:
-            return os.path.abspath(os.path.join(os.path.dirname(os.path.abspath(file)), named))
+            return _path(named, f"{file}: store", os.path.dirname(file))
     path = default_store(environ)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    folder = os.path.dirname(path)
+    try:
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise SpoolError(
+            f"{folder}: the spool's default directory cannot be made ({error.strerror});"
+            " name a spool or make the directory"
+        ) from error
     return path
 
 
-def _path(store: str) -> str:
-    if store.startswith("sqlite:///"):
-        store = store.removeprefix("sqlite://")
-    elif "://" in store:
-        raise ConfigError(f"{store}: unknown kind of store; write a path or sqlite:///path")
-    return os.path.abspath(store)
+def _path(store: str | bytes, origin: str, folder: str) -> str:
+    path = store.removeprefix("sqlite://") if isinstance(store, str) else ""
+    if not path or "\0" in path or "://" in path:
+        raise ConfigError(f"{origin}: {store!r} is no path; write a path or sqlite:///path")
+    return os.path.normpath(os.path.join(folder, path))
 
 
 def _store_key(file: str) -> str | None:
@@ -77,7 +99,7 @@ def _store_key(file: str) -> str | None:
     try:
         with open(file, "rb") as stream:
             table = tomllib.load(stream)
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{file}: cannot be read: {error}") from error
     store = table.get("store")
     if store is not None and not isinstance(store, str):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from mailstrom.errors import InvalidMessage
 from mailstrom.types import PRIORITY_RANK, OnDoubt, Priority
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\x80-\x9f\u2028\u2029\ud800-\udfff]")
 _MOST_TAGS = 50
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MS = timedelta(milliseconds=1)
 _LAST_MS = 253_402_300_799_000
 
 
@@ -48,7 +51,7 @@ def doubt(on_doubt: object) -> OnDoubt | None:
 
 def tag_list(tags: Iterable[str]) -> tuple[str, ...]:
     """Distinct tags in the order given."""
-    if isinstance(tags, str):
+    if isinstance(tags, str | bytes):
         raise _refuse("tags", tags, "must be a list of texts, not one text", "option")
     found = tuple(dict.fromkeys(word("tags", tag, 128) for tag in tags))
     if len(found) > _MOST_TAGS:
@@ -59,6 +62,8 @@ def tag_list(tags: Iterable[str]) -> tuple[str, ...]:
 def flat(metadata: Mapping[str, object] | None) -> dict[str, object]:
     """A flat dict of text keys and plain values."""
     found: dict[str, object] = {}
+    if metadata is not None and not isinstance(metadata, Mapping):
+        raise _refuse("metadata", metadata, "must be a dict", "option")
     for key, value in (metadata or {}).items():
         word("metadata", key, 128)
         if isinstance(value, str):
@@ -66,10 +71,19 @@ def flat(metadata: Mapping[str, object] | None) -> dict[str, object]:
                 raise _refuse(
                     "metadata", value, f"{key!r} holds a control character", "option-control"
                 )
-        elif not isinstance(value, bool | int | float) or value != value:
-            raise _refuse("metadata", value, f"{key!r} must be text, number or bool", "option")
+        elif not isinstance(value, bool | int | float) or not math.isfinite(value):
+            raise _refuse(
+                "metadata", value, f"{key!r} must be text, a finite number or bool", "option"
+            )
         found[key] = value
     return found
+
+
+def flag(option: str, value: object) -> bool:
+    """True or False and nothing that merely counts as one: "no" would be true."""
+    if not isinstance(value, bool):
+        raise _refuse(option, value, "must be True or False", "option")
+    return value
 
 
 def moment_ms(option: str, value: datetime | timedelta | None, now_ms: int) -> int | None:
@@ -77,11 +91,11 @@ def moment_ms(option: str, value: datetime | timedelta | None, now_ms: int) -> i
     if value is None:
         return None
     if isinstance(value, timedelta):
-        found = now_ms + int(value.total_seconds() * 1000)
+        found = now_ms + value // _MS
     elif isinstance(value, datetime):
-        if value.tzinfo is None:
+        if value.utcoffset() is None:
             raise _refuse(option, value, "has no time zone; use datetime.now(UTC)", "option")
-        found = int(value.timestamp() * 1000)
+        found = (value - _EPOCH) // _MS
     else:
         raise _refuse(option, value, "must be a datetime or a timedelta", "option")
     if not 0 <= found <= _LAST_MS:

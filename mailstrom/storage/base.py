@@ -91,7 +91,10 @@ class ClientStore(Protocol):
         ...
 
     def retry(self, ids: Sequence[str], recipient: str | None, now_ms: int) -> int:
-        """Make waiting recipients due now and reopen failed ones; returns how many."""
+        """Make waiting recipients due now and reopen failed ones; returns how many.
+
+        Not before ``send_at``; nothing that is held, cancelled, delivered or on the wire.
+        """
         ...
 
     def query(
@@ -130,8 +133,10 @@ class ClaimRequest:
     """Ask for due recipients of the lane's site.
 
     Args:
-        limit: most recipients.
+        limit: most messages; a message's due recipients come together (in bounded number).
         max_bytes: most content bytes together; at least one message is always given.
+
+    Claims come by priority, then by due time, the recipients of a message side by side.
     """
 
     lane: int
@@ -361,8 +366,10 @@ class WorkerStore(Protocol):
         """Record that the worker is alive, for people; liveness is the held lock."""
         ...
 
-    def retire(self, worker: int, *, state: str, now_ms: int) -> None:
-        """The worker ended by itself, its lanes released."""
+    def retire(
+        self, worker: int, *, state: str, now_ms: int, on_doubt: OnDoubt = OnDoubt.RETRY
+    ) -> None:
+        """The worker ended by itself; lanes it did not release are taken back as in ``lapse``."""
         ...
 
     def workers(self, *, live: bool = True) -> list[WorkerRow]:
@@ -378,7 +385,7 @@ class WorkerStore(Protocol):
         ...
 
     def due_domains(self, worker: int, limit: int, now_ms: int) -> list[DueDomain]:
-        """Take domains whose recipients are due and unrouted, for this worker to resolve."""
+        """Take domains whose recipients are due and unrouted, for this live worker to resolve."""
         ...
 
     def put_route(self, worker: int, answer: RouteAnswer, now_ms: int) -> bool:
@@ -394,7 +401,10 @@ class WorkerStore(Protocol):
         ...
 
     def lease(self, worker: int, *, want: int, limit: int, workers: int, now_ms: int) -> list[Lane]:
-        """Lease up to ``want`` lanes at sites with due work, at most ``limit`` a site in all."""
+        """Lease up to ``want`` lanes at sites with due work, at most ``limit`` a site in all.
+
+        A worker that has lapsed or retired gets none: nobody would take them back.
+        """
         ...
 
     def release(self, lane: int, now_ms: int, *, on_doubt: OnDoubt = OnDoubt.RETRY) -> int:

@@ -16,7 +16,7 @@ from mailstrom import events
 from mailstrom.errors import ConfigError
 from mailstrom.policy.outcome import judge_session
 from mailstrom.policy.routing import order_hosts
-from mailstrom.policy.verdict import FaultOf, HostVerdict
+from mailstrom.policy.verdict import FaultOf, HostVerdict, Verdict
 from mailstrom.storage.base import Lane, SessionRow
 from mailstrom.types import Host, Reason, Stage
 from mailstrom_workers.context import Context
@@ -91,6 +91,17 @@ class Connector:
     def reorder(self) -> None:
         """Draw the order anew, for a new pass."""
         self.hosts = self._order()
+
+    def blame(self, verdict: Verdict) -> None:
+        """Note why a session that was opened could not be used after all; charges nobody."""
+        self.trouble = HostVerdict(
+            reason=verdict.reason or Reason.REMOTE,
+            fault_of=verdict.fault_of,
+            text=verdict.reply_text or "the session ended before it was used",
+            stage=verdict.stage,
+            reply_code=verdict.reply_code,
+            enhanced_code=verdict.enhanced_code,
+        )
 
     async def connect(self, position: int) -> tuple[int, Connected] | None:
         """A session with the first usable host from ``position`` on, or None: all failed."""

@@ -111,15 +111,12 @@ class Engine:
                 ctx.worker, want=want, limit=limit, workers=store.live_workers(), now_ms=now_ms
             )
         )
-        there: dict[int, int] = {}
         for lane in lanes:
-            there[lane.site] = there.get(lane.site, 0) + 1
-        for lane in lanes:
-            self._start_lane(lane, there[lane.site])
+            self._start_lane(lane, limit)
         return woken or bool(lanes)
 
-    def _start_lane(self, lane: Lane, there: int) -> None:
-        run = LaneRun(self.ctx, lane, there)
+    def _start_lane(self, lane: Lane, limit: int) -> None:
+        run = LaneRun(self.ctx, lane, limit)
         task = asyncio.create_task(run.run(), name=f"lane {lane.token}")
         self._lanes[task] = run
         task.add_done_callback(self._lane_ended)

@@ -37,6 +37,8 @@ from mailstrom_workers.ledger import Again, Ledger, Pass, Transaction
 
 CLAIM_MESSAGES = 50
 CLAIM_BYTES = 8 * 1024 * 1024
+CLAIM_S = 1.0
+"""A lane claims what it can deliver in about this time: a slow host's mail is not kept from others."""
 MOST_RECIPIENTS = 100
 """Recipients of one transaction (RFC 5321 section 4.5.3.1.8: servers must take 100)."""
 SESSION_S = 300.0
@@ -55,10 +57,10 @@ class LaneRun:
     Args:
         ctx: the worker's context.
         lane: the lease.
-        lanes_there: lanes leased at the site together with this one, to share what is due.
+        lanes: how many lanes the site may have, to share what is due.
     """
 
-    def __init__(self, ctx: Context, lane: Lane, lanes_there: int) -> None:
+    def __init__(self, ctx: Context, lane: Lane, lanes: int) -> None:
         self.ctx = ctx
         self.lane = lane
         self.connector = Connector(ctx, lane)
@@ -66,7 +68,7 @@ class LaneRun:
         self.ledger = Ledger(ctx, lane)
         self.work_came = asyncio.Event()
         self.idle = False
-        self._claim = claim_size(lane.due, lanes_there, CLAIM_MESSAGES)
+        self._claim = claim_size(lane.due, lanes, CLAIM_MESSAGES)
 
     async def run(self) -> None:
         """Work until nothing is due for a while, the site fails, or the worker drains."""
@@ -77,8 +79,11 @@ class LaneRun:
                     if await self._idle():
                         continue
                     break
+                started = time.monotonic()
                 if not await self._deliver(batch):
                     break
+                pace = len(batch) / max(time.monotonic() - started, 0.001)
+                self._claim = min(max(int(pace * CLAIM_S), 1), CLAIM_MESSAGES)
         finally:
             await asyncio.shield(self._end())
 
@@ -94,7 +99,6 @@ class LaneRun:
         work.claims.append(
             ClaimRequest(lane=self.lane.token, limit=self._claim, max_bytes=CLAIM_BYTES)
         )
-        self._claim = CLAIM_MESSAGES
         claimed = (await self.ctx.db.exchange(work)).claimed
         transactions: list[Transaction] = []
         for row in claimed:
@@ -249,6 +253,8 @@ class LaneRun:
             judge(end, number, last_host=last_host, reused=reused, on_doubt=on_doubt)
             for number in range(len(transaction.recipients))
         ]
+        if verdicts[0].judgement is None:  # nothing was answered, so to nobody
+            self.connector.blame(verdicts[0])
         return self.ledger.apply(transaction, verdicts, connected, started_ms, run)
 
     async def _open(

@@ -30,6 +30,8 @@ from mailstrom.types import Judgement, OnDoubt, Reason, Stage
 
 CLAIM_ROWS = 500
 """Most recipients one claim may take, whatever the number of messages."""
+NEVER_MS = 253_402_300_799_000
+"""When a site without waiting recipients is due: the end of the year 9999."""
 _LOST = "the worker ended while this recipient was on the wire; it may have been delivered"
 
 
@@ -42,9 +44,12 @@ def lease(
     than there are messages due there. A site that nothing is known of, or that failed last time,
     gets one lane until it has taken a message.
     """
+    if not run(connection, "worker_alive", {"worker": worker}):
+        return []  # lapsed: it would never be taken back
     share = -(-limit // max(1, workers))
     lanes: list[Lane] = []
-    sites = run(connection, "ready_sites", {"now_ms": now_ms})
+    values = {"now_ms": now_ms, "worker": worker, "limit": limit, "share": share}
+    sites = run(connection, "ready_sites", values)
     for site, key, provider, hosts, canary in sites:
         if len(lanes) >= want:
             break
@@ -185,9 +190,12 @@ def _settle(
         run(connection, "site_success", values)
     kept = [s for s in settlements if s.attempt is not None and s.recipient in settled]
     record(connection, [_attempt_row(connection, s, late=False) for s in kept], now_ms)
-    released = [s.recipient for s in settlements if s.attempt is None and s.recipient in settled]
+    released = [s for s in settlements if s.attempt is None and s.recipient in settled]
     if released:
-        run(connection, "lower_next_due", {"recipients": json.dumps(released)})
+        text = json.dumps([s.recipient for s in released])
+        run(connection, "lower_next_due", {"recipients": text})
+        deferred = json.dumps([s.recipient for s in released if s.state == "deferred"])
+        run(connection, "count_hour", {"recipients": deferred, "now_ms": now_ms})
     for settlement in settlements:
         if settlement.recipient not in settled and settlement.attempt is not None:
             _settle_late(connection, settlement, now_ms)
@@ -222,8 +230,9 @@ def _settle_late(connection: apsw.Connection, settlement: Settlement, now_ms: in
     attempt = settlement.attempt
     assert attempt is not None
     run(connection, "count_late", {"recipient": settlement.recipient})
+    moved: list[Any] = []
     if attempt.verdict is Judgement.DELIVERED:
-        run(
+        moved = run(
             connection,
             "late_truth",
             {
@@ -237,19 +246,31 @@ def _settle_late(connection: apsw.Connection, settlement: Settlement, now_ms: in
                 "tls": attempt.tls,
             },
         )
-    record(connection, [_attempt_row(connection, settlement, late=True)], now_ms)
+    row = _attempt_row(connection, settlement, late=True)
+    record(connection, [row], now_ms, counted=[seq for (seq,) in moved])
 
 
-def record(connection: apsw.Connection, rows: list[list[Any]], now_ms: int) -> None:
-    """Attempts, events, hourly sums, finished messages and due times of settled recipients."""
+def record(
+    connection: apsw.Connection,
+    rows: list[list[Any]],
+    now_ms: int,
+    counted: list[int] | None = None,
+) -> None:
+    """Attempts, events, hourly sums, finished messages and due times of settled recipients.
+
+    Args:
+        rows: as the statement ``attempt`` takes them.
+        counted: recipients whose state the hourly sums count; by default all of ``rows``.
+    """
     if not rows:
         return
     text = json.dumps(rows)
     recipients = json.dumps([row[0] for row in rows])
     run(connection, "attempt", {"rows": text})
     run(connection, "recipient_events", {"rows": text})
-    counted = json.dumps([row[0] for row in rows if not row[13]])
-    run(connection, "count_hour", {"recipients": counted, "now_ms": now_ms})
+    if counted is None:
+        counted = [row[0] for row in rows]
+    run(connection, "count_hour", {"recipients": json.dumps(counted), "now_ms": now_ms})
     run(connection, "finish_messages", {"recipients": recipients, "now_ms": now_ms})
     run(connection, "lower_next_due", {"recipients": recipients})
 
@@ -327,12 +348,17 @@ def _unroute(connection: apsw.Connection, recipients: list[int], now_ms: int) ->
     """Send recipients with a stale stamp back to the router."""
     values = {"recipients": json.dumps(recipients), "now_ms": now_ms}
     run(connection, "unroute", {"recipients": values["recipients"]})
-    run(connection, "domains_stale_missing", values)
-    run(connection, "domains_stale", values)
+    run(connection, "domains_due", values)
 
 
 def _claimed_rows(connection: apsw.Connection, lane: int, taken: list[int]) -> list[Claimed]:
     rows = run(connection, "claimed_rows", {"recipients": json.dumps(taken), "lane": lane})
+    # Messages in the order they were taken (priority, then due time), their recipients together.
+    by_recipient = {row[0]: row for row in rows}
+    turn: dict[int, int] = {}
+    for recipient in taken:
+        turn.setdefault(by_recipient[recipient][1], len(turn))
+    rows.sort(key=lambda row: (turn[row[1]], row[0]))
     single = sorted({row[8] for row in rows if row[9] == 1})
     bodies = {
         content: (data, digest(data) == kept)

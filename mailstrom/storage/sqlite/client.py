@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import time
 from collections import namedtuple
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,14 +26,22 @@ from mailstrom.errors import (
     SpoolReadOnly,
 )
 from mailstrom.storage.base import CHUNK_BYTES, Submission
-from mailstrom.storage.sqlite import schema
-from mailstrom.storage.sqlite.connection import abandon, connect, spool_errors
+from mailstrom.storage.sqlite import forks, schema
+from mailstrom.storage.sqlite.connection import abandon, connect, only_reads, spool_errors
 from mailstrom.storage.sqlite.durable import Sync, WalSync, system_sync
 from mailstrom.storage.sqlite.rows import checksum, digest
 from mailstrom.storage.sqlite.sql import STATEMENTS, run
 from mailstrom.types import MessageStatus, Reason, RecipientStatus, Status, from_ms
 
 _MOST_CHUNKS = 4096
+_UNFIT = (InvalidMessage, ValueError, TypeError, OverflowError)
+"""What a submission raises that no column can hold."""
+
+
+def _refusal(error: Exception) -> InvalidMessage:
+    if isinstance(error, InvalidMessage):
+        return error
+    return InvalidMessage(f"the spool cannot hold this message: {error}", rule="unfit")
 
 
 class SQLiteClientStore:
@@ -56,11 +65,19 @@ class SQLiteClientStore:
         self._sync = WalSync(path, sync)
         self._writer: apsw.Connection | None = None
         self._readers: list[apsw.Connection] = []
-        schema.prepare(path, busy_ms=busy_ms)
+        self._unusable: str | None = None
+        with forks.inside():
+            schema.prepare(path, busy_ms=busy_ms)
+        forks.watch(self)
 
     # --- connections ------------------------------------------------------------------------
 
+    def _usable(self) -> None:
+        if self._unusable is not None:
+            raise SpoolError(f"{self.path}: {self._unusable}")
+
     def _write_connection(self) -> apsw.Connection:
+        self._usable()
         if self._writer is None:
             connection = connect(self.path, busy_ms=self._busy_ms)
             try:
@@ -74,32 +91,44 @@ class SQLiteClientStore:
     @contextlib.contextmanager
     def _reader(self) -> Iterator[apsw.Connection]:
         """A reading connection for this call alone; list.pop and append are atomic."""
-        try:
-            connection = self._readers.pop()
-        except IndexError:
-            connection = connect(self.path, read_only=True, busy_ms=self._busy_ms)
-        try:
-            with spool_errors(self.path, "reading"):
-                yield connection
-        finally:
-            self._readers.append(connection)
+        with forks.inside():
+            self._usable()
+            pid = os.getpid()
+            try:
+                connection = self._readers.pop()
+            except IndexError:
+                connection = connect(self.path, read_only=True, busy_ms=self._busy_ms)
+            try:
+                with spool_errors(self.path, "reading"):
+                    yield connection
+            finally:
+                if pid != os.getpid():
+                    abandon(connection)
+                elif self._unusable is None:
+                    self._readers.append(connection)
+                else:
+                    connection.close()
 
-    def forked(self) -> None:
-        """In a forked child: leave the parent's connections alone and start without any."""
-        if self._writer is not None:
-            abandon(self._writer)
-            self._writer = None
-        while self._readers:
-            abandon(self._readers.pop())
-        self._sync.forget()
+    def let_go(self) -> None:
+        """Close the idle connections before a fork; see ``forks``."""
+        writer, self._writer = self._writer, None
+        for connection in [writer, *self._readers]:
+            if connection is not None:
+                connection.close()
+        self._readers.clear()
+
+    def orphaned(self) -> None:
+        """In a child whose parent forked in the middle of a read; see ``forks``."""
+        self._unusable = (
+            "this process was forked by code that interrupted a call of Mailstrom;"
+            " start it with the multiprocessing method 'spawn'"
+        )
 
     def close(self) -> None:
-        """Close this process's connections; idempotent."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
-        while self._readers:
-            self._readers.pop().close()
+        """Close this process's connections; idempotent. Later calls raise SpoolError."""
+        self._unusable = self._unusable or "this client is closed; open a new one"
+        with forks.inside():
+            self.let_go()
         self._sync.close()
 
     # --- writing ----------------------------------------------------------------------------
@@ -108,17 +137,18 @@ class SQLiteClientStore:
         self, submissions: Sequence[Submission], now_ms: int, *, atomic: bool = False
     ) -> list[str | Exception]:
         """See ``ClientStore.enqueue``."""
-        connection = self._write_connection()
         self._sync.check()
-        rows: list[dict[str, Any] | Exception] = []
-        for submission in submissions:
-            try:
-                rows.append(self._row(connection, submission, now_ms))
-            except (InvalidMessage, ValueError) as error:
-                if atomic:
-                    raise
-                rows.append(error)
-        results = self._insert(connection, submissions, rows, atomic)
+        with forks.inside():
+            connection = self._write_connection()
+            rows: list[dict[str, Any] | Exception] = []
+            for submission in submissions:
+                try:
+                    rows.append(self._row(connection, submission, now_ms))
+                except _UNFIT as error:
+                    rows.append(_refusal(error))
+                    if atomic:
+                        raise _refusal(error) from error
+            results = self._insert(connection, submissions, rows, atomic)
         if any(isinstance(result, str) for result in results):
             self._durable(submissions[0].id)
         return results
@@ -137,6 +167,8 @@ class SQLiteClientStore:
         self, connection: apsw.Connection, submission: Submission, now_ms: int
     ) -> dict[str, Any]:
         content = submission.content
+        if not submission.recipients:
+            raise InvalidMessage("the message has no recipient", rule="no-recipients")
         chunks = max(1, -(-len(content) // CHUNK_BYTES))
         if chunks > _MOST_CHUNKS:
             raise InvalidMessage(
@@ -221,12 +253,16 @@ class SQLiteClientStore:
                     results.append(result)
                 if not alone:
                     connection.execute("COMMIT")
-        except (SpoolBusy, InvalidMessage, IdempotencyConflict):
+        except SpoolError as error:
+            self._rollback(connection)
+            if isinstance(error, SpoolBusy):
+                raise
+            results = self._look_up(submissions, rows, error)
+            if atomic:
+                _raise_first(results)
+        except BaseException:
             self._rollback(connection)
             raise
-        except SpoolError:
-            self._rollback(connection)
-            return self._look_up(submissions, rows)
         return results
 
     def _insert_one(
@@ -248,6 +284,8 @@ class SQLiteClientStore:
             return InvalidMessage(
                 f"the message is too large for the spool: {error}", rule="too-large"
             )
+        except _UNFIT as error:
+            return _refusal(error)
         return submission.id
 
     def _refused(
@@ -270,7 +308,10 @@ class SQLiteClientStore:
                 connection.execute("ROLLBACK")
 
     def _look_up(
-        self, submissions: Sequence[Submission], rows: Sequence[dict[str, Any] | Exception]
+        self,
+        submissions: Sequence[Submission],
+        rows: Sequence[dict[str, Any] | Exception],
+        error: SpoolError,
     ) -> list[str | Exception]:
         """After a failed commit: what is stored is stored, whatever the error said."""
         if self._writer is not None:
@@ -281,10 +322,10 @@ class SQLiteClientStore:
         try:
             connection = self._write_connection()
             found = {row[0] for row in run(connection, "known_ids", {"ids": json.dumps(ids)})}
-        except (SpoolError, apsw.Error) as error:
+        except (SpoolError, apsw.Error) as trouble:
             raise OutcomeUnknown(
-                f"{self.path}: a commit failed and the spool cannot be read now ({error}); ask"
-                f" status({ids[0]!r}) later",
+                f"{self.path}: a commit failed ({error}) and the spool cannot be read now"
+                f" ({trouble}); ask status({ids[0]!r}) later",
                 key=ids[0],
             ) from error
         return [
@@ -292,7 +333,7 @@ class SQLiteClientStore:
             if submission.id in found
             else row
             if isinstance(row, Exception)
-            else SpoolError(f"{self.path}: the commit failed; the message is not stored")
+            else error
             for submission, row in zip(submissions, rows, strict=True)
         ]
 
@@ -305,20 +346,13 @@ class SQLiteClientStore:
         return self._change("retry", ids, recipient, now_ms)
 
     def _change(self, verb: str, ids: Sequence[str], recipient: str | None, now_ms: int) -> int:
-        connection = self._write_connection()
+        self._sync.check()
         values = {"ids": json.dumps(ids), "address": recipient, "now_ms": now_ms}
-        with spool_errors(self.path, f"{verb} of recipients"):
+        with forks.inside(), spool_errors(self.path, f"{verb} of recipients"):
+            connection = self._write_connection()
             connection.execute("BEGIN IMMEDIATE")
             try:
-                changed = [row[0] for row in run(connection, verb, values)]
-                after = {"recipients": json.dumps(changed), "now_ms": now_ms}
-                if verb == "cancel":
-                    run(connection, "finish_messages", after)
-                    run(connection, "count_hour", after)
-                    run(connection, "cancel_events", after)
-                else:
-                    run(connection, "reopen_messages", values)
-                    run(connection, "domains_due", after)
+                changed = [row[0] for row in _CHANGES[verb](connection, values)]
                 connection.execute("COMMIT")
             except BaseException:
                 self._rollback(connection)
@@ -393,15 +427,19 @@ class SQLiteClientStore:
         bindings: Any = dict(params) if isinstance(params, Mapping) else tuple(params)
         with self._reader() as connection:
             connection.set_progress_handler(lambda: time.monotonic() > deadline, 10_000)
+            connection.authorizer = only_reads
             try:
                 return _named_rows(connection.execute(sql, bindings))
             except apsw.InterruptError as error:
                 raise SpoolBusy(
                     f"the query took longer than {seconds:g} s and was stopped; narrow it"
                 ) from error
-            except apsw.ReadOnlyError as error:
-                raise SpoolReadOnly("query() only reads; use the verbs to change mail") from error
+            except (apsw.ReadOnlyError, apsw.AuthError) as error:
+                raise SpoolReadOnly(
+                    "query() only reads: SELECT and nothing else; use the verbs to change mail"
+                ) from error
             finally:
+                connection.authorizer = None
                 connection.set_progress_handler(None)
 
     def check(self) -> list[str]:
@@ -415,6 +453,34 @@ class SQLiteClientStore:
                 if name.startswith("check_"):
                     findings.extend(str(row[0]) for row in connection.execute(sql))
         return findings
+
+
+def _cancel(connection: apsw.Connection, values: dict[str, Any]) -> list[Any]:
+    changed = run(connection, "cancel", values)
+    after = {"recipients": json.dumps([row[0] for row in changed]), "now_ms": values["now_ms"]}
+    for name in ("finish_messages", "count_hour", "cancel_events"):
+        run(connection, name, after)
+    return changed
+
+
+def _retry(connection: apsw.Connection, values: dict[str, Any]) -> list[Any]:
+    for name in ("retry_sites", "retry_domains"):
+        run(connection, name, values)
+    changed = run(connection, "retry", values)
+    after = {"recipients": json.dumps([row[0] for row in changed]), "now_ms": values["now_ms"]}
+    for name in ("reopen_messages", "domains_due"):
+        run(connection, name, after)
+    return changed
+
+
+_CHANGES = {"cancel": _cancel, "retry": _retry}
+
+
+def _raise_first(results: Sequence[str | Exception]) -> None:
+    """Raise the first exception among results, if there is one."""
+    for result in results:
+        if isinstance(result, Exception):
+            raise result
 
 
 def _named_rows(cursor: apsw.Cursor) -> list[tuple[object, ...]]:

@@ -8,6 +8,7 @@ writers begin IMMEDIATE; the -wal file outlives its connections (PERSIST_WAL); t
 from __future__ import annotations
 
 import os
+import re
 from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,7 +30,8 @@ PAGE_BYTES = 4096
 CLIENT_CHECKPOINT_FRAMES = 16_384
 """A client checkpoints only when the WAL passes 64 MiB, that is when no engine does."""
 
-_MINIMUM = 3_053_000
+_MINIMUM = (3, 53, 0)
+_INCREMENTAL = 2
 _NETWORK = frozenset(
     {
         "nfs",
@@ -48,14 +50,33 @@ _NETWORK = frozenset(
     }
 )
 
+_ESCAPE = re.compile(r"\\([0-7]{3})")  # how mountinfo writes blanks in a path
+
 _inherited: list[apsw.Connection] = []
-"""Connections of the parent in a forked child: kept for ever, since closing one there would
-checkpoint and unlock under the parent's feet."""
+"""Connections that a child inherited in spite of ``forks``: kept for ever, never closed there."""
+
+_READS = frozenset({apsw.SQLITE_SELECT, apsw.SQLITE_READ, apsw.SQLITE_RECURSIVE})
+_READ_PRAGMAS = frozenset({"table_info", "table_xinfo", "table_list", "index_list", "index_info"})
 
 
 def abandon(connection: apsw.Connection) -> None:
     """Keep an inherited connection out of the reach of the garbage collector."""
     _inherited.append(connection)
+
+
+def only_reads(
+    operation: int, first: str | None, second: str | None, _base: str | None, _inner: str | None
+) -> int:
+    """SQLite authorizer: a statement that reads, and nothing that could leave a trace.
+
+    Not even BEGIN: an open transaction of a report would hold back every checkpoint.
+    """
+    allowed = (
+        operation in _READS
+        or (operation == apsw.SQLITE_FUNCTION and second != "load_extension")
+        or (operation == apsw.SQLITE_PRAGMA and first in _READ_PRAGMAS)
+    )
+    return apsw.SQLITE_OK if allowed else apsw.SQLITE_DENY
 
 
 @contextmanager
@@ -98,7 +119,7 @@ def refuse_network_file_system(path: str) -> None:
     best, kind = "", ""
     for line in lines:
         fields, _, rest = line.partition(" - ")
-        point = fields.split(" ")[4]
+        point = _ESCAPE.sub(lambda found: chr(int(found[1], 8)), fields.split(" ")[4])
         inside = real == point or real.startswith(point.rstrip("/") + "/")
         if inside and len(point) >= len(best):
             best, kind = point, rest.split(" ")[0]
@@ -136,7 +157,7 @@ def connect(
         SpoolError: or a subclass that says what is wrong with the file.
     """
     version = apsw.sqlite_lib_version()
-    if tuple(map(int, version.split("."))) < (3, 53, 0):
+    if tuple(map(int, version.split("."))) < _MINIMUM:
         raise SpoolError(
             f"SQLite {version} can corrupt a WAL shared by processes; install apsw 3.53 or newer"
         )
@@ -144,8 +165,9 @@ def connect(
     with spool_errors(path, "opening it"):
         connection = apsw.Connection(path, flags=flags)
         try:
+            # First of all: whatever this file turns out to be, closing it must not move a byte.
+            connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
             connection.set_busy_timeout(busy_ms)
-            connection.execute("PRAGMA locking_mode").fetchall()
             if create and connection.execute("PRAGMA page_count").fetchall()[0][0] == 0:
                 connection.execute(f"PRAGMA page_size = {PAGE_BYTES}").fetchall()
                 connection.execute("PRAGMA auto_vacuum = INCREMENTAL").fetchall()
@@ -164,7 +186,13 @@ def connect(
                 _pragma(connection, "query_only", 1)
             keep = array("i", [1])
             connection.file_control("main", apsw.SQLITE_FCNTL_PERSIST_WAL, keep.buffer_info()[0])
-            connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+            for name, fixed in (("page_size", PAGE_BYTES), ("auto_vacuum", _INCREMENTAL)):
+                found = connection.execute(f"PRAGMA {name}").fetchall()[0][0]
+                if found != fixed:
+                    raise NotASpool(
+                        f"{path}: was not created by Mailstrom ({name} is {found}, not {fixed});"
+                        " name another file"
+                    )
         except BaseException:
             connection.close()
             raise

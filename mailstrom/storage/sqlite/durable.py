@@ -58,6 +58,8 @@ class WalSync:
         self._poison = poison_path(path)
         self._sync = sync
         self._fd: int | None = None
+        self._pid = os.getpid()
+        self._unflagged: OSError | None = None  # an error whose flag could not be written yet
 
     def __call__(self) -> None:
         """Make every commit so far durable.
@@ -79,23 +81,29 @@ class WalSync:
 
     def check(self) -> None:
         """Raise if the spool is poisoned."""
-        if os.path.exists(self._poison):
+        if self._unflagged is not None:
+            self.poison(self._unflagged)
+        if self._unflagged is not None or os.path.exists(self._poison):
             raise SpoolError(
                 f"{self._path}: a disk error is being repaired; nothing can be acknowledged now"
                 f" (flag {self._poison})"
             )
 
     def poison(self, error: OSError) -> None:
-        """Raise the flag for every process."""
-        with contextlib.suppress(OSError):
+        """Raise the flag for every process; until it can be written, this one remembers."""
+        try:
             fd = os.open(self._poison, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o660)
-            with contextlib.suppress(OSError):
-                os.write(fd, f"{errno.errorcode.get(error.errno or 0, error)}\n".encode())
-            os.close(fd)
+        except OSError:
+            self._unflagged = error
+            return
+        self._unflagged = None
+        with contextlib.suppress(OSError):
+            os.write(fd, f"{errno.errorcode.get(error.errno or 0, error)}\n".encode())
+        os.close(fd)
 
     def heal(self) -> None:
-        """Take the flag away; only after a RESTART checkpoint and a fresh sync have succeeded."""
-        self.close()
+        """Take the flag away; only after the WAL was emptied and a fresh sync has succeeded."""
+        self._unflagged = None
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._poison)
 
@@ -104,6 +112,9 @@ class WalSync:
         self._sync(self._descriptor())
 
     def _descriptor(self) -> int:
+        if self._pid != os.getpid():  # a forked child shares the parent's, errors included
+            self.close()
+            self._pid = os.getpid()
         now = os.stat(self._wal)
         if self._fd is not None:
             kept = os.fstat(self._fd)
@@ -119,10 +130,6 @@ class WalSync:
         finally:
             os.close(directory)
         return self._fd
-
-    def forget(self) -> None:
-        """Drop the descriptor without closing it (in a forked child)."""
-        self._fd = None
 
     def close(self) -> None:
         """Close the descriptor; idempotent."""

@@ -127,10 +127,9 @@ def _refuse(
         "text": text,
     }
     run(connection, "fail_unrouted", values)
-    failed, stage = str(Judgement.FAILED), str(Stage.ROUTE)
+    said = [enhanced, text, str(Judgement.FAILED), str(reason)]
     rows = [
-        [seq, None, now_ms, now_ms, stage, None, None, None, enhanced, text, failed, str(reason)]
-        + [0, 0, worker]
+        [seq, None, now_ms, now_ms, str(Stage.ROUTE), None, None, None, *said, 0, 0, worker]
         for seq in waiting
     ]
     claims.record(connection, rows, now_ms)

@@ -30,33 +30,52 @@ def lapse(
     if not found:
         return Lapsed(worker, 0, 0, 0)
     same_boot = found[0][0] == boot
-    freed = [
-        r[0]
-        for r in run(
+    lapsed = _take_back(connection, worker, same_boot, now_ms, on_doubt)
+    values = {"worker": worker, "state": "lost", "now_ms": now_ms}
+    ended = run(connection, "worker_end", values)
+    if ended:
+        run(connection, "worker_event", {**values, "type": "worker.lost"})
+    if ended or lapsed.lanes:
+        run(
             connection,
-            "lapse_claimed",
-            {"worker": worker, "same_boot": int(same_boot), "now_ms": now_ms},
+            "lapse_event",
+            {
+                "worker": worker,
+                "lanes": lapsed.lanes,
+                "released": lapsed.released,
+                "in_doubt": lapsed.in_doubt,
+                "now_ms": now_ms,
+            },
         )
-    ]
+    return lapsed
+
+
+def retire(
+    connection: apsw.Connection, worker: int, *, state: str, now_ms: int, on_doubt: OnDoubt
+) -> None:
+    """End a worker's row; lanes that it failed to release must not outlive it."""
+    _take_back(connection, worker, True, now_ms, on_doubt)
+    values = {"worker": worker, "state": state, "now_ms": now_ms}
+    if run(connection, "worker_end", values):
+        run(connection, "worker_event", {**values, "type": "worker.stopped"})
+
+
+def _take_back(
+    connection: apsw.Connection, worker: int, same_boot: bool, now_ms: int, on_doubt: OnDoubt
+) -> Lapsed:
+    """Lanes, claims, domains and sessions of a worker that is no more.
+
+    After a reboot even claims never opened are in doubt: their open may have been lost with the
+    page cache.
+    """
+    values = {"worker": worker, "same_boot": int(same_boot), "now_ms": now_ms}
+    freed = [row[0] for row in run(connection, "lapse_claimed", values)]
     run(connection, "lower_next_due", {"recipients": json.dumps(freed)})
-    tokens = [row[0] for row in run(connection, "worker_lanes", {"worker": worker})]
+    tokens = [row[0] for row in run(connection, "worker_lanes", values)]
     doubtful = claims.doubt(connection, tokens, worker, on_doubt, now_ms)
-    lanes = len(run(connection, "lapse_lanes", {"worker": worker}))
-    run(connection, "lapse_routes", {"worker": worker})
-    run(connection, "lapse_sessions", {"worker": worker, "now_ms": now_ms})
-    run(connection, "worker_end", {"worker": worker, "state": "lost", "now_ms": now_ms})
-    run(connection, "worker_event", {"worker": worker, "type": "worker.lost", "now_ms": now_ms})
-    run(
-        connection,
-        "lapse_event",
-        {
-            "worker": worker,
-            "lanes": lanes,
-            "released": len(freed),
-            "in_doubt": doubtful,
-            "now_ms": now_ms,
-        },
-    )
+    lanes = len(run(connection, "lapse_lanes", values))
+    run(connection, "lapse_routes", values)
+    run(connection, "lapse_sessions", values)
     return Lapsed(worker, lanes, len(freed), doubtful)
 
 
@@ -111,7 +130,14 @@ def keep_clock(
         if done == 0:
             run(connection, "jump_sites", values)
             run(connection, "jump_domains", values)
-        for name in ("jump_due", "jump_grace_due", "jump_expiry", "jump_done"):
+        sooner: list[int] = []
+        for name in ("jump_due", "jump_grace_due"):
+            sooner += [row[0] for row in run(connection, name, values)]
+        if sooner:
+            moved = {"recipients": json.dumps(sooner), "now_ms": at_ms}
+            run(connection, "lower_next_due", moved)
+            run(connection, "domains_due", moved)
+        for name in ("jump_expiry", "jump_done"):
             run(connection, name, values)
         shifted += until - done
     return shifted

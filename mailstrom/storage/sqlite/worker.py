@@ -6,7 +6,9 @@ claim, open, settle), ``routes`` (the MX cache) and ``upkeep`` (lapse, expire, p
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import errno
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import apsw
@@ -24,7 +26,7 @@ from mailstrom.storage.base import (
     Work,
     WorkerRow,
 )
-from mailstrom.storage.sqlite import claims, routes, schema, upkeep
+from mailstrom.storage.sqlite import claims, forks, routes, schema, upkeep
 from mailstrom.storage.sqlite.connection import connect, spool_errors
 from mailstrom.storage.sqlite.durable import Sync, WalSync, system_sync
 from mailstrom.storage.sqlite.rows import digest
@@ -49,19 +51,42 @@ class SQLiteWorkerStore:
     def __init__(self, path: str, *, busy_ms: int = 10_000, sync: Sync = system_sync) -> None:
         self.path = path
         self._busy_ms = busy_ms
-        self._connection = connect(path, busy_ms=busy_ms, checkpoint_frames=0)
-        try:
-            schema.require(self._connection, path, client=False)
-        except BaseException:
-            self._connection.close()
-            raise
+        self._open: apsw.Connection | None = None
+        self._unusable: str | None = None
         self._sync = WalSync(path, sync)
         self._version = -1
+        with forks.inside():
+            self._connection()
+        forks.watch(self)
+
+    def _connection(self) -> apsw.Connection:
+        """The one connection; closed by ``let_go`` and opened again. Only within ``inside``."""
+        if self._unusable is not None:
+            raise SpoolError(f"{self.path}: {self._unusable}")
+        if self._open is None:
+            connection = connect(self.path, busy_ms=self._busy_ms, checkpoint_frames=0)
+            try:
+                schema.require(connection, self.path, client=False)
+            except BaseException:
+                connection.close()
+                raise
+            self._open, self._version = connection, -1
+        return self._open
+
+    def let_go(self) -> None:
+        """Close the idle connection before a fork; see ``forks``."""
+        connection, self._open = self._open, None
+        if connection is not None:
+            connection.close()
+
+    def orphaned(self) -> None:
+        """In a child whose parent forked in the middle of a call; see ``forks``."""
+        self._unusable = "this process was forked in the middle of a transaction"
 
     def _write(self, doing: str, step: Callable[[apsw.Connection], _T]) -> _T:
         """Run one step as one immediate transaction."""
-        connection = self._connection
-        with spool_errors(self.path, doing):
+        with forks.inside(), spool_errors(self.path, doing):
+            connection = self._connection()
             connection.execute("BEGIN IMMEDIATE")
             try:
                 result = step(connection)
@@ -73,8 +98,8 @@ class SQLiteWorkerStore:
         return result
 
     def _read(self, doing: str, sql: str, values: dict[str, Any]) -> list[Any]:
-        with spool_errors(self.path, doing):
-            return self._connection.execute(sql, values).fetchall()
+        with forks.inside(), spool_errors(self.path, doing):
+            return self._connection().execute(sql, values).fetchall()
 
     # --- workers ----------------------------------------------------------------------------
 
@@ -111,20 +136,14 @@ class SQLiteWorkerStore:
         values = {"worker": worker, "state": state, "sessions": sessions, "now_ms": now_ms}
         self._write("beating", lambda c: run(c, "worker_beat", values))
 
-    def retire(self, worker: int, *, state: str, now_ms: int) -> None:
+    def retire(
+        self, worker: int, *, state: str, now_ms: int, on_doubt: OnDoubt = OnDoubt.RETRY
+    ) -> None:
         """See ``WorkerStore.retire``."""
-        values = {"worker": worker, "state": state, "now_ms": now_ms}
-
-        def step(connection: apsw.Connection) -> None:
-            run(connection, "worker_end", values)
-            run(connection, "lapse_routes", {"worker": worker})
-            run(
-                connection,
-                "worker_event",
-                {"worker": worker, "type": "worker.stopped", "now_ms": now_ms},
-            )
-
-        self._write("ending a worker", step)
+        self._write(
+            "ending a worker",
+            lambda c: upkeep.retire(c, worker, state=state, now_ms=now_ms, on_doubt=on_doubt),
+        )
 
     def workers(self, *, live: bool = True) -> list[WorkerRow]:
         """See ``WorkerStore.workers``."""
@@ -252,10 +271,13 @@ class SQLiteWorkerStore:
         PASSIVE never waits. Once little is left, RESTART with a 5 ms limit lets the WAL start
         again at its beginning; where a reader or writer is in the way, the next round tries again.
         """
-        connection = self._connection
-        with spool_errors(self.path, "checkpointing"):
-            frames, moved = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+        with forks.inside(), self._disk_errors("checkpointing"):
+            connection = self._connection()
             mode = "passive"
+            try:
+                frames, moved = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+            except apsw.BusyError:  # somebody else is at it
+                frames, moved = 0, 0
             if frames > 0 and frames - moved <= RESTART_BELOW_FRAMES:
                 connection.set_busy_timeout(5)
                 try:
@@ -274,22 +296,36 @@ class SQLiteWorkerStore:
         self._sync()
 
     def repair(self) -> bool:
-        """See ``WorkerStore.repair``: a RESTART checkpoint, then a fresh sync."""
-        connection = self._connection
-        with spool_errors(self.path, "repairing after a disk error"):
-            connection.execute("PRAGMA synchronous = 2").fetchall()
-            try:
-                frames, moved = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_RESTART)
-                if frames != moved:
-                    return False
-                self._sync.close()
-                self._sync.fresh()
-            except (apsw.Error, OSError):
-                return False
-            finally:
-                connection.execute("PRAGMA synchronous = 1").fetchall()
+        """See ``WorkerStore.repair``: empty the WAL (a TRUNCATE checkpoint), then a fresh sync.
+
+        TRUNCATE and not RESTART, which leaves the old frames in the file until somebody writes:
+        where the kernel dropped one of them, a power cut before that would replay the frames
+        before the gap over a database that has those behind it.
+        """
+        try:
+            with forks.inside():
+                connection = self._connection()
+                connection.execute("PRAGMA synchronous = 2").fetchall()
+                try:
+                    connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+                finally:
+                    connection.execute("PRAGMA synchronous = 1").fetchall()
+            self._sync.close()
+            self._sync.fresh()
+        except (apsw.Error, OSError):
+            return False
         self._sync.heal()
         return True
+
+    @contextlib.contextmanager
+    def _disk_errors(self, doing: str) -> Iterator[None]:
+        """A sync that fails inside SQLite poisons the spool as one of ours does."""
+        with spool_errors(self.path, doing):
+            try:
+                yield
+            except apsw.IOError as error:
+                self._sync.poison(OSError(errno.EIO, str(error)))
+                raise
 
     @property
     def poisoned(self) -> bool:
@@ -303,7 +339,8 @@ class SQLiteWorkerStore:
     def next_due_ms(self, now_ms: int) -> int | None:
         """See ``WorkerStore.next_due_ms``."""
         rows = self._read("looking for due work", STATEMENTS["next_due"], {})
-        return None if rows[0][0] is None else int(rows[0][0])
+        due_ms = rows[0][0]
+        return None if due_ms is None or due_ms >= claims.NEVER_MS else int(due_ms)
 
     def changed(self) -> bool:
         """See ``WorkerStore.changed``."""
@@ -313,6 +350,8 @@ class SQLiteWorkerStore:
         return changed
 
     def close(self) -> None:
-        """Close the connection; idempotent."""
-        self._connection.close()
+        """Close the connection; idempotent. Later calls raise SpoolError."""
+        self._unusable = self._unusable or "this store is closed"
+        with forks.inside():
+            self.let_go()
         self._sync.close()

@@ -48,32 +48,54 @@ UPDATE recipient
    AND state IN ('queued', 'deferred', 'held', 'claimed')
 RETURNING seq;
 
+-- name: retry_sites
+-- Whoever says "retry" wants it tried now: the pause of the site ends, one canary lane finds out.
+UPDATE site SET suspended_until_ms = :now_ms
+ WHERE suspended_until_ms > :now_ms
+   AND seq IN (SELECT r.site FROM recipient r JOIN message m ON m.seq = r.message
+                WHERE m.id IN (SELECT value FROM json_each(:ids)) AND m.purged_ms IS NULL
+                  AND (:address IS NULL OR r.address = :address)
+                  AND r.state IN ('queued', 'deferred') AND m.send_ms <= :now_ms);
+
+-- name: retry_domains
+UPDATE domain SET retry_ms = :now_ms
+ WHERE retry_ms > :now_ms AND router IS NULL
+   AND name IN (SELECT r.domain FROM recipient r JOIN message m ON m.seq = r.message
+                 WHERE m.id IN (SELECT value FROM json_each(:ids)) AND m.purged_ms IS NULL
+                   AND (:address IS NULL OR r.address = :address)
+                   AND r.state IN ('queued', 'deferred') AND m.send_ms <= :now_ms);
+
 -- name: retry
--- Waiting ones become due now; failed and cancelled ones are reopened.
+-- Deferred ones become due now, failed ones are reopened; the route is looked at anew. Queued ones
+-- stay what they are and wait no longer, unless their message is not to be sent yet. What is held
+-- needs a decision, and what was cancelled is over.
 UPDATE recipient
-   SET due_ms = :now_ms,
-       state = CASE WHEN state IN ('queued', 'failed', 'cancelled') THEN 'queued' ELSE 'deferred' END,
-       reason = CASE WHEN state IN ('queued', 'deferred') THEN reason END,
+   SET state = 'queued', due_ms = min(coalesce(due_ms, :now_ms), :now_ms), reason = NULL,
        deferrals = CASE WHEN finished_ms IS NULL THEN deferrals ELSE 0 END,
        reopened_ms = CASE WHEN finished_ms IS NULL THEN reopened_ms ELSE :now_ms END,
        finished_ms = NULL, site = NULL
  WHERE message IN (SELECT seq FROM message
                     WHERE id IN (SELECT value FROM json_each(:ids)) AND purged_ms IS NULL)
    AND (:address IS NULL OR address = :address)
-   AND state IN ('queued', 'deferred', 'held', 'failed', 'cancelled')
+   AND (state IN ('deferred', 'failed')
+        OR (state = 'queued'
+            AND (SELECT send_ms FROM message WHERE seq = recipient.message) <= :now_ms))
 RETURNING seq;
 
 -- name: reopen_messages
--- A reopened message lives at least another day.
+-- A message with a reopened recipient lives at least another day.
 UPDATE message
    SET finished_ms = NULL, expires_ms = max(expires_ms, :now_ms + 86400000)
- WHERE id IN (SELECT value FROM json_each(:ids))
-   AND EXISTS (SELECT 1 FROM recipient r WHERE r.message = message.seq AND r.finished_ms IS NULL);
+ WHERE seq IN (SELECT message FROM recipient
+                WHERE seq IN (SELECT value FROM json_each(:recipients))
+                  AND reopened_ms = :now_ms);
 
 -- name: domains_due
+-- Their recipients wait for the router; the cache row may be gone.
 INSERT INTO domain (name, due_ms)
-SELECT DISTINCT domain, :now_ms FROM recipient
+SELECT domain, min(due_ms) FROM recipient
  WHERE seq IN (SELECT value FROM json_each(:recipients)) AND due_ms IS NOT NULL AND site IS NULL
+ GROUP BY domain
     ON CONFLICT (name) DO UPDATE SET due_ms = excluded.due_ms
  WHERE due_ms IS NULL OR due_ms > excluded.due_ms;
 

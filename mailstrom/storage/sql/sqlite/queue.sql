@@ -1,12 +1,17 @@
 -- Lease, claim, open, settle, release. Every statement about a recipient is guarded by its lane.
 
 -- name: due_sites
-SELECT seq FROM site WHERE ready_ms <= :now_ms ORDER BY ready_ms LIMIT 200;
+SELECT seq FROM site WHERE ready_ms <= :now_ms ORDER BY ready_ms LIMIT 1000;
 
 -- name: ready_sites
--- canary: nothing is known of the site, or it failed last time; one lane finds out for all.
+-- canary: nothing is known of the site, or it failed last time; one lane finds out for all. Sites
+-- that have all their lanes are passed over here, or 200 slow ones would hide all others.
 SELECT seq, key, provider, hosts, (last_success_ms = 0 OR failures > 0) FROM site
- WHERE ready_ms <= :now_ms ORDER BY ready_ms LIMIT 200;
+ WHERE ready_ms <= :now_ms
+   AND (SELECT count(*) FROM lane WHERE lane.site = site.seq)
+       < CASE WHEN last_success_ms = 0 OR failures > 0 THEN 1 ELSE :limit END
+   AND (SELECT count(*) FROM lane WHERE lane.site = site.seq AND worker = :worker) < :share
+ ORDER BY ready_ms LIMIT 200;
 
 -- name: lanes_at
 SELECT count(*), count(*) FILTER (WHERE worker = :worker) FROM lane WHERE site = :site;
@@ -71,8 +76,7 @@ SELECT r.seq, r.message, m.id, r.address, r.domain, r.checksum, m.sender, m.size
        coalesce(m.content, m.seq), m.chunks, m.stream, m.priority, m.created_ms, m.expires_ms,
        r.attempts, r.deferrals, m.on_doubt, m.require_tls, m.eightbit, m.smtputf8
   FROM recipient r JOIN message m ON m.seq = r.message
- WHERE r.seq IN (SELECT value FROM json_each(:recipients)) AND r.lane = :lane
- ORDER BY r.message, r.seq;
+ WHERE r.seq IN (SELECT value FROM json_each(:recipients)) AND r.lane = :lane;
 
 -- name: first_chunks
 SELECT key / 4096, data, digest FROM content
@@ -89,12 +93,12 @@ RETURNING seq;
 
 -- name: settle
 -- rows: [recipient, lane, state, reason, due_ms, code, enhanced, text, mx, tls, in_doubt, charge,
---        attempted, ended_ms]
+--        attempted, ended_ms]. What was never opened cannot be delivered or in doubt.
 UPDATE recipient
    SET state = CASE WHEN j.state = 'queued' AND (deferrals > 0 OR recipient.in_doubt)
                     THEN 'deferred' ELSE j.state END,
        reason = CASE WHEN j.attempted THEN j.reason ELSE recipient.reason END,
-       due_ms = j.due_ms,
+       due_ms = CASE WHEN j.state IN ('queued', 'deferred') THEN j.due_ms END,
        lane = CASE WHEN j.state = 'claimed' THEN recipient.lane END,
        attempts = attempts + j.attempted,
        deferrals = deferrals + (j.state = 'deferred' AND j.charge),
@@ -113,7 +117,8 @@ UPDATE recipient
                value ->> 12 AS attempted, value ->> 13 AS ended_ms
           FROM json_each(:rows)) j
  WHERE recipient.seq = j.recipient AND recipient.lane = j.lane
-   AND recipient.state IN ('claimed', 'sending')
+   AND (recipient.state = 'sending'
+        OR (recipient.state = 'claimed' AND j.state NOT IN ('delivered', 'held')))
 RETURNING seq;
 
 -- name: late_truth

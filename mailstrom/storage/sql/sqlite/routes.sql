@@ -5,6 +5,8 @@ UPDATE domain SET router = :worker
  WHERE name IN (SELECT name FROM domain
                  WHERE ready_ms <= :now_ms AND due_ms IS NOT NULL AND router IS NULL
                  ORDER BY ready_ms LIMIT :most)
+   AND EXISTS (SELECT 1 FROM worker
+                WHERE seq = :worker AND state IN ('starting', 'ready', 'draining'))
 RETURNING name, result, hosts, expires_ms, error, failures;
 
 -- name: site_put
@@ -51,18 +53,6 @@ UPDATE domain
 
 -- name: give_back
 UPDATE domain SET router = NULL, retry_ms = :retry_ms WHERE name = :name AND router = :worker;
-
--- name: domains_stale
--- Recipients found with a stale stamp wait for the router again.
-UPDATE domain SET due_ms = min(coalesce(due_ms, :now_ms), :now_ms)
- WHERE name IN (SELECT domain FROM recipient
-                 WHERE seq IN (SELECT value FROM json_each(:recipients)));
-
--- name: domains_stale_missing
--- The cache row itself is gone: make it again.
-INSERT OR IGNORE INTO domain (name, due_ms)
-SELECT DISTINCT domain, :now_ms FROM recipient
- WHERE seq IN (SELECT value FROM json_each(:recipients));
 
 -- name: expire_routes
 UPDATE domain SET expires_ms = 0, retry_ms = 0 WHERE expires_ms > 0 OR retry_ms > 0;

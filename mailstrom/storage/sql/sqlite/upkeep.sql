@@ -18,7 +18,12 @@ UPDATE worker SET state = :state, heartbeat_ms = :now_ms, sessions = :sessions
 
 -- name: worker_end
 UPDATE worker SET state = :state, heartbeat_ms = :now_ms, sessions = 0
- WHERE seq = :worker AND state IN ('starting', 'ready', 'draining');
+ WHERE seq = :worker AND state IN ('starting', 'ready', 'draining')
+RETURNING seq;
+
+-- name: worker_alive
+-- Only a live worker may take anything: nobody would take it back from a dead one.
+SELECT 1 FROM worker WHERE seq = :worker AND state IN ('starting', 'ready', 'draining');
 
 -- name: workers_live
 SELECT seq, kind, pid, host, state, boot, lock FROM worker
@@ -114,14 +119,16 @@ UPDATE message
 -- After a jump back, retries would wait for the old time to come again.
 UPDATE recipient SET due_ms = max(due_ms + :amount_ms, :at_ms)
  WHERE :amount_ms < 0 AND state = 'deferred' AND due_ms > :at_ms
-   AND message > :done AND message <= :until;
+   AND message > :done AND message <= :until
+RETURNING seq;
 
 -- name: jump_grace_due
 -- One more attempt for what a reboot with a far later clock would have expired unseen.
 UPDATE recipient SET due_ms = :at_ms
  WHERE :grace_ms > 0 AND state = 'deferred' AND due_ms > :at_ms
    AND message IN (SELECT seq FROM message WHERE seq > :done AND seq <= :until
-                      AND expires_ms <= :grace_ms AND finished_ms IS NULL);
+                      AND expires_ms <= :grace_ms AND finished_ms IS NULL)
+RETURNING seq;
 
 -- name: jump_sites
 UPDATE site SET next_due_ms = min(next_due_ms, :at_ms),
@@ -231,3 +238,8 @@ SELECT 'domain ' || r.domain || ' has unrouted recipients and is not due for rou
   FROM recipient r LEFT JOIN domain d ON d.name = r.domain
  WHERE r.due_ms IS NOT NULL AND r.site IS NULL
    AND (d.due_ms IS NULL OR d.due_ms > r.due_ms) GROUP BY r.domain;
+
+-- name: check_router
+SELECT 'domain ' || d.name || ' is being routed by worker ' || d.router || ', which has ended'
+  FROM domain d LEFT JOIN worker w ON w.seq = d.router
+ WHERE d.router IS NOT NULL AND (w.seq IS NULL OR w.state IN ('stopped', 'lost'));

@@ -1,6 +1,6 @@
 -- The spool, version 1.
 --
--- Tables may change under a migration; the views of 0001_views are the public interface. Every
+-- Tables may change under a migration; the views of 0002_views are the public interface. Every
 -- table is STRICT. Times are integer milliseconds, UTC. A recipient waits (due_ms), is in the
 -- hands of a lane (lane), is held, or is final (finished_ms): the CHECKs allow nothing else, so no
 -- row can be stuck.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from tests.unit.supervisor.conftest import Stage
+    from tests.supervisor.conftest import Stage
 
 MODULE = [sys.executable, "-m", "mailstrom.supervisor"]
 HOSTILE = ("email", "workers", "queue", "dns", "config", "tools", "fnmatch", "pathlib")

@@ -15,7 +15,7 @@ from mailstrom.smtp.client import Fault
 from mailstrom.types import Stage
 from mailstrom_workers.session import Session
 from mailstrom_workers.wire import SessionFailure, SessionPolicy, Target
-from tests.unit.smtp.peer import (
+from tests.wire.peer import (
     CONTENT,
     ENVELOPE,
     ON_WIRE,

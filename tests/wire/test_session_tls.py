@@ -17,7 +17,7 @@ import trustme
 from mailstrom.smtp.client import Fault
 from mailstrom.types import Stage
 from mailstrom_workers.wire import SessionPolicy, Target
-from tests.unit.smtp.peer import (
+from tests.wire.peer import (
     CONTENT,
     ENVELOPE,
     ON_WIRE,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from tests.unit.supervisor.conftest import Stage, Supervised
+    from tests.supervisor.conftest import Stage, Supervised
 
 
 def ready(supervised: Supervised) -> None:

@@ -20,7 +20,7 @@ from typing import IO, Any
 import pytest
 
 HERE = Path(__file__).parent
-FAKECHILD = HERE.parent.parent / "support" / "fakechild.py"
+FAKECHILD = HERE.parent / "support" / "fakechild.py"
 DEADLINE_S = 30.0
 
 Line = dict[str, Any]

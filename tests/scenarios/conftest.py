@@ -1,0 +1,72 @@
+"""A network and engines for every scenario; what they hold is printed when a test fails.
+
+An engine is ended after its test (or its module, where tests share one), and its spool must then
+be sound: no scenario may leave a broken invariant behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.support.engine import Engine, Tables, running
+from tests.support.network import Network
+
+MakeEngine = Callable[..., Engine]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.failed:
+        report.sections += [("engine", engine.describe()) for engine in running()]
+    return report
+
+
+@contextmanager
+def sound(engine: Engine) -> Iterator[Engine]:
+    """The engine, ended afterwards and its spool checked."""
+    try:
+        yield engine
+        if engine.process is not None and engine.process.poll() is None:
+            assert engine.stop() == 0
+        assert engine.ms.check() == []
+    finally:
+        engine.close()
+
+
+@pytest.fixture(scope="module")
+def network() -> Iterator[Network]:
+    with Network() as network:
+        yield network
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("engine")
+
+
+@pytest.fixture
+def make_engine(network: Network, tmp_path: Path) -> Iterator[MakeEngine]:
+    """Make an engine of this test's own; not yet started."""
+    made: list[Engine] = []
+
+    def make(*, workers: int = 2, settings: Tables | None = None) -> Engine:
+        place = tmp_path / f"engine{len(made)}"
+        place.mkdir()
+        engine = Engine(network, place, workers=workers, settings=settings)
+        made.append(engine)
+        return engine
+
+    yield make
+    try:
+        for engine in made:
+            if engine.process is not None and engine.process.poll() is None:
+                assert engine.stop() == 0
+            assert engine.ms.check() == []
+    finally:
+        for engine in made:
+            engine.close()

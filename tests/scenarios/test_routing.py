@@ -1,0 +1,156 @@
+"""Stories of routing: what the DNS says, what it stops saying, and who asks it how often."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mailstrom.testing.script import Rule, Script
+from tests.scenarios.conftest import MakeEngine, sound
+from tests.support.engine import DEADLINE_S, Engine, mail
+from tests.support.network import Network, dots
+from tests.support.sockets import eventually
+
+ROUTE_FAILURES = {
+    "null_mx": ({"MX": ["0 ."]}, "null_mx", "5.1.10"),
+    "nxdomain": ("NXDOMAIN", "no_domain", "5.1.2"),
+    "no_records": ("NODATA", "no_domain", "5.1.2"),
+    "ourselves": ({"MX": ["5 sender.test."]}, "loop", "5.4.6"),
+}
+
+
+@pytest.fixture(scope="module")
+def engine(network: Network, folder: Path) -> Iterator[Engine]:
+    with sound(Engine(network, folder, workers=2)) as engine:
+        yield engine.start()
+
+
+@pytest.mark.parametrize("case", ROUTE_FAILURES)
+def test_domains_that_take_no_mail_fail_at_once(
+    engine: Engine, network: Network, case: str
+) -> None:
+    entry, reason, enhanced = ROUTE_FAILURES[case]
+    domain = network.new_domain()
+    network.zone(domain, entry)  # type: ignore[arg-type]
+
+    (recipient,) = engine.final(id := engine.send(f"a@{domain}")).recipients.values()
+
+    assert (str(recipient.status), recipient.reason) == ("failed", reason)
+    assert (recipient.enhanced_code, recipient.attempts) == (enhanced, 1)
+    assert [(row.stage, row.host) for row in engine.attempts(id)] == [("route", None)]
+
+
+def test_a_domain_without_mx_is_its_own_host(engine: Engine, network: Network) -> None:
+    domain, host = network.new_domain(), network.host()
+    network.zone(domain, {"A": [host.host]})
+
+    (recipient,) = engine.final(engine.send(f"a@{domain}")).recipients.values()
+
+    assert (str(recipient.status), recipient.mx) == ("delivered", domain)
+    (row,) = engine.rows("SELECT result FROM domains WHERE name = ?", domain)
+    assert row.result == "implicit"
+
+
+@pytest.mark.parametrize("fault", ["SERVFAIL", "REFUSED", "TIMEOUT", "GARBAGE"])
+def test_dns_trouble_defers_and_then_passes(engine: Engine, network: Network, fault: str) -> None:
+    domain = network.new_domain()
+    network.zone(domain, fault)
+    id = engine.send(f"a@{domain}")
+
+    (row,) = engine.until("SELECT * FROM recipients WHERE message_id = ? AND reason = 'dns'", id)
+    assert (row.status, row.attempts) == ("deferred", 0)
+    (known,) = engine.rows("SELECT * FROM domains WHERE name = ?", domain)
+    assert (known.result, known.site) == ("temporary", None)
+    assert known.error
+
+    network.site(Script(), domain=domain)
+    _time_passes(engine, domain)
+    assert engine.final(id).succeeded
+
+
+def _time_passes(engine: Engine, domain: str) -> None:
+    """What is known about a domain is as old as its TTL, without anybody waiting for that."""
+    changed = engine.tamper("UPDATE domain SET expires_ms = 1, retry_ms = 1 WHERE name = ?", domain)
+    assert changed == 1
+
+
+def test_new_hosts_are_honoured_between_two_attempts(engine: Engine, network: Network) -> None:
+    domain, (old,) = network.site(Script(rules=(Rule(stage="rcpt", code=450),)))
+    id = engine.send(f"a@{domain}")
+    engine.until("SELECT 1 FROM recipients WHERE message_id = ? AND attempts > 0", id)
+
+    new = network.host()
+    network.route(domain, [new.host], prefix="new")
+    _time_passes(engine, domain)
+
+    (recipient,) = engine.final(id).recipients.values()
+    assert (str(recipient.status), recipient.mx) == ("delivered", f"new1.{domain}")
+    assert (old.dots, len(new.dots)) == ([], 1)
+    assert {row.host for row in engine.attempts(id)} == {f"mx1.{domain}", f"new1.{domain}"}
+
+
+def test_an_answer_serves_all_workers_and_outlives_them(
+    network: Network, make_engine: MakeEngine
+) -> None:
+    engine = make_engine(workers=2).start()
+    domain, (host,) = network.site(Script(rules=(Rule(stage="dot", delay=0.1),)))
+
+    ids = engine.ms.send_many(mail(f"u{n}@{domain}") for n in range(30))
+    assert all(engine.final(id).succeeded for id in ids)
+    used = engine.rows("SELECT DISTINCT worker FROM sessions WHERE host = ?", f"mx1.{domain}")
+    assert engine.stop() == 0
+    engine.start()
+    assert engine.final(engine.send(f"late@{domain}")).succeeded
+
+    assert len(used) == 2, "both workers delivered"
+    assert network.asked(domain, "MX") == 1
+    assert len(host.dots) == 31
+
+
+def test_loopback_is_no_place_for_mail_unless_configured(
+    network: Network, make_engine: MakeEngine
+) -> None:
+    engine = make_engine(workers=1, settings={"dns": {"allow_loopback": False}}).start()
+    domain, (host,) = network.site(Script())
+    id = engine.send(f"a@{domain}")
+
+    (row,) = engine.until(
+        "SELECT * FROM recipients WHERE message_id = ? AND reason IS NOT NULL", id
+    )
+
+    assert (row.status, row.reason, row.attempts) == ("deferred", "dns", 0)
+    assert "loopback" in row.reply_text
+    assert host.connections == []
+
+
+def test_a_slow_domain_delays_no_other(engine: Engine, network: Network) -> None:
+    """Of names and of hosts: neither a silent DNS nor a silent host is waited for by others."""
+    silent, (host,) = network.site(Script(rules=(Rule(stage="greeting", delay=3.0),)))
+    unknown = network.new_domain()
+    network.zone(unknown, "TIMEOUT")
+    well, _ = network.site(Script())
+    slow = engine.ms.send_many(mail(f"u{n}@{silent}") for n in range(40))
+    lost = engine.send(f"a@{unknown}")
+    eventually(lambda: host.connections, DEADLINE_S, what="a connection to the slow host")
+
+    assert engine.final(engine.send(f"a@{well}")).succeeded
+
+    assert not engine.ms.status(slow[0]).completed
+    assert all(engine.final(id).succeeded for id in slow)
+    assert engine.ms.cancel(lost) == 1
+
+
+def test_hosts_of_equal_preference_share_the_load(engine: Engine, network: Network) -> None:
+    hosts = [network.host(), network.host()]
+    domains = [network.new_domain() for _ in range(24)]  # all to one host: once in 8 million runs
+    for domain in domains:
+        network.route(domain, [host.host for host in hosts])
+        network.zone(domain, {"MX": [f"10 mx{n}.{domain}." for n in (1, 2)]})
+
+    ids = engine.ms.send_many(mail(f"a@{domain}") for domain in domains)
+
+    assert all(engine.final(id).succeeded for id in ids)
+    assert all(host.dots for host in hosts)
+    assert len(dots(hosts)) == 24
