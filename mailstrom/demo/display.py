@@ -191,4 +191,5 @@ def _picture(snapshot: Snapshot) -> Group:
     for one in DESTINATIONS:
         numbers = (str(number) if number else "-" for number in snapshot.sums(one.domain))
         table.add_row(one.domain, one.behaviour, *numbers)
-    return Group(head, bar, table)
+    # The cursor rests on the last line: a short one, so that an echoed ^C does not scroll the rest.
+    return Group(head, bar, table, Text(" "))

@@ -136,17 +136,14 @@ def script(cell: Cell) -> Script:
 _HEAD = """\
 # Stage by fault: what becomes of a recipient
 
-Measured by `tests/scenarios/test_stage_table.py`, each cell on real sockets against a real engine, \
-with PIPELINING
-and without; the test holds this page to what it measures. `421` and `close` close the connection, \
-`garbage` is a
-line that is no reply, then silence; `silence` in the body is a host that stops reading. At \
-STARTTLS the policy
-is opportunistic: a host that refuses it by a reply gets the mail in clear.
+Measured by `tests/scenarios/test_stage_table.py`, each cell on real sockets against a real
+engine, with PIPELINING and without; the test holds this page to what it measures. `421` and
+`close` close the connection, `garbage` is a line that is no reply, then silence; `silence` in the
+body is a host that stops reading. At STARTTLS the policy is opportunistic: a host that refuses it
+by a reply gets the mail in clear.
 
-Left: the domain has a second host that works. Right: this host is the only one; 0 attempts means \
-that the site was
-suspended and the recipient not charged.
+Left: the domain has a second host that works. Right: this host is the only one; 0 attempts means
+that the site was suspended and the recipient not charged.
 
 | stage | fault | mode | status | reason | in doubt | next host tried | only host: status | reason \
 | in doubt | attempts |
@@ -161,7 +158,11 @@ def render(table: Mapping[Cell, Outcome]) -> str:
         if cell.mode != MODES[0]:
             continue
         serial = table[cell._replace(mode=MODES[1])]
-        both = [("both", outcome)] if serial == outcome else [*zip(MODES, (outcome, serial))]
+        both = (
+            [("both", outcome)]
+            if serial == outcome
+            else [*zip(MODES, (outcome, serial), strict=True)]
+        )
         lines += [
             f"| {' | '.join((cell.stage, cell.fault, mode, *found))} |\n" for mode, found in both
         ]

@@ -66,14 +66,8 @@ def test_dns_trouble_defers_and_then_passes(engine: Engine, network: Network, fa
     assert known.error
 
     network.site(Script(), domain=domain)
-    _time_passes(engine, domain)
+    engine.age_route(domain)
     assert engine.final(id).succeeded
-
-
-def _time_passes(engine: Engine, domain: str) -> None:
-    """What is known about a domain is as old as its TTL, without anybody waiting for that."""
-    changed = engine.tamper("UPDATE domain SET expires_ms = 1, retry_ms = 1 WHERE name = ?", domain)
-    assert changed == 1
 
 
 def test_new_hosts_are_honoured_between_two_attempts(engine: Engine, network: Network) -> None:
@@ -83,7 +77,7 @@ def test_new_hosts_are_honoured_between_two_attempts(engine: Engine, network: Ne
 
     new = network.host()
     network.route(domain, [new.host], prefix="new")
-    _time_passes(engine, domain)
+    engine.age_route(domain)
 
     (recipient,) = engine.final(id).recipients.values()
     assert (str(recipient.status), recipient.mx) == ("delivered", f"new1.{domain}")

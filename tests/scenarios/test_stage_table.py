@@ -21,15 +21,14 @@ from mailstrom.testing.script import Script
 from mailstrom.testing.smtp import SMTPServer
 from tests.scenarios.conftest import sound
 from tests.scenarios.stage_table import Cell, Outcome, expected, render, script
-from tests.support.engine import Engine, mail
+from tests.support.engine import STAGES, Engine, Tables, mail
 from tests.support.network import Network
 from tests.support.sockets import eventually, loopback_addresses
 
 PAGE = Path(__file__).parents[2] / "docs" / "design" / "stage-table.md"
-STAGES = ("greeting", "ehlo", "starttls", "auth", "mail", "rcpt", "data", "body", "dot")
 BIG_LINES = 110_000  # about 8 MiB: more than a sender's buffer (4 MiB) can take unread
 
-SETTINGS = {
+SETTINGS: Tables = {
     "delivery": {"max_connections": 400},
     "retry": {"schedule": ["1h"]},
     "sites": {"suspend": ["1h"], "idle": "0s"},
@@ -118,9 +117,7 @@ def test_outcome(cell: Cell, measured: dict[Cell, Outcome]) -> None:
     assert measured[cell] == expected()[cell]
 
 
-def test_attempts_name_the_stage_that_failed(
-    engine: Engine, measured: dict[Cell, Outcome]
-) -> None:
+def test_attempts_name_the_stage_that_failed(engine: Engine, measured: dict[Cell, Outcome]) -> None:
     """Of hosts that failed, as no attempt is charged to a session that never came to be."""
     assert measured
     wrong = engine.rows(

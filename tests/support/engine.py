@@ -30,6 +30,7 @@ from tests.support.sockets import eventually
 
 DEADLINE_S = 45.0
 LOG_TAIL = 30
+STAGES = ("greeting", "ehlo", "starttls", "auth", "mail", "rcpt", "data", "body", "dot")
 _RUNNING: list[Engine] = []
 
 Tables = Mapping[str, Mapping[str, object]]
@@ -41,10 +42,7 @@ _DEFAULTS: Tables = {
     "retry": {"schedule": ["1s"], "jitter": 0.0},
     "sites": {"idle": "200ms", "suspend": ["1s"]},
     "supervisor": {"restart_backoff": ["0ms"], "watchdog": "30s"},
-    "timeouts": {
-        stage: "20s"
-        for stage in ("greeting", "ehlo", "starttls", "auth", "mail", "rcpt", "data", "body", "dot")
-    },
+    "timeouts": dict.fromkeys(STAGES, "20s"),
     "log": {"format": "json", "level": "info"},
 }
 
@@ -301,6 +299,11 @@ class Engine:
             argv, env=environment(), capture_output=True, text=True, check=True, timeout=DEADLINE_S
         )
         return int(ran.stdout)
+
+    def age_route(self, domain: str) -> None:
+        """Make what is known about a domain older than its TTL; nobody waits for that."""
+        sql = "UPDATE domain SET expires_ms = 1, retry_ms = 1 WHERE name = ?"
+        assert self.tamper(sql, domain) == 1, f"{domain} is not in the shared cache"
 
     # Reports
 

@@ -1,8 +1,8 @@
 """What the pages say is true: links, SQL, Python, commands, settings, tests named.
 
 Fences say what a block is: ``sql`` runs against a fresh spool, ``python`` compiles, ``toml`` is a
-configuration that loads, ``sh`` names commands and options that exist. ``python run`` and ``sh
-run`` are executed; a page's ``sh run`` blocks together, in order, as a reader would.
+configuration that loads, ``sh`` names commands and options that exist. What is marked ``run`` is
+executed by ``tests/docs``.
 """
 
 from __future__ import annotations
@@ -12,12 +12,7 @@ import importlib.util
 import os
 import re
 import shlex
-import signal
-import socket
-import subprocess
-import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -27,58 +22,11 @@ import pytest
 from mailstrom import Mailstrom
 from mailstrom.cli.app import root
 from mailstrom.config import load
+from tests.docs.blocks import ALL, CHECKOUT, PAGES, Block, name_of, of_kind, prose
 
-CHECKOUT = Path(__file__).resolve().parents[2]
-PAGES = [CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").rglob("*.md"))]
-PATIENCE_S = 100
-
-_FENCE = re.compile(r"^(`{3,})([^\n]*)\n(.*?)^\1[ ]*$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)|^\[[^\]]+\]: (\S+)", re.MULTILINE)
 _CODE = re.compile(r"`([^`\n]+)`")
 _PATH = re.compile(r"(?:mailstrom|workers|tests|tools|docs|\.ci)/[\w./-]*[\w/]")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Block:
-    """A fenced block.
-
-    Args:
-        kind: the first word behind the fence.
-        run: whether the second word is ``run``.
-    """
-
-    page: str
-    line: int
-    kind: str
-    run: bool
-    text: str
-
-
-def name_of(page: Path) -> str:
-    return page.relative_to(CHECKOUT).as_posix()
-
-
-def blocks(page: Path) -> Iterator[Block]:
-    text = page.read_text("utf-8")
-    for match in _FENCE.finditer(text):
-        kind, _, rest = match[2].strip().partition(" ")
-        line = text.count("\n", 0, match.start()) + 1
-        yield Block(page=name_of(page), line=line, kind=kind, run=rest == "run", text=match[3])
-
-
-ALL = [block for page in PAGES for block in blocks(page)]
-
-
-def of_kind(*kinds: str, run: bool = False) -> list[object]:
-    return [
-        pytest.param(block, id=f"{block.page}:{block.line}")
-        for block in ALL
-        if block.kind in kinds and (block.run or not run)
-    ]
-
-
-def prose(page: Path) -> str:
-    return _FENCE.sub("", page.read_text("utf-8"))
 
 
 def anchors(page: Path) -> set[str]:
@@ -123,7 +71,7 @@ def test_every_page_is_reached_from_the_readme() -> None:
 def defined_tests() -> set[str]:
     return {
         node.name
-        for file in (CHECKOUT / "tests").rglob("test_*.py")
+        for file in (CHECKOUT / "tests").rglob("*.py")
         for node in ast.walk(ast.parse(file.read_text("utf-8")))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     }
@@ -249,78 +197,3 @@ def test_an_unknown_command_or_option_would_be_found() -> None:
     assert wrong_words(["queue", "list", "--domain", "x"]) == []
     assert wrong_words(["queue", "burn"]) == ["burn"]
     assert wrong_words(["queue", "list", "--colour"]) == ["--colour"]
-
-
-# --- examples that run --------------------------------------------------------------------------
-
-
-def environment(folder: Path) -> dict[str, str]:
-    """A reader's shell: the tested Mailstrom first on PATH, nothing configured."""
-    shims = folder / "bin"
-    shims.mkdir()
-    for name, command in (("python", ""), ("mailstrom", " -P -m mailstrom")):
-        shim = shims / name
-        shim.write_text(f'#!/bin/sh\nexec "{sys.executable}"{command} "$@"\n')
-        shim.chmod(0o755)
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("MAILSTROM_", "PYTHON", "XDG_"))
-    }
-    if "PYTHONPATH" in os.environ:  # run from a checkout: the reader stands elsewhere
-        paths = os.environ["PYTHONPATH"].split(os.pathsep)
-        kept["PYTHONPATH"] = os.pathsep.join(os.path.abspath(path) for path in paths)
-    return kept | {"PATH": f"{shims}{os.pathsep}{os.environ['PATH']}", "HOME": str(folder)}
-
-
-def run(command: list[str], folder: Path) -> str:
-    """Output of a command, whose whole process group ends with it."""
-    with subprocess.Popen(
-        command,
-        cwd=folder,
-        env=environment(folder),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    ) as process:
-        try:
-            output, _ = process.communicate(timeout=PATIENCE_S)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            output, _ = process.communicate()
-            pytest.fail(f"still running after {PATIENCE_S} s:\n{output}")
-    assert process.returncode == 0, output
-    return output
-
-
-@pytest.mark.parametrize("block", of_kind("python", run=True))
-def test_examples_marked_run_do(block: Block, tmp_path: Path) -> None:
-    run([sys.executable, "-P", "-W", "error", "-c", block.text], tmp_path)
-
-
-def free_port(host: str, kind: socket.SocketKind) -> int:
-    with socket.socket(socket.AF_INET, kind) as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
-
-
-def test_the_quickstart_works_word_by_word(tmp_path: Path) -> None:
-    page = "docs/quickstart.md"
-    parts = [block.text for block in ALL if block.page == page and block.run]
-    assert len(parts) >= 5
-    script = "set -eu\n" + "".join(parts)
-    # other tests may be using the page's ports now
-    script = script.replace(":5300", f":{free_port('127.0.0.1', socket.SOCK_DGRAM)}")
-    script = script.replace("2525", str(free_port("127.0.0.2", socket.SOCK_STREAM)))
-    output = run(["bash", "-c", script], tmp_path)
-    promised = next(b.text for b in ALL if b.page == page and b.kind == "text")
-    for line in (*promised.splitlines()[1:], "cancelled 1 recipient"):
-        assert line in output.splitlines(), output
-    assert output.splitlines()[-1] == "ok"
-    assert "recipient.delivered" in (tmp_path / "engine.log").read_text()
-
-
-def test_the_generated_pages_agree_with_the_code(tmp_path: Path) -> None:
-    run([sys.executable, "-P", str(CHECKOUT / "tools" / "gendocs"), "--check"], tmp_path)

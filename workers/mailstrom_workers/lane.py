@@ -38,7 +38,7 @@ from mailstrom_workers.ledger import Again, Ledger, Pass, Transaction
 CLAIM_MESSAGES = 50
 CLAIM_BYTES = 8 * 1024 * 1024
 CLAIM_S = 1.0
-"""A lane claims what it can deliver in about this time: a slow host's mail is not kept from others."""
+"""A lane claims about what it delivers in this time, so that a slow one hoards nothing."""
 MOST_RECIPIENTS = 100
 """Recipients of one transaction (RFC 5321 section 4.5.3.1.8: servers must take 100)."""
 SESSION_S = 300.0

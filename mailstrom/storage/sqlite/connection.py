@@ -173,6 +173,13 @@ def connect(
                 connection.execute("PRAGMA auto_vacuum = INCREMENTAL").fetchall()
             if not _is_spool(connection, create):
                 raise NotASpool(f"{path}: is an SQLite database but not a Mailstrom spool")
+            for name, fixed in (("page_size", PAGE_BYTES), ("auto_vacuum", _INCREMENTAL)):
+                found = connection.execute(f"PRAGMA {name}").fetchall()[0][0]
+                if found != fixed:
+                    raise NotASpool(
+                        f"{path}: was not created by Mailstrom ({name} is {found}, not {fixed});"
+                        " name another file"
+                    )
             mode = connection.execute("PRAGMA journal_mode = WAL").fetchall()[0][0]
             if mode != "wal":
                 raise SpoolError(f"{path}: SQLite refuses WAL mode here (journal mode is {mode})")
@@ -186,13 +193,6 @@ def connect(
                 _pragma(connection, "query_only", 1)
             keep = array("i", [1])
             connection.file_control("main", apsw.SQLITE_FCNTL_PERSIST_WAL, keep.buffer_info()[0])
-            for name, fixed in (("page_size", PAGE_BYTES), ("auto_vacuum", _INCREMENTAL)):
-                found = connection.execute(f"PRAGMA {name}").fetchall()[0][0]
-                if found != fixed:
-                    raise NotASpool(
-                        f"{path}: was not created by Mailstrom ({name} is {found}, not {fixed});"
-                        " name another file"
-                    )
         except BaseException:
             connection.close()
             raise

@@ -29,9 +29,12 @@ SELECT id, status, sender, subject, size, created_ms, send_ms, expires_ms, finis
   FROM messages WHERE id IN (SELECT value FROM json_each(:ids));
 
 -- name: status_recipients
-SELECT message_id, address, status, reason, attempts, next_attempt_ms, last_attempt_ms, mx,
-       reply_code, enhanced_code, reply_text, tls, in_doubt
-  FROM recipients WHERE message_id IN (SELECT value FROM json_each(:ids));
+-- In the order of the envelope.
+SELECT m.id, r.address, r.status, r.reason, r.attempts, r.next_attempt_ms, r.last_ms, r.mx,
+       r.reply_code, r.enhanced_code, r.reply_text, r.tls, r.in_doubt
+  FROM message m JOIN recipient_now r ON r.message = m.seq
+ WHERE m.id IN (SELECT value FROM json_each(:ids))
+ ORDER BY r.seq;
 
 -- name: content_of
 SELECT coalesce(content, seq), chunks, purged_ms FROM message WHERE id = :id;

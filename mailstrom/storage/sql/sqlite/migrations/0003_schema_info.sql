@@ -80,7 +80,7 @@ INSERT INTO schema_info (version, view, "column", type, description) VALUES
 (2, 'sessions', 'started_at', 'TEXT', 'when it was opened, ISO 8601 UTC'),
 (2, 'sessions', 'ended_ms', 'INTEGER', 'when it was closed, milliseconds since 1970 UTC, or null while open'),
 (2, 'sessions', 'ended_at', 'TEXT', 'when it was closed, ISO 8601 UTC, or null while open'),
-(2, 'sessions', 'messages', 'INTEGER', 'transactions that ended in a delivery'),
+(2, 'sessions', 'messages', 'INTEGER', 'messages transferred over it'),
 (2, 'sessions', 'ehlo', 'TEXT', 'extensions offered in the last EHLO reply'),
 (2, 'sessions', 'tls_wanted', 'TEXT', 'TLS that the policy asked for'),
 (2, 'sessions', 'tls_reached', 'TEXT', 'TLS that was reached; none is plain text'),

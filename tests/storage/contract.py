@@ -1,0 +1,33 @@
+"""The conformance suite that every store must pass.
+
+A store's test module defines a fixture ``stores`` (a ``tests.storage.spool.Stores`` on a fresh
+spool) and a class that derives from ``StoreContract``; everything else is here.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.storage.contract_clients import ClientContract
+from tests.storage.contract_lanes import LaneContract
+from tests.storage.contract_lifecycle import LifecycleContract
+from tests.storage.contract_routes import RouteContract
+from tests.storage.contract_settling import SettlingContract
+from tests.storage.contract_upkeep import UpkeepContract
+from tests.storage.spool import Spool, Stores
+
+
+class StoreContract(
+    ClientContract,
+    RouteContract,
+    LaneContract,
+    SettlingContract,
+    UpkeepContract,
+    LifecycleContract,
+):
+    """Everything that the Protocols of ``mailstrom.storage.base`` promise."""
+
+    @pytest.fixture
+    def spool(self, stores: Stores) -> Spool:
+        """A fresh spool with one registered worker."""
+        return Spool(stores)

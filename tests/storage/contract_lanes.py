@@ -1,0 +1,248 @@
+"""Conformance of lanes and claims: who may connect where, and who sends what next."""
+
+from __future__ import annotations
+
+import pytest
+
+from mailstrom.storage.base import ClaimRequest
+from tests.storage.spool import DAY, HOUR, T0, Spool
+
+
+def busy_site(spool: Spool, messages: int = 30, domain: str = "example.org") -> None:
+    """A site that has taken a message before, with messages due."""
+    spool.send(f"canary@{domain}")
+    spool.route(domain, ttl=2 * DAY)
+    lane = spool.lane()
+    (row,) = spool.claim(lane)
+    spool.open(lane, [row])
+    assert spool.settle(lane, row, "delivered", now=T0)
+    spool.engine.release(lane.token, T0)
+    for number in range(messages):
+        spool.send(f"r{number}@{domain}")
+
+
+class LaneContract:
+    """What lease, claim, release and suspend promise."""
+
+    def test_nothing_due_gives_no_lane_and_an_idle_spool_waits_for_ever(self, spool: Spool) -> None:
+        assert spool.lease() == []
+        assert spool.engine.due_sites(T0) == []
+        assert spool.engine.next_due_ms(T0) is None
+        busy_site(spool, 0)
+        assert spool.lease() == []
+        assert spool.engine.next_due_ms(T0) is None
+
+    def test_the_limit_is_exact_over_all_workers(self, spool: Spool) -> None:
+        busy_site(spool)
+        workers = [spool.worker, spool.register(), spool.register()]
+        lanes = [
+            lane
+            for _ in range(3)
+            for worker in workers
+            for lane in spool.lease(worker=worker, want=2, limit=7, workers=3)
+        ]
+        assert len(lanes) == 7
+        assert len({lane.token for lane in lanes}) == 7
+        spool.engine.release(lanes[0].token, T0)
+        again = [lane for w in workers for lane in spool.lease(worker=w, limit=7, workers=3)]
+        assert len(again) == 1
+        assert again[0].token not in {lane.token for lane in lanes}, "never given out twice"
+        spool.sound()
+
+    @pytest.mark.parametrize(("limit", "workers", "share"), [(20, 2, 10), (3, 2, 2), (1, 4, 1)])
+    def test_a_worker_gets_at_most_its_fair_share(
+        self, spool: Spool, limit: int, workers: int, share: int
+    ) -> None:
+        busy_site(spool)
+        assert len(spool.lease(want=100, limit=limit, workers=workers)) == share
+
+    def test_no_more_lanes_than_messages_due(self, spool: Spool) -> None:
+        busy_site(spool, 2)
+        spool.send("a@example.org", "b@example.org", "c@example.org")
+        lanes = spool.lease(want=100)
+        assert len(lanes) == 3
+        assert {lane.due for lane in lanes} == {3}
+
+    def test_an_unknown_site_gets_one_canary_until_it_took_a_message(self, spool: Spool) -> None:
+        for number in range(5):
+            spool.send(f"r{number}@example.org")
+        spool.route()
+        (canary,) = spool.lease(want=10)
+        assert spool.lease(want=10) == []
+        (row,) = spool.claim(canary, limit=1)
+        spool.open(canary, [row])
+        spool.settle(canary, row, "delivered", now=T0)
+        assert len(spool.lease(want=10)) == 4
+
+    def test_sites_full_of_lanes_do_not_hide_the_others(self, spool: Spool) -> None:
+        names = [f"d{number:03}.example" for number in range(210)]
+        spool.client.enqueue([], T0)
+        spool.send(*(f"a@{name}" for name in names))
+        for due in spool.engine.due_domains(spool.worker, 300, T0):
+            spool.engine.put_route(spool.worker, spool.answer(due.name), T0)
+        lanes = [lane for _ in range(3) for lane in spool.lease(want=100)]
+        assert len({lane.site for lane in lanes}) == 210
+
+    def test_a_worker_that_lapsed_or_retired_gets_no_lane(self, spool: Spool) -> None:
+        busy_site(spool)
+        lost, stopped = spool.register(), spool.register()
+        spool.engine.lapse(lost, boot="boot-1", now_ms=T0)
+        spool.engine.retire(stopped, state="stopped", now_ms=T0)
+        assert spool.lease(worker=lost) == []
+        assert spool.lease(worker=stopped) == []
+        assert spool.lease(worker=999) == []
+        spool.sound()
+
+    def test_the_longest_due_site_comes_first(self, spool: Spool) -> None:
+        for number, domain in enumerate(("late.example", "early.example", "middle.example")):
+            at = T0 - (0, 2, 1)[number] * HOUR
+            spool.send(f"a@{domain}", created_ms=at, send_ms=at)
+        for domain in ("late.example", "early.example", "middle.example"):
+            spool.route(domain)
+        assert [lane.site_key for lane in spool.lease(want=3)] == [
+            "mx.early.example", "mx.middle.example", "mx.late.example"
+        ]  # fmt: skip
+
+    # --- suspension ---
+
+    def test_a_suspended_site_is_not_leased_before_its_time(self, spool: Spool) -> None:
+        busy_site(spool)
+        lane = spool.lane()
+        assert spool.suspend(lane, T0 + HOUR) == 1
+        assert spool.suspend(lane, T0 + DAY) == 0, "it is suspended already"
+        assert spool.engine.failures(lane.site) == 1
+        spool.engine.release(lane.token, T0)
+        assert spool.engine.due_sites(T0 + HOUR - 1) == []
+        assert spool.lease(now=T0 + HOUR - 1) == []
+        assert spool.engine.next_due_ms(T0) == T0 + HOUR
+        assert len(spool.lease(want=10, now=T0 + HOUR)) == 1, "a canary: it failed last time"
+        spool.sound()
+
+    def test_failures_count_until_a_success_and_resume_says_so(self, spool: Spool) -> None:
+        busy_site(spool)
+        now = T0 + 10
+        for failures in (1, 2, 3):
+            lane = spool.lane(now=now)
+            assert spool.suspend(lane, now + HOUR, since=now, now=now) == failures
+            spool.engine.release(lane.token, now)
+            now += HOUR
+        lane = spool.lane(now=now)
+        (row,) = spool.claim(lane, limit=1, now=now)
+        spool.open(lane, [row], now=now)
+        spool.settle(lane, row, "delivered", now=now)
+        assert spool.engine.failures(lane.site) == 0
+        assert len(spool.lease(want=10, now=now)) == 10
+        assert spool.rows(
+            "SELECT type, count(*) FROM events WHERE type LIKE 'site.%' GROUP BY type ORDER BY type"
+        ) == [("site.resumed", 1), ("site.suspended", 3)]
+
+    def test_a_success_since_the_failing_pass_began_starts_the_count_again(
+        self, spool: Spool
+    ) -> None:
+        busy_site(spool)
+        lane = spool.lane()
+        assert spool.suspend(lane, T0 + 10, since=T0 + 1, now=T0 + 1) == 1
+        assert spool.suspend(lane, T0 + 99, since=T0 - 1, now=T0 + 11) == 1
+        assert spool.suspend(lane, T0 + 999, since=T0 + 100, now=T0 + 100) == 2
+
+    def test_a_suspension_is_written_on_no_recipient(self, spool: Spool) -> None:
+        busy_site(spool, 3)
+        before = spool.rows("SELECT * FROM attempts ORDER BY id")
+        lane = spool.lane()
+        spool.claim(lane)
+        spool.suspend(lane, T0 + HOUR)
+        spool.engine.release(lane.token, T0)
+        assert spool.rows("SELECT * FROM attempts ORDER BY id") == before
+        assert spool.rows("SELECT attempts, count(*) FROM recipients GROUP BY 1") == [
+            (0, 3), (1, 1)
+        ]  # fmt: skip
+
+    # --- claims ---
+
+    def test_claims_come_by_priority_then_due_time_with_recipients_together(
+        self, spool: Spool
+    ) -> None:
+        low = spool.send("low@example.org", priority=2, send_ms=T0 - 9, created_ms=T0 - 9)
+        late = spool.send("n1@example.org", "n2@example.org", send_ms=T0 - 1, created_ms=T0 - 1)
+        early = spool.send("early@example.org", send_ms=T0 - 5, created_ms=T0 - 5)
+        high = spool.send("high@example.org", priority=0)
+        spool.route()
+        rows = spool.claim(spool.lane())
+        assert [row.message_id for row in rows] == [high, early, late, late, low]
+        assert [row.address for row in rows[2:4]] == ["n1@example.org", "n2@example.org"]
+
+    def test_a_claim_is_bounded_by_messages(self, spool: Spool) -> None:
+        for _ in range(4):
+            spool.send("a@example.org", "b@example.org")
+        spool.route()
+        lane = spool.lane()
+        sizes = [len(spool.claim(lane, limit=3)) for _ in range(3)]
+        assert sizes == [6, 2, 0]
+
+    def test_a_claim_is_bounded_by_bytes_but_never_empty(self, spool: Spool) -> None:
+        for size in (1_000, 200, 200, 200, 5_000):
+            spool.send("a@example.org", content=b"x" * size)
+        spool.route()
+        lane = spool.lane()
+        taken = [[row.size for row in spool.claim(lane, max_bytes=500)] for _ in range(5)]
+        assert taken == [[1_000], [200, 200], [200], [5_000], []]
+
+    def test_two_lanes_never_claim_the_same_recipient(self, spool: Spool) -> None:
+        busy_site(spool, 10)
+        lanes = spool.lease(want=2)
+        requests = [ClaimRequest(lane=lane.token, limit=7, max_bytes=1 << 20) for lane in lanes]
+        rows = spool.exchange(claims=requests).claimed
+        assert len({row.recipient for row in rows}) == len(rows) == 10
+        assert {row.lane for row in rows} == {lane.token for lane in lanes}
+
+    def test_a_lane_that_ended_claims_and_opens_nothing(self, spool: Spool) -> None:
+        busy_site(spool, 3)
+        lane = spool.lane()
+        rows = spool.claim(lane, limit=1)
+        spool.engine.release(lane.token, T0)
+        assert spool.claim(lane) == []
+        assert spool.open(lane, rows) == frozenset()
+        spool.sound()
+
+    def test_only_returned_rows_may_be_sent(self, spool: Spool) -> None:
+        spool.send("a@example.org", "b@example.org", "c@example.org")
+        spool.route()
+        lane = spool.lane()
+        rows = spool.claim(lane)
+        spool.client.cancel([rows[1].message_id], rows[1].address, T0)
+        assert spool.open(lane, rows) == {rows[0].recipient, rows[2].recipient}
+        assert spool.open(lane, rows) == frozenset(), "what is open already is not opened twice"
+        spool.sound()
+
+    def test_release_gives_back_what_was_claimed_uncharged(self, spool: Spool) -> None:
+        id = spool.send("a@example.org", "b@example.org")
+        spool.route()
+        lane = spool.lane()
+        assert len(spool.claim(lane)) == 2
+        assert spool.engine.release(lane.token, T0 + 5) == 2
+        found = spool.client.statuses([id])[id]
+        assert {(r.status, r.attempts, r.in_doubt) for r in found.recipients.values()} == {
+            ("queued", 0, False)
+        }
+        assert spool.engine.next_due_ms(T0) is not None
+        assert spool.engine.release(lane.token, T0 + 5) == 0
+        assert len(spool.claim(spool.lane(now=T0 + 5), now=T0 + 5)) == 2
+        spool.sound()
+
+    def test_a_deferred_recipient_given_back_is_still_deferred(self, spool: Spool) -> None:
+        id, lane, (row,) = spool.sending("a@example.org")
+        spool.settle(lane, row, "deferred")
+        assert len(spool.claim(lane, now=T0 + 1_000)) == 1
+        assert spool.only(id).status == "deferred", "claimed is no word of its own"
+        spool.engine.release(lane.token, T0 + 1_000)
+        assert spool.only(id).status == "deferred"
+        spool.sound()
+
+    def test_changed_tells_of_other_connections_only(self, spool: Spool) -> None:
+        spool.engine.changed()
+        assert spool.engine.changed() is False
+        spool.send("a@example.org")
+        assert spool.engine.changed() is True
+        assert spool.engine.changed() is False
+        spool.route()
+        assert spool.engine.changed() is False
