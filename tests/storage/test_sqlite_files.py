@@ -15,10 +15,12 @@ import apsw
 import pytest
 
 from mailstrom.errors import (
+    InvalidMessage,
     MailstromError,
     NotASpool,
     SchemaMismatch,
     SpoolBusy,
+    SpoolCorrupt,
     SpoolError,
     SpoolFull,
 )
@@ -357,7 +359,8 @@ def test_many_processes_may_create_a_spool_at_once(path: str) -> None:
             code = 1
             try:
                 store = SQLiteClientStore(path)
-                code = 0 if isinstance(store.enqueue([submission_of(os.getpid())], T0)[0], str) else 2
+                stored = store.enqueue([submission(id=f"from-{os.getpid()}")], T0)
+                code = 0 if isinstance(stored[0], str) else 2
             finally:
                 os._exit(code)
         children.append(pid)
@@ -366,10 +369,6 @@ def test_many_processes_may_create_a_spool_at_once(path: str) -> None:
     assert store.query("SELECT count(*) FROM messages", (), 5) == [(6,)]
     assert store.check() == []
     store.close()
-
-
-def submission_of(number: int) -> object:
-    return submission(id=f"from-{number}")
 
 
 # --- trouble with the file ----------------------------------------------------------------------
@@ -403,12 +402,13 @@ def test_a_full_disk_means_spool_full_and_nothing_stored(
         pages = value(connection, "PRAGMA page_count")
         connection.execute(f"PRAGMA max_page_count = {pages}").fetchall()
         big = [submission(content=os.urandom(200_000)) for _ in range(2)]
-        if atomic:
-            with pytest.raises(SpoolFull):
-                client.enqueue(big, T0, atomic=True)
-        else:
-            assert [type(one) for one in client.enqueue(big, T0)] == [SpoolFull, SpoolFull]
+        with pytest.raises(SpoolFull, match="the disk is full"):
+            client.enqueue(big, T0, atomic=atomic)
         assert client.statuses([one.id for one in big]) == {}
+        connection = client._write_connection()
+        connection.execute(f"PRAGMA max_page_count = {pages}").fetchall()
+        mixed = client.enqueue([big[0], submission(metadata={"x": object()})], T0)
+        assert [type(one) for one in mixed] == [SpoolFull, InvalidMessage], "to each his own"
     assert set(client.statuses([first.id])) == {first.id}
     assert isinstance(client.enqueue([submission()], T0)[0], str)
     assert client.check() == []
@@ -471,8 +471,6 @@ def test_a_spool_that_may_only_be_read_is_read_and_never_written(open_folder: Pa
 def test_damaged_content_is_seen_and_never_handed_out(
     path: str, client: SQLiteClientStore
 ) -> None:
-    from mailstrom.errors import SpoolCorrupt
-
     small, large = submission(), submission(content=b"z" * 300_000)
     client.enqueue([small, large], T0)
     connection = connect(path)

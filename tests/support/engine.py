@@ -202,8 +202,13 @@ class Engine:
             self.ms.close()
 
     def __enter__(self) -> Self:
-        """Start."""
-        return self.start()
+        """Start; what cannot start leaves no process behind."""
+        try:
+            return self.start()
+        except BaseException as error:
+            error.add_note(self.describe())
+            self.close()
+            raise
 
     def __exit__(
         self,

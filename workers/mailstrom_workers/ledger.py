@@ -98,6 +98,7 @@ class Ledger:
         ended_ms = self.ctx.now_ms()
         for row, verdict in zip(transaction.recipients, verdicts, strict=True):
             action = verdict.action
+            number = row.attempts + 1 + (row.recipient in run.retained)
             attempt = self._attempt(row, verdict, connected, started_ms, ended_ms)
             if action in (Action.AGAIN, Action.SUSPEND) or verdict.judgement is None:
                 # Nothing was answered, nothing is charged: the claim goes on to a new session.
@@ -112,10 +113,10 @@ class Ledger:
             elif action is Action.DEFER:
                 due_ms = self._due_ms(row, verdict)
                 self._settle(row, "deferred", verdict.reason, due_ms, attempt)
-                self._log(row, verdict, connected, attempt, due_ms)
+                self._log(row, verdict, connected, attempt, number, due_ms)
             else:
                 self._settle(row, _FINAL[action], verdict.reason, None, attempt)
-                self._log(row, verdict, connected, attempt, None)
+                self._log(row, verdict, connected, attempt, number, None)
         return again
 
     def _due_ms(self, row: Claimed, verdict: Verdict) -> int:
@@ -206,10 +207,11 @@ class Ledger:
         verdict: Verdict,
         connected: Connected,
         attempt: Attempt,
+        number: int,
         due_ms: int | None,
     ) -> None:
         message_id, recipient = row.message_id, row.address
-        number, stage, site = row.attempts + 1, str(attempt.stage), self.lane.site_key
+        stage, site = str(attempt.stage), self.lane.site_key
         host, address = attempt.host, attempt.address
         code, enhanced, reply = attempt.reply_code, attempt.enhanced_code, attempt.reply_text
         match verdict.action:

@@ -328,6 +328,8 @@ class SQLiteClientStore:
                 f" ({trouble}); ask status({ids[0]!r}) later",
                 key=ids[0],
             ) from error
+        if not found and all(isinstance(row, dict) for row in rows):
+            raise error
         return [
             submission.id
             if submission.id in found

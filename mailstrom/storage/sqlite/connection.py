@@ -7,6 +7,7 @@ writers begin IMMEDIATE; the -wal file outlives its connections (PERSIST_WAL); t
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from array import array
@@ -161,6 +162,9 @@ def connect(
         raise SpoolError(
             f"SQLite {version} can corrupt a WAL shared by processes; install apsw 3.53 or newer"
         )
+    with contextlib.suppress(OSError):
+        if 0 < os.stat(path).st_size < 512:  # SQLite would take so short a file as empty
+            raise NotASpool(f"{path}: this file is not a Mailstrom spool; name another one")
     flags = apsw.SQLITE_OPEN_READWRITE | (apsw.SQLITE_OPEN_CREATE if create else 0)
     with spool_errors(path, "opening it"):
         connection = apsw.Connection(path, flags=flags)

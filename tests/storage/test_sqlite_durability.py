@@ -1,0 +1,352 @@
+"""Accepted is durable: commit, then sync with the lock free, then the answer; and its failures."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import apsw
+import pytest
+
+from mailstrom.errors import OutcomeUnknown, SpoolError
+from mailstrom.storage import open_client_store
+from mailstrom.storage.sqlite.client import SQLiteClientStore
+from mailstrom.storage.sqlite.connection import connect
+from mailstrom.storage.sqlite.durable import WalSync, poison_path
+from mailstrom.storage.sqlite.worker import SQLiteWorkerStore
+from tests.storage.spool import T0, submission
+
+
+class Disk:
+    """A disk whose syncs are counted and may fail; ``then`` runs within each."""
+
+    def __init__(self) -> None:
+        self.synced: list[os.stat_result] = []
+        self.broken = False
+        self.then: Callable[[], object] = lambda: None
+
+    def __call__(self, fd: int) -> None:
+        self.then()
+        self.synced.append(os.fstat(fd))
+        if self.broken:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        os.fdatasync(fd)
+
+
+@pytest.fixture
+def disk() -> Disk:
+    return Disk()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    return str(tmp_path / "spool.db")
+
+
+@pytest.fixture
+def client(path: str, disk: Disk) -> Iterator[SQLiteClientStore]:
+    store = SQLiteClientStore(path, sync=disk)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def engine(path: str, client: SQLiteClientStore, disk: Disk) -> Iterator[SQLiteWorkerStore]:
+    store = SQLiteWorkerStore(path, sync=disk)
+    yield store
+    store.close()
+
+
+def elsewhere(path: str, code: str) -> str:
+    """What a second process prints after ``store`` was opened there."""
+    script = (
+        "import sys\nfrom mailstrom.storage import open_client_store\n"
+        "from mailstrom.errors import *\n"
+        f"store = open_client_store(sys.argv[1])\n{code}"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-P", "-c", script, path],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout.strip()
+
+
+# --- the order ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_a_commit_is_seen_and_the_lock_is_free_before_the_sync_and_the_answer_comes_after(
+    path: str, client: SQLiteClientStore, disk: Disk, count: int
+) -> None:
+    order: list[str] = []
+    batch = [submission() for _ in range(count)]
+
+    def look() -> None:
+        other = connect(path, busy_ms=0)
+        stored = other.execute("SELECT count(*) FROM message").fetchall()[0][0]
+        other.execute("BEGIN IMMEDIATE; ROLLBACK").fetchall()
+        other.close()
+        order.append(f"synced after commit of {stored} with the lock free")
+
+    disk.then = look
+    client.enqueue(batch, T0)
+    order.append("answered")
+    assert order == [f"synced after commit of {count} with the lock free", "answered"]
+
+
+def test_every_changing_verb_syncs_once_and_reading_never(
+    client: SQLiteClientStore, disk: Disk
+) -> None:
+    def syncs(step: Callable[[], object]) -> int:
+        before = len(disk.synced)
+        step()
+        return len(disk.synced) - before
+
+    one = submission("a@example.org", idempotency=("k", b"h"))
+    twin = submission("a@example.org", idempotency=("k", b"h"))
+    assert syncs(lambda: client.enqueue([one], T0)) == 1
+    assert syncs(lambda: client.enqueue([submission() for _ in range(9)], T0)) == 1
+    assert syncs(lambda: client.enqueue([submission(content=b"x" * 600_000)], T0)) == 1
+    assert syncs(lambda: client.enqueue([twin], T0)) == 1, "the first may be unsynced elsewhere"
+    assert syncs(lambda: client.retry([one.id], None, T0)) == 1
+    assert syncs(lambda: client.cancel([one.id], None, T0)) == 1
+    assert syncs(lambda: client.cancel([one.id], None, T0)) == 0, "nothing changed"
+    assert syncs(lambda: client.enqueue([submission(recipients=())], T0)) == 0
+    assert syncs(lambda: client.statuses([one.id])) == 0
+    assert syncs(lambda: client.query("SELECT 1", (), 1)) == 0
+    assert syncs(lambda: client.content(one.id)) == 0
+
+
+def test_the_engine_syncs_when_told(engine: SQLiteWorkerStore, disk: Disk) -> None:
+    before = len(disk.synced)
+    engine.tell("lanes_limit", 3)
+    assert len(disk.synced) == before
+    engine.sync()
+    assert len(disk.synced) == before + 1
+
+
+# --- the kept descriptor ------------------------------------------------------------------------
+
+
+def test_the_synced_file_is_the_wal_that_the_path_names(
+    path: str, client: SQLiteClientStore, disk: Disk
+) -> None:
+    for _ in range(3):
+        client.enqueue([submission()], T0)
+        assert disk.synced[-1].st_ino == os.stat(f"{path}-wal").st_ino
+
+
+def test_a_replaced_wal_is_noticed_by_its_inode(
+    path: str, disk: Disk, client: SQLiteClientStore, tmp_path: Path
+) -> None:
+    sync = WalSync(path, disk)
+    client.enqueue([submission()], T0)
+    sync()
+    first = disk.synced[-1].st_ino
+    client.close()
+    copy = tmp_path / "copy"
+    shutil.copyfile(f"{path}-wal", copy)
+    os.replace(copy, f"{path}-wal")
+    sync()
+    assert disk.synced[-1].st_ino == os.stat(f"{path}-wal").st_ino != first
+    sync.close()
+
+
+def test_a_deleted_wal_is_never_taken_as_synced(
+    path: str, client: SQLiteClientStore, engine: SQLiteWorkerStore, disk: Disk
+) -> None:
+    client.enqueue([submission()], T0)
+    count = len(disk.synced)
+    os.unlink(f"{path}-wal")
+    with pytest.raises(OutcomeUnknown):
+        client.enqueue([submission()], T0)
+    assert len(disk.synced) == count
+    assert engine.poisoned
+
+
+def test_a_checkpoint_and_a_restarted_wal_keep_the_inode(
+    path: str, client: SQLiteClientStore, engine: SQLiteWorkerStore, disk: Disk
+) -> None:
+    inodes = set()
+    for _ in range(3):
+        client.enqueue([submission()], T0)
+        inodes.add(disk.synced[-1].st_ino)
+        found = engine.checkpoint()
+        assert (found.mode, found.moved) == ("restart", found.frames)
+    assert inodes == {os.stat(f"{path}-wal").st_ino}
+
+
+def test_a_busy_reader_never_makes_a_checkpoint_wait_or_fail(
+    path: str, client: SQLiteClientStore, engine: SQLiteWorkerStore
+) -> None:
+    client.enqueue([submission()], T0)
+    reader = connect(path)
+    reader.execute("BEGIN").fetchall()
+    reader.execute("SELECT count(*) FROM message").fetchall()
+    client.enqueue([submission()], T0)
+    found = engine.checkpoint()
+    assert found.mode == "passive"
+    assert found.moved < found.frames
+    reader.execute("ROLLBACK").fetchall()
+    assert engine.checkpoint().mode == "restart"
+    reader.close()
+
+
+# --- failures -----------------------------------------------------------------------------------
+
+
+def test_a_failed_sync_is_an_unknown_outcome_that_names_the_key(
+    path: str, client: SQLiteClientStore, disk: Disk
+) -> None:
+    one = submission()
+    disk.broken = True
+    with pytest.raises(OutcomeUnknown, match="did not confirm") as caught:
+        client.enqueue([one], T0)
+    assert caught.value.key == one.id
+    assert set(client.statuses([one.id])) == {one.id}, "written, and that is all we know"
+    assert Path(poison_path(path)).read_text() == "EIO\n"
+
+
+def test_a_poisoned_spool_acknowledges_nothing_in_any_process_until_it_is_repaired(
+    path: str, client: SQLiteClientStore, engine: SQLiteWorkerStore, disk: Disk
+) -> None:
+    one = submission()
+    disk.broken = True
+    with pytest.raises(OutcomeUnknown):
+        client.enqueue([one], T0)
+    refused = submission()
+    attempts = len(disk.synced)
+    for step in (
+        lambda: client.enqueue([refused], T0),
+        lambda: client.cancel([one.id], None, T0),
+        engine.sync,
+    ):
+        with pytest.raises(SpoolError, match="nothing can be acknowledged now"):
+            step()
+    assert len(disk.synced) == attempts, "a later sync could succeed and mean nothing"
+    assert client.statuses([refused.id]) == {}, "and nothing is written meanwhile"
+    code = (
+        "try: print(store.cancel([sys.argv[1]], None, 0))\n"
+        "except SpoolError as error: print('acknowledged now' in str(error))\n"
+    )
+    assert elsewhere(path, code) == "True"
+    assert engine.poisoned
+    assert engine.repair() is False, "the disk is still broken"
+    assert engine.poisoned
+    disk.broken = False
+    assert engine.repair() is True
+    assert not engine.poisoned
+    assert client.enqueue([refused], T0) == [refused.id]
+    assert elsewhere(path, "print(store.check())") == "[]"
+
+
+def test_repair_leaves_no_old_frame_to_be_replayed(
+    path: str, client: SQLiteClientStore, engine: SQLiteWorkerStore, disk: Disk
+) -> None:
+    one = submission()
+    client.enqueue([one], T0)
+    disk.broken = True
+    with pytest.raises(OutcomeUnknown):
+        client.enqueue([submission()], T0)
+    reader = connect(path)
+    reader.execute("BEGIN").fetchall()
+    reader.execute("SELECT count(*) FROM message").fetchall()
+    disk.broken = False
+    engine._busy_ms = 5
+    engine._connection().set_busy_timeout(5)
+    assert engine.repair() is False, "a reader still needs the frames"
+    reader.execute("ROLLBACK").fetchall()
+    reader.close()
+    assert engine.repair() is True
+    assert os.stat(f"{path}-wal").st_size == 0
+    assert set(client.statuses([one.id])) == {one.id}
+
+
+def test_a_failure_elsewhere_during_our_own_sync_counts_for_us_too(
+    path: str, client: SQLiteClientStore, disk: Disk
+) -> None:
+    disk.then = Path(poison_path(path)).touch
+    with pytest.raises(OutcomeUnknown, match="being repaired"):
+        client.enqueue([submission()], T0)
+
+
+def test_a_flag_that_cannot_be_written_is_remembered_and_written_later(
+    path: str, client: SQLiteClientStore, disk: Disk
+) -> None:
+    run = Path(poison_path(path)).parent
+    moved = run.with_name("moved")
+    run.rename(moved)
+    disk.broken = True
+    with pytest.raises(OutcomeUnknown):
+        client.enqueue([submission()], T0)
+    disk.broken = False
+    with pytest.raises(SpoolError, match="acknowledged"):
+        client.enqueue([submission()], T0)
+    moved.rename(run)
+    with pytest.raises(SpoolError, match="acknowledged"):
+        client.enqueue([submission()], T0)
+    assert Path(poison_path(path)).exists(), "now every process knows"
+
+
+def test_a_sync_that_fails_inside_a_checkpoint_poisons_too(
+    client: SQLiteClientStore, engine: SQLiteWorkerStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client.enqueue([submission()], T0)
+
+    class Failing:
+        def wal_checkpoint(self, *, mode: int) -> tuple[int, int]:
+            raise apsw.IOError("disk I/O error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "_connection", Failing)
+        with pytest.raises(SpoolError, match="disk I/O error"):
+            engine.checkpoint()
+    assert engine.poisoned
+    assert engine.repair() is True
+    assert isinstance(client.enqueue([submission()], T0)[0], str)
+
+
+def test_a_commit_that_failed_is_looked_up_before_anything_is_said(
+    client: SQLiteClientStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rows went in, then an error came: stored is stored."""
+    batch = [submission(), submission()]
+    real = client._write_connection()
+
+    class Stumbling:
+        """The connection, with an I/O error after a COMMIT that took place."""
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(real, name)
+
+        def __enter__(self) -> object:
+            return real.__enter__()
+
+        def __exit__(self, *args: object) -> object:
+            return real.__exit__(*args)
+
+        def execute(self, sql: str, *args: object) -> object:
+            found = real.execute(sql, *args)
+            if sql == "COMMIT":
+                raise apsw.IOError("disk I/O error")
+            return found
+
+    client._writer = Stumbling()  # type: ignore[assignment]
+    assert client.enqueue(batch, T0) == [one.id for one in batch]
+    assert client.check() == []
+
+
+def test_a_spool_opened_by_name_is_synced_by_the_system(path: str) -> None:
+    store = open_client_store(path)
+    assert isinstance(store.enqueue([submission()], T0)[0], str)
+    store.close()
