@@ -26,7 +26,7 @@ class Table(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Retention(Table, frozen=True, kw_only=True):
-    """How long the spool keeps what is finished; fixed into a spool when it is created."""
+    """How long the spool keeps what is finished; unsaid, what it was created with holds."""
 
     bodies: Annotated[Duration, Meta(description="Content of finished messages.")] = 7 * DAY
     attempts: Annotated[Duration, Meta(description="Attempts and sessions.")] = 30 * DAY

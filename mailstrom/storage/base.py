@@ -444,6 +444,10 @@ class WorkerStore(Protocol):
         """Notice jumps of the wall clock and shift what is unfinished; returns rows shifted."""
         ...
 
+    def retention(self) -> Retention:
+        """What the spool was created with."""
+        ...
+
     def purge(self, retention: Retention, limit: int, now_ms: int) -> int:
         """Delete what is older than its retention; returns rows deleted."""
         ...

@@ -24,6 +24,8 @@ from mailstrom.storage.base import Exchange, Work, WorkerStore
 _T = TypeVar("_T")
 
 FREE_LOCK_S = 0.002
+SYNC_S = 0.05
+"""Results reach the disk at the latest after this time: a power cut re-sends no more than that."""
 RETRY_S = 0.25
 _GATHER = 256
 
@@ -58,6 +60,7 @@ class DBThread:
         self._thread = threading.Thread(target=self._run, name="store", daemon=True)
         self._opened: asyncio.Future[None] = self._loop.create_future()
         self._last_write = 0.0
+        self._unsynced: float | None = None
 
     async def start(self) -> None:
         """Open the store; raises what opening it raised."""
@@ -102,7 +105,8 @@ class DBThread:
 
     def _serve(self, store: WorkerStore) -> None:
         while True:
-            requests = [self._queue.get()]
+            first = self._next(store)
+            requests: list[_Request | None] = [first]
             while len(requests) < _GATHER:
                 try:
                     requests.append(self._queue.get_nowait())
@@ -119,6 +123,20 @@ class DBThread:
             for request in requests:
                 if request is not None and request.call is not None:
                     self._call(store, request)
+
+    def _next(self, store: WorkerStore) -> _Request | None:
+        """The next request; results that wait for the disk are synced while none comes."""
+        while self._unsynced is not None:
+            left = self._unsynced + SYNC_S - time.monotonic()
+            try:
+                return self._queue.get(timeout=left) if left > 0 else self._queue.get_nowait()
+            except Empty:
+                self._sync(store)
+        return self._queue.get()
+
+    def _sync(self, store: WorkerStore) -> None:
+        self._persist(store.sync)
+        self._unsynced = None
 
     def _call(self, store: WorkerStore, request: _Request) -> None:
         assert request.call is not None
@@ -145,8 +163,11 @@ class DBThread:
         try:
             result = self._persist(lambda: store.exchange(work, wall_ms()))
             self._last_write = time.monotonic()
-            if any(request.durable for request in requests):
-                self._persist(store.sync)
+            if self._unsynced is None:
+                self._unsynced = self._last_write
+            overdue = self._last_write - self._unsynced >= SYNC_S
+            if overdue or any(request.durable for request in requests):
+                self._sync(store)
         except BaseException as error:
             # A broken invariant, that is a bug: it must not take its neighbours along, and
             # whoever awaits it must not wait for ever.

@@ -7,6 +7,7 @@ step is bounded and idempotent: killed at any point, the next janitor goes on.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sys
 
@@ -107,14 +108,30 @@ class Janitor:
         now = monotonic_ms() / 1000
         if now - self._purged < PURGE_S:
             return
-        kept = self.config.spool.retention
-        retention = Retention(
-            bodies_ms=int(kept.bodies * 1000),
-            attempts_ms=int(kept.attempts * 1000),
-            events_ms=int(kept.events * 1000),
-        )
-        if store.purge(retention, 200, wall_ms()) == 0:
+        if store.purge(self._retention(store), 200, wall_ms()) == 0:
             self._purged = now
+            self._sweep(store)
+
+    def _retention(self, store: WorkerStore) -> Retention:
+        """What the configuration says, else what the spool was created with."""
+        own, kept = store.retention(), self.config.spool.retention
+        said = {key.rpartition(".")[2] for key in self.config.sources if "retention." in key}
+        return Retention(
+            bodies_ms=int(kept.bodies * 1000) if "bodies" in said else own.bodies_ms,
+            attempts_ms=int(kept.attempts * 1000) if "attempts" in said else own.attempts_ms,
+            events_ms=int(kept.events * 1000) if "events" in said else own.events_ms,
+        )
+
+    def _sweep(self, store: WorkerStore) -> None:
+        """Delete lock files of processes that died before their row could be seen."""
+        folder = run_directory(self._path)
+        known = {row.lock for row in store.workers()}
+        for name in os.listdir(folder):
+            if name.count("-") == 2 and name.endswith(".lock") and name not in known:
+                lock = os.path.join(folder, name)
+                if is_free(lock):
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(lock)
 
 
 async def keep(child: Child) -> None:

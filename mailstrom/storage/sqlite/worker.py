@@ -261,6 +261,15 @@ class SQLiteWorkerStore:
             ),
         )
 
+    def retention(self) -> Retention:
+        """See ``WorkerStore.retention``; kept in ``meta``."""
+        kept = {row[0]: row[1] for row in self._read("reading meta", STATEMENTS["retention"], {})}
+        return Retention(
+            bodies_ms=int(kept["retention_bodies_ms"]),
+            attempts_ms=int(kept["retention_attempts_ms"]),
+            events_ms=int(kept["retention_events_ms"]),
+        )
+
     def purge(self, retention: Retention, limit: int, now_ms: int) -> int:
         """See ``WorkerStore.purge``."""
         return self._write("purging", lambda c: upkeep.purge(c, retention, limit, now_ms))

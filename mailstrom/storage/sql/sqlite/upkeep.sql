@@ -3,6 +3,9 @@
 -- name: meta_get
 SELECT value FROM meta WHERE key = :key;
 
+-- name: retention
+SELECT key, value FROM meta WHERE key GLOB 'retention_*';
+
 -- name: meta_set
 INSERT INTO meta (key, value) VALUES (:key, :value)
     ON CONFLICT (key) DO UPDATE SET value = excluded.value;

@@ -1,0 +1,122 @@
+"""Options of ``send()``: what is taken, and what is refused by name before anything is written."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mailstrom import InvalidMessage, Mailstrom
+from mailstrom.client import options
+
+NOW = 1_700_000_000_000
+FAR = datetime(2031, 1, 1, tzinfo=UTC)
+
+REFUSED: list[tuple[str, Any]] = [
+    ("priority", "urgent"),
+    ("priority", 0),
+    ("priority", None),
+    ("stream", ""),
+    ("stream", "x" * 65),
+    ("stream", "a\r\nBcc: x@example.com"),
+    ("stream", 5),
+    ("tags", "one text"),
+    ("tags", b"bytes"),
+    ("tags", ["ok", "a\x00b"]),
+    ("tags", [""]),
+    ("tags", [7]),
+    ("tags", ["x" * 129]),
+    ("tags", [f"t{n}" for n in range(51)]),
+    ("metadata", {"a": "x\ny"}),
+    ("metadata", {"a\n": 1}),
+    ("metadata", {1: "x"}),
+    ("metadata", {"a": [1]}),
+    ("metadata", {"a": None}),
+    ("metadata", {"a": float("nan")}),
+    ("metadata", {"a": float("inf")}),
+    ("metadata", {"a": "\ud800"}),
+    ("metadata", ["a"]),
+    ("idempotency_key", ""),
+    ("idempotency_key", "k" * 257),
+    ("idempotency_key", "k\u2028"),
+    ("require_tls", "no"),
+    ("require_tls", 1),
+    ("require_tls", None),
+    ("on_doubt", "maybe"),
+    ("send_at", "tomorrow"),
+    ("send_at", 1_700_000_000),
+    ("send_at", datetime(2031, 1, 1)),  # noqa: DTZ001
+    ("send_at", timedelta.max),
+    ("send_at", datetime(1969, 1, 1, tzinfo=UTC)),
+    ("expires_at", datetime(2031, 1, 1)),  # noqa: DTZ001
+    ("expires_at", timedelta(0)),
+    ("expires_at", timedelta(seconds=-5)),
+    ("expires_at", datetime(2001, 1, 1, tzinfo=UTC)),
+]
+
+
+@pytest.mark.parametrize(("option", "value"), REFUSED, ids=lambda value: repr(value)[:40])
+def test_a_bad_option_is_named_and_nothing_is_written(
+    client: Mailstrom, message: bytes, option: str, value: object
+) -> None:
+    with pytest.raises(InvalidMessage, match=f"^{option}: ") as caught:
+        client.send(message, **{option: value})  # type: ignore[arg-type]
+    assert caught.value.header == option
+    assert caught.value.rule in {"option", "option-control"}
+    assert client.query("SELECT count(*) FROM messages") == [(0,)]
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("priority", "high"),
+        ("stream", "x" * 64),
+        ("tags", ("a", "a", "b")),
+        ("tags", iter(["a"])),
+        ("metadata", {"a": "ü", "b": 1, "c": 1.5, "d": True}),
+        ("metadata", {}),
+        ("idempotency_key", "k" * 256),
+        ("require_tls", True),
+        ("on_doubt", "hold"),
+        ("send_at", FAR),
+        ("send_at", timedelta(minutes=5)),
+        ("send_at", datetime(2001, 1, 1, tzinfo=UTC)),
+        ("expires_at", timedelta(seconds=5)),
+    ],
+    ids=repr,
+)
+def test_a_good_option_is_taken(
+    client: Mailstrom, message: bytes, option: str, value: object
+) -> None:
+    assert client.send(message, **{option: value})  # type: ignore[arg-type]
+
+
+def test_a_message_must_expire_after_it_may_be_sent(client: Mailstrom, message: bytes) -> None:
+    with pytest.raises(InvalidMessage, match="expires_at"):
+        client.send(message, send_at=FAR, expires_at=FAR)
+    assert client.send(message, send_at=FAR, expires_at=FAR + timedelta(milliseconds=1))
+
+
+@given(st.integers(0, 253_402_300_799_000), st.integers(-14 * 60, 14 * 60))
+def test_moments_keep_their_milliseconds_in_any_zone(ms: int, minutes: int) -> None:
+    moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=ms)
+    try:
+        local = moment.astimezone(timezone(timedelta(minutes=minutes)))
+    except OverflowError:
+        return
+    assert options.moment_ms("send_at", local, NOW) == ms
+
+
+@given(st.integers(-1_000_000_000, 10**12))
+def test_spans_count_from_now(ms: int) -> None:
+    assert options.moment_ms("send_at", timedelta(milliseconds=ms), NOW) == NOW + ms
+
+
+def test_an_unknown_option_is_a_programming_error(client: Mailstrom, message: bytes) -> None:
+    with pytest.raises(TypeError, match="prio"):
+        client.send(message, prio="high")  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="prio"):
+        client.send_many([message], prio="high")
