@@ -77,7 +77,7 @@ else:
     _HOME |= dict.fromkeys(
         ("MessageStatus", "RecipientStatus", "Status", "Reason"), "mailstrom.types"
     )
-    __all__ = sorted(_HOME)  # noqa: PLE0604
+    __all__ = sorted(_HOME)
 
     def __getattr__(name):
         if name in _HOME:

@@ -74,10 +74,20 @@ def flood(options: argparse.Namespace) -> dict[str, object]:
         )
         with (home / "log").open("w") as log:
             engine = subprocess.Popen(
-                [sys.executable, "-P", "-m", "mailstrom.supervisor", "--config", str(config),
-                 "--workers", str(options.workers)],
-                stdout=log, stderr=subprocess.STDOUT, cwd=home,
-            )  # fmt: skip
+                [
+                    sys.executable,
+                    "-P",
+                    "-m",
+                    "mailstrom.supervisor",
+                    "--config",
+                    str(config),
+                    "--workers",
+                    str(options.workers),
+                ],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=home,
+            )
             try:
                 return _run(options, home, str(store), sink, engine)
             finally:
@@ -101,10 +111,19 @@ def _run(
         count = min(share, options.messages - number * share)
         clients.append(
             subprocess.Popen(
-                [sys.executable, "-P", "-c", CLIENT, store, str(number), str(count),
-                 str(options.size), str(home / f"sent-{number}")],
+                [
+                    sys.executable,
+                    "-P",
+                    "-c",
+                    CLIENT,
+                    store,
+                    str(number),
+                    str(count),
+                    str(options.size),
+                    str(home / f"sent-{number}"),
+                ],
                 cwd=home,
-            )  # fmt: skip
+            )
         )
     chance = random.Random(options.seed)
     kills = 0
@@ -128,12 +147,19 @@ def _run(
     finished_at = time.monotonic()
     engine.send_signal(signal.SIGTERM)
     code = engine.wait(timeout=60)
-    return _figures(options, home, ms, sink, {
-        "kills": kills, "exit": code,
-        "accepted_s": round((accepted_at or finished_at) - started, 2),
-        "finished_s": round(finished_at - started, 2),
-        "clients_failed": sum(client.wait() != 0 for client in clients),
-    })  # fmt: skip
+    return _figures(
+        options,
+        home,
+        ms,
+        sink,
+        {
+            "kills": kills,
+            "exit": code,
+            "accepted_s": round((accepted_at or finished_at) - started, 2),
+            "finished_s": round(finished_at - started, 2),
+            "clients_failed": sum(client.wait() != 0 for client in clients),
+        },
+    )
 
 
 def _kill_one(ms: Mailstrom, chance: random.Random) -> int:
@@ -162,13 +188,12 @@ def _figures(
         for file in sorted(home.glob("sent-*")):
             for line in file.read_text().splitlines():
                 id, header, to = json.loads(line)
-                sent.append(Sent(id=id, message_id=header, recipient=to,
-                                 digest=content_digest(ms.raw(id))))  # fmt: skip
+                sent.append(
+                    Sent(id=id, message_id=header, recipient=to, digest=content_digest(ms.raw(id)))
+                )
         received = sink.received()
         rows = spool_rows(ms.query)
-        report = check(
-            History(acknowledged=tuple(sent), seen=seen_by_peer(received), spool=rows)
-        )
+        report = check(History(acknowledged=tuple(sent), seen=seen_by_peer(received), spool=rows))
         findings = ms.check()
         doubt = ms.query("SELECT count(*) AS n FROM recipients WHERE in_doubt")[0].n
     at_sink = sum(len(one.recipients) for one in received)
