@@ -20,6 +20,7 @@ from mailstrom.client import options
 from mailstrom.client.commit import Committer, poll
 from mailstrom.client.identity import new_id
 from mailstrom.client.locate import locate_store
+from mailstrom.client.rooms import message_room
 from mailstrom.clock import wall_ms
 from mailstrom.errors import InvalidMessage, MessageNotFound
 from mailstrom.storage import open_client_store
@@ -78,6 +79,7 @@ class Mailstrom:
     ) -> None:
         self.path = locate_store(store, config, os.environ)
         self._store = open_client_store(self.path, busy_ms=int(timeout * 1000))
+        self._timeout = timeout
         self._committer = Committer(self._store, timeout, wall_ms)
         self._finalizer = weakref.finalize(self, self._committer.stop)
         _living.add(self)
@@ -214,8 +216,7 @@ class Mailstrom:
         require_tls: bool = False,
         on_doubt: str | None = None,
     ) -> Submission:
-        from mailstrom.message import compose
-
+        room = message_room(self._timeout)
         now = wall_ms()
         due = options.moment_ms("send_at", send_at, now)
         due = now if due is None else max(due, now)
@@ -227,7 +228,7 @@ class Mailstrom:
                 value=expires_at,
                 rule="option",
             )
-        prepared = compose(
+        prepared: Prepared = room.compose(
             message,
             sender=sender,
             recipients=recipients,
@@ -238,7 +239,7 @@ class Mailstrom:
         if idempotency_key is not None:
             key = (
                 options.word("idempotency_key", idempotency_key, 256),
-                _fingerprint(prepared),
+                room.fingerprint(prepared),
             )
         return Submission(
             id=new_id(now),
@@ -359,7 +360,10 @@ class Mailstrom:
 
     def _change(self, verb: str, id: str, recipient: str | None) -> int:
         step = getattr(self._store, verb)
-        address = None if recipient is None else _key(recipient)
+        address = None
+        if recipient is not None:
+            parse = message_room(self._timeout).parse_address
+            address = parse(recipient, header="recipient").key
         changed = int(self._committer.call(lambda: step([id], address, wall_ms()), id))
         if changed == 0:
             self.status(id)
@@ -401,18 +405,6 @@ def _after_fork_in_child() -> None:
 os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
-def _key(recipient: str) -> str:
-    from mailstrom.message import parse_address
-
-    return parse_address(recipient, header="recipient").key
-
-
 def _host_name() -> str:
     name = socket.gethostname()
     return name if "." in name else "localhost.localdomain"
-
-
-def _fingerprint(prepared: Prepared) -> bytes:
-    from mailstrom.message import fingerprint
-
-    return fingerprint(prepared)

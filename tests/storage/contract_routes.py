@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from mailstrom.storage.base import Refusal
 from mailstrom.types import Reason, RouteResult
 from tests.storage.spool import DAY, HOUR, T0, Spool
@@ -69,9 +71,10 @@ class RouteContract:
             assert (one.status, one.reason, one.enhanced_code, one.reply_text, one.attempts) == (
                 "failed", Reason.NO_DOMAIN, "5.1.2", "no such domain", 1
             )  # fmt: skip
-        assert spool.rows("SELECT stage, verdict, reason, number FROM attempts") == [
-            ("route", "failed", "no_domain", 1)
-        ] * 2
+        assert (
+            spool.rows("SELECT stage, verdict, reason, number FROM attempts")
+            == [("route", "failed", "no_domain", 1)] * 2
+        )
         again = spool.send("c@example.org")
         (due,) = spool.engine.due_domains(spool.worker, 10, T0)
         assert due.cached is not None
@@ -157,7 +160,7 @@ class RouteContract:
     def test_failing_by_route_is_bounded_and_goes_on(self, spool: Spool) -> None:
         id = spool.send(*(f"r{n}@example.org" for n in range(1_001)))
         refusal = Refusal(Reason.NULL_MX, "5.1.10", "takes no mail")
-        kind = {"result": RouteResult.NULL_MX, "refusal": refusal}
+        kind: dict[str, Any] = {"result": RouteResult.NULL_MX, "refusal": refusal}
         assert spool.route(**kind) is True
         assert spool.client.statuses([id])[id].status == "queued"
         assert spool.route(**kind) is False

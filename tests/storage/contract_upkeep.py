@@ -140,9 +140,7 @@ class UpkeepContract:
     # --- clock ---
 
     def keep(self, spool: Spool, wall: int, monotonic: int, boot: str = "b", most: int = 99) -> int:
-        return spool.engine.keep_clock(
-            wall_ms=wall, monotonic_ms=monotonic, boot=boot, limit=most
-        )
+        return spool.engine.keep_clock(wall_ms=wall, monotonic_ms=monotonic, boot=boot, limit=most)
 
     def test_an_even_clock_shifts_nothing(self, spool: Spool) -> None:
         spool.send()
@@ -197,12 +195,24 @@ class UpkeepContract:
             assert due is not None
             assert back <= due.timestamp() * 1000 <= back + HOUR
         soon = back + HOUR
-        if due := spool.engine.due_domains(spool.worker, 9, soon):
-            for one in due:
-                spool.engine.put_route(spool.worker, spool.answer(one.name, now=soon), soon)
+        for one in spool.engine.due_domains(spool.worker, 9, soon):
+            spool.engine.put_route(spool.worker, spool.answer(one.name, now=soon), soon)
         assert len(spool.lease(now=soon, want=9)) == 3
         assert spool.engine.expire(10, T0 + 7 * DAY + 1_000) == 3, "ages are monotonic"
         spool.sound()
+
+    def test_after_a_jump_back_the_router_does_not_wait_for_the_old_time_either(
+        self, spool: Spool
+    ) -> None:
+        self.keep(spool, T0, 0)
+        id, lane, (row,) = spool.sending("a@example.org", expires_ms=T0 + 9 * DAY)
+        spool.settle(lane, row, "deferred", due_ms=T0 + HOUR)
+        assert spool.claim(lane, now=T0 + HOUR) == [], "its route is too old: it is unrouted now"
+        self.keep(spool, T0 - DAY, 0)
+        spool.sound()
+        spool.route(now=T0 - DAY + HOUR)
+        assert len(spool.claim(lane, now=T0 - DAY + HOUR)) == 1
+        assert spool.only(id).status == "deferred"
 
     def test_after_a_long_night_late_mail_gets_one_more_attempt(self, spool: Spool) -> None:
         self.keep(spool, T0, 0)
@@ -229,6 +239,12 @@ class UpkeepContract:
         spool.settle(lane, row, word, now=T0)
         spool.engine.release(lane.token, T0)
         return id
+
+    def test_retention_is_the_spools_own(self, spool: Spool) -> None:
+        assert spool.engine.retention() == Retention()
+        for kind, days in (("bodies", 1), ("attempts", 2), ("events", 3)):
+            spool.engine.tell(f"retention_{kind}_ms", days * DAY)
+        assert spool.engine.retention() == KEEP
 
     def test_bodies_go_first_then_the_message_with_everything_about_it(self, spool: Spool) -> None:
         id = self.finished(spool)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import apsw
 import pytest
@@ -332,10 +333,10 @@ def test_a_commit_that_failed_is_looked_up_before_anything_is_said(
         def __enter__(self) -> object:
             return real.__enter__()
 
-        def __exit__(self, *args: object) -> object:
+        def __exit__(self, *args: Any) -> object:
             return real.__exit__(*args)
 
-        def execute(self, sql: str, *args: object) -> object:
+        def execute(self, sql: str, *args: Any) -> object:
             found = real.execute(sql, *args)
             if sql == "COMMIT":
                 raise apsw.IOError("disk I/O error")

@@ -16,7 +16,15 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from mailstrom.storage.base import Claimed, ClaimRequest, Lane, Open, Suspension, Work
+from mailstrom.storage.base import (
+    Claimed,
+    ClaimRequest,
+    Lane,
+    Open,
+    RouteAnswer,
+    Suspension,
+    Work,
+)
 from mailstrom.storage.sqlite.client import SQLiteClientStore
 from mailstrom.storage.sqlite.worker import SQLiteWorkerStore
 from mailstrom.types import Host, OnDoubt, Reason, Route, RouteResult
@@ -24,6 +32,10 @@ from tests.storage.spool import DAY, HOUR, T0, attempt, settlement, submission
 
 DOMAINS = ("one.example", "two.example")
 WORDS = ("delivered", "deferred", "failed", "held", "claimed", "queued")
+
+
+def _no_disk(fd: int) -> None:
+    """Power cuts are tested elsewhere."""
 
 
 @dataclass
@@ -45,9 +57,8 @@ class SpoolMachine(RuleBasedStateMachine):
     def start(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="machine-"))
         path = str(self.folder / "spool.db")
-        quiet = {"sync": lambda fd: None}
-        self.clients = [SQLiteClientStore(path, **quiet) for _ in range(2)]
-        self.engines = [SQLiteWorkerStore(path, **quiet) for _ in range(2)]
+        self.clients = [SQLiteClientStore(path, sync=_no_disk) for _ in range(2)]
+        self.engines = [SQLiteWorkerStore(path, sync=_no_disk) for _ in range(2)]
         self.now = T0
         self.rows: dict[tuple[str, str], Row] = {}
         self.expires: dict[str, int] = {}
@@ -68,8 +79,10 @@ class SpoolMachine(RuleBasedStateMachine):
         try:
             self._finish()
         finally:
-            for store in [*self.clients, *self.engines]:
-                store.close()
+            for client in self.clients:
+                client.close()
+            for engine in self.engines:
+                engine.close()
             shutil.rmtree(self.folder)
 
     # --- what applications do ---
@@ -139,8 +152,6 @@ class SpoolMachine(RuleBasedStateMachine):
                 result=RouteResult(result),
                 hosts=(host,) if deliverable else (),
             )
-            from mailstrom.storage.base import RouteAnswer
-
             engine.put_route(
                 self.workers[who],
                 RouteAnswer(
@@ -162,9 +173,6 @@ class SpoolMachine(RuleBasedStateMachine):
             assert lane.token not in self.ended
             self.lanes[lane.token] = (lane, who)
         assert len(self.lanes) <= 3
-
-    def _exchange(self, who: int, **work: object) -> object:
-        return self.engines[who].exchange(Work(**work), self.now)  # type: ignore[arg-type]
 
     @precondition(lambda self: self.lanes)
     @rule(data=st.data(), limit=st.integers(1, 3))
@@ -221,9 +229,7 @@ class SpoolMachine(RuleBasedStateMachine):
             row.state, row.lane = "delivered", None
 
     def _free(self, tokens: set[int]) -> None:
-        holding = {
-            (row.id, row.address): row for row in self.rows.values() if row.lane in tokens
-        }
+        holding = {(row.id, row.address): row for row in self.rows.values() if row.lane in tokens}
         for row in holding.values():
             held = self._public(row) == "held"
             row.state, row.lane = "held" if held else "waiting", None

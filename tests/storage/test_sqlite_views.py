@@ -182,9 +182,7 @@ def test_the_iso_text_is_the_integers_exactly(spool: Spool, ms: int) -> None:
         ("held held", "held"),
     ],
 )
-def test_a_messages_word_follows_from_its_recipients(
-    spool: Spool, words: str, status: str
-) -> None:
+def test_a_messages_word_follows_from_its_recipients(spool: Spool, words: str, status: str) -> None:
     names = [f"{word}{n}@example.org" for n, word in enumerate(words.split())]
     id, lane, rows = spool.sending(*names)
     for row in rows:

@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import time
-from collections import namedtuple
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -25,23 +24,14 @@ from mailstrom.errors import (
     SpoolError,
     SpoolReadOnly,
 )
-from mailstrom.storage.base import CHUNK_BYTES, Submission
+from mailstrom.storage.base import Submission
 from mailstrom.storage.sqlite import forks, schema
 from mailstrom.storage.sqlite.connection import abandon, connect, only_reads, spool_errors
 from mailstrom.storage.sqlite.durable import Sync, WalSync, system_sync
-from mailstrom.storage.sqlite.rows import checksum, digest
+from mailstrom.storage.sqlite.rows import decode_statuses, digest, named_rows
 from mailstrom.storage.sqlite.sql import STATEMENTS, run
-from mailstrom.types import MessageStatus, Reason, RecipientStatus, Status, from_ms
-
-_MOST_CHUNKS = 4096
-_UNFIT = (InvalidMessage, ValueError, TypeError, OverflowError)
-"""What a submission raises that no column can hold."""
-
-
-def _refusal(error: Exception) -> InvalidMessage:
-    if isinstance(error, InvalidMessage):
-        return error
-    return InvalidMessage(f"the spool cannot hold this message: {error}", rule="unfit")
+from mailstrom.storage.sqlite.submissions import UNFIT, encode, refusal
+from mailstrom.types import MessageStatus
 
 
 class SQLiteClientStore:
@@ -143,11 +133,11 @@ class SQLiteClientStore:
             rows: list[dict[str, Any] | Exception] = []
             for submission in submissions:
                 try:
-                    rows.append(self._row(connection, submission, now_ms))
-                except _UNFIT as error:
-                    rows.append(_refusal(error))
+                    rows.append(encode(self.path, connection, submission, now_ms))
+                except UNFIT as error:
                     if atomic:
-                        raise _refusal(error) from error
+                        raise refusal(error) from error
+                    rows.append(refusal(error))
             results = self._insert(connection, submissions, rows, atomic)
         if any(isinstance(result, str) for result in results):
             self._durable(submissions[0].id)
@@ -162,70 +152,6 @@ class SQLiteClientStore:
                 f" ask status({key!r}) once the spool works again",
                 key=key,
             ) from error
-
-    def _row(
-        self, connection: apsw.Connection, submission: Submission, now_ms: int
-    ) -> dict[str, Any]:
-        content = submission.content
-        if not submission.recipients:
-            raise InvalidMessage("the message has no recipient", rule="no-recipients")
-        chunks = max(1, -(-len(content) // CHUNK_BYTES))
-        if chunks > _MOST_CHUNKS:
-            raise InvalidMessage(
-                f"the message has {len(content)} bytes; the spool takes at most"
-                f" {_MOST_CHUNKS * CHUNK_BYTES}",
-                rule="too-large",
-            )
-        staged = self._stage(connection, content, now_ms) if chunks > 1 else None
-        key, hash = submission.idempotency or (None, None)
-        return {
-            "id": submission.id,
-            "sender": submission.sender,
-            "subject": submission.subject,
-            "size": len(content),
-            "content": staged,
-            "chunks": chunks,
-            "body": content if staged is None else None,
-            "digest": digest(content) if staged is None else None,
-            "stream": submission.stream,
-            "priority": submission.priority,
-            "message_id": submission.message_id,
-            "idempotency_key": key,
-            "idempotency_hash": hash,
-            "metadata": json.dumps(dict(submission.metadata), ensure_ascii=False),
-            "tags": json.dumps(submission.tags, ensure_ascii=False),
-            "on_doubt": None if submission.on_doubt is None else str(submission.on_doubt),
-            "require_tls": int(submission.require_tls),
-            "eightbit": int(submission.eightbit),
-            "smtputf8": int(submission.smtputf8),
-            "created_ms": submission.created_ms,
-            "send_ms": submission.send_ms,
-            "expires_ms": submission.expires_ms,
-            "recipients": json.dumps(
-                [
-                    [a, a.rpartition("@")[2], checksum(submission.id, submission.sender, a)]
-                    for a in submission.recipients
-                ],
-                ensure_ascii=False,
-            ),
-        }
-
-    def _stage(self, connection: apsw.Connection, content: bytes, now_ms: int) -> int:
-        """Write large content ahead in short transactions; returns its (negative) content id.
-
-        Cut off half-way, the pieces belong to no message and are purged after a day. They need no
-        sync of their own: the one after the message row covers every earlier frame.
-        """
-        with spool_errors(self.path, "staging content"):
-            seq = run(connection, "stage_begin", {"now_ms": now_ms})[0][0]
-            for number, start in enumerate(range(0, len(content), CHUNK_BYTES)):
-                data = content[start : start + CHUNK_BYTES]
-                run(
-                    connection,
-                    "stage_chunk",
-                    {"key": -seq * 4096 + number, "data": data, "digest": digest(data)},
-                )
-        return -int(seq)
 
     def _insert(
         self,
@@ -247,7 +173,7 @@ class SQLiteClientStore:
                     if isinstance(row, Exception):
                         results.append(row)
                         continue
-                    result = self._insert_one(connection, submission, row, alone)
+                    result = self._insert_one(connection, submission, row)
                     if atomic and isinstance(result, Exception):
                         raise result
                     results.append(result)
@@ -270,22 +196,18 @@ class SQLiteClientStore:
         connection: apsw.Connection,
         submission: Submission,
         row: dict[str, Any],
-        alone: bool,
     ) -> str | Exception:
         try:
-            if alone:
-                run(connection, "enqueue", row)
-            else:
-                with connection:  # a savepoint: a bad row leaves its neighbours alone
-                    run(connection, "enqueue", row)
+            # One statement: refused, SQLite takes it back whole and leaves its neighbours alone.
+            run(connection, "enqueue", row)
         except apsw.ConstraintError as error:
             return self._refused(connection, submission, error)
         except apsw.TooBigError as error:
             return InvalidMessage(
                 f"the message is too large for the spool: {error}", rule="too-large"
             )
-        except _UNFIT as error:
-            return _refusal(error)
+        except UNFIT as error:
+            return refusal(error)
         return submission.id
 
     def _refused(
@@ -371,43 +293,7 @@ class SQLiteClientStore:
         with self._reader() as connection, connection:  # one snapshot for both reads
             messages = run(connection, "status_messages", values)
             recipients = run(connection, "status_recipients", values)
-        by_message: dict[str, dict[str, RecipientStatus]] = {row[0]: {} for row in messages}
-        for row in recipients:
-            by_message[row[0]][row[1]] = RecipientStatus(
-                address=row[1],
-                status=Status(row[2]),
-                reason=None if row[3] is None else Reason(row[3]),
-                attempts=row[4],
-                next_attempt_at=from_ms(row[5]),
-                last_attempt_at=from_ms(row[6]),
-                mx=row[7],
-                reply_code=row[8],
-                enhanced_code=row[9],
-                reply_text=row[10],
-                tls=row[11],
-                in_doubt=bool(row[12]),
-            )
-        found = {}
-        for row in messages:
-            created, send, expires = from_ms(row[5]), from_ms(row[6]), from_ms(row[7])
-            assert created is not None
-            assert send is not None
-            assert expires is not None
-            found[row[0]] = MessageStatus(
-                id=row[0],
-                status=Status(row[1]),
-                sender=row[2],
-                subject=row[3],
-                size=row[4],
-                created_at=created,
-                send_at=send,
-                expires_at=expires,
-                finished_at=from_ms(row[8]),
-                tags=tuple(json.loads(row[9])),
-                metadata=json.loads(row[10]),
-                recipients=by_message[row[0]],
-            )
-        return found
+        return decode_statuses(messages, recipients)
 
     def content(self, id: str) -> bytes | None:
         """See ``ClientStore.content``."""
@@ -431,7 +317,7 @@ class SQLiteClientStore:
             connection.set_progress_handler(lambda: time.monotonic() > deadline, 10_000)
             connection.authorizer = only_reads
             try:
-                return _named_rows(connection.execute(sql, bindings))
+                return named_rows(connection.execute(sql, bindings))
             except apsw.InterruptError as error:
                 raise SpoolBusy(
                     f"the query took longer than {seconds:g} s and was stopped; narrow it"
@@ -483,14 +369,3 @@ def _raise_first(results: Sequence[str | Exception]) -> None:
     for result in results:
         if isinstance(result, Exception):
             raise result
-
-
-def _named_rows(cursor: apsw.Cursor) -> list[tuple[object, ...]]:
-    rows: list[tuple[object, ...]] = []
-    make: Any = None
-    for row in cursor:
-        if make is None:
-            columns = [column[0] for column in cursor.get_description()]
-            make = getattr(namedtuple("Row", columns, rename=True), "_make")  # noqa: B009
-        rows.append(make(row))
-    return rows

@@ -12,7 +12,7 @@ from typing import Any
 import apsw
 
 from mailstrom.storage.base import DueDomain, Refusal, RouteAnswer
-from mailstrom.storage.sqlite import claims
+from mailstrom.storage.sqlite import settling
 from mailstrom.storage.sqlite.rows import decode_hosts, encode_hosts
 from mailstrom.storage.sqlite.sql import run
 from mailstrom.types import DELIVERABLE, Judgement, Route, RouteResult, Stage
@@ -132,5 +132,5 @@ def _refuse(
         [seq, None, now_ms, now_ms, str(Stage.ROUTE), None, None, None, *said, 0, 0, worker]
         for seq in waiting
     ]
-    claims.record(connection, rows, now_ms)
+    settling.record(connection, rows, now_ms)
     return len(waiting)

@@ -1,12 +1,17 @@
-"""Encodings of values in columns: hosts, content digests, the checksum of a recipient."""
+"""Values and rows: hosts, content digests, the checksum of a recipient, statuses, named tuples."""
 
 from __future__ import annotations
 
 import json
 import zlib
+from collections import namedtuple
+from collections.abc import Sequence
 from hashlib import blake2b
+from typing import Any
 
-from mailstrom.types import Host
+import apsw
+
+from mailstrom.types import Host, MessageStatus, Reason, RecipientStatus, Status, from_ms
 
 
 def digest(data: bytes) -> bytes:
@@ -27,3 +32,56 @@ def encode_hosts(hosts: tuple[Host, ...]) -> str:
 def decode_hosts(text: str) -> tuple[Host, ...]:
     """Hosts from the JSON of ``encode_hosts``."""
     return tuple(Host(preference=p, name=n, port=port) for p, n, port in json.loads(text))
+
+
+def decode_statuses(messages: Sequence[Any], recipients: Sequence[Any]) -> dict[str, MessageStatus]:
+    """Statuses by id, from rows of ``status_messages`` and ``status_recipients``."""
+    by_message: dict[str, dict[str, RecipientStatus]] = {row[0]: {} for row in messages}
+    for row in recipients:
+        by_message[row[0]][row[1]] = RecipientStatus(
+            address=row[1],
+            status=Status(row[2]),
+            reason=None if row[3] is None else Reason(row[3]),
+            attempts=row[4],
+            next_attempt_at=from_ms(row[5]),
+            last_attempt_at=from_ms(row[6]),
+            mx=row[7],
+            reply_code=row[8],
+            enhanced_code=row[9],
+            reply_text=row[10],
+            tls=row[11],
+            in_doubt=bool(row[12]),
+        )
+    found = {}
+    for row in messages:
+        created, send, expires = from_ms(row[5]), from_ms(row[6]), from_ms(row[7])
+        assert created is not None
+        assert send is not None
+        assert expires is not None
+        found[row[0]] = MessageStatus(
+            id=row[0],
+            status=Status(row[1]),
+            sender=row[2],
+            subject=row[3],
+            size=row[4],
+            created_at=created,
+            send_at=send,
+            expires_at=expires,
+            finished_at=from_ms(row[8]),
+            tags=tuple(json.loads(row[9])),
+            metadata=json.loads(row[10]),
+            recipients=by_message[row[0]],
+        )
+    return found
+
+
+def named_rows(cursor: apsw.Cursor) -> list[tuple[object, ...]]:
+    """All rows as named tuples; a column without a usable name becomes ``_0``, ``_1``, ..."""
+    rows: list[tuple[object, ...]] = []
+    make: Any = None
+    for row in cursor:
+        if make is None:
+            columns = [column[0] for column in cursor.get_description()]
+            make = getattr(namedtuple("Row", columns, rename=True), "_make")  # noqa: B009
+        rows.append(make(row))
+    return rows

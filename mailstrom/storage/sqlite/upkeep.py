@@ -11,7 +11,7 @@ import json
 import apsw
 
 from mailstrom.storage.base import Lapsed, Retention
-from mailstrom.storage.sqlite import claims
+from mailstrom.storage.sqlite import lanes
 from mailstrom.storage.sqlite.sql import STATEMENTS, run
 from mailstrom.types import OnDoubt
 
@@ -72,11 +72,11 @@ def _take_back(
     freed = [row[0] for row in run(connection, "lapse_claimed", values)]
     run(connection, "lower_next_due", {"recipients": json.dumps(freed)})
     tokens = [row[0] for row in run(connection, "worker_lanes", values)]
-    doubtful = claims.doubt(connection, tokens, worker, on_doubt, now_ms)
-    lanes = len(run(connection, "lapse_lanes", values))
+    doubtful = lanes.doubt(connection, tokens, worker, on_doubt, now_ms)
+    ended = len(run(connection, "lapse_lanes", values))
     run(connection, "lapse_routes", values)
     run(connection, "lapse_sessions", values)
-    return Lapsed(worker, lanes, len(freed), doubtful)
+    return Lapsed(worker, ended, len(freed), doubtful)
 
 
 def expire(connection: apsw.Connection, limit: int, now_ms: int) -> int:

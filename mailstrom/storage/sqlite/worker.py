@@ -26,7 +26,7 @@ from mailstrom.storage.base import (
     Work,
     WorkerRow,
 )
-from mailstrom.storage.sqlite import claims, forks, routes, schema, upkeep
+from mailstrom.storage.sqlite import claims, forks, lanes, routes, schema, upkeep
 from mailstrom.storage.sqlite.connection import connect, spool_errors
 from mailstrom.storage.sqlite.durable import Sync, WalSync, system_sync
 from mailstrom.storage.sqlite.rows import digest
@@ -206,14 +206,14 @@ class SQLiteWorkerStore:
         """See ``WorkerStore.lease``."""
         return self._write(
             "leasing lanes",
-            lambda c: claims.lease(
+            lambda c: lanes.lease(
                 c, worker, want=want, limit=limit, workers=workers, now_ms=now_ms
             ),
         )
 
     def release(self, lane: int, now_ms: int, *, on_doubt: OnDoubt = OnDoubt.RETRY) -> int:
         """See ``WorkerStore.release``."""
-        return self._write("releasing a lane", lambda c: claims.release(c, lane, now_ms, on_doubt))
+        return self._write("releasing a lane", lambda c: lanes.release(c, lane, now_ms, on_doubt))
 
     def exchange(self, work: Work, now_ms: int) -> Exchange:
         """See ``WorkerStore.exchange``."""
@@ -230,7 +230,7 @@ class SQLiteWorkerStore:
 
     def suspend(self, suspension: Suspension, now_ms: int) -> int:
         """See ``WorkerStore.suspend``."""
-        return self._write("suspending a site", lambda c: claims.suspend(c, suspension, now_ms))
+        return self._write("suspending a site", lambda c: lanes.suspend(c, suspension, now_ms))
 
     def failures(self, site: int) -> int:
         """See ``WorkerStore.failures``."""
@@ -349,7 +349,7 @@ class SQLiteWorkerStore:
         """See ``WorkerStore.next_due_ms``."""
         rows = self._read("looking for due work", STATEMENTS["next_due"], {})
         due_ms = rows[0][0]
-        return None if due_ms is None or due_ms >= claims.NEVER_MS else int(due_ms)
+        return None if due_ms is None or due_ms >= lanes.NEVER_MS else int(due_ms)
 
     def changed(self) -> bool:
         """See ``WorkerStore.changed``."""

@@ -20,6 +20,7 @@ from mailstrom import (
     SpoolReadOnly,
     Status,
 )
+from mailstrom.client.api import SendOptions
 
 
 def email(to: str = "b@example.org", subject: str = "hello") -> EmailMessage:
@@ -152,8 +153,11 @@ def test_send_many_stops_at_a_bad_message_with_whole_chunks_before_it(
 
 
 def test_send_many_refused_by_the_spool_tells_what_was_accepted(client: Mailstrom) -> None:
-    messages = [(email(subject=str(n)), {"idempotency_key": f"k{n}"}) for n in range(502)]
-    messages.append((email(subject="other"), {"idempotency_key": "k0"}))
+    subjects = [*map(str, range(502)), "other"]
+    messages: list[tuple[EmailMessage, SendOptions]] = [
+        (email(subject=subject), {"idempotency_key": f"k{n % 502}"})
+        for n, subject in enumerate(subjects)
+    ]
     with pytest.raises(IdempotencyConflict) as caught:
         client.send_many(messages)
     assert len(caught.value.ids) == 500  # type: ignore[attr-defined]
@@ -202,7 +206,7 @@ def test_a_closed_client_says_so_and_closing_again_is_fine(path: str, message: b
 
 
 def test_a_spool_is_found_again_by_another_client_at_once(path: str, message: bytes) -> None:
-    with Mailstrom(path) as one, Mailstrom(f"sqlite:///{path}") as two:
+    with Mailstrom(path) as one, Mailstrom(f"sqlite://{path}") as two:
         id = one.send(message)
         assert two.status(id).status is Status.QUEUED
         assert two.path == one.path == path
@@ -220,5 +224,3 @@ def test_times_are_kept_to_the_millisecond(client: Mailstrom, message: bytes) ->
     assert (found.send_at, found.expires_at) == (at, at + timedelta(days=1))
     past = client.send(message, send_at=datetime(2001, 1, 1, tzinfo=UTC))
     assert client.status(past).send_at == client.status(past).created_at
-
-

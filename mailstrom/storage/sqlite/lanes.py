@@ -1,0 +1,152 @@
+"""Lanes: leased, fenced rights to hold one connection to a site; steps of one transaction.
+
+A lane belongs to a live worker. What a lane still holds when it ends is due again where nothing was
+sent, and in doubt where it was on the wire.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import apsw
+
+from mailstrom.storage.base import Lane, Suspension
+from mailstrom.storage.sqlite.rows import decode_hosts
+from mailstrom.storage.sqlite.settling import record, site_event
+from mailstrom.storage.sqlite.sql import run
+from mailstrom.types import Judgement, OnDoubt, Reason, Stage
+
+NEVER_MS = 253_402_300_799_000
+"""When a site without waiting recipients is due: the end of the year 9999."""
+_COUNTED = 500
+"""Due messages of a site are counted this far for a lease."""
+_LOST = "the worker ended while this recipient was on the wire; it may have been delivered"
+
+
+def lease(
+    connection: apsw.Connection, worker: int, *, want: int, limit: int, workers: int, now_ms: int
+) -> list[Lane]:
+    """Lease lanes at ready sites: never more than ``limit`` a site over all workers.
+
+    A worker takes at most its fair share (``ceil(limit / workers)``) of a site, and no more lanes
+    than there are messages due there. A site that nothing is known of, or that failed last time,
+    gets one lane until it has taken a message.
+    """
+    if not run(connection, "worker_alive", {"worker": worker}):
+        return []  # lapsed: it would never be taken back
+    share = -(-limit // max(1, workers))
+    lanes: list[Lane] = []
+    values = {"now_ms": now_ms, "worker": worker, "limit": limit, "share": share}
+    sites = run(connection, "ready_sites", values)
+    for site, key, provider, hosts, canary in sites:
+        if len(lanes) >= want:
+            break
+        total, mine = run(connection, "lanes_at", {"site": site, "worker": worker})[0]
+        room = min((1 if canary else limit) - total, share - mine, want - len(lanes))
+        if room <= 0:
+            continue
+        due = run(
+            connection,
+            "due_messages",
+            {"site": site, "now_ms": now_ms, "most": max(_COUNTED, limit)},
+        )[0][0]
+        if due == 0:
+            run(connection, "set_next_due", {"site": site})
+            continue
+        for _ in range(min(room, due)):
+            token = run(connection, "lease", {"site": site, "worker": worker, "now_ms": now_ms})[0][
+                0
+            ]
+            lanes.append(
+                Lane(
+                    token=token,
+                    site=site,
+                    site_key=key,
+                    hosts=decode_hosts(hosts),
+                    provider=provider,
+                    due=due,
+                )
+            )
+    return lanes
+
+
+def release(
+    connection: apsw.Connection, lane: int, now_ms: int, on_doubt: OnDoubt = OnDoubt.RETRY
+) -> int:
+    """End a lane; claims are due again, what it left open without a verdict is in doubt."""
+    freed = [row[0] for row in run(connection, "release_claimed", {"lane": lane, "now_ms": now_ms})]
+    run(connection, "lower_next_due", {"recipients": json.dumps(freed)})
+    found = run(connection, "lane_worker", {"lane": lane})
+    doubtful = doubt(connection, [lane], found[0][0] if found else None, on_doubt, now_ms)
+    run(connection, "lane_end", {"lane": lane})
+    return len(freed) + doubtful
+
+
+def doubt(
+    connection: apsw.Connection,
+    lanes: Sequence[int],
+    worker: int | None,
+    on_doubt: OnDoubt,
+    now_ms: int,
+) -> int:
+    """Mark in doubt whatever these lanes still hold, each with an attempt that says so."""
+    rows = run(connection, "held_by_lanes", {"lanes": json.dumps(lanes), "on_doubt": str(on_doubt)})
+    attempts: list[list[Any]] = []
+    for recipient, policy, session, opened_ms, host, address in rows:
+        hold = policy == OnDoubt.HOLD
+        run(
+            connection,
+            "doubt",
+            {
+                "recipient": recipient,
+                "hold": int(hold),
+                "now_ms": now_ms,
+                "text": _LOST,
+                "host": host,
+            },
+        )
+        verdict = Judgement.HELD if hold else Judgement.DEFERRED
+        attempts.append(
+            [
+                recipient,
+                session,
+                opened_ms or now_ms,
+                now_ms,
+                str(Stage.DOT),
+                host,
+                address,
+                None,
+                None,
+                _LOST,
+                str(verdict),
+                str(Reason.IN_DOUBT),
+                1,
+                0,
+                worker,
+            ]
+        )
+    record(connection, attempts, now_ms)
+    return len(rows)
+
+
+def suspend(connection: apsw.Connection, row: Suspension, now_ms: int) -> int:
+    """Stop leasing a site; one row, no recipient is written."""
+    found = run(
+        connection,
+        "suspend",
+        {
+            "site": row.site,
+            "until_ms": row.until_ms,
+            "since_ms": row.since_ms,
+            "by": row.by,
+            "reason": str(row.reason),
+            "text": row.text,
+            "now_ms": now_ms,
+        },
+    )
+    if not found:
+        return 0
+    site_event(connection, row.site, "site.suspended", now_ms)
+    return int(found[0][0])

@@ -1,0 +1,218 @@
+"""Forked children send as if they had never met their parent, and leave it unharmed."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mailstrom import Mailstrom, SpoolError
+from mailstrom.storage.sqlite import forks
+
+SEND = b"From: a@example.com\r\nTo: b@example.org\r\n\r\nbody\r\n"
+
+
+def in_child(step: Callable[[], object]) -> int:
+    """Fork, run a step, end at once; the child's process id."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        code = 0 if step() else 2
+    finally:
+        os._exit(code)
+
+
+def ended_well(pids: list[int]) -> bool:
+    return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids] == [0] * len(pids)
+
+
+def locks_of(pid: int) -> set[str]:
+    """Kind of each POSIX lock that a process holds, with the bytes it covers."""
+    lines = Path("/proc/locks").read_text().splitlines()
+    parts = [line.split() for line in lines]
+    return {f"{p[3]} {p[6]}-{p[7]}" for p in parts if p[1] == "POSIX" and int(p[4]) == pid}
+
+
+def test_a_child_sends_and_reads_and_the_parent_goes_on(client: Mailstrom) -> None:
+    first = client.send(SEND)
+    pids = [in_child(lambda: client.status(client.send(SEND)).id) for _ in range(4)]
+    assert client.send(SEND)
+    assert ended_well(pids)
+    assert client.status(first).id == first
+    assert client.query("SELECT count(*) FROM messages") == [(6,)]
+    assert client.check() == []
+
+
+def test_a_child_of_a_child_sends_too(client: Mailstrom) -> None:
+    client.send(SEND)
+
+    def generation() -> bool:
+        client.send(SEND)
+        return ended_well([in_child(lambda: client.send(SEND))])
+
+    assert ended_well([in_child(generation)])
+    assert client.query("SELECT count(*) FROM messages") == [(3,)]
+
+
+@pytest.mark.skipif(not Path("/proc/locks").exists(), reason="needs Linux's /proc/locks")
+def test_a_child_holds_the_locks_that_its_connections_rely_on(client: Mailstrom) -> None:
+    """SQLite would take them for held if it had inherited the parent's connections."""
+    id = client.send(SEND)
+    client.status(id)
+    wanted = {"READ 128-128", "READ 1073741826-1073742335"}  # the -shm's user, the file's reader
+    assert wanted <= locks_of(os.getpid())
+
+    def step() -> bool:
+        client.send(SEND)
+        client.status(id)
+        return wanted <= locks_of(os.getpid())
+
+    assert ended_well([in_child(step)])
+    assert not wanted & locks_of(os.getpid()), "let go for the fork"
+    client.send(SEND)
+    assert wanted <= locks_of(os.getpid()), "and taken again"
+
+
+def test_children_forked_in_the_midst_of_sending_threads(client: Mailstrom) -> None:
+    """No thread of the parent is inside SQLite when the child begins: it can neither deadlock on a
+    lock that no thread will free nor find the write lock taken by nobody."""
+    stop = threading.Event()
+    sent: list[int] = []
+    failed: list[BaseException] = []
+
+    def send() -> None:
+        count = 0
+        try:
+            while not stop.is_set():
+                client.send(SEND)
+                client.query("SELECT count(*) FROM messages")
+                count += 1
+        except BaseException as error:
+            failed.append(error)
+        sent.append(count)
+
+    threads = [threading.Thread(target=send) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    children = 25
+    try:
+        for _ in range(children):
+            assert ended_well([in_child(lambda: client.status(client.send(SEND)).id)])
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(30)
+    assert failed == []
+    assert client.query("SELECT count(*) FROM messages") == [(sum(sent) + children,)]
+    assert client.check() == []
+
+
+def test_a_child_that_closes_or_ends_in_order_does_not_disturb_the_parent(
+    path: str, client: Mailstrom
+) -> None:
+    id = client.send(SEND)
+
+    def step() -> bool:
+        client.send(SEND)
+        client.close()
+        return True
+
+    assert ended_well([in_child(step)])
+    assert client.status(id).id == id
+    assert client.send(SEND)
+    assert os.path.exists(f"{path}-wal")
+
+
+def test_a_closed_client_stays_closed_in_a_child(path: str) -> None:
+    client = Mailstrom(path)
+    client.send(SEND)
+    client.close()
+
+    def step() -> bool:
+        try:
+            client.send(SEND)
+        except SpoolError:
+            return True
+        return False
+
+    assert ended_well([in_child(step)])
+
+
+def test_a_fork_in_the_middle_of_a_call_leaves_a_child_that_refuses(client: Mailstrom) -> None:
+    """A signal handler may fork while this thread reads: then the child must not touch the file."""
+    id = client.send(SEND)
+
+    def step() -> bool:
+        for verb in (lambda: client.status(id), lambda: client.send(SEND)):
+            try:
+                verb()
+            except SpoolError as error:
+                if "spawn" in str(error):
+                    continue
+            return False
+        return True
+
+    with client._store._reader():  # as if interrupted within
+        pid = in_child(step)
+    assert ended_well([pid])
+    assert client.status(id).id == id
+    assert client.send(SEND)
+
+
+def test_nothing_of_a_fork_is_left_behind(client: Mailstrom) -> None:
+    client.send(SEND)
+    descriptors = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else 0
+    for _ in range(10):
+        assert ended_well([in_child(lambda: client.send(SEND))])
+        client.send(SEND)
+    assert forks._inside == {}
+    assert forks._forking == set()
+    if descriptors:
+        assert len(os.listdir("/proc/self/fd")) <= descriptors
+
+
+def _worker(path: str, count: int, results: object) -> None:
+    with Mailstrom(path) as client:
+        results.put([client.send(SEND) for _ in range(count)])  # type: ignore[attr-defined]
+
+
+_shared: Mailstrom | None = None
+
+
+def _with_inherited(results: object) -> None:
+    assert _shared is not None
+    results.put([_shared.send(SEND) for _ in range(5)])  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_multiprocessing(client: Mailstrom, path: str, method: str) -> None:
+    global _shared
+    client.send(SEND)
+    _shared = client
+    context = multiprocessing.get_context(method)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # 3.12: fork beside threads
+        results = context.Queue()
+        processes = [
+            context.Process(target=_worker, args=(path, 5, results))  # type: ignore[attr-defined]
+        ]
+        if method == "fork":
+            processes.append(context.Process(target=_with_inherited, args=(results,)))  # type: ignore[attr-defined]
+        for process in processes:
+            process.start()
+    ids = [id for _ in processes for id in results.get(timeout=30)]
+    for process in processes:
+        process.join(30)
+        assert process.exitcode == 0
+    results.close()
+    results.join_thread()
+    _shared = None
+    assert len(set(ids)) == 5 * len(processes)
+    assert {client.status(id).id for id in ids} == set(ids)

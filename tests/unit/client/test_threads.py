@@ -1,0 +1,240 @@
+"""Many threads, one spool: commits are shared, errors are not; and when the spool is slow."""
+
+from __future__ import annotations
+
+import errno
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+
+from mailstrom import (
+    IdempotencyConflict,
+    InvalidMessage,
+    Mailstrom,
+    MailstromError,
+    OutcomeUnknown,
+    SpoolBusy,
+    SpoolError,
+)
+from mailstrom.client.commit import Committer
+from mailstrom.storage.base import Submission
+from mailstrom.storage.sqlite.client import SQLiteClientStore
+from mailstrom.storage.sqlite.connection import connect
+from tests.storage.spool import submission
+
+THREADS = 32
+EACH = 50
+
+
+def together(steps: Sequence[Callable[[], Any]]) -> list[Any]:
+    """Run steps in threads that start together; their results or exceptions, in order."""
+    results: list[Any] = [None] * len(steps)
+    gate = threading.Barrier(len(steps))
+
+    def run(number: int) -> None:
+        gate.wait()
+        try:
+            results[number] = steps[number]()
+        except BaseException as error:
+            results[number] = error
+
+    threads = [threading.Thread(target=run, args=(n,)) for n in range(len(steps))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+    return results
+
+
+def test_every_thread_gets_its_own_ids_and_commits_are_shared(
+    path: str, message: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches: list[int] = []
+    real = SQLiteClientStore.enqueue
+
+    def counted(self: SQLiteClientStore, subs: Sequence[Submission], *a: Any, **k: Any) -> Any:
+        batches.append(len(subs))
+        return real(self, subs, *a, **k)
+
+    monkeypatch.setattr(SQLiteClientStore, "enqueue", counted)
+    with Mailstrom(path, timeout=30) as client:
+        results = together([lambda: [client.send(message) for _ in range(EACH)]] * THREADS)
+        ids = [id for result in results for id in result]
+        assert len(set(ids)) == THREADS * EACH == sum(batches)
+        assert len(batches) < THREADS * EACH, "waiting sends went into one commit"
+        assert client.query("SELECT count(*) FROM messages") == [(THREADS * EACH,)]
+        assert client.check() == []
+
+
+def test_a_bad_neighbour_in_a_shared_commit_fails_alone(path: str, message: bytes) -> None:
+    with Mailstrom(path, timeout=30) as client:
+        client.send(message, idempotency_key="taken")
+        other = message.replace(b"hello", b"something else")
+        steps: list[Callable[[], Any]] = []
+        for number in range(24):
+            if number % 3 == 0:
+                steps.append(lambda: client.send(other, idempotency_key="taken"))
+            elif number % 3 == 1:
+                steps.append(lambda: client.send(message, idempotency_key="taken"))
+            else:
+                steps.append(lambda: client.send(message))
+        results = together(steps)
+        assert {type(one) for one in results[0::3]} == {IdempotencyConflict}
+        assert len(set(results[1::3])) == 1
+        assert len(set(results[2::3])) == 8
+        assert all(isinstance(one, str) for one in results[1::3] + results[2::3])
+        assert client.check() == []
+
+
+def test_readers_go_on_while_others_send_and_while_another_process_writes(
+    path: str, message: bytes
+) -> None:
+    with Mailstrom(path, timeout=30) as client:
+        id = client.send(message)
+        other = connect(path)
+        other.execute("BEGIN IMMEDIATE").fetchall()
+        assert client.status(id).id == id
+        assert client.query("SELECT count(*) FROM messages") == [(1,)]
+        other.execute("ROLLBACK").fetchall()
+        other.close()
+        look = lambda: [client.status(id).id for _ in range(20)]  # noqa: E731
+        write = lambda: [client.send(message) for _ in range(20)]  # noqa: E731
+        results = together([look, write] * 6)
+        assert all(set(one) == {id} for one in results[0::2])
+        assert all(len(set(one)) == 20 for one in results[1::2])
+
+
+def test_closing_while_others_send_loses_no_answer(path: str, message: bytes) -> None:
+    client = Mailstrom(path, timeout=30)
+    started = threading.Barrier(9)
+
+    def send() -> list[str]:
+        ids = []
+        started.wait()
+        while True:
+            try:
+                ids.append(client.send(message))
+            except SpoolError as error:
+                refusals.append(str(error))
+                return ids
+
+    refusals: list[str] = []
+    results: list[list[str]] = []
+    threads = [threading.Thread(target=lambda: results.append(send())) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    started.wait()
+    client.send(message)
+    client.close()
+    for thread in threads:
+        thread.join(30)
+        assert not thread.is_alive()
+    with Mailstrom(path) as again:
+        stored = {row[0] for row in again.query("SELECT id FROM messages")}
+    assert len(refusals) == 8
+    assert all("closed" in text for text in refusals)
+    assert {id for ids in results for id in ids} <= stored
+    assert len(stored) == sum(map(len, results)) + 1
+
+
+# --- a slow or failing store --------------------------------------------------------------------
+
+
+class Slow:
+    """A store whose enqueue waits until it is let go."""
+
+    def __init__(self) -> None:
+        self.entered = threading.Event()
+        self.go = threading.Event()
+        self.stored: list[str] = []
+        self.error: BaseException | None = None
+
+    def enqueue(
+        self, submissions: Sequence[Submission], now_ms: int, *, atomic: bool = False
+    ) -> list[str | Exception]:
+        """Wait, then store or fail."""
+        self.entered.set()
+        assert self.go.wait(30)
+        if self.error is not None:
+            raise self.error
+        self.stored += [one.id for one in submissions]
+        return [one.id for one in submissions]
+
+
+@pytest.fixture
+def slow() -> Iterator[Slow]:
+    store = Slow()
+    yield store
+    store.go.set()
+
+
+def committer(store: Slow, timeout: float) -> Committer:
+    return Committer(store, timeout, lambda: 0)  # type: ignore[arg-type]
+
+
+def test_who_waited_in_vain_for_a_turn_is_told_so_and_never_stored(slow: Slow) -> None:
+    patient = committer(slow, 30)
+    impatient = committer(slow, 0.05)
+    impatient._queue, impatient._started = patient._queue, True  # the same thread, less patience
+    first, second = submission(), submission()
+    results: list[Any] = []
+    thread = threading.Thread(target=lambda: results.append(patient.enqueue(first)))
+    thread.start()
+    assert slow.entered.wait(30)
+    with pytest.raises(SpoolBusy, match=r"no turn to write within 0\.05 s; nothing was written"):
+        impatient.enqueue(second)
+    slow.go.set()
+    thread.join(30)
+    assert results == [first.id]
+    assert patient.call(lambda: list(slow.stored)) == [first.id]
+    patient.stop()
+
+
+def test_who_is_being_stored_waits_for_the_disk_and_then_the_outcome_is_unknown(
+    slow: Slow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mailstrom.client.commit.SYNC_GRACE_S", 0.05)
+    writing = committer(slow, 0.01)
+    one = submission()
+    with pytest.raises(OutcomeUnknown, match="may or may not be stored") as caught:
+        writing.enqueue(one)
+    assert caught.value.key == one.id
+    slow.go.set()
+    assert writing.call(lambda: list(slow.stored)) == [one.id]
+    writing.stop()
+
+
+def test_an_unknown_outcome_names_each_callers_own_key(slow: Slow) -> None:
+    writing = committer(slow, 30)
+    slow.error = OutcomeUnknown("the disk", key="somebody's")
+    batch = [submission() for _ in range(6)]
+    steps: list[Callable[[], Any]] = [lambda one=one: writing.enqueue(one) for one in batch]  # type: ignore[misc]
+    threading.Timer(0.02, slow.go.set).start()
+    results = together(steps)
+    assert [error.key for error in results] == [one.id for one in batch]
+    writing.stop()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [SpoolBusy("busy"), OSError(errno.EIO, "disk"), RuntimeError("bug"), InvalidMessage("bad")],
+)
+def test_an_error_of_the_whole_batch_reaches_every_caller_and_the_next_call_works(
+    slow: Slow, error: Exception
+) -> None:
+    writing = committer(slow, 30)
+    slow.error = error
+    batch = [submission() for _ in range(5)]
+    steps: list[Callable[[], Any]] = [lambda one=one: writing.enqueue(one) for one in batch]  # type: ignore[misc]
+    threading.Timer(0.02, slow.go.set).start()
+    results = together(steps)
+    assert {type(one) for one in results} == {type(error)}
+    assert {str(one) for one in results} == {str(error)}
+    slow.error = None
+    assert isinstance(writing.enqueue(submission()), str)
+    writing.stop()
+    with pytest.raises(MailstromError, match="closed"):
+        writing.enqueue(submission())
