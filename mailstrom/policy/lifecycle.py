@@ -5,11 +5,11 @@ draws. A pair that is not in it changes nothing. ``claimed`` is the engine's own
 as ``queued``, for nothing of the recipient has reached the wire.
 
 Verbs: ``claim`` and ``open`` lead to the wire; ``settle_*`` record its verdict; ``settle_again``
-takes an opened recipient back uncharged; ``release`` gives a claim back; ``lapse`` takes it from a
-dead worker (an opened one is in doubt then; ``lapse_held`` where ``on_doubt`` says hold);
-``settle_late`` is a fenced worker's late ``delivered``; ``route_*`` are the router's decisions
-before any claim; ``expire`` is the janitor's; ``cancel hold release_hold retry resolve_*`` are the
-user's.
+takes a recipient back uncharged; ``settle_onward`` leaves it to its lane for the next host;
+``release`` gives a claim back; ``lapse`` takes it from a dead worker (an opened one is in doubt
+then; ``lapse_held`` where ``on_doubt`` says hold); ``settle_late`` is a fenced worker's late
+``delivered``; ``route_*`` are the router's decisions before any claim; ``expire`` is the janitor's;
+``cancel hold release_hold retry resolve_*`` are the user's.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ class Verb(StrEnum):
     SETTLE_FAILED = "settle_failed"
     SETTLE_HELD = "settle_held"
     SETTLE_AGAIN = "settle_again"
+    SETTLE_ONWARD = "settle_onward"
     SETTLE_LATE = "settle_late"
     RELEASE = "release"
     LAPSE = "lapse"
@@ -74,6 +75,8 @@ _ROWS: dict[State, dict[Verb, State]] = {
         # Refusals of our own before MAIL: size, missing extensions, TLS not reached.
         Verb.SETTLE_DEFERRED: State.DEFERRED,
         Verb.SETTLE_FAILED: State.FAILED,
+        Verb.SETTLE_AGAIN: State.QUEUED,
+        Verb.SETTLE_ONWARD: State.CLAIMED,
         Verb.SETTLE_LATE: State.DELIVERED,
         Verb.RELEASE: State.QUEUED,
         Verb.LAPSE: State.QUEUED,
@@ -87,6 +90,7 @@ _ROWS: dict[State, dict[Verb, State]] = {
         Verb.SETTLE_FAILED: State.FAILED,
         Verb.SETTLE_HELD: State.HELD,
         Verb.SETTLE_AGAIN: State.QUEUED,
+        Verb.SETTLE_ONWARD: State.CLAIMED,
         Verb.LAPSE: State.DEFERRED,
         Verb.LAPSE_HELD: State.HELD,
     },

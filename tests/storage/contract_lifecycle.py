@@ -136,6 +136,7 @@ STEPS: dict[Verb, Callable[[Case], None]] = {
     Verb.SETTLE_FAILED: _settle("failed"),
     Verb.SETTLE_HELD: _settle("held"),
     Verb.SETTLE_AGAIN: _settle("queued"),
+    Verb.SETTLE_ONWARD: _settle("claimed"),
     Verb.SETTLE_LATE: _late,
     Verb.RELEASE: _release,
     Verb.LAPSE: _lapse(OnDoubt.RETRY),

@@ -41,6 +41,7 @@ from mailstrom.errors import MailstromError, SpoolError
 from mailstrom.lockfile import LockFile
 from mailstrom.storage import open_worker_store, run_directory
 from mailstrom.storage.base import WorkerStore
+from mailstrom.types import OnDoubt
 from mailstrom_workers.dbthread import DBThread
 
 BEAT_S = 1.0
@@ -153,7 +154,10 @@ async def _live(
         beats.cancel()
         loop.remove_reader(0)
     worker, now_ms = child.worker, wall_ms()
-    await db.call(lambda store: store.retire(worker, state="stopped", now_ms=now_ms))
+    on_doubt = OnDoubt(child.config.delivery.on_doubt)
+    await db.call(
+        lambda store: store.retire(worker, state="stopped", now_ms=now_ms, on_doubt=on_doubt)
+    )
     await db.close()
     child.report(Drained())
     lock.release(delete=True)

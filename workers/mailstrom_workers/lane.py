@@ -90,8 +90,8 @@ class LaneRun:
     async def _end(self) -> None:
         await self._disconnect()
         await self.ctx.db.exchange(self._work())
-        token, now_ms = self.lane.token, self.ctx.now_ms()
-        await self.ctx.db.call(lambda store: store.release(token, now_ms))
+        token, now_ms, on_doubt = self.lane.token, self.ctx.now_ms(), self.ctx.settings.on_doubt
+        await self.ctx.db.call(lambda store: store.release(token, now_ms, on_doubt=on_doubt))
         self.ctx.wake()
 
     async def _claim_batch(self) -> list[Transaction]:

@@ -41,8 +41,8 @@ def test_a_message_from_send_to_cancel(run: Any) -> None:
         {"status": "queued", "recipients": 1, "messages": 1},
     ]
     again = run("queue", "retry", id, "--status", "cancelled", "--yes")
-    assert again.out == "retried 1 recipient\n"
-    assert run("queue", "cancel", id, "--yes").out == "cancelled 2 recipients\n"
+    assert again.out == "retried 0 recipients\n"  # cancelled is final: send it anew instead
+    assert run("queue", "cancel", id, "--yes").out == "cancelled 1 recipient\n"
     assert run("queue", "list").out == ""
     assert run("store", "check").out == "ok\n"
 
