@@ -264,7 +264,8 @@ class ClientDialogue:
             # it came before its command left: a reply too many
             return self.fail(Fault.GARBAGE)
         transaction, slot, index = self._awaited.popleft()
-        transaction.answered = True
+        if slot is not Slot.RSET:  # its reply says nothing about this transaction
+            transaction.answered = True
         if reply.code == _CLOSING:
             return self._closing(transaction, slot, index, reply)
         step = TABLE[slot, reply.kind]

@@ -69,12 +69,19 @@ class Child:
             os.write(self.status_fd, encode_report(report))
 
     async def beat(self) -> None:
-        """Write the heartbeat into our row, for people."""
+        """Write the heartbeat into our row, for people; end if the row says that we are dead.
+
+        A worker that was lapsed by mistake gets no lane again; a fresh process does.
+        """
         state, sessions, now_ms = self.state, self.sessions(), wall_ms()
-        with contextlib.suppress(SpoolError):
-            await self.db.call(
-                lambda store: store.beat(self.worker, state=state, sessions=sessions, now_ms=now_ms)
-            )
+
+        def step(store: WorkerStore) -> bool:
+            store.beat(self.worker, state=state, sessions=sessions, now_ms=now_ms)
+            return any(row.seq == self.worker for row in store.workers())
+
+        if not await self.db.insist(step):
+            events.engine_failed(where="row", error="this worker was taken for dead; it ends")
+            os._exit(1)
 
     async def ready(self) -> None:
         """The work has begun: the row says so before the supervisor hears it."""
@@ -127,7 +134,12 @@ async def _live(
     os.set_blocking(hello.status_fd, False)
     name = f"{hello.kind}-{os.getpid()}-{secrets.token_hex(4)}.lock"
     lock = LockFile(os.path.join(run_directory(hello.store), name))
-    lock.acquire({"pid": os.getpid(), "kind": hello.kind})
+    for _ in range(500):
+        if lock.acquire({"pid": os.getpid(), "kind": hello.kind}):
+            break
+        await asyncio.sleep(0.01)  # a janitor probes it: moments
+    else:
+        raise SpoolError(f"{lock.path}: cannot be locked; is another process holding it?")
     db = DBThread(lambda: open_worker_store(hello.store))
     await db.start()
 
@@ -155,7 +167,7 @@ async def _live(
         loop.remove_reader(0)
     worker, now_ms = child.worker, wall_ms()
     on_doubt = OnDoubt(child.config.delivery.on_doubt)
-    await db.call(
+    await db.insist(
         lambda store: store.retire(worker, state="stopped", now_ms=now_ms, on_doubt=on_doubt)
     )
     await db.close()

@@ -1,8 +1,9 @@
 """From a site's hosts to a session: hosts in order, all addresses of a host, each try a row.
 
 Rules: preference order, random among equals (RFC 5321 section 5.1), hosts that failed lately last;
-at most five addresses per delivery. A host without a usable session is left for the next one; no
-recipient is charged for it. Every connection tried is a row of the ``sessions`` view.
+at most ten addresses in a pass, and hosts that had no turn go first in the next. A host without a
+usable session is left for the next one; no recipient is charged for it. Every connection tried is
+a row of the ``sessions`` view.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from mailstrom.policy.routing import order_hosts
 from mailstrom.policy.verdict import FaultOf, HostVerdict, Verdict
 from mailstrom.storage.base import Lane, SessionRow
 from mailstrom.types import Host, Reason, Stage
-from mailstrom_workers.context import Context
+from mailstrom_workers.context import Context, Settings
 from mailstrom_workers.endpoint import SessionFacts, SessionFailure, Target
 from mailstrom_workers.session import Session
 
-MOST_ADDRESSES = 5
+MOST_ADDRESSES = 10
+"""Addresses tried in one pass; the resolver gives at most five of a host."""
 _REMOTE, _LOCAL = FaultOf.REMOTE, FaultOf.LOCAL
 
 
@@ -52,6 +54,9 @@ class Connected:
     host: Host
     started_ms: int
     opened_at: float
+    settings: Settings
+    transactions: int = 0
+    """Transactions begun, refused ones too."""
 
     def row(self, lane: Lane, ended_ms: int | None) -> SessionRow:
         """The session's row, at its start (``ended_ms`` None) or end."""
@@ -81,6 +86,8 @@ class Connector:
         self.hosts = self._order()
         self.rows: list[SessionRow] = []
         """Rows of connections, to be carried by the lane's next exchange."""
+        self.local = False
+        """Whether that was this machine's own trouble (no descriptors left, say)."""
         self.trouble: HostVerdict | None = None
         """Why the last host could not be used."""
 
@@ -119,9 +126,9 @@ class Connector:
                 )
                 self._ctx.rest(host.name)
                 continue
+            if tried >= MOST_ADDRESSES:
+                break  # not rested: this host is among the first of the next pass
             for address in found.ips:
-                if tried >= MOST_ADDRESSES:
-                    break
                 tried += 1
                 connected = await self._try(host, address)
                 if connected is not None:
@@ -143,6 +150,7 @@ class Connector:
             return None
         opened = await Session.open(Target(host=host.name, address=address, port=port), policy)
         if isinstance(opened, SessionFailure):
+            self.local = opened.cause == "local"
             self.trouble = judge_session(opened.stage, opened.cause, opened.reply)
             if opened.reply is None and opened.text:
                 self.trouble = HostVerdict(
@@ -167,7 +175,7 @@ class Connector:
                 reply=None if opened.reply is None else opened.reply.text,
             )
             return None
-        connected = Connected(session_id, opened, host, started_ms, time.monotonic())
+        connected = Connected(session_id, opened, host, started_ms, time.monotonic(), ctx.settings)
         self.rows.append(connected.row(self._lane, None))
         events.session_opened(
             session_id=session_id,

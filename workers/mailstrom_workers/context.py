@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 
 from mailstrom.clock import wall_ms
 from mailstrom.config import Config, ehlo_name, relay_password, stage_timeouts
-from mailstrom.errors import ConfigError
 from mailstrom.policy.retry import RetrySchedule
 from mailstrom.policy.timeouts import Timeouts
 from mailstrom.types import OnDoubt
@@ -20,6 +19,7 @@ from mailstrom_workers.dbthread import DBThread
 from mailstrom_workers.endpoint import SessionPolicy, Tls
 from mailstrom_workers.resolver import Resolver
 
+PAUSE_S = 5.0
 HOST_REST_S = 60.0
 """How long a host that could not be used goes to the end of the line, in this process."""
 
@@ -96,12 +96,18 @@ class Context:
     now_ms: Callable[[], int] = wall_ms
     draining: asyncio.Event = field(default_factory=asyncio.Event)
     woken: asyncio.Event = field(default_factory=asyncio.Event)
+    paused_until: float = 0.0
+    """Loop time until which no lane is leased: this machine has trouble of its own."""
     resting: dict[str, float] = field(default_factory=dict)
     """Host name -> loop time until which it goes last."""
 
     def wake(self) -> None:
         """Let the engine look for work now."""
         self.woken.set()
+
+    def pause(self) -> None:
+        """Lease nothing for a while."""
+        self.paused_until = asyncio.get_running_loop().time() + PAUSE_S
 
     def rest(self, host: str) -> None:
         """Put a host that could not be used at the end of the line for a while."""
@@ -116,6 +122,3 @@ class Context:
             del self.resting[host]
             return False
         return True
-
-
-__all__ = ["ConfigError", "Context", "Settings"]

@@ -10,11 +10,12 @@ as the worker lives: results of open sessions are kept in memory, never dropped.
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from mailstrom import events
 from mailstrom.clock import wall_ms
@@ -46,6 +47,12 @@ class _Request:
         self.durable = durable
 
 
+def _crash(where: str, error: BaseException) -> NoReturn:
+    """End the process without unwinding: what it held lapses, which is always safe."""
+    events.engine_failed(where=where, error=error)
+    os._exit(70)
+
+
 class DBThread:
     """Owns a store on a thread of its own.
 
@@ -71,6 +78,24 @@ class DBThread:
         """Run a verb of the store; its exception is raised here."""
         future: asyncio.Future[_T] = self._loop.create_future()
         self._queue.put(_Request(future, function, None, False))
+        return await future
+
+    async def insist(self, function: Callable[[WorkerStore], _T]) -> _T:
+        """Run a verb that must happen, however long the spool cannot take it.
+
+        For what would wedge a lane or a domain if it were given up. A refusal that is not the
+        spool's trouble but a bug ends the process: its lock falls and the janitor takes back
+        what it held.
+        """
+        future: asyncio.Future[_T] = self._loop.create_future()
+
+        def step(store: WorkerStore) -> _T:
+            try:
+                return self._persist(lambda: function(store))
+            except BaseException as error:
+                _crash("a step that must happen", error)
+
+        self._queue.put(_Request(future, step, None, False))
         return await future
 
     async def exchange(self, work: Work, *, durable: bool = False) -> Exchange:
@@ -100,8 +125,9 @@ class DBThread:
         self._tell(self._opened, result=None)
         try:
             self._serve(store)
-        finally:
-            store.close()
+        except BaseException as error:
+            _crash("store thread", error)  # the loop would beat on, and every lane hang
+        store.close()
 
     def _serve(self, store: WorkerStore) -> None:
         while True:
@@ -112,17 +138,14 @@ class DBThread:
                     requests.append(self._queue.get_nowait())
                 except Empty:
                     break
-            exchanges: list[_Request] = []
-            for request in requests:
-                if request is None:
-                    self._exchange(store, exchanges)
-                    return
-                if request.work is not None:
-                    exchanges.append(request)
-            self._exchange(store, exchanges)
+            self._exchange(store, [r for r in requests if r is not None and r.work is not None])
             for request in requests:
                 if request is not None and request.call is not None:
                     self._call(store, request)
+            if None in requests:
+                if self._unsynced is not None:
+                    self._sync(store)
+                return
 
     def _next(self, store: WorkerStore) -> _Request | None:
         """The next request; results that wait for the disk are synced while none comes."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import sys
 
+from mailstrom import events
 from mailstrom.config import Config, nameserver_name, nameservers
+from mailstrom.errors import MailstromError
 from mailstrom.storage.base import WorkerStore
 from mailstrom_workers.boot import Child, main
 from mailstrom_workers.context import Context, Settings
@@ -56,13 +58,18 @@ async def deliver(child: Child) -> None:
 
 
 async def _reload(child: Child, ctx: Context) -> None:
-    """Take over a new configuration between transactions; open sessions go on."""
+    """Take over a new configuration between transactions; sessions are renewed at their next."""
     while True:
         await child.reloaded.wait()
         child.reloaded.clear()
-        ctx.settings = Settings.of(child.config)
-        ctx.resolver = resolver_of(child.config)
-        await child.db.call(lambda store: tell(store, child.config))
+        try:
+            resolver = resolver_of(child.config)
+        except MailstromError as error:  # the old one goes on
+            events.config_rejected(error=str(error), file=child.config.origin)
+            continue
+        # Lookups under way end with the old resolver, which nobody closes under them.
+        ctx.resolver, ctx.settings = resolver, Settings.of(child.config)
+        await ctx.db.insist(lambda store: tell(store, child.config))
         await use_routes(ctx)
         ctx.wake()
 

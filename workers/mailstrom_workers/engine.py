@@ -48,10 +48,10 @@ class Engine:
         while not ctx.draining.is_set():
             try:
                 await self._look()
+                await self._wait()
             except SpoolError as error:  # busy or full: look again later
                 events.engine_failed(where="look", error=str(error))
                 await asyncio.sleep(SATURATED_S)
-            await self._wait()
         await self._drain()
 
     async def _wait(self) -> None:
@@ -103,7 +103,8 @@ class Engine:
                 due.discard(run.lane.site)
                 woken = True
         want = ctx.settings.config.delivery.max_connections - len(self._lanes)
-        if not due or want <= 0 or ctx.draining.is_set():
+        paused = asyncio.get_running_loop().time() < ctx.paused_until
+        if not due or want <= 0 or paused or ctx.draining.is_set():
             return woken
         limit = ctx.settings.config.sites.connections
         lanes = await ctx.db.call(

@@ -70,7 +70,7 @@ class Janitor:
                 on_doubt=OnDoubt(self.config.delivery.on_doubt),
             )
             store.sync()
-            if os.path.exists(lock):
+            with contextlib.suppress(FileNotFoundError):
                 os.unlink(lock)
             events.claim_lapsed(
                 recipients=lapsed.released + lapsed.in_doubt,
@@ -128,10 +128,9 @@ class Janitor:
         known = {row.lock for row in store.workers()}
         for name in os.listdir(folder):
             if name.count("-") == 2 and name.endswith(".lock") and name not in known:
-                lock = os.path.join(folder, name)
-                if is_free(lock):
-                    with contextlib.suppress(FileNotFoundError):
-                        os.unlink(lock)
+                lock = LockFile(os.path.join(folder, name))
+                if lock.acquire():  # held while it is deleted: no newcomer can lock it meanwhile
+                    lock.release(delete=True)
 
 
 async def keep(child: Child) -> None:

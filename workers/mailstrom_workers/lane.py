@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 
 from mailstrom import events
+from mailstrom.errors import SpoolError
 from mailstrom.policy.outcome import judge
 from mailstrom.policy.refusal import local_refusal
 from mailstrom.policy.site import claim_size, suspension_s
@@ -88,18 +89,32 @@ class LaneRun:
             await asyncio.shield(self._end())
 
     async def _end(self) -> None:
-        await self._disconnect()
-        await self.ctx.db.exchange(self._work())
-        token, now_ms, on_doubt = self.lane.token, self.ctx.now_ms(), self.ctx.settings.on_doubt
-        await self.ctx.db.call(lambda store: store.release(token, now_ms, on_doubt=on_doubt))
-        self.ctx.wake()
+        try:
+            await self._disconnect()
+            await self.ctx.db.exchange(self._work())
+        finally:
+            token, now_ms = self.lane.token, self.ctx.now_ms()
+            on_doubt = self.ctx.settings.on_doubt
+            await self.ctx.db.insist(lambda store: store.release(token, now_ms, on_doubt=on_doubt))
+            self.ctx.wake()
 
     async def _claim_batch(self) -> list[Transaction]:
+        """The next transactions; damaged messages are failed on the way."""
+        while True:
+            claimed = await self._claim_rows()
+            transactions = self._group(claimed)
+            if transactions or not claimed:
+                return transactions
+
+    async def _claim_rows(self) -> list[Claimed]:
         work = self._work()
         work.claims.append(
             ClaimRequest(lane=self.lane.token, limit=self._claim, max_bytes=CLAIM_BYTES)
         )
-        claimed = (await self.ctx.db.exchange(work)).claimed
+        return (await self.ctx.db.exchange(work)).claimed
+
+    def _group(self, claimed: list[Claimed]) -> list[Transaction]:
+        """Recipients of one message together, at most as many as every server must take."""
         transactions: list[Transaction] = []
         for row in claimed:
             if row.damaged:
@@ -114,9 +129,6 @@ class LaneRun:
                 last.recipients.append(row)
             else:
                 transactions.append(Transaction([row]))
-        if claimed and not transactions:
-            await self.ctx.db.exchange(self._work())
-            return await self._claim_batch()
         return transactions
 
     async def _idle(self) -> bool:
@@ -176,6 +188,7 @@ class LaneRun:
             if (
                 index >= position
                 and connected.session.usable
+                and connected.settings is self.ctx.settings  # a reload may demand more of TLS
                 and time.monotonic() - connected.opened_at < SESSION_S
                 and (most == 0 or connected.session.messages < most)
             ):
@@ -191,7 +204,10 @@ class LaneRun:
         """No host of the site can be used: one row, no recipient is written."""
         ctx, lane = self.ctx, self.lane
         trouble = self.connector.trouble
-        failures = await ctx.db.call(lambda store: store.failures(lane.site))
+        if self.connector.local:
+            ctx.pause()  # the site is not to blame for what this machine lacks
+            return
+        failures = await ctx.db.insist(lambda store: store.failures(lane.site))
         delay = suspension_s(failures + 1, ctx.settings.config.sites.suspend, ctx.random())
         now_ms = ctx.now_ms()
         text = trouble.text if trouble is not None else "no host could be used"
@@ -204,7 +220,7 @@ class LaneRun:
             reason=reason,
             text=text[:500],
         )
-        count = await ctx.db.call(lambda store: store.suspend(suspension, now_ms))
+        count = await ctx.db.insist(lambda store: store.suspend(suspension, now_ms))
         if count:
             events.site_suspended(
                 site=lane.site_key,
@@ -239,7 +255,8 @@ class LaneRun:
         transaction.recipients = await self._open(transaction.recipients, connected, on_doubt)
         if not transaction.recipients:
             return Again(transaction, [])
-        reused = session.messages > 0
+        reused = connected.transactions > 0
+        connected.transactions += 1
         started_ms = self.ctx.now_ms()
         try:
             end = await session.transact(
@@ -248,6 +265,9 @@ class LaneRun:
         except (ContentDamaged, BareLineEnd):  # cut before the dot: nothing was delivered
             for row in transaction.recipients:
                 self.ledger.damaged(row)
+            return Again(transaction, [])
+        except SpoolError:  # content could not be read on; also cut before the dot
+            self.ledger.give_back([transaction], run)
             return Again(transaction, [])
         verdicts = [
             judge(end, number, last_host=last_host, reused=reused, on_doubt=on_doubt)

@@ -64,7 +64,7 @@ class Pass:
     """
 
     started_ms: int
-    retained: dict[int, Verdict] = field(default_factory=dict)
+    retained: dict[int, tuple[Verdict, Attempt, int]] = field(default_factory=dict)
 
 
 class Ledger:
@@ -107,16 +107,16 @@ class Ledger:
                 again.uncharged = True
                 again.same_host = action is Action.AGAIN and not transaction.reconnected
             elif action is Action.NEXT_HOST:
-                run.retained[row.recipient] = verdict
+                run.retained[row.recipient] = (verdict, attempt, number)
                 self._settle(row, "claimed", verdict.reason, None, attempt)
                 again.recipients.append(row)
             elif action is Action.DEFER:
                 due_ms = self._due_ms(row, verdict)
                 self._settle(row, "deferred", verdict.reason, due_ms, attempt)
-                self._log(row, verdict, connected, attempt, number, due_ms)
+                self._log(row, verdict, attempt, number, due_ms)
             else:
                 self._settle(row, _FINAL[action], verdict.reason, None, attempt)
-                self._log(row, verdict, connected, attempt, number, None)
+                self._log(row, verdict, attempt, number, None)
         return again
 
     def _due_ms(self, row: Claimed, verdict: Verdict) -> int:
@@ -132,17 +132,19 @@ class Ledger:
         """End claims without another transaction: what a host said stands, the rest is due."""
         for transaction in transactions:
             for row in transaction.recipients:
-                verdict = run.retained.get(row.recipient)
-                if verdict is None:
+                said = run.retained.get(row.recipient)
+                if said is None:
                     self._settle(row, "queued", None, self.ctx.now_ms(), None)
                 else:
+                    verdict, attempt, number = said
                     due_ms = self._due_ms(row, verdict)
                     self._settle(row, "deferred", verdict.reason, due_ms, None)
+                    self._log(row, verdict, attempt, number, due_ms)
 
     def damaged(self, row: Claimed) -> None:
         """Fail a recipient whose content or address is not what was stored."""
         now_ms = self.ctx.now_ms()
-        text = "the stored content or address does not match its digest; nothing was sent"
+        text = "the stored content or address is not what was accepted; it is not delivered"
         attempt = Attempt(
             session=None,
             started_ms=now_ms,
@@ -205,7 +207,6 @@ class Ledger:
         self,
         row: Claimed,
         verdict: Verdict,
-        connected: Connected,
         attempt: Attempt,
         number: int,
         due_ms: int | None,
@@ -228,7 +229,7 @@ class Ledger:
                     enhanced=enhanced,
                     reply=reply,
                     tls=attempt.tls,
-                    session_id=connected.id,
+                    session_id=attempt.session,
                     elapsed_ms=attempt.ended_ms - attempt.started_ms,
                 )
             case Action.FAIL:
@@ -244,7 +245,7 @@ class Ledger:
                     code=code,
                     enhanced=enhanced,
                     reply=reply,
-                    session_id=connected.id,
+                    session_id=attempt.session,
                 )
             case Action.HOLD:
                 events.recipient_held(

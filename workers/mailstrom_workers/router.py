@@ -34,7 +34,7 @@ def policy_name(settings: Settings) -> str:
 async def use_routes(ctx: Context) -> None:
     """Expire cached routes that another routing policy made."""
     policy, now_ms = policy_name(ctx.settings), ctx.now_ms()
-    await ctx.db.call(lambda store: store.use_routes(policy, now_ms))
+    await ctx.db.insist(lambda store: store.use_routes(policy, now_ms))
 
 
 async def route(ctx: Context, due: DueDomain) -> None:
@@ -46,7 +46,7 @@ async def route(ctx: Context, due: DueDomain) -> None:
         await _route(ctx, due)
     except Exception:
         retry_ms = ctx.now_ms() + MOST_TEMPORARY_S * 1000
-        await ctx.db.call(lambda store: store.give_back(ctx.worker, due.name, retry_ms))
+        await ctx.db.insist(lambda store: store.give_back(ctx.worker, due.name, retry_ms))
         raise
 
 
@@ -71,7 +71,7 @@ async def _route(ctx: Context, due: DueDomain) -> None:
             elapsed_ms=int((time.monotonic() - started) * 1000),
         )
     now_ms = ctx.now_ms()
-    await ctx.db.call(lambda store: store.put_route(ctx.worker, answer, now_ms))
+    await ctx.db.insist(lambda store: store.put_route(ctx.worker, answer, now_ms))
     ctx.wake()
 
 

@@ -1,0 +1,90 @@
+"""Stories of hosts and sessions: dead addresses, sessions that end, a reload, a worker lapsed."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from mailstrom.testing.script import Rule, Script
+from tests.scenarios.conftest import MakeEngine
+from tests.support.engine import mail
+from tests.support.network import Network, dots
+from tests.support.sockets import loopback_addresses
+
+
+def test_a_backup_host_is_reached_behind_many_dead_addresses(
+    make_engine: MakeEngine, network: Network
+) -> None:
+    domain, alive = network.new_domain(), network.host()
+    network.zone("mx1.dead.test", {"A": loopback_addresses(5)})
+    network.zone("mx2.dead.test", {"A": [alive.host]})
+    network.zone(domain, {"MX": ["10 mx1.dead.test.", "20 mx2.dead.test."]})
+    engine = make_engine().start()
+
+    (recipient,) = engine.final(engine.send(f"a@{domain}")).recipients.values()
+
+    assert (recipient.mx, recipient.attempts) == ("mx2.dead.test", 1)
+    tried = engine.rows("SELECT address FROM sessions WHERE host = 'mx1.dead.test'")
+    assert len({row.address for row in tried}) == 5
+
+
+@pytest.mark.parametrize("act", ["close", "reply"])
+def test_a_host_that_ends_after_a_refusal_is_not_blamed(
+    make_engine: MakeEngine, network: Network, act: str
+) -> None:
+    """One refused message per session, then the server hangs up: nothing is wrong with it."""
+    code = {"code": 421} if act == "reply" else {}
+    rules = (
+        Rule(stage="mail", act=act, per="connection", first=2, last=2, **code),
+        Rule(stage="rcpt", act="reply", code=550, enhanced="5.1.1", recipient="no*"),
+    )
+    domain, _ = network.site(Script(rules=rules))
+    engine = make_engine(settings={"sites": {"connections": 1, "suspend": ["1h"], "idle": "2s"}})
+    ids = [engine.ms.send(mail(f"no{n}@{domain}")) for n in range(2)]
+    ids.append(engine.ms.send(mail(f"yes@{domain}")))
+    engine.start()
+
+    states = [engine.final(id).recipients for id in ids]
+
+    assert [str(r.status) for one in states for r in one.values()] == [
+        "failed",
+        "failed",
+        "delivered",
+    ]
+    assert [r.attempts for one in states for r in one.values()] == [1, 1, 1]
+    assert engine.rows("SELECT 1 FROM events WHERE type = 'site.suspended'") == []
+
+
+def test_a_reload_that_demands_tls_renews_open_sessions(
+    make_engine: MakeEngine, network: Network
+) -> None:
+    domain, (host,) = network.site(Script())  # offers no STARTTLS
+    engine = make_engine(settings={"sites": {"idle": "20s", "connections": 1}}).start()
+    assert engine.final(engine.send(f"a@{domain}")).succeeded
+
+    engine.configure({**engine.settings, "tls": {"require": True}})
+    engine.signal(signal.SIGHUP)
+    engine.wait_log("config.reloaded")
+    id = engine.send(f"b@{domain}")
+    engine.until("SELECT 1 FROM recipients WHERE message_id = ? AND reason = 'tls'", id)
+
+    assert len(dots([host])) == 1
+
+
+def test_a_worker_taken_for_dead_is_replaced_by_a_fresh_one(
+    make_engine: MakeEngine, network: Network
+) -> None:
+    """Somebody deletes its lock file: it is lapsed, notices, ends, and another goes on."""
+    domain, _ = network.site(Script())
+    engine = make_engine(workers=1).start()
+    (before,) = engine.live()
+    run = f"{engine.store}-run"
+    for name in os.listdir(run):
+        if name.startswith("delivery-"):
+            os.unlink(os.path.join(run, name))
+    engine.wait_log("worker.lost", pid=before)
+
+    assert engine.final(engine.send(f"a@{domain}")).succeeded
+    assert before not in engine.live()
