@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import json
 import os
+import stat
 from pathlib import Path
 
 
@@ -29,8 +30,9 @@ class LockFile:
 
         ``content`` is written into the file as JSON, so that others can name the holder.
         """
-        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660)
+        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
+            _share(fd, self.path)
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(fd)
@@ -69,6 +71,14 @@ class LockFile:
         return self._fd is not None
 
 
+def _share(fd: int, path: Path) -> None:
+    """Give our own file the mode that its directory asks for: setgid means several users."""
+    mode = 0o660 if os.stat(path.parent).st_mode & stat.S_ISGID else 0o600
+    found = os.fstat(fd)
+    if found.st_uid == os.geteuid() and stat.S_IMODE(found.st_mode) != mode:
+        os.fchmod(fd, mode)
+
+
 def holder(path: str | os.PathLike[str]) -> dict[str, object]:
     """What the holder of a lock file wrote into it; empty when unreadable."""
     try:
@@ -81,9 +91,11 @@ def holder(path: str | os.PathLike[str]) -> dict[str, object]:
 def is_free(path: str | os.PathLike[str]) -> bool:
     """Whether nobody holds the lock: the process it stands for has ended."""
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return True
+    except PermissionError:
+        return False  # another user's, and nobody knows: never taken for dead
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

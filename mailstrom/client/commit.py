@@ -37,6 +37,13 @@ class _Request:
         self.done = _thread.allocate_lock()
         self.done.acquire()
 
+    def withdraw(self) -> bool:
+        """Whether nobody runs it, now or later; what it holds is let go, though it stays queued."""
+        if not self.taken.acquire(blocking=False):
+            return False
+        self.submission = self.call = None
+        return True
+
 
 class Committer:
     """Runs everything that writes, one batch at a time.
@@ -80,22 +87,19 @@ class Committer:
     def stop(self) -> None:
         """Let the thread end after what is queued; later calls raise SpoolError."""
         self._stopped = True  # before the end is queued: see _run
-        if self._started:
-            self._queue.put(None)
-            self._started = False
+        # Even where no thread is known of: one that is just being started finds it.
+        self._queue.put(None)
 
     def _run(self, request: _Request, key: str) -> Any:
         self._queue.put(request)
         # Looked at after the request is queued: not stopped means that it stands before the end
         # of the queue, so it will be served.
-        if self._stopped and request.taken.acquire(blocking=False):
+        if self._stopped and request.withdraw():
             raise SpoolError("this client is closed; open a new one")
         if not self._started:
-            # Two callers may both start one; the second finds the serving lock taken and ends.
-            self._started = True
-            _thread.start_new_thread(self._serve, (self._queue, self._serving))
+            self._start(request)
         if not request.done.acquire(timeout=self._timeout):
-            if request.taken.acquire(blocking=False):
+            if request.withdraw():
                 raise SpoolBusy(
                     f"no turn to write within {self._timeout:g} s; nothing was written, try again"
                 )
@@ -109,12 +113,32 @@ class Committer:
             raise request.error
         return request.result
 
+    def _start(self, request: _Request) -> None:
+        """Start the thread; without one the request is withdrawn, so that nobody runs it later.
+
+        Two callers may both start one; the second finds the serving lock taken and ends. Only a
+        thread that was started is ever noted: neither an error nor a signal handler that raises
+        can leave a client that waits for a thread which does not exist.
+        """
+        try:
+            _thread.start_new_thread(self._serve, (self._queue, self._serving))
+        except Exception as error:  # RuntimeError, or MemoryError: the process has its limit
+            # Where it cannot be withdrawn, another caller's thread has it: then it will be done.
+            if not self._started and request.withdraw():
+                raise SpoolError(
+                    f"no thread could be started to write with ({error}); nothing was written:"
+                    " try again with fewer threads, or raise the limit of processes (ulimit -u)"
+                ) from error
+        else:
+            self._started = True
+
     def _serve(self, queue: SimpleQueue[_Request | None], serving: Any) -> None:
         if not serving.acquire(blocking=False):
             return
         while True:
             request = queue.get()
             if request is None:
+                queue.put(None)  # for a second thread that was late to find this one serving
                 serving.release()
                 return
             if not request.taken.acquire(blocking=False):

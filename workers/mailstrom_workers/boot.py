@@ -119,7 +119,7 @@ def main(work: Work) -> int:
         raise SystemExit("the first command on the control pipe must be hello")
     config = from_json(json.dumps(hello.config).encode())
     events.configure(config.log.level, config.log.format)
-    events.bind(worker_kind=hello.kind, slot=hello.slot, pid=os.getpid())
+    events.bind(kind=hello.kind, slot=hello.slot, pid=os.getpid())
     try:
         return asyncio.run(_live(work, hello, config, lines, waiting))
     except MailstromError as error:

@@ -9,9 +9,10 @@ import asyncio
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 
 from mailstrom.clock import wall_ms
-from mailstrom.config import Config, ehlo_name, relay_password, stage_timeouts
+from mailstrom.config import Config, ehlo_name, relay_hosts, relay_password, stage_timeouts
 from mailstrom.policy.retry import RetrySchedule
 from mailstrom.policy.timeouts import Timeouts
 from mailstrom.types import OnDoubt
@@ -22,6 +23,16 @@ from mailstrom_workers.resolver import Resolver
 PAUSE_S = 5.0
 HOST_REST_S = 60.0
 """How long a host that could not be used goes to the end of the line, in this process."""
+
+
+def _loopback(name: str) -> bool:
+    """Whether a relay's name is this machine's own."""
+    if name == "localhost":
+        return True
+    try:
+        return ip_address(name).is_loopback
+    except ValueError:
+        return False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +81,7 @@ class Settings:
         else:
             tls = "required" if config.tls.require or config.tls.verify else "opportunistic"
         username = config.relay.username if self.relay else None
+        local = self.relay and all(_loopback(host.name) for host in relay_hosts(config.relay))
         return SessionPolicy(
             ehlo_name=ehlo_name(config, own_address),
             timeouts=self.timeouts,
@@ -79,6 +91,7 @@ class Settings:
             min_version=config.tls.min_version,
             username=username,
             password=relay_password(config.relay) if username is not None else None,
+            plaintext_auth=local and tls == "none",  # to this machine itself
             mechanism=None if config.relay.mechanism == "auto" else config.relay.mechanism,
             pipelining=config.delivery.pipelining != "none",
         )

@@ -11,7 +11,7 @@ and goes on; parent and child open theirs again when they need them. Programs st
 ``subprocess`` run none of this.
 
 Contract: whoever calls SQLite does it within ``inside()``, short but for SQLite's own bounded
-waits; whoever keeps connections implements ``Forkable`` and calls ``watch``. Nothing here takes a
+waits (or whatever else a child must never find half done); whoever keeps connections implements ``Forkable`` and calls ``watch``. Nothing here takes a
 lock that a signal handler could find taken by the code it interrupted.
 """
 
