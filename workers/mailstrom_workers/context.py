@@ -91,7 +91,7 @@ class Settings:
             min_version=config.tls.min_version,
             username=username,
             password=relay_password(config.relay) if username is not None else None,
-            plaintext_auth=local and tls == "none",  # to this machine itself
+            plaintext_auth=local,  # the wire stays inside this machine
             mechanism=None if config.relay.mechanism == "auto" else config.relay.mechanism,
             pipelining=config.delivery.pipelining != "none",
         )
