@@ -97,6 +97,10 @@ class SpoolCorrupt(SpoolError):
     """SQLite found the file damaged; nothing was changed."""
 
 
+class SpoolReplaced(SpoolError):
+    """The spool's files were replaced under a running process; nothing was stored."""
+
+
 class NotASpool(SpoolError):
     """The file exists and is not a Mailstrom spool; nothing was changed."""
 

@@ -41,7 +41,7 @@ class LockFile:
             os.close(fd)
             raise
         try:
-            same = os.fstat(fd).st_ino == os.stat(self.path).st_ino
+            same = _same(fd, self.path)
         except FileNotFoundError:
             same = False
         if not same:  # deleted between open and lock: this lock would guard nothing
@@ -66,9 +66,21 @@ class LockFile:
         self._fd = None
 
     @property
+    def named(self) -> bool:
+        """Whether the file we hold still has its name; else others cannot see that we live."""
+        try:
+            return self._fd is not None and _same(self._fd, self.path)
+        except FileNotFoundError:
+            return False
+
+    @property
     def held(self) -> bool:
         """Whether this object holds the lock."""
         return self._fd is not None
+
+
+def _same(fd: int, path: Path) -> bool:
+    return os.path.samestat(os.fstat(fd), os.stat(path))
 
 
 def _share(fd: int, path: Path) -> None:

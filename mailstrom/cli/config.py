@@ -7,6 +7,7 @@ import click
 from mailstrom.cli.exits import Exit
 from mailstrom.cli.output import print_json, print_table
 from mailstrom.cli.spool import json_option, spool_options
+from mailstrom.printable import printable
 
 
 @click.group("config")
@@ -22,21 +23,39 @@ def show(file: str | None, config: str | None, store: str | None, as_json: bool)
     """Every setting in force, and where it came from."""
     from mailstrom.config import describe, load
 
-    settings = describe(load(file or config, store=store))
+    config_in_force = load(file or config, store=store)
     if as_json:
-        for setting in settings:
-            print_json(setting._asdict())
+        for setting in describe(config_in_force):
+            print_json(setting.to_dict())
     else:
-        print_table(("key", "value", "origin"), settings)
+        rows = [setting[:3] for setting in describe(config_in_force)]
+        print_table(("key", "value", "origin"), rows, fold=True)
 
 
 @command.command("check")
 @click.argument("file", required=False)
 @spool_options
-def check(file: str | None, config: str | None, store: str | None) -> int:
-    """Say whether FILE, or the configuration in force, is usable; exit 78 if not."""
-    from mailstrom.config import load
+@json_option
+def check(file: str | None, config: str | None, store: str | None, as_json: bool) -> int:
+    """Say whether FILE, or the configuration in force, is usable; exit 78 if not.
 
-    effective = load(file or config, store=store)
+    What is usable and still unwise, as a password file that others may read, is said in a warning.
+    """
+    from mailstrom.config import load, warnings
+    from mailstrom.errors import ConfigError
+
+    try:
+        effective = load(file or config, store=store)
+    except ConfigError as error:
+        if not as_json:
+            raise
+        print_json({"ok": False, "errors": str(error).splitlines(), "warnings": []})
+        return Exit.CONFIG
+    unwise = warnings(effective)
+    if as_json:
+        print_json({"ok": True, "file": effective.origin, "errors": [], "warnings": unwise})
+        return Exit.OK
+    for sentence in unwise:
+        click.echo(f"mailstrom: warning: {printable(sentence, 2000)}", err=True)
     click.echo(f"{effective.origin or 'no configuration file'}: ok")
     return Exit.OK

@@ -59,9 +59,11 @@ def list_recipients(
         for row in rows:
             print_json(row._asdict())
     elif rows:
-        print_table(COLUMNS, rows)
+        print_table(COLUMNS, rows, brief=True)
+    elif selection.statuses == WAITING:
+        click.echo("no recipient waits; --all shows also those that are final", err=True)
     else:
-        click.echo("no recipients match", err=True)
+        click.echo("no recipient matches", err=True)
     if more:
         click.echo(f"mailstrom: only the first {limit} are shown; see --limit", err=True)
 
@@ -129,8 +131,8 @@ def _change(
     with opened(config, store) as client:
         rows = client.query(*selection.limited_to(eligible).rows_sql(0))
         if not rows:
-            words = ", ".join(selection.statuses or eligible)
-            click.echo(f"mailstrom: no recipients match that are {words}", err=True)
+            words = _either(selection.statuses or eligible)
+            click.echo(f"mailstrom: no {words} recipient matches", err=True)
             return Exit.FAILED
         if dry_run or not yes:
             _preview(rows, as_json and dry_run)
@@ -144,6 +146,11 @@ def _change(
     else:
         click.echo(f"{done} {_recipients(changed)}")
     return Exit.OK
+
+
+def _either(words: tuple[str, ...]) -> str:
+    *most, last = words
+    return f"{', '.join(most)} or {last}" if most else last
 
 
 def _recipients(number: int) -> str:

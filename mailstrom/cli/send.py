@@ -6,6 +6,7 @@ recipient has a final status; its value is given with ``=`` only, so that a file
 
 from __future__ import annotations
 
+import os
 import re
 from datetime import UTC, datetime, timedelta
 from typing import IO, TYPE_CHECKING
@@ -19,13 +20,14 @@ from mailstrom.cli.status import reply
 from mailstrom.clock import wall_ms
 from mailstrom.errors import MailstromError
 from mailstrom.printable import printable
-from mailstrom.types import MessageStatus, Priority, Status, from_ms
+from mailstrom.types import MessageStatus, OnDoubt, Priority, Status, from_ms
 
 if TYPE_CHECKING:
     from mailstrom.client import Mailstrom
 
 _AFTER = re.compile(r"\+?([0-9]{1,9})(s|m|h|d)")
 _LIMIT = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)(s|m|h|d)?")
+_STREAM = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -57,12 +59,41 @@ def limit(ctx: click.Context, param: click.Parameter, text: str | None) -> float
     return float(match[1]) * _SECONDS[match[2] or "s"]
 
 
+def stream_name(ctx: click.Context, param: click.Parameter, text: str) -> str:
+    """The name of a stream, of the form that ``[stream.NAME]`` has."""
+    if not _STREAM.fullmatch(text):
+        raise click.BadParameter(
+            f"{text!r} is no name of a stream: write letters, digits, hyphens, underscores"
+        )
+    return text
+
+
+def pairs(
+    ctx: click.Context, param: click.Parameter, texts: tuple[str, ...]
+) -> dict[str, str] | None:
+    """KEY=VALUE words as a dict; every value stays text."""
+    found: dict[str, str] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not (key and equals):
+            raise click.BadParameter(f"{text!r} is no pair: write KEY=VALUE")
+        if key in found:
+            raise click.BadParameter(f"the key {key!r} is given twice")
+        found[key] = value
+    return found or None
+
+
 class SendCommand(click.Command):
     """Lets ``--wait`` stand alone before a file name."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Gives a bare ``--wait`` its meaning before click would take the next word for it."""
         end = args.index("--") if "--" in args else len(args)
+        for word, following in zip(args[:end], args[1:end], strict=False):
+            if word == "--wait" and _LIMIT.fullmatch(following) and not os.path.exists(following):
+                raise click.UsageError(
+                    f"there is no file {following!r}; to wait so long write --wait={following}", ctx
+                )
         head = ["--wait-forever" if word == "--wait" else word for word in args[:end]]
         return super().parse_args(ctx, head + args[end:])
 
@@ -72,15 +103,34 @@ class SendCommand(click.Command):
 @click.option("-f", "--sender", metavar="SENDER", help='Envelope sender; "" is the null sender.')
 @click.option("--to", "to", multiple=True, metavar="ADDR", help="Envelope recipient; repeatable.")
 @click.option("--at", "at", callback=moment, metavar="T", help="Not before: ISO time, or 30m.")
+@click.option("--expires", callback=moment, metavar="T", help="Give up at: ISO time, or 2d.")
 @click.option("--tag", "tags", multiple=True, metavar="T", help="A tag; repeatable.")
+@click.option(
+    "--metadata",
+    multiple=True,
+    callback=pairs,
+    metavar="KEY=VALUE",
+    help="Text kept with the message; repeatable.",
+)
 @click.option("--key", metavar="K", help="Idempotency key: the same mail twice is sent once.")
-@click.option("--stream", default="default", metavar="S", help="A stream of the configuration.")
+@click.option(
+    "--stream",
+    default="default",
+    callback=stream_name,
+    metavar="S",
+    help="The stream it is counted under.",
+)
 @click.option(
     "--priority",
     type=click.Choice([priority.value for priority in Priority]),
     help="Order of claims at a site.",
 )
 @click.option("--require-tls", is_flag=True, help="Never send it in plaintext.")
+@click.option(
+    "--on-doubt",
+    type=click.Choice([word.value for word in OnDoubt]),
+    help="Where nobody can know whether it was delivered; else [delivery] on_doubt.",
+)
 @click.option(
     "--wait", callback=limit, metavar="[=SECONDS]", help="Stay until it is final; exit 1 if failed."
 )
@@ -92,11 +142,14 @@ def command(
     sender: str | None,
     to: tuple[str, ...],
     at: datetime | None,
+    expires: datetime | None,
     tags: tuple[str, ...],
+    metadata: dict[str, str] | None,
     key: str | None,
     stream: str,
     priority: str | None,
     require_tls: bool,
+    on_doubt: str | None,
     wait: float | None,
     wait_forever: bool,
     config: str | None,
@@ -108,20 +161,28 @@ def command(
     Sender and recipients are taken from the header where no option names them; Bcc is read and
     removed.
     """
+    if file.isatty():
+        click.echo(
+            "mailstrom: reading the message from standard input; Ctrl-D ends it, Ctrl-C drops it",
+            err=True,
+        )
     content = file.read()
     if not content.strip():
         raise click.UsageError("the message is empty: name a file or pipe a message in")
-    with opened(config, store) as client:
+    with opened(config, store, create=True) as client:
         id = client.send(
             content,
             sender=sender,
             recipients=list(to) or None,
             send_at=at,
+            expires_at=expires,
             priority=priority or Priority.NORMAL,
             stream=stream,
             tags=tags,
+            metadata=metadata,
             idempotency_key=key,
             require_tls=require_tls,
+            on_doubt=on_doubt,
         )
         waiting = wait_forever or wait is not None
         if not as_json:

@@ -1,16 +1,21 @@
 """Options that name a spool, and the client opened from them.
 
 The client is bound here as ``Mailstrom`` through one function, so that commands never build it on
-their own.
+their own. A command that only asks never makes the spool it asks: a mistyped path would look like
+an empty queue.
 """
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from mailstrom.errors import MailstromError
 
 if TYPE_CHECKING:
     from mailstrom.client import Mailstrom
@@ -40,9 +45,39 @@ def client_class() -> type[Mailstrom]:
     return Mailstrom
 
 
+def place(config: str | None, store: str | None) -> str:
+    """Absolute path of the spool that the options name; nothing is made."""
+    from mailstrom.client import locate
+
+    named = store or os.environ.get("MAILSTROM_STORE")
+    if not named and locate.configuration_file(config, os.environ) is None:
+        return locate.default_store(os.environ)
+    return locate.locate_store(store, config, os.environ)
+
+
+def require_spool(config: str | None, store: str | None) -> None:
+    """Makes sure that the spool is there already.
+
+    Raises:
+        MailstromError: it is not.
+        ConfigError: the configuration file is unusable.
+    """
+    path = place(config, store)
+    if not os.path.exists(path):
+        raise MailstromError(
+            f"no spool at {path}; create it with 'mailstrom store init {shlex.quote(path)}'"
+        )
+
+
 @contextmanager
-def opened(config: str | None, store: str | None) -> Iterator[Mailstrom]:
-    """The client for the spool that the options name; closed at the end of the block."""
+def opened(config: str | None, store: str | None, *, create: bool = False) -> Iterator[Mailstrom]:
+    """The client for the spool that the options name; closed at the end of the block.
+
+    Args:
+        create: make the spool if it is missing; else that is an error.
+    """
+    if not create:
+        require_spool(config, store)
     client = client_class()(store, config=config)
     try:
         yield client

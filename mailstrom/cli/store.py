@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import click
 
 from mailstrom.cli.exits import Exit
@@ -17,13 +19,18 @@ def command() -> None:
 @command.command("init")
 @click.argument("path", required=False)
 @spool_options
-def init(path: str | None, config: str | None, store: str | None) -> None:
+@json_option
+def init(path: str | None, config: str | None, store: str | None, as_json: bool) -> None:
     """Create the spool PATH; one that is there stays as it is."""
     from mailstrom.config import load
 
     place = path or load(config, store=store).store
+    created = not os.path.exists(place)
     client_class().create(place).close()
-    click.echo(place)
+    if as_json:
+        print_json({"store": place, "created": created})
+    else:
+        click.echo(place)
 
 
 @command.command("check")
@@ -34,11 +41,9 @@ def check(path: str | None, config: str | None, store: str | None, as_json: bool
     """Look for damage; one line per finding, exit 1 if there is any."""
     with opened(config, path or store) as client:
         findings = client.check()
-    for finding in findings:
-        if as_json:
-            print_json({"finding": finding})
-        else:
+    if as_json:
+        print_json({"ok": not findings, "findings": findings})
+    else:
+        for finding in findings or ["ok"]:
             click.echo(finding)
-    if not findings and not as_json:
-        click.echo("ok")
     return Exit.FAILED if findings else Exit.OK

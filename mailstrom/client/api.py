@@ -3,11 +3,13 @@
 ``send()`` returns when the message is on disk; it never touches the network. All methods may be
 called from any thread, in forked children, and from signal handlers. Errors are those of
 ``mailstrom.errors``; an error from ``send()`` means that nothing was stored, except
-``OutcomeUnknown``, which says so.
+``OutcomeUnknown``, which says so. An argument of a wrong kind is a TypeError or ValueError (for
+what belongs to a message: InvalidMessage) that names it, raised before anything happens.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import weakref
@@ -16,7 +18,7 @@ from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from mailstrom.client import options
+from mailstrom.client import arguments, options
 from mailstrom.client.commit import Committer, poll
 from mailstrom.client.identity import new_id
 from mailstrom.client.locate import locate_store
@@ -63,7 +65,7 @@ class Mailstrom:
         store: path of the spool (or ``sqlite:///path``); found by MAILSTROM_STORE, configuration
             file or default when None. Created if it is missing in an existing directory.
         config: configuration file to look for ``store`` in.
-        timeout: seconds to wait for other writers before ``SpoolBusy``.
+        timeout: seconds, at most a day, to wait for other writers before ``SpoolBusy``.
 
     Raises:
         SpoolError: or a subclass, when the spool cannot be used.
@@ -74,20 +76,27 @@ class Mailstrom:
         self,
         store: str | os.PathLike[str] | None = None,
         *,
-        config: str | None = None,
+        config: str | os.PathLike[str] | None = None,
         timeout: float = 5.0,
     ) -> None:
+        self._timeout = arguments.seconds("timeout", timeout, arguments.LONGEST_TIMEOUT_S)
         self.path = locate_store(store, config, os.environ)
-        self._store = open_client_store(self.path, busy_ms=int(timeout * 1000))
-        self._timeout = timeout
-        self._committer = Committer(self._store, timeout, wall_ms)
+        self._store = open_client_store(self.path, busy_ms=int(self._timeout * 1000))
+        self._committer = Committer(self._store, self._timeout, wall_ms)
         self._finalizer = weakref.finalize(self, self._committer.stop)
         _living.add(self)
 
     @classmethod
     def create(cls, path: str | os.PathLike[str]) -> Mailstrom:
-        """Create the spool at ``path`` if it is missing, and open it."""
-        return cls(path)
+        """Create the spool at ``path`` if it is missing, and open it.
+
+        The same as ``Mailstrom(path)``, but never one found elsewhere.
+
+        Raises:
+            TypeError: no path.
+            SpoolError: or a subclass, when the spool cannot be used.
+        """
+        return cls(arguments.path("path", path))
 
     # --- sending ----------------------------------------------------------------------------
 
@@ -165,14 +174,17 @@ class Mailstrom:
 
         Raises:
             InvalidMessage: before the bad message's chunk is written; ``.ids`` lists what was
-                accepted until then. Other errors as ``send()``, with ``.ids`` as well.
+                accepted until then. Every other error, too, has ``.ids``: those of ``send()`` and
+                what ``messages`` itself raises. ``OutcomeUnknown.key`` answers for its chunk.
+            TypeError: not an iterable of messages and pairs.
         """
         ids: list[str] = []
         try:
-            for chunk in self._chunks(messages, defaults):
+            for chunk in self._chunks(arguments.messages(messages), defaults):
                 ids.extend(self._committer.call(self._enqueue_all(chunk), chunk[0].id))
-        except Exception as error:
-            error.ids = ids  # type: ignore[attr-defined]
+        except BaseException as error:
+            with contextlib.suppress(AttributeError, TypeError):  # a caller's own, frozen
+                error.ids = ids  # type: ignore[attr-defined]
             raise
         return ids
 
@@ -181,14 +193,15 @@ class Mailstrom:
 
     def _chunks(
         self,
-        messages: Iterable[AnyMessage | tuple[AnyMessage, SendOptions]],
+        messages: Iterable[object],
         defaults: dict[str, Any],
     ) -> Iterator[list[Submission]]:
         chunk: list[Submission] = []
         size = 0
-        for item in messages:
-            message, own = item if isinstance(item, tuple) else (item, {})
-            submission = self._submission(message, **{**defaults, **own})
+        for place, item in enumerate(messages):
+            message, own = arguments.item(place, item)
+            given: dict[str, Any] = {**defaults, **own}
+            submission = self._submission(message, **given)
             if chunk and size + len(submission.content) > CHUNK_BYTES:
                 yield chunk
                 chunk, size = [], 0
@@ -202,7 +215,7 @@ class Mailstrom:
 
     def _submission(
         self,
-        message: AnyMessage,
+        message: object,
         *,
         sender: str | None = None,
         recipients: Iterable[str] | None = None,
@@ -250,7 +263,7 @@ class Mailstrom:
             message_id=prepared.message_id,
             stream=options.word("stream", stream, 64),
             priority=options.rank(priority),
-            tags=options.tag_list(tags),
+            tags=options.tag_list(arguments.tags(tags)),
             metadata=options.flat(metadata),
             created_ms=now,
             send_ms=due,
@@ -270,6 +283,7 @@ class Mailstrom:
         Raises:
             MessageNotFound: no such id here.
         """
+        arguments.text("id", id)
         found = self._store.statuses([id])
         if id not in found:
             raise MessageNotFound(f"no message {id!r} in {self.path}")
@@ -279,12 +293,15 @@ class Mailstrom:
         """Wait until every recipient is final.
 
         Args:
-            timeout: seconds; None waits for ever.
+            timeout: seconds; 0 or less looks once, None waits for ever.
 
         Raises:
             MessageNotFound: no such id here.
             TimeoutError: not final in time.
         """
+        arguments.text("id", id)
+        if timeout is not None:
+            timeout = arguments.number("timeout", timeout)
 
         def look() -> MessageStatus | None:
             status = self.status(id)
@@ -300,7 +317,8 @@ class Mailstrom:
             MessageNotFound: no such id here, or its content was purged.
             SpoolCorrupt: the content is damaged on disk.
         """
-        content = self._store.content(id)
+        # No id holds anything else, and a lone surrogate would be an error of the driver.
+        content = self._store.content(id) if arguments.text("id", id).isascii() else None
         if content is None:
             raise MessageNotFound(f"no content of message {id!r} in {self.path}")
         return content
@@ -315,15 +333,28 @@ class Mailstrom:
         """Rows of a read-only statement on the public views, as named tuples.
 
         Args:
+            params: values for each ``?`` (list or tuple) or each ``:name`` (dict).
             seconds: the statement is stopped after this time, so that it cannot hold back the WAL.
 
         Raises:
             SpoolError: bad SQL, an attempt to write, or out of time (``SpoolBusy``).
+            TypeError, ValueError: a value that SQLite has no kind for, or a missing ``:name``.
         """
-        return self._store.query(sql, params, seconds)
+        values = arguments.bindings(params)
+        limit = arguments.seconds("seconds", seconds)
+        try:
+            return self._store.query(arguments.statement(sql), values, limit)
+        except KeyError as error:
+            raise ValueError(f"params: has no value for {error.args[0]!r}") from error
 
     def check(self) -> list[str]:
-        """Broken invariants of the spool, a sentence each; empty when it is sound."""
+        """Broken invariants of the spool, a sentence each; empty when it is sound.
+
+        Reads the whole file: for a person or a test, not for every minute.
+
+        Raises:
+            SpoolError: or a subclass, when the spool cannot be read.
+        """
         return self._store.check()
 
     # --- changing ---------------------------------------------------------------------------
@@ -359,6 +390,7 @@ class Mailstrom:
         return self._change("retry", id, recipient)
 
     def _change(self, verb: str, id: str, recipient: str | None) -> int:
+        arguments.text("id", id)
         step = getattr(self._store, verb)
         address = None
         if recipient is not None:

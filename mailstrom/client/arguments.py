@@ -1,7 +1,7 @@
 """Arguments of the client's methods: checked before anything happens, named in the error.
 
-A wrong type is a ``TypeError``, a value that no call could use a ``ValueError``: both are mistakes of
-the calling program. Whatever belongs to a message (``options``) is an ``InvalidMessage`` instead.
+A wrong type is a ``TypeError``, a value that no call could use a ``ValueError``: both are mistakes
+of the calling program. What belongs to a message (``options``) is an ``InvalidMessage`` instead.
 """
 
 from __future__ import annotations
@@ -46,16 +46,16 @@ def path(name: str, value: object) -> str:
 
 
 def seconds(name: str, value: object, most: float = math.inf) -> float:
-    """Seconds from 0 to ``most``.
+    """More than 0 seconds, at most ``most``.
 
     Raises:
         TypeError: no number; True and False are none.
-        ValueError: negative, not a number, or more than ``most``.
+        ValueError: 0, negative, not a number, or more than ``most``.
     """
     found = number(name, value)
-    if not 0 <= found <= most:
-        limit = "0 or more" if math.isinf(most) else f"from 0 to {most:g}"
-        raise ValueError(f"{name}: must be {limit} seconds, not {value!r}")
+    if not 0 < found <= most:
+        limit = "" if math.isinf(most) else f" and at most {most:g}"
+        raise ValueError(f"{name}: must be more than 0{limit} seconds, not {found:g}")
     return found
 
 
@@ -181,4 +181,4 @@ def _encodable(value: str) -> bool:
 
 
 def _kind(value: object) -> str:
-    return "None" if value is None else f"a {type(value).__name__}"
+    return "None" if value is None else type(value).__name__

@@ -45,6 +45,17 @@ class _Request:
         return True
 
 
+class _Line:
+    """A queue and the thread that serves it; a forked child begins a new one."""
+
+    __slots__ = ("queue", "serving", "started")
+
+    def __init__(self) -> None:
+        self.queue: SimpleQueue[_Request | None] = SimpleQueue()
+        self.serving = _thread.allocate_lock()
+        self.started = False
+
+
 class Committer:
     """Runs everything that writes, one batch at a time.
 
@@ -59,16 +70,11 @@ class Committer:
         self._timeout = timeout
         self._now_ms = now_ms
         self._stopped = False
-        self._reset()
-
-    def _reset(self) -> None:
-        self._queue: SimpleQueue[_Request | None] = SimpleQueue()
-        self._serving = _thread.allocate_lock()
-        self._started = False
+        self._line = _Line()
 
     def forked(self) -> None:
         """In a forked child: the parent's thread and its callers do not exist here."""
-        self._reset()
+        self._line = _Line()
 
     def enqueue(self, submission: Submission) -> str:
         """Store one message durably, sharing the commit with whoever calls now.
@@ -88,16 +94,17 @@ class Committer:
         """Let the thread end after what is queued; later calls raise SpoolError."""
         self._stopped = True  # before the end is queued: see _run
         # Even where no thread is known of: one that is just being started finds it.
-        self._queue.put(None)
+        self._line.queue.put(None)
 
     def _run(self, request: _Request, key: str) -> Any:
-        self._queue.put(request)
+        line = self._line
+        line.queue.put(request)
         # Looked at after the request is queued: not stopped means that it stands before the end
         # of the queue, so it will be served.
         if self._stopped and request.withdraw():
             raise SpoolError("this client is closed; open a new one")
-        if not self._started:
-            self._start(request)
+        if not line.started:
+            self._start(line, request)
         if not request.done.acquire(timeout=self._timeout):
             if request.withdraw():
                 raise SpoolBusy(
@@ -113,32 +120,37 @@ class Committer:
             raise request.error
         return request.result
 
-    def _start(self, request: _Request) -> None:
+    def _start(self, line: _Line, request: _Request) -> None:
         """Start the thread; without one the request is withdrawn, so that nobody runs it later.
 
-        Two callers may both start one; the second finds the serving lock taken and ends. Only a
-        thread that was started is ever noted: neither an error nor a signal handler that raises
-        can leave a client that waits for a thread which does not exist.
+        Two callers may both start one; the second finds the serving lock taken and ends. Noted is
+        only a thread that was started: neither an error nor a signal handler that raises leaves a
+        client that waits for a thread which does not exist.
         """
         try:
-            _thread.start_new_thread(self._serve, (self._queue, self._serving))
+            _thread.start_new_thread(self._serve, (line,))
         except Exception as error:  # RuntimeError, or MemoryError: the process has its limit
             # Where it cannot be withdrawn, another caller's thread has it: then it will be done.
-            if not self._started and request.withdraw():
+            if not line.started and request.withdraw():
                 raise SpoolError(
                     f"no thread could be started to write with ({error}); nothing was written:"
                     " try again with fewer threads, or raise the limit of processes (ulimit -u)"
                 ) from error
         else:
-            self._started = True
+            line.started = True
 
-    def _serve(self, queue: SimpleQueue[_Request | None], serving: Any) -> None:
+    def _serve(self, line: _Line) -> None:
+        queue, serving = line.queue, line.serving
         if not serving.acquire(blocking=False):
             return
         while True:
             request = queue.get()
+            if line is not self._line:
+                # A handler forked in the middle of _run and the child came back there: what is
+                # in the inherited queue is the parent's to store.
+                return
             if request is None:
-                queue.put(None)  # for a second thread that was late to find this one serving
+                queue.put(None)  # for a second thread that comes too late to find this one
                 serving.release()
                 return
             if not request.taken.acquire(blocking=False):

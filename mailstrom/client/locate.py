@@ -9,28 +9,51 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
+from mailstrom.client import arguments
 from mailstrom.errors import ConfigError, SpoolError
 
 SYSTEM_FILE = "/etc/mailstrom/mailstrom.toml"
 SYSTEM_STORE = "/var/lib/mailstrom/spool.db"
 
 
-def _xdg(environ: Mapping[str, str], variable: str, below_home: str) -> str:
-    """An XDG base directory; the specification has relative values ignored."""
+def _xdg(environ: Mapping[str, str], variable: str, below_home: str) -> str | None:
+    """An XDG base directory; the specification has relative values ignored.
+
+    None where neither the environment nor the system knows a home directory for this user.
+    """
     named = environ.get(variable, "")
     if named.startswith("/"):
         return named
     home = environ.get("HOME", "")
     if not home.startswith("/"):
         home = os.path.expanduser("~")
-    return os.path.join(home, below_home)
+    return os.path.join(home, below_home) if home.startswith("/") else None
+
+
+def plain_path(path: str, folder: str = "") -> str:
+    """Absolute path with every doubled slash gone; one at the front survives ``os.path`` alone.
+
+    Args:
+        path: relative to ``folder`` (to the working directory without one), or absolute.
+    """
+    found = os.path.abspath(os.path.join(folder, path))
+    return "/" + found.lstrip("/") if found.startswith("//") else found
 
 
 def default_store(environ: Mapping[str, str]) -> str:
-    """Where the spool lies when nobody says."""
+    """Where the spool lies when nobody says.
+
+    Raises:
+        ConfigError: this user has no home directory.
+    """
     if os.geteuid() == 0:
         return SYSTEM_STORE
-    return os.path.join(_xdg(environ, "XDG_STATE_HOME", ".local/state"), "mailstrom/spool.db")
+    folder = _xdg(environ, "XDG_STATE_HOME", ".local/state")
+    if folder is None:
+        raise ConfigError(
+            "this user has no home directory for a spool; name one by argument or MAILSTROM_STORE"
+        )
+    return plain_path("mailstrom/spool.db", folder)
 
 
 def configuration_file(
@@ -40,17 +63,19 @@ def configuration_file(
 
     Raises:
         ConfigError: a file named by argument or environment does not exist.
+        TypeError: ``config`` is no path.
     """
-    named = os.fspath(config) if config else environ.get("MAILSTROM_CONFIG")
+    argument = "" if config is None else arguments.path("config", config)
+    named = argument or environ.get("MAILSTROM_CONFIG")
     if named:
         if not os.path.isfile(named):
             raise ConfigError(f"{named}: no such configuration file; create it or name another")
-        return os.path.abspath(named)
+        return plain_path(named)
+    if os.path.lexists(SYSTEM_FILE):
+        return SYSTEM_FILE
     home = _xdg(environ, "XDG_CONFIG_HOME", ".config")
-    for candidate in (SYSTEM_FILE, os.path.join(home, "mailstrom/mailstrom.toml")):
-        if os.path.lexists(candidate):
-            return candidate
-    return None
+    own = None if home is None else os.path.join(home, "mailstrom/mailstrom.toml")
+    return own if own is not None and os.path.lexists(own) else None
 
 
 def locate_store(
@@ -63,12 +88,13 @@ def locate_store(
     Raises:
         ConfigError: the configuration file cannot be read, or what names the store is no path.
         SpoolError: the default directory cannot be made.
+        TypeError: an argument is no path.
     """
     if store is not None:
-        return _path(os.fspath(store), "store", os.getcwd())
+        return _path(arguments.path("store", store), "store")
     named = environ.get("MAILSTROM_STORE")
     if named:
-        return _path(named, "MAILSTROM_STORE", os.getcwd())
+        return _path(named, "MAILSTROM_STORE")
     file = configuration_file(config, environ)
     if file is not None:
         named = _store_key(file)
@@ -86,11 +112,22 @@ def locate_store(
     return path
 
 
-def _path(store: str | bytes, origin: str, folder: str) -> str:
-    path = store.removeprefix("sqlite://") if isinstance(store, str) else ""
+def _path(store: str, origin: str, folder: str = "") -> str:
+    path = store.removeprefix("sqlite://")
     if not path or "\0" in path or "://" in path:
         raise ConfigError(f"{origin}: {store!r} is no path; write a path or sqlite:///path")
-    return os.path.normpath(os.path.join(folder, path))
+    try:
+        path.encode()
+        return plain_path(path, folder)
+    except UnicodeEncodeError:
+        raise ConfigError(
+            f"{origin}: {store!r} is not UTF-8, which SQLite needs; rename it"
+        ) from None
+    except OSError as error:
+        raise ConfigError(
+            f"{origin}: {store!r} is relative to a working directory that is gone"
+            f" ({error.strerror}); write an absolute path"
+        ) from error
 
 
 def _store_key(file: str) -> str | None:

@@ -23,14 +23,16 @@ _room: ModuleType | None = None
 class _Loading:
     """What a fork must know of the import (``forks.Forkable``)."""
 
-    lost = False
+    def __init__(self) -> None:
+        self.running: set[Any] = set()
+        self.lost = False
 
     def let_go(self) -> None:
         """Nothing: a fork begins when the import has ended, since it runs ``inside()``."""
 
     def orphaned(self) -> None:
-        """In the child of a fork that may have found the import half done."""
-        self.lost = True
+        """In the child of a fork that waited in vain: a running import stays half done for ever."""
+        self.lost = bool(self.running)
 
 
 _loading = _Loading()
@@ -75,10 +77,12 @@ def message_room(timeout: float) -> Any:
 def _load(done: Any, failed: list[BaseException]) -> None:
     global _room
     with forks.inside():  # to the end: a child never finds the room made and its waiter not told
+        _loading.running.add(done)
         try:
             import mailstrom.message
 
             _room = mailstrom.message
         except BaseException as error:  # belongs to the caller
             failed.append(error)
+        _loading.running.discard(done)
         done.release()

@@ -7,6 +7,7 @@ are float seconds, file names absolute. Knows no spool, no socket and no log.
 
 from __future__ import annotations
 
+from mailstrom.config.checks import warnings
 from mailstrom.config.derived import (
     ehlo_name,
     nameserver_name,
@@ -61,5 +62,6 @@ __all__ = [
     "relay_password",
     "stage_timeouts",
     "to_json",
+    "warnings",
     "worker_count",
 ]

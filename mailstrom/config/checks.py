@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from ipaddress import IPv6Address
 
 from msgspec.structs import replace
 
@@ -21,7 +22,7 @@ CONNECT_KEYS = ("timeouts.connect", "delivery.connect_timeout")  # two spellings
 
 
 def checked(config: Config) -> Config:
-    """``config`` with its two spellings of the connect timeout made one.
+    """``config`` with what follows from it: one connect timeout, and ``verify`` as ``require``.
 
     Raises:
         ConfigError: naming every broken rule, the first one first.
@@ -30,7 +31,33 @@ def checked(config: Config) -> Config:
     if broken:
         place = config.origin or "configuration"
         raise ConfigError("\n".join(f"{place}: {sentence}" for sentence in broken))
-    return _one_connect_timeout(config)
+    return _verify_requires(_one_connect_timeout(config))
+
+
+def warnings(config: Config) -> list[str]:
+    """What is usable and unwise in ``config``, a sentence each."""
+    path = config.relay.password_file
+    if path is None:
+        return []
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return []  # gone since it was checked: the engine says so when it needs it
+    if mode & 0o007:
+        return [
+            f"[relay] password_file {path}: every user of this machine may"
+            f" {'read' if mode & 0o004 else 'change'} it (mode {mode & 0o777:03o}):"
+            f" chmod 600, owned by the engine's user"
+        ]
+    return []
+
+
+def _verify_requires(config: Config) -> Config:
+    # A certificate that must be right, on a connection that may be in clear, would protect nothing.
+    if not config.tls.verify or config.tls.require:
+        return config
+    sources = config.sources | {"tls.require": config.sources.get("tls.verify", "default")}
+    return replace(config, tls=replace(config.tls, require=True), sources=sources)
 
 
 def _one_connect_timeout(config: Config) -> Config:
@@ -101,6 +128,9 @@ def _relay(config: Config) -> Iterator[str]:
         except ValueError as error:
             yield f"[relay] hosts: {error}"
             continue
+        if isinstance(names.ip(entry), IPv6Address):
+            yield f'[relay] hosts: {entry!r} is an IPv6 address: write it as "[{entry}]"'
+            continue
         if names.ip(host) is None and not names.is_host_name(host):
             yield f'[relay] hosts: {entry!r} is no host: write "host" or "host:port"'
 
@@ -132,15 +162,11 @@ def _all_loopback(hosts: tuple[str, ...]) -> bool:
 
 def _tls(config: Config) -> Iterator[str]:
     tls, relay = config.tls, config.relay
-    relayed = config.delivery.mode == "relay"
-    encrypted = relayed and relay.tls in {"required", "implicit"}
-    if tls.verify and not tls.require and not encrypted:
-        yield (
-            "[tls] verify without require would fall back to plaintext where a certificate is"
-            " bad: add require = true"
-        )
-    if tls.require and relayed and relay.tls == "none":
-        yield '[tls] require and [relay] tls = "none" contradict: write tls = "required"'
+    if tls.verify and not tls.require and "tls.require" in config.sources:
+        yield "[tls] verify includes require, and require = false contradicts it: remove one"
+    if (tls.require or tls.verify) and config.delivery.mode == "relay" and relay.tls == "none":
+        key = "require" if tls.require else "verify"
+        yield f'[tls] {key} and [relay] tls = "none" contradict: write tls = "required"'
 
 
 def _files(config: Config) -> Iterator[str]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from mailstrom.config import schema
+from mailstrom.config.durations import duration
 from mailstrom.config.settings import Config, Table
 
 
@@ -16,21 +17,38 @@ class Setting(NamedTuple):
         key: dotted, as ``delivery.port``.
         value: as TOML has it; empty where nothing is set.
         origin: file name, environment variable, option, or ``default``.
+        plain: the value for JSON: null, true, a number, a list; durations and paths are text.
     """
 
     key: str
     value: str
     origin: str
+    plain: object
+
+    def to_dict(self) -> dict[str, object]:
+        """Key, plain value and origin, for JSON."""
+        return {"key": self.key, "value": self.plain, "origin": self.origin}
 
 
 def describe(config: Config) -> list[Setting]:
     """Every key of ``config`` in the order of the documentation; secrets are only file names."""
     return [
-        Setting(key, value, config.sources.get(key, "default")) for key, value in _rows(config, "")
+        Setting(
+            key, schema.toml(value, unit), config.sources.get(key, "default"), _plain(value, unit)
+        )
+        for key, value, unit in _rows(config, "")
     ]
 
 
-def _rows(table: Table, prefix: str) -> Iterator[tuple[str, str]]:
+def _plain(value: object, unit: str | None) -> object:
+    if isinstance(value, tuple | list):
+        return [_plain(item, unit) for item in value]
+    if unit == "duration" and isinstance(value, int | float):
+        return duration(value)
+    return str(value) if isinstance(value, str) else value  # a plain str of an enum's member
+
+
+def _rows(table: Table, prefix: str) -> Iterator[tuple[str, object, str | None]]:
     for key in schema.keys(type(table)):
         value = getattr(table, key.name)
         dotted = f"{prefix}{key.name}"
@@ -40,4 +58,4 @@ def _rows(table: Table, prefix: str) -> Iterator[tuple[str, str]]:
             for name, inner in value.items():
                 yield from _rows(inner, f"{dotted}.{name}.")
         else:
-            yield dotted, schema.toml(value, key.unit)
+            yield dotted, value, key.unit

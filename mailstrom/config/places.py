@@ -24,11 +24,21 @@ def _xdg(environ: Mapping[str, str], variable: str, below_home: str) -> Path:
     return (Path(home) if home.startswith("/") else Path.home()) / below_home
 
 
+def plain_path(path: str | os.PathLike[str], folder: str | os.PathLike[str] = "") -> str:
+    """Absolute path with every doubled slash gone; one at the front survives ``os.path`` alone.
+
+    Args:
+        path: relative to ``folder`` (to the working directory without one), or absolute.
+    """
+    found = os.path.abspath(os.path.join(folder, path))
+    return "/" + found.lstrip("/") if found.startswith("//") else found
+
+
 def default_store(environ: Mapping[str, str] = os.environ) -> str:
     """The spool of this user: ``/var/lib/mailstrom`` as root, else under ``$XDG_STATE_HOME``."""
     if os.geteuid() == 0:
         return str(SYSTEM_STORE)
-    return str(_xdg(environ, "XDG_STATE_HOME", ".local/state") / "mailstrom/spool.db")
+    return plain_path("mailstrom/spool.db", _xdg(environ, "XDG_STATE_HOME", ".local/state"))
 
 
 def find_file(path: str | os.PathLike[str] | None, environ: Mapping[str, str]) -> Path | None:
@@ -42,7 +52,7 @@ def find_file(path: str | os.PathLike[str] | None, environ: Mapping[str, str]) -
     """
     for named, by in ((path, "--config"), (environ.get("MAILSTROM_CONFIG"), "MAILSTROM_CONFIG")):
         if named:
-            file = Path(os.path.abspath(named))
+            file = Path(plain_path(named))
             if not file.is_file():
                 raise ConfigError(
                     f"{file}: no such configuration file (named by {by}); create it or name another"

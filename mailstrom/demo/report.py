@@ -11,17 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from mailstrom.client import Mailstrom
 from mailstrom.demo.audit import Audit
+from mailstrom.demo.tables import fitting, upright
 from mailstrom.printable import printable
 
 MOST_SHOWN = 10
 _LONGEST_CELL = 300
+INDENT = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +122,8 @@ def print_exhibits(console: Console, client: Mailstrom) -> None:
         for line in exhibit.sql.splitlines():
             say(console, f"  {line}", "dim")
         say(console)
-        console.print(_upright(rows) if exhibit.upright else _table(rows))
+        table = _table(rows, console.width - INDENT, standing=exhibit.upright)
+        console.print(Padding(table, (0, 0, 0, INDENT)))
 
 
 def print_elsewhere(console: Console, store: Path, log: Path, *, kept: bool) -> None:
@@ -153,25 +156,14 @@ def print_findings(console: Console, audit: Audit) -> None:
             say(console, f"  and {len(findings) - MOST_SHOWN} more")
 
 
-def _cell(value: object) -> Text:
-    return Text("" if value is None else printable(str(value), _LONGEST_CELL))
+def _cell(value: object) -> str:
+    return "" if value is None else printable(str(value), _LONGEST_CELL)
 
 
-def _table(rows: list[Any]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    for name, value in zip(rows[0]._fields, rows[0], strict=True):
-        number = isinstance(value, int)
-        table.add_column(name, justify="right" if number else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*map(_cell, row))
-    return table
-
-
-def _upright(rows: list[Any]) -> Table:
-    table = Table(box=None, show_header=False, padding=(0, 1), pad_edge=False)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for row in rows:
-        for name, value in zip(row._fields, row, strict=True):
-            table.add_row(Text(f"  {name}"), _cell(value))
-    return table
+def _table(rows: list[Any], width: int, *, standing: bool) -> Table:
+    columns = rows[0]._fields
+    cells = [[_cell(value) for value in row] for row in rows]
+    if standing:
+        return upright(columns, cells)
+    numbers = {place for place, value in enumerate(rows[0]) if isinstance(value, int)}
+    return fitting(columns, cells, width, right=numbers)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mailstrom.storage.sqlite.client import SQLiteClientStore
     from mailstrom.storage.sqlite.worker import SQLiteWorkerStore
+
+
+def real(path: str) -> str:
+    """The one name of a spool: a link to it is the same spool, with the same -wal and locks."""
+    return os.path.realpath(path)
 
 
 def prepare(path: str) -> None:
@@ -17,32 +23,25 @@ def prepare(path: str) -> None:
     """
     from mailstrom.storage.sqlite.schema import prepare as prepare_sqlite
 
-    prepare_sqlite(path)
+    prepare_sqlite(real(path))
 
 
 def open_client_store(path: str, *, busy_ms: int = 5_000) -> SQLiteClientStore:
     """The client's half of a store, created if it is missing."""
     from mailstrom.storage.sqlite.client import SQLiteClientStore
 
-    return SQLiteClientStore(path, busy_ms=busy_ms)
+    return SQLiteClientStore(real(path), busy_ms=busy_ms)
 
 
 def open_worker_store(path: str, *, busy_ms: int = 10_000) -> SQLiteWorkerStore:
     """The engine's half of a store; the spool must exist."""
     from mailstrom.storage.sqlite.worker import SQLiteWorkerStore
 
-    return SQLiteWorkerStore(path, busy_ms=busy_ms)
+    return SQLiteWorkerStore(real(path), busy_ms=busy_ms)
 
 
 def run_directory(path: str) -> str:
     """The directory beside a spool that holds lock files and flags."""
     from mailstrom.storage.sqlite.durable import run_directory as directory
 
-    return directory(path)
-
-
-def schema_version() -> int:
-    """The schema version this Mailstrom writes."""
-    from mailstrom.storage.sqlite.schema import version
-
-    return version()
+    return directory(real(path))

@@ -460,6 +460,10 @@ class WorkerStore(Protocol):
         """Make every commit so far durable."""
         ...
 
+    def verify(self) -> None:
+        """Raise ``SpoolReplaced`` if the files in use are no longer those that have the names."""
+        ...
+
     def repair(self) -> bool:
         """Try to lift a spool poisoned by a disk error; True if acknowledgements may go on."""
         ...

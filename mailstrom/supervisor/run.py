@@ -10,7 +10,6 @@ supervised, 78 configuration, foreign spool or engine not installed.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
@@ -27,7 +26,7 @@ from mailstrom.errors import (
     SpoolError,
     SpoolFull,
 )
-from mailstrom.storage import prepare
+from mailstrom.storage import prepare, real
 from mailstrom.supervisor.instance import Holder, lock_path, take_lock
 from mailstrom.supervisor.supervision import DELIVERY, JANITOR, Supervision, Timing
 
@@ -88,7 +87,7 @@ def serve(
         if find_spec(_ENGINE) is None:
             return _refuse(EXIT_CONFIG, _NO_ENGINE)
         commands = engine_commands()
-    store = os.path.abspath(config.store)
+    store = real(config.store)
     try:
         prepare(store)
     except SpoolError as error:

@@ -14,7 +14,7 @@ from typing import Any
 import apsw
 import pytest
 
-from mailstrom.errors import OutcomeUnknown, SpoolError
+from mailstrom.errors import OutcomeUnknown, SpoolError, SpoolReplaced
 from mailstrom.storage import open_client_store
 from mailstrom.storage.sqlite.client import SQLiteClientStore
 from mailstrom.storage.sqlite.connection import connect
@@ -158,6 +158,10 @@ def test_a_replaced_wal_is_noticed_by_its_inode(
     copy = tmp_path / "copy"
     shutil.copyfile(f"{path}-wal", copy)
     os.replace(copy, f"{path}-wal")
+    with pytest.raises(SpoolReplaced):  # what our connection wrote is not in this file
+        sync()
+    assert disk.synced[-1].st_ino == first
+    sync.bind()  # as a fresh connection does
     sync()
     assert disk.synced[-1].st_ino == os.stat(f"{path}-wal").st_ino != first
     sync.close()
@@ -169,10 +173,61 @@ def test_a_deleted_wal_is_never_taken_as_synced(
     client.enqueue([submission()], T0)
     count = len(disk.synced)
     os.unlink(f"{path}-wal")
-    with pytest.raises(OutcomeUnknown):
+    with pytest.raises(SpoolReplaced):
         client.enqueue([submission()], T0)
     assert len(disk.synced) == count
-    assert engine.poisoned
+    assert not engine.poisoned  # no disk failed
+    with pytest.raises(SpoolReplaced):
+        engine.verify()
+
+
+def test_after_a_replacement_the_client_writes_into_what_has_the_name(
+    path: str, client: SQLiteClientStore, tmp_path: Path
+) -> None:
+    """A spool restored over a living client: nothing is acknowledged into files without a name."""
+    client.enqueue([submission()], T0)
+    other = tmp_path / "other.db"
+    SQLiteClientStore(str(other)).close()
+    for ending in ("", "-wal", "-shm"):
+        os.replace(f"{other}{ending}", f"{path}{ending}")
+    with pytest.raises(SpoolReplaced):
+        client.enqueue([submission()], T0)
+    one = submission()
+    assert client.enqueue([one], T0) == [one.id]
+    assert list(SQLiteClientStore(path).statuses([one.id])) == [one.id]
+
+
+def test_only_a_failed_sync_poisons(
+    path: str, client: SQLiteClientStore, engine: SQLiteWorkerStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No descriptors left is this process's own trouble."""
+    client.close()
+
+    def exhausted(*_: object, **__: object) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    fresh = WalSync(path)
+    monkeypatch.setattr(os, "open", exhausted)
+    with pytest.raises(SpoolError):
+        fresh()
+    monkeypatch.undo()
+    assert not engine.poisoned
+
+
+def test_a_run_directory_that_cannot_be_looked_into_stops_acknowledging(
+    path: str, client: SQLiteClientStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client.enqueue([submission()], T0)
+    real = os.stat
+
+    def closed(name: object, *args: object, **kwargs: object) -> os.stat_result:
+        if str(name).endswith("poisoned"):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return real(name, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "stat", closed)
+    with pytest.raises(SpoolError):
+        client.enqueue([submission()], T0)
 
 
 def test_a_checkpoint_and_a_restarted_wal_keep_the_inode(

@@ -17,7 +17,7 @@ from mailstrom.errors import (
     SchemaMismatch,
     SpoolError,
 )
-from mailstrom.storage import prepare, run_directory
+from mailstrom.storage import open_client_store, prepare, run_directory
 from mailstrom.storage.sqlite import schema
 from mailstrom.storage.sqlite.client import SQLiteClientStore
 from mailstrom.storage.sqlite.connection import (
@@ -360,3 +360,18 @@ def test_many_processes_may_create_a_spool_at_once(path: str) -> None:
     assert store.query("SELECT count(*) FROM messages", (), 5) == [(6,)]
     assert store.check() == []
     store.close()
+
+
+def test_a_link_to_a_spool_is_the_same_spool(tmp_path: Path) -> None:
+    """Two names must not make two -wal files, two run directories, two supervisors."""
+    spool, link = tmp_path / "spool.db", tmp_path / "link.db"
+    first = open_client_store(str(spool))
+    link.symlink_to(spool)
+    second = open_client_store(str(link))
+    one, two = submission(), submission()
+    assert first.enqueue([one], T0) == [one.id]
+    assert second.enqueue([two], T0) == [two.id]
+    assert set(first.statuses([one.id, two.id])) == {one.id, two.id}
+    assert sorted(entry.name for entry in tmp_path.iterdir() if "link" in entry.name) == ["link.db"]
+    first.close()
+    second.close()

@@ -56,6 +56,7 @@ class Child:
     config: Config
     worker: int
     db: DBThread
+    lock: LockFile
     draining: asyncio.Event = field(default_factory=asyncio.Event)
     reloaded: asyncio.Event = field(default_factory=asyncio.Event)
     lapsed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -76,11 +77,15 @@ class Child:
         state, sessions, now_ms = self.state, self.sessions(), wall_ms()
 
         def step(store: WorkerStore) -> bool:
+            store.verify()
             store.beat(self.worker, state=state, sessions=sessions, now_ms=now_ms)
             return any(row.seq == self.worker for row in store.workers())
 
-        if not await self.db.insist(step):
-            events.engine_failed(where="row", error="this worker was taken for dead; it ends")
+        alive = await self.db.insist(step)
+        if not alive or not self.lock.named:
+            events.engine_failed(
+                where="row", error="this process was taken for dead, or its lock file is gone"
+            )
             os._exit(1)
 
     async def ready(self) -> None:
@@ -133,6 +138,7 @@ async def _live(
     os.set_inheritable(hello.status_fd, False)
     os.set_blocking(hello.status_fd, False)
     name = f"{hello.kind}-{os.getpid()}-{secrets.token_hex(4)}.lock"
+    os.makedirs(run_directory(hello.store), exist_ok=True)
     lock = LockFile(os.path.join(run_directory(hello.store), name))
     for _ in range(500):
         if lock.acquire({"pid": os.getpid(), "kind": hello.kind}):
@@ -154,7 +160,7 @@ async def _live(
             now_ms=wall_ms(),
         ).seq
 
-    child = Child(hello, config, await db.call(register), db, status_fd=hello.status_fd)
+    child = Child(hello, config, await db.call(register), db, lock, status_fd=hello.status_fd)
     loop = asyncio.get_running_loop()
     for line in waiting:
         _obey(child, decode_command(line))

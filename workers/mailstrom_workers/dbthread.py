@@ -19,7 +19,7 @@ from typing import Any, NoReturn, TypeVar
 
 from mailstrom import events
 from mailstrom.clock import wall_ms
-from mailstrom.errors import SpoolError
+from mailstrom.errors import SpoolError, SpoolReplaced
 from mailstrom.storage.base import Exchange, Work, WorkerStore
 
 _T = TypeVar("_T")
@@ -212,6 +212,8 @@ class DBThread:
         while True:
             try:
                 return step()
+            except SpoolReplaced as error:
+                _crash("store", error)  # a fresh process opens what has the name now
             except SpoolError as error:
                 if not told:
                     events.engine_failed(where="store", error=str(error))

@@ -63,6 +63,8 @@ class Janitor:
             lock = os.path.join(run_directory(self._path), row.lock)
             if row.seq == self._worker or not is_free(lock):
                 continue
+            if not os.path.exists(lock) and _exists(row.pid):
+                continue  # somebody deleted its file: it notices and ends by itself
             lapsed = store.lapse(
                 row.seq,
                 boot=boot_id(),
@@ -133,6 +135,16 @@ class Janitor:
                     lock.release(delete=True)
 
 
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 async def keep(child: Child) -> None:
     """Do rounds while this process holds the role, until drained."""
     role = LockFile(os.path.join(run_directory(child.hello.store), "janitor.lock"))
@@ -144,8 +156,8 @@ async def keep(child: Child) -> None:
         try:
             if role.held or role.acquire({"pid": os.getpid()}):
                 await child.db.call(janitor.round)
-        except SpoolError as error:
-            events.engine_failed(where="janitor", error=str(error))
+        except (SpoolError, OSError) as error:
+            events.engine_failed(where="janitor", error=error)
         await _pause(child)
     role.release()
 

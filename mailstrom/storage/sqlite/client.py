@@ -23,6 +23,7 @@ from mailstrom.errors import (
     SpoolCorrupt,
     SpoolError,
     SpoolReadOnly,
+    SpoolReplaced,
 )
 from mailstrom.storage.base import Submission
 from mailstrom.storage.sqlite import forks, schema
@@ -72,6 +73,7 @@ class SQLiteClientStore:
             connection = connect(self.path, busy_ms=self._busy_ms)
             try:
                 schema.require(connection, self.path, client=True)
+                self._sync.bind()
             except BaseException:
                 connection.close()
                 raise
@@ -146,6 +148,10 @@ class SQLiteClientStore:
     def _durable(self, key: str) -> None:
         try:
             self._sync()
+        except SpoolReplaced:
+            with forks.inside():
+                self.let_go()  # the next call opens what has the name now
+            raise
         except (SpoolError, OSError) as error:
             raise OutcomeUnknown(
                 f"{self.path}: the message was written, but the disk did not confirm it ({error});"

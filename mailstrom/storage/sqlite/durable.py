@@ -6,7 +6,8 @@ because frames are checksummed in order, a checkpoint syncs WAL and database bef
 again, and PERSIST_WAL keeps the file from being deleted.
 
 The descriptor is kept open: Linux reports a failed write-back once per descriptor, so a fresh one
-could miss it. It is compared with the path by inode before it is relied on.
+could miss it. It is compared with the path by inode before it is relied on: another inode means
+that the spool was replaced under us, and nothing is acknowledged.
 
 A sync error poisons the spool for every process: a flag file beside it, seen by all before they
 acknowledge, until the engine has checkpointed and synced afresh.
@@ -19,7 +20,7 @@ import errno
 import os
 from collections.abc import Callable
 
-from mailstrom.errors import SpoolError
+from mailstrom.errors import SpoolError, SpoolReadOnly, SpoolReplaced
 
 Sync = Callable[[int], None]
 
@@ -58,6 +59,7 @@ class WalSync:
         self._poison = poison_path(path)
         self._sync = sync
         self._fd: int | None = None
+        self._files: tuple[int, ...] = ()
         self._pid = os.getpid()
         self._unflagged: OSError | None = None  # an error whose flag could not be written yet
 
@@ -69,8 +71,9 @@ class WalSync:
                 last success may be acknowledged.
         """
         self.check()
+        fd = self._descriptor()
         try:
-            self._sync(self._descriptor())
+            self._sync(fd)
         except OSError as error:
             self.poison(error)
             raise SpoolError(
@@ -83,11 +86,23 @@ class WalSync:
         """Raise if the spool is poisoned."""
         if self._unflagged is not None:
             self.poison(self._unflagged)
-        if self._unflagged is not None or os.path.exists(self._poison):
+        if self._unflagged is not None or self._flagged():
             raise SpoolError(
                 f"{self._path}: a disk error is being repaired; nothing can be acknowledged now"
                 f" (flag {self._poison})"
             )
+
+    def _flagged(self) -> bool:
+        try:
+            os.stat(self._poison)
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise SpoolError(
+                f"{os.path.dirname(self._poison)}: cannot be looked into ({error.strerror}), so a"
+                " disk error that others saw would be missed; nothing can be acknowledged"
+            ) from error
+        return True
 
     def poison(self, error: OSError) -> None:
         """Raise the flag for every process; until it can be written, this one remembers."""
@@ -111,24 +126,59 @@ class WalSync:
         """Sync the -wal file regardless of the flag; part of a repair."""
         self._sync(self._descriptor())
 
-    def _descriptor(self) -> int:
-        if self._pid != os.getpid():  # a forked child shares the parent's, errors included
-            self.close()
-            self._pid = os.getpid()
-        now = os.stat(self._wal)
-        if self._fd is not None:
-            kept = os.fstat(self._fd)
-            if (kept.st_ino, kept.st_dev) == (now.st_ino, now.st_dev):
-                return self._fd
-            os.close(self._fd)
-            self._fd = None
-        self._fd = os.open(self._wal, os.O_RDWR | os.O_CLOEXEC)
-        # The -wal file may be new: its directory entry must survive, too.
-        directory = os.open(os.path.dirname(os.path.abspath(self._wal)), os.O_RDONLY)
+    def bind(self) -> None:
+        """Take the descriptor of the -wal that a connection opened just now writes to.
+
+        Raises:
+            SpoolError: it cannot be opened (no descriptors left, say); that poisons nobody.
+        """
+        self.close()
+        self._pid = os.getpid()
         try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+            self._fd = os.open(self._wal, os.O_RDWR | os.O_CLOEXEC)
+            self._files = self._identity()
+            # The -wal file may be new: its directory entry must survive, too.
+            directory = os.open(os.path.dirname(os.path.abspath(self._wal)), os.O_RDONLY)
+            try:
+                os.fsync(directory)
+            finally:
+                os.close(directory)
+        except OSError as error:
+            self.close()
+            kind = SpoolReadOnly if error.errno in (errno.EACCES, errno.EROFS) else SpoolError
+            raise kind(f"{self._wal}: cannot be opened for writing: {error.strerror}") from error
+
+    def verify(self) -> None:
+        """Raise unless the files are those that our connection has open.
+
+        While a connection is open nothing of ours deletes or renews the -wal file; a changed inode
+        means that somebody replaced the spool, and that our commits go to files without a name.
+
+        Raises:
+            SpoolReplaced: nothing committed here since then exists for anybody else.
+        """
+        if self._fd is None:
+            return
+        try:
+            found = self._identity()
+        except OSError:
+            found = ()
+        if found != self._files:
+            raise SpoolReplaced(
+                f"{self._path}: the spool's files were replaced or deleted under this process;"
+                " what it wrote since is not in the spool, so nothing is acknowledged"
+            )
+
+    def _identity(self) -> tuple[int, ...]:
+        """Device and inode of the database and of its -wal, by name; opens nothing."""
+        database, wal = os.stat(self._path), os.stat(self._wal)
+        return database.st_dev, database.st_ino, wal.st_dev, wal.st_ino
+
+    def _descriptor(self) -> int:
+        if self._fd is None or self._pid != os.getpid():
+            self.bind()  # in a forked child the parent's is shared, errors included
+        self.verify()
+        assert self._fd is not None
         return self._fd
 
     def close(self) -> None:

@@ -11,8 +11,9 @@ and goes on; parent and child open theirs again when they need them. Programs st
 ``subprocess`` run none of this.
 
 Contract: whoever calls SQLite does it within ``inside()``, short but for SQLite's own bounded
-waits (or whatever else a child must never find half done); whoever keeps connections implements ``Forkable`` and calls ``watch``. Nothing here takes a
-lock that a signal handler could find taken by the code it interrupted.
+waits; whoever keeps connections implements ``Forkable`` and calls ``watch``. The client's import of
+the message room runs inside, too: a child must not inherit it half done. Nothing here takes a lock
+that a signal handler could find taken by the code it interrupted.
 """
 
 from __future__ import annotations

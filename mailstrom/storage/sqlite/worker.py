@@ -67,6 +67,7 @@ class SQLiteWorkerStore:
             connection = connect(self.path, busy_ms=self._busy_ms, checkpoint_frames=0)
             try:
                 schema.require(connection, self.path, client=False)
+                self._sync.bind()
             except BaseException:
                 connection.close()
                 raise
@@ -303,6 +304,10 @@ class SQLiteWorkerStore:
     def sync(self) -> None:
         """See ``WorkerStore.sync``."""
         self._sync()
+
+    def verify(self) -> None:
+        """See ``WorkerStore.verify``."""
+        self._sync.verify()
 
     def repair(self) -> bool:
         """See ``WorkerStore.repair``: empty the WAL (a TRUNCATE checkpoint), then a fresh sync.

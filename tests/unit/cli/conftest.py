@@ -30,6 +30,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     for module in ("store", "spool"):
         loaded = importlib.import_module(f"mailstrom.cli.{module}")
         monkeypatch.setattr(loaded, "client_class", lambda: fake_spool.FakeClient)
+    monkeypatch.setattr(loaded, "require_spool", lambda config, store: None)  # it has no file
     yield fake_spool
     fake_spool.FakeClient.reset()
 

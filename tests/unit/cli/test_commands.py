@@ -104,6 +104,7 @@ def test_version(run: Any) -> None:
     from mailstrom import __version__
 
     assert run("version").out == run("--version").out == f"mailstrom {__version__}\n"
+    assert json_lines(run("version", "--json").out) == [{"version": __version__}]
 
 
 def test_help_names_every_command(run: Any) -> None:
@@ -281,22 +282,50 @@ def test_store_init_creates_where_told_or_where_the_configuration_says(
 
 def test_store_check_exits_1_on_findings(run: Any, fake: Any) -> None:
     assert run("store", "check")[:2] == (0, "ok\n")
+    assert json_lines(run("store", "check", "--json").out) == [{"ok": True, "findings": []}]
     fake.FakeClient.findings = ["row 3 missing"]
     assert run("store", "check")[:2] == (1, "row 3 missing\n")
-    assert json_lines(run("store", "check", "--json").out) == [{"finding": "row 3 missing"}]
+    assert json_lines(run("store", "check", "--json").out) == [
+        {"ok": False, "findings": ["row 3 missing"]}
+    ]
 
 
 def test_config_show_and_check(run: Any, tmp_path: Path) -> None:
     file = tmp_path / "c.toml"
     file.write_text('store = "there.db"\n[delivery]\nport = 2525\n')
     rows = {row["key"]: row for row in json_lines(run("config", "show", str(file), "--json").out)}
-    assert rows["delivery.port"] == {"key": "delivery.port", "value": "2525", "origin": str(file)}
-    assert rows["retry.max_age"]["origin"] == "default"
+    assert rows["delivery.port"] == {"key": "delivery.port", "value": 2525, "origin": str(file)}
+    assert rows["retry.max_age"] == {"key": "retry.max_age", "value": "5d", "origin": "default"}
+    assert rows["relay.hosts"]["value"] == []
+    assert rows["relay.username"]["value"] is None
+    assert rows["tls.verify"]["value"] is False
+    assert rows["delivery.on_doubt"]["value"] == "retry"
     assert run("config", "check", str(file))[:2] == (0, f"{file}: ok\n")
+    (answer,) = json_lines(run("config", "check", str(file), "--json").out)
+    assert answer == {"ok": True, "file": str(file), "errors": [], "warnings": []}
     file.write_text("prot = 1")
+    done = run("config", "check", str(file), "--json")
+    (answer,) = json_lines(done.out)
+    assert (done.code, answer["ok"], len(answer["errors"])) == (78, False, 1)
     done = run("config", "check", str(file))
     assert (done.code, done.out) == (78, "")
     assert str(file) in done.err
+
+
+def test_config_check_warns_and_still_says_ok(run: Any, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("s3cret\n")
+    secret.chmod(0o644)
+    file = tmp_path / "c.toml"
+    file.write_text(
+        '[delivery]\nmode = "relay"\n[relay]\nhosts = ["mail.example.org"]\ntls = "required"\n'
+        'username = "u"\npassword_file = "secret"\n'
+    )
+    done = run("config", "check", str(file))
+    assert (done.code, done.out) == (0, f"{file}: ok\n")
+    assert done.err.startswith("mailstrom: warning: [relay] password_file")
+    (answer,) = json_lines(run("config", "check", str(file), "--json").out)
+    assert len(answer["warnings"]) == 1
 
 
 def test_serve_with_a_missing_configuration_exits_78(run: Any, tmp_path: Path) -> None:

@@ -121,4 +121,8 @@ def test_a_dry_run_changes_nothing(run: Any, fake: Any) -> None:
 def test_a_change_that_matches_nothing_exits_1(run: Any, fake: Any) -> None:
     done = run("queue", "retry", "m1", "--yes")
     assert done.code == 1
-    assert "no recipients match that are deferred" in done.err
+    assert done.err == "mailstrom: no deferred recipient matches\n"
+    done = run("queue", "cancel", "m1", "--yes")
+    assert done.err == "mailstrom: no queued, deferred or held recipient matches\n"
+    assert run("queue", "list").err.startswith("no recipient waits")
+    assert run("queue", "list", "m1").err == "no recipient matches\n"

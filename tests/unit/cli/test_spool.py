@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -86,3 +87,52 @@ def test_a_file_that_is_no_spool_exits_78_and_stays_as_it_was(run: Any, tmp_path
 
 def test_a_place_where_nothing_can_be_made_exits_73(run: Any) -> None:
     assert run("store", "init", "/proc/none/spool.db").code == 73
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("status", "x"),
+        ("queue", "list"),
+        ("queue", "count", "--all"),
+        ("queue", "retry", "x", "--yes"),
+        ("queue", "cancel", "x", "--yes"),
+        ("sql", "select 1"),
+        ("store", "check"),
+    ],
+)
+@pytest.mark.parametrize("by", ["--store", "variable", "configuration", "default"])
+def test_asking_never_makes_a_spool(
+    run: Any,
+    arguments: tuple[str, ...],
+    by: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    # a user who is not root has a default place below home
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    path = tmp_path / "no such.db"
+    named: tuple[str, ...] = ()
+    if by == "--store":
+        named = ("--store", str(path))
+    elif by == "variable":
+        monkeypatch.setenv("MAILSTROM_STORE", str(path))
+    elif by == "configuration":
+        file = tmp_path / "mailstrom.toml"
+        file.write_text('store = "no such.db"')
+        named = ("--config", str(file))
+    else:
+        path = tmp_path / ".local/state/mailstrom/spool.db"
+    before = sorted(tmp_path.rglob("*"))
+    done = run(*arguments, *named)
+    assert (done.code, done.out) == (1, "")
+    assert done.err.startswith(f"mailstrom: no spool at {path}; create it with 'mailstrom store")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_store_init_says_in_json_whether_it_made_the_spool(run: Any, tmp_path: Path) -> None:
+    path = str(tmp_path / "spool.db")
+    for created in (True, False):
+        done = run("store", "init", path, "--json")
+        assert rows(done.out) == [{"store": path, "created": created}]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import errno
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -178,12 +179,13 @@ def committer(store: Slow, timeout: float) -> Committer:
 def test_who_waited_in_vain_for_a_turn_is_told_so_and_never_stored(slow: Slow) -> None:
     patient = committer(slow, 30)
     impatient = committer(slow, 0.05)
-    impatient._queue, impatient._started = patient._queue, True  # the same thread, less patience
+    impatient._line = patient._line  # the same thread, less patience
     first, second = submission(), submission()
     results: list[Any] = []
     thread = threading.Thread(target=lambda: results.append(patient.enqueue(first)))
     thread.start()
     assert slow.entered.wait(30)
+    patient._line.started = True  # as it will be in a moment
     with pytest.raises(SpoolBusy, match=r"no turn to write within 0\.05 s; nothing was written"):
         impatient.enqueue(second)
     slow.go.set()
@@ -238,3 +240,142 @@ def test_an_error_of_the_whole_batch_reaches_every_caller_and_the_next_call_work
     writing.stop()
     with pytest.raises(MailstromError, match="closed"):
         writing.enqueue(submission())
+
+
+# --- a process that can start no more threads ---------------------------------------------------
+
+
+def refused(*_: Any) -> int:
+    raise RuntimeError("can't start new thread")
+
+
+def test_without_a_thread_nothing_is_stored_and_the_next_call_works(
+    slow: Slow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writing = committer(slow, 30)
+    slow.go.set()
+    with monkeypatch.context() as limited:
+        limited.setattr(_thread, "start_new_thread", refused)
+        for _ in range(3):
+            with pytest.raises(SpoolError, match="can't start new thread.*nothing was written") as e:
+                writing.enqueue(submission())
+            assert not isinstance(e.value, SpoolBusy)
+    one = submission()
+    assert writing.enqueue(one) == one.id
+    assert slow.stored == [one.id], "what was refused is not stored later"
+    writing.stop()
+
+
+def test_a_request_without_a_thread_does_not_keep_its_content(
+    slow: Slow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writing = committer(slow, 30)
+    monkeypatch.setattr(_thread, "start_new_thread", refused)
+    with pytest.raises(SpoolError):
+        writing.enqueue(submission())
+    left = writing._line.queue.get_nowait()
+    assert left is not None
+    assert (left.submission, left.call) == (None, None)
+
+
+def test_a_signal_handler_whose_thread_was_started_serves_the_interrupted_call_too(
+    slow: Slow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writing = committer(slow, 30)
+    slow.go.set()
+    outer, inner = submission(), submission()
+    real = _thread.start_new_thread
+    answers: list[str] = []
+
+    def interrupted(*_: Any) -> int:
+        monkeypatch.setattr(_thread, "start_new_thread", real)
+        answers.append(writing.enqueue(inner))
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(_thread, "start_new_thread", interrupted)
+    assert writing.enqueue(outer) == outer.id
+    assert answers == [inner.id]
+    assert sorted(slow.stored) == sorted([outer.id, inner.id])
+    writing.stop()
+
+
+def test_a_signal_handler_that_raises_before_the_thread_runs_blocks_nobody(
+    slow: Slow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: Any) -> int:
+        raise KeyboardInterrupt
+
+    writing = committer(slow, 5)
+    slow.go.set()
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(_thread, "start_new_thread", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            writing.enqueue(submission())
+    one = submission()
+    assert writing.enqueue(one) == one.id
+    writing.stop()
+
+
+def test_a_child_that_comes_back_into_the_start_leaves_the_parents_queue_alone(
+    slow: Slow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A handler forked in the middle of a send; the child would store what the parent stores."""
+    writing = committer(slow, 0.05)
+    slow.go.set()
+    real = _thread.start_new_thread
+
+    def forking(*arguments: Any) -> int:
+        monkeypatch.setattr(_thread, "start_new_thread", real)
+        writing.forked()
+        return real(*arguments)
+
+    monkeypatch.setattr(_thread, "start_new_thread", forking)
+    with pytest.raises(SpoolBusy):
+        writing.enqueue(submission())
+    writing._timeout = 30
+    one = submission()
+    assert writing.enqueue(one) == one.id
+    assert slow.stored == [one.id]
+    writing.stop()
+
+
+def test_a_thread_that_starts_after_the_stop_serves_what_was_queued_and_ends(
+    slow: Slow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writing = committer(slow, 30)
+    slow.go.set()
+    real = _thread.start_new_thread
+
+    def late(*arguments: Any) -> int:
+        writing.stop()
+        real(*arguments)
+        return real(*arguments)  # and a second one, which must end, too
+
+    monkeypatch.setattr(_thread, "start_new_thread", late)
+    before = _thread._count()
+    one = submission()
+    assert writing.enqueue(one) == one.id
+    assert writing._line.serving.acquire(timeout=30), "it ended"
+    writing._line.serving.release()
+    for _ in range(3_000):
+        if _thread._count() <= before:
+            break
+        threading.Event().wait(0.01)
+    assert _thread._count() <= before
+
+
+def test_a_client_without_threads_says_so_and_recovers(
+    path: str, message: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mailstrom.client import rooms
+
+    with Mailstrom(path, timeout=5) as client:
+        for room in (rooms._room, None):  # neither to write with nor to load with
+            with monkeypatch.context() as limited:
+                limited.setattr(rooms, "_room", room)
+                limited.setattr(_thread, "start_new_thread", refused)
+                with pytest.raises(SpoolError, match="no thread could be started"):
+                    client.send(message)
+        assert client.query("SELECT count(*) FROM messages") == [(0,)]
+        id = client.send(message)
+        assert client.query("SELECT id FROM messages") == [(id,)]

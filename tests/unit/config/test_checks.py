@@ -18,6 +18,7 @@ from mailstrom.config import (
     relay_hosts,
     relay_password,
     stage_timeouts,
+    warnings,
     worker_count,
 )
 from mailstrom.config.names import host_port, is_fqdn
@@ -52,8 +53,9 @@ RELAY = '[delivery]\nmode = "relay"\n[relay]\nhosts = ["mail.example.org"]\n'
         ("[dns]\ntls = true", "tls needs nameservers"),
         ("[dns]\ntls = true\nnameservers = ['192.0.2.1']", "needs tls_hostname"),
         ("[dns]\ntls_hostname = 'dns.example'", "no effect without tls"),
-        ("[tls]\nverify = true", "verify without require"),
-        (RELAY + "tls = 'none'\n[tls]\nrequire = true", "contradict"),
+        ("[tls]\nverify = true\nrequire = false", "verify includes require.*remove one"),
+        (RELAY + "tls = 'none'\n[tls]\nrequire = true", "require and .* contradict"),
+        (RELAY + "tls = 'none'\n[tls]\nverify = true", "verify and .* contradict"),
         (RELAY + "username = 'u'\ntls = 'required'", "username needs password_file"),
         (RELAY + "password_file = 'secret'", "password_file needs username"),
         (RELAY + "username = 'u'\npassword_file = 'secret'", "password in plaintext"),
@@ -63,6 +65,7 @@ RELAY = '[delivery]\nmode = "relay"\n[relay]\nhosts = ["mail.example.org"]\n'
             "first line is empty",
         ),
         ("[relay]\nhosts = ['a:b']\n[delivery]\nmode = 'relay'", "the port is a number"),
+        ("[relay]\nhosts = ['::1']\n[delivery]\nmode = 'relay'", r"IPv6 .* write it as .\[::1\]"),
         ("[relay]\nhosts = ['a b']\n[delivery]\nmode = 'relay'", "is no host"),
         ("[tls]\nca_file = 'none.pem'", r"\[tls\] ca_file .*none.pem: No such file"),
         ("[delivery]\nconnect_timeout='1s'\n[timeouts]\nconnect='2s'", "one setting"),
@@ -83,7 +86,7 @@ def test_contradictions_are_refused_with_what_to_write(
 
 def test_every_contradiction_is_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
-        loaded(tmp_path, "hostname = '-'\n[tls]\nverify = true\n[dns]\ntls = true")
+        loaded(tmp_path, "hostname = '-'\n[retry]\nmax_age = '1s'\n[dns]\ntls = true")
     assert len(str(caught.value).splitlines()) == 3
 
 
@@ -96,6 +99,30 @@ def test_a_password_may_go_in_plaintext_only_over_loopback(tmp_path: Path) -> No
     assert relay.password_file == str(tmp_path / "secret")
     with pytest.raises(ConfigError, match="plaintext"):
         loaded(tmp_path, text.replace("[::1]", "192.0.2.1"))
+
+
+@pytest.mark.parametrize("text", ["", RELAY, RELAY + "tls = 'required'\n"])
+def test_a_certificate_that_must_be_right_means_no_plaintext(text: str, tmp_path: Path) -> None:
+    config = loaded(tmp_path, text + "[tls]\nverify = true")
+    assert config.tls.require
+    assert config.sources["tls.require"] == config.sources["tls.verify"]
+    assert not loaded(tmp_path, text).tls.require
+
+
+@pytest.mark.parametrize(
+    ("mode", "word"), [(0o600, None), (0o640, None), (0o644, "read"), (0o602, "change")]
+)
+def test_a_password_that_everybody_may_read_is_warned_about(
+    mode: int, word: str | None, tmp_path: Path
+) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("s3cret\n")
+    secret.chmod(mode)
+    rest = "username = 'u'\npassword_file = 'secret'\ntls = 'required'"
+    found = warnings(loaded(tmp_path, RELAY + rest))
+    assert len(found) == (word is not None)
+    assert all(f"may {word} it" in text and "s3cret" not in text for text in found)
+    assert warnings(loaded(tmp_path, "")) == []
 
 
 def test_a_password_that_became_unreadable_is_a_config_error(tmp_path: Path) -> None:
