@@ -6,7 +6,7 @@ can guard its path before anything else is imported.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+TYPE_CHECKING = False  # true for type checkers; importing typing here would be too early
 
 if TYPE_CHECKING:
     from mailstrom.client import Mailstrom as Mailstrom
@@ -52,6 +52,9 @@ if TYPE_CHECKING:
     from mailstrom.errors import (
         SpoolReadOnly as SpoolReadOnly,
     )
+    from mailstrom.errors import (
+        SpoolReplaced as SpoolReplaced,
+    )
     from mailstrom.types import (
         MessageStatus as MessageStatus,
     )
@@ -70,7 +73,8 @@ else:
         (
             "MailstromError", "InvalidMessage", "InvalidAddress", "IdempotencyConflict",
             "MessageNotFound", "ConfigError", "OutcomeUnknown", "SpoolError", "SpoolBusy",
-            "SpoolFull", "SpoolReadOnly", "SpoolCorrupt", "NotASpool", "SchemaMismatch",
+            "SpoolFull", "SpoolReadOnly", "SpoolReplaced", "SpoolCorrupt", "NotASpool",
+            "SchemaMismatch",
         ),
         "mailstrom.errors",
     )  # fmt: skip

@@ -1,10 +1,13 @@
-"""``python -m mailstrom`` is the command line."""
+"""``python -m mailstrom`` is the command line; guards the import path first."""
 
 from __future__ import annotations
 
 import sys
 
-from mailstrom.cli import main
-
 if __name__ == "__main__":
+    from mailstrom.pathguard import guard
+
+    guard()
+    from mailstrom.cli import main
+
     sys.exit(main())

@@ -18,6 +18,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import select
+import stat
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -72,6 +75,7 @@ EVENTS: Mapping[str, Event] = {
     "config.rejected": Event("error", "A changed configuration is unusable; the old one stays."),
     "store.checkpointed": Event("debug", "The write-ahead log was copied into the database."),
     "store.poisoned": Event("critical", "A sync failed: nothing is acknowledged until it heals."),
+    "log.dropped": Event("warning", "Lines were dropped, since nobody read the log."),
     "engine.failed": Event("critical", "An unexpected error; the process ends or starts afresh."),
 }
 
@@ -84,16 +88,33 @@ _LEVELS: Mapping[str, int] = {
 
 
 class _Line:
-    """structlog's innermost logger: one line, one write, failures dropped."""
+    """structlog's innermost logger: one line, one write, failures dropped.
+
+    Never waits for a reader: a pipe that nobody empties must not stop mail, or a drain. Lines are
+    shorter than PIPE_BUF, so a pipe that can be written at all takes a whole one.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        self._dropped = 0
+        self._room: select.poll | None = None
+        with contextlib.suppress(OSError, ValueError):  # a stream without a descriptor
+            kind = os.fstat(stream.fileno()).st_mode
+            if not stat.S_ISREG(kind):
+                self._room = select.poll()
+                self._room.register(stream.fileno(), select.POLLOUT)
 
     def msg(self, line: str) -> None:
         # ValueError: the stream was closed; OSError: pipe or disk
         with contextlib.suppress(OSError, ValueError):
+            if self._room is not None and not self._room.poll(0):
+                self._dropped += 1
+                return
+            lost, self._dropped = self._dropped, 0
             self._stream.write(line + "\n")
             self._stream.flush()
+            if lost:
+                log_dropped(lines=lost)
 
     debug = info = warning = error = critical = log = msg
 
@@ -490,6 +511,11 @@ def store_checkpointed(
 ) -> None:
     """``store.checkpointed``: frames in the log, and how many of them were copied."""
     _emit("store.checkpointed", locals())
+
+
+def log_dropped(*, lines: int) -> None:
+    """``log.dropped``: lines that were not written because nobody read the log."""
+    _emit("log.dropped", locals())
 
 
 def store_poisoned(*, error: str, store: str | None = None) -> None:

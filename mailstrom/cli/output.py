@@ -16,8 +16,9 @@ from datetime import UTC, datetime
 
 import click
 
+from mailstrom.clock import wall_ms
 from mailstrom.printable import printable
-
+from mailstrom.types import from_ms
 
 _TIME = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}\.\d{3}Z")
 
@@ -63,12 +64,15 @@ def print_table(
     Args:
         columns: headings.
         rows: as many values each.
-        brief: on a terminal show times short and cut the last column where it must fit.
+        brief: on a terminal leave out columns that are empty throughout, show times short, and
+            cut the last column where it must fit.
         fold: on a terminal break cells over lines rather than show the rows upright.
     """
     if terminal():
-        show = _brief if brief else cell
-        _draw(columns, [[show(value) for value in row] for row in rows], brief, fold)
+        lines = [[cell(value) for value in row] for row in rows]
+        if brief:
+            columns, lines = _brief(columns, lines)
+        _draw(columns, lines, brief, fold)
         return
     lines = [list(columns), *([cell(value) for value in row] for row in rows)]
     widths = [max(len(line[n]) for line in lines) for n in range(len(columns))]
@@ -77,10 +81,20 @@ def print_table(
         click.echo("  ".join(padded).rstrip())
 
 
-def _brief(value: object) -> str:
-    """As ``cell``, and times, whether datetime or ISO text, without what a person reads over."""
-    text = cell(value)
-    return f"{text[:10]} {text[11:19]}Z" if _TIME.fullmatch(text) else text
+def _brief(columns: Sequence[str], rows: list[list[str]]) -> tuple[Sequence[str], list[list[str]]]:
+    """What a person reads: no empty columns, times to the second, the day only where it differs."""
+    today = str(_plain(from_ms(wall_ms())))[:10]
+    kept = [place for place in range(len(columns)) if any(row[place] for row in rows)]
+
+    def short(text: str) -> str:
+        if not _TIME.fullmatch(text):
+            return text
+        clock = f"{text[11:19]}Z"
+        return clock if text.startswith(today) else f"{text[:10]} {clock}"
+
+    return [columns[place] for place in kept], [
+        [short(row[place]) for place in kept] for row in rows
+    ]
 
 
 def _draw(columns: Sequence[str], cells: list[list[str]], brief: bool, fold: bool) -> None:
@@ -93,7 +107,10 @@ def _draw(columns: Sequence[str], cells: list[list[str]], brief: bool, fold: boo
 
 
 def print_csv(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """As RFC 4180, with a heading line, but lines end as they do in text files; None is empty, bytes are hexadecimal."""
+    """A heading line and a line per row; None is empty, bytes are hexadecimal.
+
+    As RFC 4180, but lines end as in any text file, since shell tools read them.
+    """
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(columns)
     for row in rows:

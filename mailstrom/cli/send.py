@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import IO, TYPE_CHECKING
 
 import click
@@ -89,7 +90,7 @@ class SendCommand(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Gives a bare ``--wait`` its meaning before click would take the next word for it."""
         end = args.index("--") if "--" in args else len(args)
-        for word, following in zip(args[:end], args[1:end], strict=False):
+        for word, following in pairwise(args[:end]):
             if word == "--wait" and _LIMIT.fullmatch(following) and not os.path.exists(following):
                 raise click.UsageError(
                     f"there is no file {following!r}; to wait so long write --wait={following}", ctx

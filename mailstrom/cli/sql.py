@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 import click
@@ -9,6 +10,23 @@ import click
 from mailstrom.cli.output import print_csv, print_json, print_table
 from mailstrom.cli.spool import json_option, opened, spool_options
 from mailstrom.errors import SpoolError, SpoolReadOnly
+
+# What may hold a semicolon that ends nothing: texts, quoted names, comments.
+_TOKEN = re.compile(
+    r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|`[^`]*`|\[[^\]]*\]|--[^\n]*|/\*.*?(?:\*/|\Z)|.""", re.DOTALL
+)
+
+
+def behind_first(sql: str) -> str:
+    """What stands behind the first statement, without comments; empty where nothing does."""
+    rest: list[str] | None = None
+    for match in _TOKEN.finditer(sql):
+        token = match[0]
+        if rest is not None and not token.startswith(("--", "/*")):
+            rest.append(token)
+        elif token == ";" and rest is None:
+            rest = []
+    return "".join(rest or ()).strip(" \t\r\n;")
 
 
 @click.command("sql")
@@ -20,7 +38,8 @@ def command(query: str, config: str | None, store: str | None, as_json: bool, as
     """Run QUERY (``-`` reads it from standard input) and print its rows.
 
     The views are messages, recipients, attempts, sessions, events, destinations, domains, workers,
-    hourly_stats, suppressions, tags and schema_info, which describes them.
+    hourly_stats, suppressions, tags and schema_info, which describes them. Name what you compute,
+    as in "count(*) AS n": a column without a plain name of its own is shown as _0, _1, ...
     """
     if as_json and as_csv:
         raise click.UsageError("--json and --csv exclude each other")
@@ -28,6 +47,10 @@ def command(query: str, config: str | None, store: str | None, as_json: bool, as
         query = sys.stdin.read()
     if not query.strip():
         raise click.UsageError("the query is empty")
+    if further := behind_first(query):
+        raise click.UsageError(
+            f"one statement at a time; behind the first semicolon stands {further[:40]!r}"
+        )
     with opened(config, store) as client:
         try:
             rows = client.query(query)

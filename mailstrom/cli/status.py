@@ -50,6 +50,7 @@ def show(status: MessageStatus) -> None:
             )
             for recipient in status.recipients.values()
         ],
+        brief=True,
     )
 
 

@@ -45,7 +45,8 @@ def fitting(
     wide = room < (min(natural[-1], LEAST) if crop else natural[-1])
     if wide and not fold:
         return upright(columns, rows, sparse=crop)
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, GAP, 0, 0), pad_edge=False, show_edge=False)
+    # the box puts one cell between columns by itself
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, GAP - 1, 0, 0), pad_edge=False, show_edge=False)
     for number, name in enumerate(columns):
         last = number == len(columns) - 1
         table.add_column(

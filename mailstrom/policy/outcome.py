@@ -105,7 +105,13 @@ _LOSSES: dict[Fault, str] = {
 
 
 def judge(
-    end: TransactionEnd, index: int, *, last_host: bool, reused: bool, on_doubt: OnDoubt
+    end: TransactionEnd,
+    index: int,
+    *,
+    last_host: bool,
+    reused: bool,
+    on_doubt: OnDoubt,
+    excused: bool = True,
 ) -> Verdict:
     """Decide for one recipient of a finished transaction.
 
@@ -114,6 +120,8 @@ def judge(
         index: the recipient's place in the envelope.
         last_host: no other host is left for this delivery.
         reused: the session had completed a transaction (or sat idle) before this one.
+        excused: a close before any answer is the host's affair; False where it happened to this
+            message before and the site was left alone for it: then the message is charged.
         on_doubt: what the message wants when it may or may not have been delivered.
 
     Returns:
@@ -123,7 +131,8 @@ def judge(
         IndexError: the transaction has no such recipient (a bug of the caller).
     """
     rcpt = end.rcpts[index]
-    if not end.answered and end.fault is Fault.CLOSED and not end.dot_written:
+    unanswered = not end.answered and end.fault is Fault.CLOSED and not end.dot_written
+    if unanswered and (excused or reused):
         return _unanswered(end, last_host=last_host, reused=reused)
     # In the order of the wire: the first reply that refuses is the one that stands.
     if end.mail is not None and _refuses(end.mail):

@@ -15,15 +15,17 @@ def real(path: str) -> str:
     return os.path.realpath(path)
 
 
-def prepare(path: str) -> None:
+def prepare(path: str, *, engine: bool = False) -> None:
     """Create the spool if it is missing and migrate it if it is older.
+
+    ``engine``: a newer schema is refused even where its clients may still enqueue.
 
     Raises:
         SpoolError: or a subclass that says what is wrong; nothing is half done.
     """
     from mailstrom.storage.sqlite.schema import prepare as prepare_sqlite
 
-    prepare_sqlite(real(path))
+    prepare_sqlite(real(path), engine=engine)
 
 
 def open_client_store(path: str, *, busy_ms: int = 5_000) -> SQLiteClientStore:

@@ -89,7 +89,7 @@ def serve(
         commands = engine_commands()
     store = real(config.store)
     try:
-        prepare(store)
+        prepare(store, engine=True)
     except SpoolError as error:
         code = next(code for kind, code in _SPOOL_EXITS if isinstance(error, kind))
         return _refuse(code, f"mailstrom: {error}")

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from mailstrom.testing.script import Rule, Script
+from mailstrom.testing.script import Act, Rule, Script
 from tests.scenarios.conftest import MakeEngine
 from tests.support.engine import mail
 from tests.support.network import Network, dots
@@ -88,3 +88,21 @@ def test_a_worker_taken_for_dead_is_replaced_by_a_fresh_one(
 
     assert engine.final(engine.send(f"a@{domain}")).succeeded
     assert before not in engine.live()
+
+
+def test_a_message_that_ends_every_session_does_not_keep_its_site_from_others(
+    make_engine: MakeEngine, network: Network
+) -> None:
+    """The first hang-up is excused as the host's trouble; the second is charged to the message."""
+    rules = (Rule(stage="mail", act=Act.CLOSE, sender="poison@*"),)
+    domain, _ = network.site(Script(rules=rules))
+    engine = make_engine(workers=1, settings={"sites": {"suspend": ["1s"]}}).start()
+    poison = engine.ms.send(mail(f"a@{domain}", sender="poison@sender.test"))
+
+    engine.until("SELECT 1 FROM recipients WHERE message_id = ? AND attempts >= 1", poison)
+
+    assert engine.final(engine.send(f"b@{domain}")).succeeded
+    engine.until("SELECT 1 FROM recipients WHERE message_id = ? AND attempts >= 2", poison)
+    suspended = engine.rows("SELECT 1 FROM events WHERE type = 'site.suspended'")
+    assert len(suspended) == 1
+    engine.ms.cancel(poison)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import io
 import json
+import os
 import re
 import unicodedata
 from collections.abc import Iterator
@@ -256,3 +257,23 @@ def test_captured_restores_what_was_configured() -> None:
     events.site_resumed(site="outer")
     assert [line["site"] for line in lines(inner)] == ["inner"]
     assert [line["site"] for line in lines(outer)] == ["outer"]
+
+
+def test_a_pipe_that_nobody_reads_never_blocks_the_writer() -> None:
+    """The rest of the engine must go on; what was lost is counted once somebody reads again."""
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "w") as stream:
+        try:
+            events.configure("info", "json", stream)
+            for _ in range(3_000):  # far more than a pipe holds
+                events.store_poisoned(error="x" * 200)
+            while len(os.read(reader, 1 << 20)) == 1 << 20:
+                pass
+            events.store_poisoned(error="heard again")
+            told = os.read(reader, 1 << 16).decode()
+        finally:
+            events.silence()
+            os.close(reader)
+    lines = [json.loads(line) for line in told.splitlines()]
+    assert [line["event"] for line in lines][-2:] == ["store.poisoned", "log.dropped"]
+    assert lines[-1]["lines"] > 1_000

@@ -114,6 +114,8 @@ class Connector:
         """A session with the first usable host from ``position`` on, or None: all failed."""
         tried = 0
         for index in range(position, len(self.hosts)):
+            if tried >= MOST_ADDRESSES:
+                break  # not rested: these hosts are among the first of the next pass
             host = self.hosts[index]
             relay = self._ctx.settings.relay
             found = await self._ctx.resolver.addresses(host.name, True if relay else None)
@@ -126,8 +128,6 @@ class Connector:
                 )
                 self._ctx.rest(host.name)
                 continue
-            if tried >= MOST_ADDRESSES:
-                break  # not rested: this host is among the first of the next pass
             for address in found.ips:
                 tried += 1
                 connected = await self._try(host, address)

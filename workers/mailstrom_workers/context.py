@@ -21,6 +21,7 @@ from mailstrom_workers.endpoint import SessionPolicy, Tls
 from mailstrom_workers.resolver import Resolver
 
 PAUSE_S = 5.0
+MOST_EXCUSES = 10_000
 HOST_REST_S = 60.0
 """How long a host that could not be used goes to the end of the line, in this process."""
 
@@ -111,12 +112,21 @@ class Context:
     woken: asyncio.Event = field(default_factory=asyncio.Event)
     paused_until: float = 0.0
     """Loop time until which no lane is leased: this machine has trouble of its own."""
+    unanswered: dict[int, None] = field(default_factory=dict)
+    """Messages whose transaction a host ended unanswered, so that a site was left alone for it:
+    the excuse holds once, or one message could keep a site from all others."""
     resting: dict[str, float] = field(default_factory=dict)
     """Host name -> loop time until which it goes last."""
 
     def wake(self) -> None:
         """Let the engine look for work now."""
         self.woken.set()
+
+    def excuse(self, message: int) -> None:
+        """Remember that this message had its excuse."""
+        self.unanswered[message] = None
+        if len(self.unanswered) > MOST_EXCUSES:
+            del self.unanswered[next(iter(self.unanswered))]
 
     def pause(self) -> None:
         """Lease nothing for a while."""

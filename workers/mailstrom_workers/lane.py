@@ -169,6 +169,8 @@ class LaneRun:
                 if any(row.recipient in run.retained for row in transaction.recipients):
                     self.ledger.give_back([transaction], run)
                     continue
+                if transaction.unanswered:
+                    self.ctx.excuse(transaction.recipients[0].message)
                 await self._suspend(run)
                 self.ledger.give_back([transaction, *queue], run)
                 return False
@@ -270,7 +272,14 @@ class LaneRun:
             self.ledger.give_back([transaction], run)
             return Again(transaction, [])
         verdicts = [
-            judge(end, number, last_host=last_host, reused=reused, on_doubt=on_doubt)
+            judge(
+                end,
+                number,
+                last_host=last_host,
+                reused=reused,
+                on_doubt=on_doubt,
+                excused=first.message not in self.ctx.unanswered,
+            )
             for number in range(len(transaction.recipients))
         ]
         if verdicts[0].judgement is None:  # nothing was answered, so to nobody

@@ -28,12 +28,14 @@ class Transaction:
         position: index of the first host that may still take them.
         hosts_tried: hosts that have answered for them in this attempt.
         reconnected: whether a closed session was already renewed for them.
+        unanswered: whether a host ended the session without a word on them.
     """
 
     recipients: list[Claimed]
     position: int = 0
     hosts_tried: int = 0
     reconnected: bool = False
+    unanswered: bool = False
 
 
 @dataclass(slots=True)
@@ -52,6 +54,7 @@ class Again:
             position=index if self.same_host else index + 1,
             hosts_tried=self.before.hosts_tried + (not self.uncharged),
             reconnected=self.before.reconnected or self.same_host,
+            unanswered=self.before.unanswered or self.uncharged,
         )
 
 

@@ -83,7 +83,7 @@ def require(connection: apsw.Connection, path: str, *, client: bool) -> None:
     )
 
 
-def prepare(path: str, *, busy_ms: int = 10_000) -> None:
+def prepare(path: str, *, busy_ms: int = 10_000, engine: bool = False) -> None:
     """Create the spool if it is missing, migrate it if it is older; make its run directory.
 
     Raises:
@@ -100,7 +100,7 @@ def prepare(path: str, *, busy_ms: int = 10_000) -> None:
         with spool_errors(path, "creating the schema"):
             while _user_version(connection) < version():
                 _migrate_one(connection)
-        require(connection, path, client=True)
+        require(connection, path, client=not engine)
         _make_run_directory(path, shared)
     finally:
         connection.close()

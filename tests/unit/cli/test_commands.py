@@ -84,6 +84,13 @@ def test_a_bug_shows_its_traceback(run: Any, fake: Any) -> None:
         ("queue", "retry", "--yes"),
         ("queue", "list", "--status", "partial"),
         ("queue", "list", "--limit", "-1"),
+        ("send", "--stream", "a b"),
+        ("send", "--metadata", "customer"),
+        ("send", "--metadata", "a=1", "--metadata", "a=2"),
+        ("send", "--on-doubt", "ask"),
+        ("send", "--expires", "never"),
+        ("send", "--wait", "20"),
+        ("sql", "select 1; select 2"),
         ("sql", ""),
         ("sql", "--json", "--csv", "select 1"),
         ("demo", "-n", "0"),
@@ -136,6 +143,8 @@ def test_send_passes_every_option(run: Any, fake: Any) -> None:
         *("send", "--store", "s.db", "--config", "c.toml", "-f", "", "--to", "a@b.test"),
         *("--to", "c@d.test", "--at", "2030-01-31T08:00:00+02:00", "--tag", "x", "--tag", "y"),
         *("--key", "k", "--stream", "bulk", "--priority", "low", "--require-tls", "-"),
+        *("--expires", "2030-02-01T08:00:00Z", "--metadata", "a=1=2", "--metadata", "b="),
+        *("--on-doubt", "hold"),
         stdin=MAIL,
     )
     assert done.code == 0
@@ -152,6 +161,9 @@ def test_send_passes_every_option(run: Any, fake: Any) -> None:
             "stream": "bulk",
             "priority": "low",
             "require_tls": True,
+            "expires_at": datetime(2030, 2, 1, 8, tzinfo=UTC),
+            "metadata": {"a": "1=2", "b": ""},
+            "on_doubt": "hold",
         },
     )
 
@@ -178,6 +190,11 @@ def test_send_waits_until_final(
     done = run("send", option, str(file))
     assert (done.code, done.out) == (0, "id-1\n")
     assert ("wait", "id-1", limit) in fake.FakeClient.calls
+
+
+def test_a_number_behind_wait_is_told_how_to_be_a_limit(run: Any, fake: Any) -> None:
+    assert "write --wait=20" in run("send", "--wait", "20", stdin=MAIL).err
+    assert fake.FakeClient.calls == []
 
 
 def test_send_wait_exits_1_and_says_which_recipient_failed(run: Any, fake: Any) -> None:
@@ -258,6 +275,37 @@ def test_sql_as_table_json_and_csv(run: Any, fake: Any) -> None:
     ]
     table = list(csv.reader(io.StringIO(run("sql", "select 1", "--csv").out, newline="")))
     assert table == [["a", "b", "c"], ["1", "", 'x,"\x07'], ["2", "00ff", "y"]]
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "select 1;",
+        "select 1 ; -- done\n ;",
+        "select ';', \";\", [;], `;`",
+        "select 'it''s; so'",
+        "/* a; b */ select 1",
+        "select 1 -- ; select 2",
+    ],
+)
+def test_a_semicolon_that_begins_no_second_statement_is_none(
+    run: Any, fake: Any, query: str
+) -> None:
+    assert run("sql", query).code == 0
+    assert queries(fake) == [(query, [])]
+
+
+@pytest.mark.parametrize("query", ["select 1;select 2", "select ';'; x", "select 1; /* ; */ y"])
+def test_a_second_statement_is_refused(run: Any, fake: Any, query: str) -> None:
+    done = run("sql", query)
+    assert (done.code, done.out) == (64, "")
+    assert "one statement at a time" in done.err
+    assert queries(fake) == []
+
+
+def test_csv_lines_end_as_text_lines_do(run: Any, fake: Any) -> None:
+    fake.FakeClient.rows = fake.named_rows("a b", (1, "x"), (2, "y"))
+    assert run("sql", "select 1", "--csv").out == "a,b\n1,x\n2,y\n"
 
 
 def test_sql_reads_the_query_from_standard_input(run: Any, fake: Any) -> None:

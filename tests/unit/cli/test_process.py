@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pty
+import re
 import subprocess
 import sys
+import termios
+from pathlib import Path
 
 import pytest
 
@@ -55,3 +60,56 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
     finally:
         os.close(writing)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_person_is_told_that_the_message_is_read_from_the_keyboard(tmp_path: Path) -> None:
+    keyboard, terminal = pty.openpty()
+    try:
+        os.write(keyboard, b"From: a@x.test\nTo: b@y.test\n\nhello\n\x04")
+        done = python("-m", "mailstrom", "send", "--store", str(tmp_path / "s.db"), stdin=terminal)
+    finally:
+        os.close(keyboard)
+        os.close(terminal)
+    assert done.returncode == 0
+    assert "reading the message from standard input; Ctrl-D" in done.stderr
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_on_a_terminal_nothing_to_copy_is_ever_broken(width: int, tmp_path: Path) -> None:
+    store = str(tmp_path / "s.db")
+    mail = b"From: a@x.test\nTo: somebody.with.a.name@a.rather.long.domain.example\n\nhello\n"
+    sent = subprocess.run(
+        [sys.executable, "-P", "-m", "mailstrom", "send", "--store", store, "--at", "2d"],
+        input=mail,
+        capture_output=True,
+        timeout=60,
+        check=True,
+    )
+    id = sent.stdout.decode().strip()
+    for arguments in (["queue", "list"], ["status", id], ["sql", "select * from recipients"]):
+        lines = on_terminal([*arguments, "--store", store], width)
+        assert max(map(len, lines)) <= width
+        assert any(id in line for line in lines)
+        assert any("somebody.with.a.name@a.rather.long.domain.example" in line for line in lines)
+
+
+def on_terminal(arguments: list[str], width: int) -> list[str]:
+    """The lines that a command shows on a terminal so wide."""
+    keyboard, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (24, width))
+    environment = {k: v for k, v in os.environ.items() if k not in {"COLUMNS", "NO_COLOR"}}
+    with subprocess.Popen(
+        [sys.executable, "-P", "-m", "mailstrom", *arguments],
+        stdin=terminal,
+        stdout=terminal,
+        stderr=subprocess.STDOUT,
+        env=environment | {"TERM": "xterm"},
+    ):
+        os.close(terminal)
+        shown = b""
+        with contextlib.suppress(OSError):  # Linux: EIO once nobody holds the terminal
+            while data := os.read(keyboard, 65_536):
+                shown += data
+    os.close(keyboard)
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
+    return [line.rstrip() for line in text.replace("\r\n", "\n").splitlines()]

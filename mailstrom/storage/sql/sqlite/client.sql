@@ -75,6 +75,7 @@ UPDATE domain SET retry_ms = :now_ms
 UPDATE recipient
    SET state = 'queued', due_ms = min(coalesce(due_ms, :now_ms), :now_ms), reason = NULL,
        deferrals = CASE WHEN finished_ms IS NULL THEN deferrals ELSE 0 END,
+       doubts = CASE WHEN finished_ms IS NULL THEN doubts ELSE 0 END,
        reopened_ms = CASE WHEN finished_ms IS NULL THEN reopened_ms ELSE :now_ms END,
        finished_ms = NULL, site = NULL
  WHERE message IN (SELECT seq FROM message

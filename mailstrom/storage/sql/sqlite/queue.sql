@@ -51,18 +51,40 @@ UPDATE site SET next_due_ms = d.due
          GROUP BY site) d
  WHERE site.seq = d.s AND site.next_due_ms > d.due;
 
--- name: lane_site
-SELECT site, worker FROM lane WHERE token = :lane;
+-- name: lane_turn
+-- rank: how many older lanes the site has.
+SELECT site, claims,
+       (SELECT count(*) FROM lane o WHERE o.site = lane.site AND o.token < lane.token)
+  FROM lane WHERE token = :lane;
+
+-- name: lane_took
+UPDATE lane SET claims = claims + 1 WHERE token = :lane;
 
 -- name: due_recipients
--- In order of due time; stale: the domain's route expired or moved since the row was stamped.
-SELECT r.seq, r.message, m.size,
-       (d.generation IS NOT r.generation OR d.expires_ms <= :now_ms OR d.site IS NOT r.site) AS stale
+-- What waits at a site, by due time, to be read no further than needed. skip: 1 the domain moved
+-- since the row was stamped (or is forgotten), 2 its message's time is over, 3 the domain's route is
+-- too old to be used. refresh: the route expired, and nobody was told to look again.
+SELECT r.seq, r.message, m.size, r.due_ms, r.domain,
+       CASE WHEN d.generation IS NOT r.generation OR d.site IS NOT r.site THEN 1
+            WHEN m.expires_ms <= :now_ms AND NOT :jumping THEN 2
+            WHEN d.usable_ms + :grace_ms <= :now_ms THEN 3
+            ELSE 0 END,
+       d.usable_ms <= :now_ms AND (d.due_ms IS NULL OR d.due_ms > :now_ms)
   FROM recipient r
   JOIN message m ON m.seq = r.message
   LEFT JOIN domain d ON d.name = r.domain
- WHERE r.site = :site AND r.priority = :priority AND r.due_ms <= :now_ms
- ORDER BY r.due_ms LIMIT :most;
+ WHERE r.site = :site AND r.priority = :priority AND r.due_ms IS NOT NULL
+ ORDER BY r.due_ms;
+
+-- name: refresh_domains
+UPDATE domain SET due_ms = :now_ms
+ WHERE name IN (SELECT value FROM json_each(:domains)) AND (due_ms IS NULL OR due_ms > :now_ms);
+
+-- name: put_next_due
+UPDATE site SET next_due_ms = :due_ms WHERE seq = :site AND next_due_ms <> :due_ms;
+
+-- name: pause_site
+UPDATE site SET paused_ms = :until_ms WHERE seq = :site;
 
 -- name: unroute
 UPDATE recipient SET site = NULL WHERE seq IN (SELECT value FROM json_each(:recipients));
@@ -86,9 +108,12 @@ SELECT key / 4096, data, digest FROM content
 SELECT data, digest FROM content WHERE key = :key;
 
 -- name: open
+-- What is too old is not sent any more, unless a jump of the clock says when it is too old.
 UPDATE recipient SET state = 'sending', session = :session, opened_ms = :now_ms
  WHERE seq IN (SELECT value FROM json_each(:recipients))
    AND lane = :lane AND state = 'claimed'
+   AND (:jumping OR EXISTS (SELECT 1 FROM message m
+                             WHERE m.seq = recipient.message AND m.expires_ms > :now_ms))
 RETURNING seq;
 
 -- name: settle
@@ -103,6 +128,7 @@ UPDATE recipient
        attempts = attempts + j.attempted,
        deferrals = deferrals + (j.state = 'deferred' AND j.charge),
        in_doubt = max(recipient.in_doubt, j.in_doubt),
+       doubts = CASE WHEN j.attempted AND NOT j.in_doubt THEN 0 ELSE doubts END,
        last_ms = CASE WHEN j.attempted THEN j.ended_ms ELSE last_ms END,
        finished_ms = CASE WHEN j.state IN ('delivered', 'failed') THEN j.ended_ms END,
        mx = CASE WHEN j.attempted THEN j.mx ELSE recipient.mx END,
@@ -158,10 +184,22 @@ SELECT value ->> 3, 'recipient.' || (value ->> 10), r.message, r.seq,
   FROM json_each(:rows) j JOIN recipient r ON r.seq = j.value ->> 0
  ORDER BY j.key;
 
+-- name: deferral_events
+-- A deferral that was decided after its attempts were recorded: it says what the last one said.
+INSERT INTO event (at_ms, type, message, recipient, detail)
+SELECT :now_ms, 'recipient.deferred', r.message, r.seq,
+       json_object('stage', a.stage, 'host', r.mx, 'code', r.reply_code,
+                   'enhanced', r.enhanced_code, 'reason', r.reason,
+                   'in_doubt', coalesce(a.in_doubt, 0), 'late', 0, 'number', r.attempts)
+  FROM recipient r
+  LEFT JOIN attempt a ON a.seq = (SELECT max(seq) FROM attempt
+                                   WHERE message = r.message AND recipient = r.seq)
+ WHERE r.seq IN (SELECT value FROM json_each(:recipients));
+
 -- name: count_hour
 INSERT INTO hour_stat (hour_ms, stream, domain, status, reason, recipients, bytes, ms_sum)
 SELECT :now_ms / 3600000 * 3600000, m.stream, r.domain, r.state, coalesce(r.reason, ''),
-       count(*), sum(m.size), sum(coalesce(r.finished_ms - m.created_ms, 0))
+       count(*), sum(m.size), sum(max(coalesce(r.finished_ms - m.created_ms, 0), 0))
   FROM recipient r JOIN message m ON m.seq = r.message
  WHERE r.seq IN (SELECT value FROM json_each(:recipients))
    AND r.state IN ('delivered', 'failed', 'deferred', 'held', 'cancelled')
@@ -205,6 +243,9 @@ VALUES (:at_ms, :type,
 -- name: lane_worker
 SELECT worker FROM lane WHERE token = :lane;
 
+-- name: lane_workers
+SELECT token, worker FROM lane WHERE token IN (SELECT value FROM json_each(:lanes));
+
 -- name: release_claimed
 UPDATE recipient
    SET state = CASE WHEN deferrals > 0 OR in_doubt THEN 'deferred' ELSE 'queued' END,
@@ -213,20 +254,24 @@ UPDATE recipient
 RETURNING seq;
 
 -- name: held_by_lanes
--- What a lane had on the wire when it ended without a verdict.
-SELECT r.seq, coalesce(m.on_doubt, :on_doubt), r.session, r.opened_ms, s.host, s.address
+-- What lanes had on the wire when they ended without a verdict.
+SELECT r.seq, coalesce(m.on_doubt, :on_doubt), r.session, r.opened_ms, s.host, s.address, r.doubts
   FROM recipient r
   JOIN message m ON m.seq = r.message
   LEFT JOIN session s ON s.id = r.session
- WHERE r.lane IN (SELECT value FROM json_each(:lanes)) AND r.state IN ('claimed', 'sending');
+ WHERE r.lane IN (SELECT value FROM json_each(:lanes)) AND r.state IN ('claimed', 'sending')
+ LIMIT :most;
 
 -- name: doubt
+-- rows: [recipient, state, reason, due_ms, host]
 UPDATE recipient
-   SET state = CASE WHEN :hold THEN 'held' ELSE 'deferred' END, reason = 'in_doubt',
-       lane = NULL, due_ms = CASE WHEN :hold THEN NULL ELSE :now_ms END, in_doubt = 1,
-       attempts = attempts + 1, last_ms = :now_ms, reply_code = NULL, enhanced_code = NULL,
-       reply_text = :text, mx = coalesce(:host, mx)
- WHERE seq = :recipient AND state IN ('claimed', 'sending');
+   SET state = j.state, reason = j.reason, lane = NULL, due_ms = j.due_ms, in_doubt = 1,
+       doubts = doubts + 1, deferrals = deferrals + 1, attempts = attempts + 1, last_ms = :now_ms,
+       reply_code = NULL, enhanced_code = NULL, reply_text = :text, mx = coalesce(j.host, mx)
+  FROM (SELECT value ->> 0 AS recipient, value ->> 1 AS state, value ->> 2 AS reason,
+               value ->> 3 AS due_ms, value ->> 4 AS host
+          FROM json_each(:rows)) j
+ WHERE recipient.seq = j.recipient AND recipient.state IN ('claimed', 'sending');
 
 -- name: lane_end
 DELETE FROM lane WHERE token = :lane;

@@ -9,20 +9,43 @@ UPDATE domain SET router = :worker
                 WHERE seq = :worker AND state IN ('starting', 'ready', 'draining'))
 RETURNING name, result, hosts, expires_ms, error, failures;
 
+-- name: domain_get
+SELECT router, result, site, generation, expires_ms, usable_ms FROM domain WHERE name = :name;
+
 -- name: site_put
-INSERT INTO site (key, provider, hosts, next_due_ms) VALUES (:key, :provider, :hosts, :now_ms)
-    ON CONFLICT (key) DO UPDATE SET hosts = excluded.hosts, provider = excluded.provider
+INSERT INTO site (key, provider, hosts, next_due_ms, used_ms)
+VALUES (:key, :provider, :hosts, :now_ms, :now_ms)
+    ON CONFLICT (key) DO UPDATE SET hosts = excluded.hosts, provider = excluded.provider,
+                                    used_ms = excluded.used_ms
 RETURNING seq;
 
 -- name: domain_put
 -- The generation moves when the domain moves to another site: older stamps are then stale.
 UPDATE domain
    SET result = :result, generation = generation + (site IS NOT :site), site = :site,
-       hosts = :hosts, resolved_ms = :now_ms, expires_ms = :expires_ms, error = :error,
-       failures = CASE WHEN :result = 'temporary' THEN failures + 1 ELSE 0 END,
-       retry_ms = CASE WHEN :result = 'temporary' THEN :expires_ms ELSE 0 END
- WHERE name = :name AND router IS :worker
+       hosts = :hosts, resolved_ms = :now_ms, expires_ms = :expires_ms,
+       usable_ms = CASE WHEN :site IS NULL THEN 0 ELSE :expires_ms END,
+       error = :error, failures = 0, retry_ms = 0
+ WHERE name = :name
 RETURNING generation;
+
+-- name: domain_failing
+-- DNS trouble says nothing about where the domain leads: its stamps stay as they are.
+UPDATE domain
+   SET result = 'temporary', resolved_ms = :now_ms, expires_ms = :expires_ms, error = :error,
+       failures = failures + 1, retry_ms = :expires_ms
+ WHERE name = :name;
+
+-- name: wake_site
+-- Rows were passed over there while the domain's route was too old.
+UPDATE site SET next_due_ms = min(next_due_ms, :now_ms), paused_ms = min(paused_ms, :now_ms)
+ WHERE seq = :site;
+
+-- name: leave_site
+-- Rows of a domain that moved away are there; a suspension must not hold them.
+UPDATE site SET next_due_ms = min(next_due_ms, :now_ms), paused_ms = min(paused_ms, :now_ms),
+                suspended_until_ms = min(suspended_until_ms, :now_ms), used_ms = :now_ms
+ WHERE seq = :site;
 
 -- name: stamp
 UPDATE recipient SET site = :site, generation = :generation
@@ -44,18 +67,28 @@ UPDATE recipient
 RETURNING seq;
 
 -- name: domain_done
--- What still waits keeps the domain due; the router gives it back.
+-- What still waits keeps the domain due; the router gives it back. While its DNS fails it also
+-- stays due as long as its site has waiting rows: some of them may be its own.
 UPDATE domain
    SET router = NULL,
-       due_ms = (SELECT min(due_ms) FROM recipient
-                  WHERE domain = :name AND due_ms IS NOT NULL AND site IS NULL)
+       due_ms = coalesce(
+         (SELECT min(due_ms) FROM recipient
+           WHERE domain = :name AND due_ms IS NOT NULL AND site IS NULL),
+         CASE WHEN result = 'temporary'
+                   AND EXISTS (SELECT 1 FROM recipient r
+                                WHERE r.site = domain.site AND r.due_ms IS NOT NULL)
+              THEN due_ms END)
  WHERE name = :name;
+
+-- name: domain_release
+UPDATE domain SET router = NULL WHERE name = :name;
 
 -- name: give_back
 UPDATE domain SET router = NULL, retry_ms = :retry_ms WHERE name = :name AND router = :worker;
 
 -- name: expire_routes
-UPDATE domain SET expires_ms = 0, retry_ms = 0 WHERE expires_ms > 0 OR retry_ms > 0;
+UPDATE domain SET expires_ms = 0, usable_ms = 0, retry_ms = 0
+ WHERE expires_ms > 0 OR usable_ms > 0 OR retry_ms > 0;
 
 -- name: route_event
 INSERT INTO event (at_ms, type, detail)

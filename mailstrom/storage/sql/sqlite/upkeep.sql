@@ -51,13 +51,13 @@ SELECT boot FROM worker WHERE seq = :worker;
 SELECT token FROM lane WHERE worker = :worker;
 
 -- name: lapse_claimed
--- Claimed and never opened: not a byte was sent, so simply due again. After a reboot even these
--- are in doubt (their open may have been lost with the page cache), hence :same_boot.
+-- Claimed and never opened: not a byte was sent, so simply due again.
 UPDATE recipient
    SET state = CASE WHEN deferrals > 0 OR in_doubt THEN 'deferred' ELSE 'queued' END,
        lane = NULL, due_ms = :now_ms
- WHERE lane IN (SELECT token FROM lane WHERE worker = :worker)
-   AND state = 'claimed' AND :same_boot
+ WHERE seq IN (SELECT seq FROM recipient
+                WHERE lane IN (SELECT token FROM lane WHERE worker = :worker)
+                  AND state = 'claimed' LIMIT :most)
 RETURNING seq;
 
 -- name: lapse_lanes
@@ -86,7 +86,8 @@ SELECT r.seq, r.state, r.reason
 -- name: expire
 -- The last reply stays: it says what the remote side answered until the end.
 UPDATE recipient
-   SET reason = CASE WHEN state = 'held' AND reason = 'in_doubt' THEN 'in_doubt' ELSE 'expired' END,
+   SET reason = CASE WHEN state = 'held' AND reason IN ('in_doubt', 'poison') THEN 'in_doubt'
+                     ELSE 'expired' END,
        state = 'failed', due_ms = NULL, lane = NULL, finished_ms = :now_ms
  WHERE seq IN (SELECT value FROM json_each(:recipients))
    AND state IN ('queued', 'deferred', 'held', 'claimed')
@@ -98,47 +99,78 @@ SELECT :now_ms, 'recipient.failed', r.message, r.seq, json_object('reason', r.re
   FROM recipient r WHERE r.seq IN (SELECT value FROM json_each(:recipients));
 
 -- name: jumps_pending
-SELECT seq, at_ms, amount_ms, grace_ms, last, done FROM clock_jump WHERE done < last ORDER BY seq;
+SELECT seq, at_ms, old_ms, amount_ms, grace_ms, known, last, done FROM clock_jump
+ WHERE done < last ORDER BY seq;
+
+-- name: last_jump
+SELECT at_ms FROM clock_jump ORDER BY seq DESC LIMIT 1;
 
 -- name: clock_get
-SELECT wall_ms, monotonic_ms, boot FROM clock;
+SELECT wall_ms, monotonic_ms, boot, last FROM clock;
 
 -- name: clock_set
-INSERT INTO clock (one, wall_ms, monotonic_ms, boot) VALUES (1, :wall_ms, :monotonic_ms, :boot)
+INSERT INTO clock (one, wall_ms, monotonic_ms, boot, last)
+SELECT 1, :wall_ms, :monotonic_ms, :boot, coalesce(max(seq), 0) FROM message WHERE true
     ON CONFLICT (one) DO UPDATE SET wall_ms = excluded.wall_ms,
-                                    monotonic_ms = excluded.monotonic_ms, boot = excluded.boot;
+                                    monotonic_ms = excluded.monotonic_ms, boot = excluded.boot,
+                                    last = excluded.last;
+
+-- name: newest_created
+SELECT created_ms FROM message ORDER BY seq DESC LIMIT 1;
 
 -- name: jump_add
-INSERT INTO clock_jump (at_ms, amount_ms, grace_ms, last)
-SELECT :wall_ms, :amount_ms, :grace_ms, coalesce(max(seq), 0) FROM message;
+INSERT INTO clock_jump (at_ms, old_ms, amount_ms, grace_ms, known, last)
+SELECT :at_ms, :old_ms, :amount_ms, :grace_ms, :known, coalesce(max(seq), 0) FROM message;
 
 -- name: jump_expiry
+-- Time that a message was not yet to be sent is no age: a send time of the user's own (later than
+-- its creation) stays, and what follows it stays behind it.
 UPDATE message
-   SET expires_ms = CASE WHEN :grace_ms > 0 THEN max(expires_ms, :grace_ms)
-                         ELSE expires_ms + :amount_ms END
- WHERE seq > :done AND seq <= :until AND finished_ms IS NULL;
+   SET expires_ms = CASE
+         WHEN :grace_ms > 0 THEN max(expires_ms, :grace_ms)
+         WHEN :amount_ms > 0 THEN expires_ms + min(:amount_ms, max(0, :at_ms - send_ms))
+         WHEN send_ms > created_ms AND send_ms > :at_ms THEN expires_ms
+         ELSE expires_ms + :amount_ms END,
+       send_ms = CASE WHEN send_ms > created_ms THEN send_ms ELSE min(send_ms, :at_ms) END
+ WHERE seq > :done AND seq <= :until AND finished_ms IS NULL
+   AND (seq <= :known OR CASE WHEN :amount_ms < 0 THEN created_ms > :at_ms
+                              ELSE created_ms <= :old_ms + :slack_ms END);
 
 -- name: jump_due
--- After a jump back, retries would wait for the old time to come again.
-UPDATE recipient SET due_ms = max(due_ms + :amount_ms, :at_ms)
- WHERE :amount_ms < 0 AND state = 'deferred' AND due_ms > :at_ms
-   AND message > :done AND message <= :until
-RETURNING seq;
+-- After a jump back, nothing waits for the old time to come again but what its sender told to.
+UPDATE recipient
+   SET due_ms = max(due_ms + :amount_ms, :at_ms,
+                    CASE WHEN m.send_ms > m.created_ms THEN m.send_ms ELSE 0 END)
+  FROM (SELECT seq, created_ms, send_ms FROM message
+         WHERE seq > :done AND seq <= :until AND finished_ms IS NULL
+           AND (seq <= :known OR created_ms > :at_ms)) m
+ WHERE :amount_ms < 0 AND recipient.message = m.seq
+   AND recipient.state IN ('queued', 'deferred') AND recipient.due_ms > :at_ms
+RETURNING recipient.seq;
 
 -- name: jump_grace_due
 -- One more attempt for what a reboot with a far later clock would have expired unseen.
 UPDATE recipient SET due_ms = :at_ms
  WHERE :grace_ms > 0 AND state = 'deferred' AND due_ms > :at_ms
    AND message IN (SELECT seq FROM message WHERE seq > :done AND seq <= :until
-                      AND expires_ms <= :grace_ms AND finished_ms IS NULL)
+                      AND expires_ms <= :grace_ms AND finished_ms IS NULL
+                      AND (seq <= :known OR created_ms <= :old_ms + :slack_ms))
 RETURNING seq;
 
 -- name: jump_sites
 UPDATE site SET next_due_ms = min(next_due_ms, :at_ms),
-                suspended_until_ms = min(suspended_until_ms, :at_ms + 3600000);
+                suspended_until_ms = min(suspended_until_ms, :at_ms + 3600000),
+                paused_ms = min(paused_ms, :at_ms), used_ms = min(used_ms, :at_ms),
+                last_success_ms = min(last_success_ms, :at_ms);
 
 -- name: jump_domains
-UPDATE domain SET expires_ms = min(expires_ms, :at_ms), retry_ms = min(retry_ms, :at_ms);
+-- Answers stay good for what is left of their time to live; 0 is an answer that was called off.
+UPDATE domain
+   SET expires_ms = CASE WHEN expires_ms > 0
+                         THEN max(1, min(expires_ms + :amount_ms, 253402300799000)) ELSE 0 END,
+       usable_ms = CASE WHEN usable_ms > 0
+                        THEN max(1, min(usable_ms + :amount_ms, 253402300799000)) ELSE 0 END,
+       retry_ms = min(retry_ms, :at_ms), resolved_ms = min(resolved_ms, :at_ms);
 
 -- name: jump_done
 UPDATE clock_jump SET done = :until WHERE seq = :seq;
@@ -155,7 +187,7 @@ DELETE FROM content WHERE key BETWEEN :first AND :last;
 UPDATE message SET purged_ms = :now_ms WHERE seq = :seq;
 
 -- name: purge_messages
-SELECT seq FROM message
+SELECT seq, (SELECT count(*) FROM recipient r WHERE r.message = message.seq) FROM message
  WHERE finished_ms <= :before_ms AND finished_ms IS NOT NULL AND purged_ms IS NOT NULL
  ORDER BY finished_ms LIMIT :most;
 
@@ -175,8 +207,11 @@ DELETE FROM event WHERE message IN (SELECT value FROM json_each(:messages));
 DELETE FROM message WHERE seq IN (SELECT value FROM json_each(:messages));
 
 -- name: delete_events
-DELETE FROM event WHERE id IN (SELECT id FROM event WHERE at_ms <= :before_ms
-                                ORDER BY id LIMIT :most);
+-- Ids rise with time, so the oldest stand in front: no further look than that. One that a clock far
+-- ahead stamped, since put right, must not stand in the way of all behind it.
+DELETE FROM event
+ WHERE id IN (SELECT id FROM (SELECT id, at_ms FROM event ORDER BY id LIMIT :most)
+               WHERE at_ms <= :before_ms OR at_ms > :now_ms + 86400000);
 
 -- name: delete_sessions
 DELETE FROM session WHERE id IN (SELECT id FROM session
@@ -184,10 +219,39 @@ DELETE FROM session WHERE id IN (SELECT id FROM session
                                   ORDER BY started_ms LIMIT :most);
 
 -- name: delete_idempotency
-DELETE FROM idempotency WHERE expires_ms <= :now_ms;
+DELETE FROM idempotency WHERE key IN (SELECT key FROM idempotency WHERE expires_ms <= :now_ms
+                                       ORDER BY expires_ms LIMIT :most);
 
 -- name: delete_workers
-DELETE FROM worker WHERE state IN ('stopped', 'lost') AND heartbeat_ms <= :before_ms;
+DELETE FROM worker WHERE seq IN (SELECT seq FROM worker
+                                  WHERE state IN ('stopped', 'lost') AND heartbeat_ms <= :before_ms
+                                  LIMIT :most);
+
+-- name: delete_hours
+DELETE FROM hour_stat
+ WHERE (hour_ms, stream, domain, status, reason)
+       IN (SELECT hour_ms, stream, domain, status, reason FROM hour_stat
+            WHERE hour_ms <= :before_ms ORDER BY hour_ms LIMIT :most);
+
+-- name: delete_domains
+-- Answers nobody asked for since; a recipient that is stamped all the same goes to the router.
+DELETE FROM domain
+ WHERE name IN (SELECT name FROM domain
+                 WHERE due_ms IS NULL AND resolved_ms <= :before_ms AND router IS NULL
+                 ORDER BY resolved_ms LIMIT :most)
+RETURNING site;
+
+-- name: touch_sites
+UPDATE site SET used_ms = :now_ms WHERE seq IN (SELECT value FROM json_each(:sites));
+
+-- name: delete_sites
+-- Nothing leads there, waits there or is connected to it, and every message is younger than its use.
+DELETE FROM site
+ WHERE seq IN (SELECT seq FROM site WHERE used_ms <= :before_ms ORDER BY used_ms LIMIT :most)
+   AND NOT EXISTS (SELECT 1 FROM domain d WHERE d.site = site.seq)
+   AND NOT EXISTS (SELECT 1 FROM lane l WHERE l.site = site.seq)
+   AND NOT EXISTS (SELECT 1 FROM recipient r WHERE r.site = site.seq AND r.due_ms IS NOT NULL)
+   AND coalesce((SELECT m.created_ms FROM message m ORDER BY m.seq LIMIT 1) > used_ms, 1);
 
 -- name: stale_staged
 SELECT seq FROM staged WHERE created_ms <= :before_ms LIMIT 10;
@@ -231,10 +295,11 @@ SELECT 'lane ' || l.token || ' belongs to worker ' || l.worker || ', which has e
  WHERE w.seq IS NULL OR w.state IN ('stopped', 'lost');
 
 -- name: check_next_due
+-- Rows whose domain is to be looked up again may be slept past: its answer wakes the site.
 SELECT 'site ' || s.key || ' would sleep past recipients that are due before'
   FROM site s
- WHERE s.next_due_ms > (SELECT min(r.due_ms) FROM recipient r
-                         WHERE r.site = s.seq AND r.due_ms IS NOT NULL);
+ WHERE s.next_due_ms > (SELECT min(r.due_ms) FROM recipient r LEFT JOIN domain d ON d.name = r.domain
+                         WHERE r.site = s.seq AND r.due_ms IS NOT NULL AND d.due_ms IS NULL);
 
 -- name: check_unrouted
 SELECT 'domain ' || r.domain || ' has unrouted recipients and is not due for routing'

@@ -28,14 +28,18 @@ CREATE TABLE message (
   eightbit        INTEGER NOT NULL CHECK (eightbit IN (0, 1)),
   smtputf8        INTEGER NOT NULL CHECK (smtputf8 IN (0, 1)),
   created_ms      INTEGER NOT NULL,
-  send_ms         INTEGER NOT NULL,
+  send_ms         INTEGER NOT NULL,  -- later than created_ms only where the user said so
   expires_ms      INTEGER NOT NULL,
   finished_ms     INTEGER,
   purged_ms       INTEGER            -- content deleted by retention
 ) STRICT;
 
 CREATE INDEX message_expiry ON message (expires_ms) WHERE finished_ms IS NULL;
-CREATE INDEX message_finished ON message (finished_ms) WHERE finished_ms IS NOT NULL;
+-- Two indexes, so that retention never walks over what it has dealt with.
+CREATE INDEX message_body ON message (finished_ms)
+  WHERE finished_ms IS NOT NULL AND purged_ms IS NULL;
+CREATE INDEX message_purged ON message (finished_ms)
+  WHERE finished_ms IS NOT NULL AND purged_ms IS NOT NULL;
 
 -- Content in chunks of at most 256 KiB: key = content id * 4096 + number. Each chunk carries its
 -- own digest (BLAKE2b-16), so that damage is seen before a byte of it is on the wire.
@@ -67,9 +71,12 @@ CREATE TABLE idempotency (
   expires_ms INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 
+CREATE INDEX idempotency_expiry ON idempotency (expires_ms);
+
 -- A site: the set of hosts that serve a domain; one row for all domains with that set.
+-- AUTOINCREMENT: a purged site's number must not come to mean another one.
 CREATE TABLE site (
-  seq                INTEGER PRIMARY KEY,
+  seq                INTEGER PRIMARY KEY AUTOINCREMENT,
   key                TEXT NOT NULL UNIQUE,
   provider           TEXT,
   hosts              TEXT NOT NULL CHECK (json_valid(hosts)),  -- [[preference, name, port], ...]
@@ -82,13 +89,18 @@ CREATE TABLE site (
   last_success_ms    INTEGER NOT NULL DEFAULT 0,
   pipelining         TEXT NOT NULL DEFAULT 'full'
                      CHECK (pipelining IN ('full', 'transaction', 'none')),
-  ready_ms           INTEGER GENERATED ALWAYS AS (max(next_due_ms, suspended_until_ms)) VIRTUAL
+  paused_ms          INTEGER NOT NULL DEFAULT 0,  -- a look found only what others must do first
+  used_ms            INTEGER NOT NULL DEFAULT 0,  -- when a domain last led or ceased to lead here
+  ready_ms           INTEGER GENERATED ALWAYS AS
+                     (max(next_due_ms, suspended_until_ms, paused_ms)) VIRTUAL
 ) STRICT;
 
 CREATE INDEX site_ready ON site (ready_ms);
+CREATE INDEX site_used ON site (used_ms);
 
--- The shared MX cache. due_ms is set while recipients of the domain wait for a route; router is
--- the worker that looks it up now.
+-- The shared MX cache. due_ms is set while recipients of the domain wait for a route, or for a route
+-- that expired to be looked up again; router is the worker that looks it up now. A temporary answer
+-- leaves site, generation and usable_ms as the last real answer made them.
 CREATE TABLE domain (
   name        TEXT PRIMARY KEY,
   result      TEXT CHECK (result IN ('mx', 'implicit', 'literal', 'relay', 'null_mx',
@@ -98,6 +110,7 @@ CREATE TABLE domain (
   hosts       TEXT NOT NULL DEFAULT '[]' CHECK (json_valid(hosts)),
   resolved_ms INTEGER,
   expires_ms  INTEGER NOT NULL DEFAULT 0,
+  usable_ms   INTEGER NOT NULL DEFAULT 0,  -- stamps of this generation are good until then
   error       TEXT,
   failures    INTEGER NOT NULL DEFAULT 0,
   due_ms      INTEGER,
@@ -109,6 +122,7 @@ CREATE TABLE domain (
 CREATE INDEX domain_ready ON domain (ready_ms) WHERE due_ms IS NOT NULL;
 CREATE INDEX domain_router ON domain (router) WHERE router IS NOT NULL;
 CREATE INDEX domain_site ON domain (site) WHERE site IS NOT NULL;
+CREATE INDEX domain_resolved ON domain (resolved_ms) WHERE due_ms IS NULL;
 
 CREATE TABLE recipient (
   seq           INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -129,6 +143,7 @@ CREATE TABLE recipient (
   attempts      INTEGER NOT NULL DEFAULT 0,
   deferrals     INTEGER NOT NULL DEFAULT 0,
   in_doubt      INTEGER NOT NULL DEFAULT 0 CHECK (in_doubt IN (0, 1)),
+  doubts        INTEGER NOT NULL DEFAULT 0,  -- lost on the wire so often since the last reply
   reopened_ms   INTEGER,
   last_ms       INTEGER,
   finished_ms   INTEGER,
@@ -156,7 +171,8 @@ CREATE TABLE lane (
   token     INTEGER PRIMARY KEY AUTOINCREMENT,
   site      INTEGER NOT NULL,
   worker    INTEGER NOT NULL,
-  leased_ms INTEGER NOT NULL
+  leased_ms INTEGER NOT NULL,
+  claims    INTEGER NOT NULL DEFAULT 0  -- whose turn it is among priorities
 ) STRICT;
 
 CREATE INDEX lane_site ON lane (site, worker);
@@ -258,23 +274,31 @@ CREATE TABLE suppression (
   PRIMARY KEY (address, scope)
 ) STRICT, WITHOUT ROWID;
 
--- One row: what the clocks said at the last look; jumps are shifted into unfinished rows piece by
--- piece, and nothing expires while a piece is missing.
+-- One row: what the clocks said at the last look, and the newest message there was then: its times
+-- and those of all older ones are told by the clock of that look.
 CREATE TABLE clock (
   one          INTEGER PRIMARY KEY CHECK (one = 1),
   wall_ms      INTEGER NOT NULL,
   monotonic_ms INTEGER NOT NULL,
-  boot         TEXT NOT NULL
+  boot         TEXT NOT NULL,
+  last         INTEGER NOT NULL
 ) STRICT;
 
+-- Jumps are shifted into unfinished messages piece by piece; nothing expires while one is missing.
+-- A jump concerns what the old clock stamped: messages up to known, and of the newer ones those that
+-- created_ms tells.
 CREATE TABLE clock_jump (
   seq       INTEGER PRIMARY KEY AUTOINCREMENT,
-  at_ms     INTEGER NOT NULL,
+  at_ms     INTEGER NOT NULL,        -- the new clock when the jump was seen
+  old_ms    INTEGER NOT NULL,        -- what the old clock would have said then
   amount_ms INTEGER NOT NULL,
   grace_ms  INTEGER NOT NULL,        -- after a boot: late messages live until this time
-  last      INTEGER NOT NULL,        -- newest message that was there before the jump
+  known     INTEGER NOT NULL,        -- newest message at the look before
+  last      INTEGER NOT NULL,        -- newest message at this look
   done      INTEGER NOT NULL DEFAULT 0  -- messages up to here are shifted
 ) STRICT;
+
+CREATE INDEX clock_jump_pending ON clock_jump (seq) WHERE done < last;
 
 -- How clients enqueue: one INSERT, one step of SQLite, so that an application busy with threads
 -- never holds the write lock between two statements. recipients: [[address, domain, checksum]...].
@@ -321,7 +345,8 @@ BEGIN
   INSERT INTO recipient (message, address, domain, checksum, priority, state, due_ms, site,
                          generation)
   SELECT m.seq, j.value ->> 0, j.value ->> 1, j.value ->> 2, NEW.priority, 'queued', NEW.send_ms,
-         CASE WHEN d.expires_ms > NEW.created_ms THEN d.site END, coalesce(d.generation, 0)
+         CASE WHEN d.expires_ms > NEW.created_ms AND d.result <> 'temporary' THEN d.site END,
+         coalesce(d.generation, 0)
     FROM message m, json_each(NEW.recipients) j
     LEFT JOIN domain d ON d.name = j.value ->> 1
    WHERE m.id = NEW.id;

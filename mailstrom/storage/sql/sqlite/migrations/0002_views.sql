@@ -2,34 +2,44 @@
 -- A recipient whose site is suspended, or whose domain cannot be resolved at the moment, is shown
 -- deferred with the site's or domain's reason: the fact stands in one row, not in each recipient.
 
+-- unresolved: the domain's DNS fails, and no stamp of an earlier answer is good any more (60 s after
+-- it expired: ROUTE_GRACE_MS of the store).
 CREATE VIEW recipient_now AS
 SELECT r.seq, r.message, r.address, r.domain, r.site, s.key AS site_key, s.provider,
        CASE
-         WHEN r.state = 'claimed' THEN CASE WHEN r.deferrals > 0 THEN 'deferred' ELSE 'queued' END
+         WHEN r.state = 'claimed'
+           THEN CASE WHEN r.deferrals > 0 OR r.in_doubt THEN 'deferred' ELSE 'queued' END
          WHEN r.state = 'queued' AND r.due_ms <= n.now_ms
               AND (s.suspended_until_ms > n.now_ms
-                   OR (r.site IS NULL AND d.result = 'temporary' AND d.retry_ms > n.now_ms))
+                   OR (d.result = 'temporary' AND d.retry_ms > n.now_ms
+                       AND (r.site IS NULL OR d.usable_ms + 60000 <= n.now_ms)))
            THEN 'deferred'
          ELSE r.state
        END AS status,
        CASE
          WHEN r.state = 'queued' AND r.due_ms <= n.now_ms AND s.suspended_until_ms > n.now_ms
            THEN s.suspended_reason
-         WHEN r.state = 'queued' AND r.due_ms <= n.now_ms AND r.site IS NULL
+         WHEN r.state = 'queued' AND r.due_ms <= n.now_ms
               AND d.result = 'temporary' AND d.retry_ms > n.now_ms
+              AND (r.site IS NULL OR d.usable_ms + 60000 <= n.now_ms)
            THEN 'dns'
+         WHEN r.state = 'queued' OR (r.state = 'claimed' AND r.deferrals = 0 AND NOT r.in_doubt)
+           THEN NULL
          ELSE r.reason
        END AS reason,
        CASE
          WHEN r.due_ms IS NULL THEN NULL
          WHEN r.site IS NULL THEN max(r.due_ms, coalesce(d.retry_ms, 0))
-         ELSE max(r.due_ms, s.suspended_until_ms)
+         WHEN d.result = 'temporary' AND d.usable_ms + 60000 <= n.now_ms
+           THEN max(r.due_ms, coalesce(s.suspended_until_ms, 0), d.retry_ms)
+         ELSE max(r.due_ms, coalesce(s.suspended_until_ms, 0))
        END AS next_attempt_ms,
        r.attempts, r.in_doubt, r.last_ms, r.finished_ms, r.mx, r.reply_code, r.enhanced_code,
        CASE
          WHEN r.reply_text IS NOT NULL THEN r.reply_text
          WHEN r.state = 'queued' AND s.suspended_until_ms > n.now_ms THEN s.last_reply
-         WHEN r.state = 'queued' AND r.site IS NULL AND d.result = 'temporary' THEN d.error
+         WHEN r.state = 'queued' AND d.result = 'temporary'
+              AND (r.site IS NULL OR d.usable_ms + 60000 <= n.now_ms) THEN d.error
        END AS reply_text,
        r.tls
   FROM recipient r
