@@ -491,8 +491,13 @@ def supervisor_stopped(
     _emit("supervisor.stopped", locals())
 
 
-def config_reloaded(*, file: str | None = None) -> None:
-    """``config.reloaded``: file is None where there is none and defaults rule."""
+def config_reloaded(
+    *, file: str | None = None, restart_needed: Sequence[str] | None = None
+) -> None:
+    """``config.reloaded``: file is None where there is none and defaults rule.
+
+    restart_needed names the changed keys that the engine reads at its start only.
+    """
     _emit("config.reloaded", locals())
 
 

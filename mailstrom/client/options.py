@@ -71,12 +71,19 @@ def flat(metadata: Mapping[str, object] | None) -> dict[str, object]:
                 raise _refuse(
                     "metadata", value, f"{key!r} holds a control character", "option-control"
                 )
-        elif not isinstance(value, bool | int | float) or not math.isfinite(value):
+        elif not isinstance(value, bool | int | float) or not _finite(value):
             raise _refuse(
                 "metadata", value, f"{key!r} must be text, a finite number or bool", "option"
             )
         found[key] = value
     return found
+
+
+def _finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond every float, which no reader of JSON could keep
+        return False
 
 
 def flag(option: str, value: object) -> bool:

@@ -17,7 +17,7 @@ from mailstrom.config.derived import (
     stage_timeouts,
     worker_count,
 )
-from mailstrom.config.listing import Setting, describe
+from mailstrom.config.listing import Setting, describe, restart_needed
 from mailstrom.config.loading import from_json, load, to_json
 from mailstrom.config.places import default_store
 from mailstrom.config.settings import (
@@ -60,6 +60,7 @@ __all__ = [
     "nameservers",
     "relay_hosts",
     "relay_password",
+    "restart_needed",
     "stage_timeouts",
     "to_json",
     "warnings",

@@ -1,4 +1,4 @@
-"""The effective configuration as rows, for ``mailstrom config show``."""
+"""The effective configuration as rows: to show, and to see what a reload cannot change."""
 
 from __future__ import annotations
 
@@ -38,6 +38,21 @@ def describe(config: Config) -> list[Setting]:
         )
         for key, value, unit in _rows(config, "")
     ]
+
+
+def restart_needed(running: Config, wanted: Config) -> list[str]:
+    """The keys that are read at the start only and differ, dotted, in the documentation's order."""
+    before = dict(_restarting(running, ""))
+    return [key for key, value in _restarting(wanted, "") if before.get(key) != value]
+
+
+def _restarting(table: Table, prefix: str) -> Iterator[tuple[str, object]]:
+    for key in schema.keys(type(table)):
+        value = getattr(table, key.name)
+        if isinstance(value, Table):
+            yield from _restarting(value, f"{prefix}{key.name}.")
+        elif key.restart:
+            yield f"{prefix}{key.name}", value
 
 
 def _plain(value: object, unit: str | None) -> object:

@@ -19,7 +19,7 @@ import msgspec
 
 from mailstrom.config import checks, durations, schema
 from mailstrom.config.names import is_fqdn
-from mailstrom.config.places import default_store, find_file
+from mailstrom.config.places import default_store, find_file, plain_path
 from mailstrom.config.settings import Config, Table
 from mailstrom.errors import ConfigError
 
@@ -180,7 +180,7 @@ def _value(key: schema.Key, raw: object, table: str, source: _Source) -> object:
                 f"{source.name}: {_shown(table, key.name)}: {value!r} is no path"
                 + ("; write a path or sqlite:///path" if key.name == "store" else "")
             )
-        return os.path.normpath(source.folder / path)
+        return plain_path(path, source.folder)
     return value
 
 

@@ -30,6 +30,7 @@ class Key(NamedTuple):
         unit: ``"duration"``, ``"path"`` or None.
         sentence: its documentation; empty for tables.
         default: as the struct has it; ``msgspec.NODEFAULT`` where it is computed.
+        restart: whether the engine reads it at its start only, and not again on HUP.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Key(NamedTuple):
     unit: str | None
     sentence: str
     default: object
+    restart: bool
 
 
 def _metas(hint: object) -> Iterator[msgspec.Meta]:
@@ -77,6 +79,7 @@ def keys(table: type[Table]) -> tuple[Key, ...]:
                 unit=next((m.extra["unit"] for m in metas if m.extra and "unit" in m.extra), None),
                 sentence=next((m.description for m in metas if m.description), ""),
                 default=default,
+                restart=any(m.extra and m.extra.get("restart") for m in metas),
             )
         )
     return tuple(found)

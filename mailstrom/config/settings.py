@@ -47,7 +47,9 @@ class Delivery(Table, frozen=True, kw_only=True):
 
     workers: Annotated[
         Literal["auto"] | Annotated[int, Meta(ge=1, le=256)],
-        Meta(description="Delivery processes; `auto` is one per processor."),
+        Meta(
+            description="Delivery processes; `auto` is one per processor.", extra={"restart": True}
+        ),
     ] = "auto"
     mode: Annotated[
         Literal["mx", "relay"],
@@ -74,7 +76,8 @@ class Delivery(Table, frozen=True, kw_only=True):
         Literal["full", "transaction", "none"],
         Meta(
             description="Most that is sent ahead (RFC 2920): also the next envelope behind the"
-            " final dot, one transaction's envelope, or nothing."
+            " final dot, one transaction's envelope, or nothing. For now `full` does what"
+            " `transaction` does."
         ),
     ] = "full"
 
@@ -112,7 +115,8 @@ class Relay(Table, frozen=True, kw_only=True):
     password_file: Annotated[
         str | None,
         Meta(
-            description="File whose first line is the password; read at connect.",
+            description="File whose first line is the password; read at connect. `config check`"
+            " warns if others may read it.",
             extra={"unit": "path"},
         ),
     ] = None
@@ -148,11 +152,16 @@ class Dns(Table, frozen=True, kw_only=True):
 
 
 class Tls(Table, frozen=True, kw_only=True):
-    """What TLS a session must reach. Without `require` it is opportunistic (RFC 7435)."""
+    """What TLS a session must reach; opportunistic (RFC 7435) unless said.
+
+    With a relay these go on top of `[relay] tls`: `require` and `verify` turn `opportunistic` into
+    `required`.
+    """
 
     require: Annotated[bool, Meta(description="Never send a message in plaintext.")] = False
     verify: Annotated[
-        bool, Meta(description="Demand a valid certificate for the host's name too.")
+        bool,
+        Meta(description="Demand a valid certificate for the host's name; includes `require`."),
     ] = False
     ca_file: Annotated[
         str | None,
@@ -267,7 +276,7 @@ class StageTimeouts(Table, frozen=True, kw_only=True):
 
 
 class Stream(Table, frozen=True, kw_only=True):
-    """A named policy; `send(stream="NAME")` uses it."""
+    """A named policy. For now read and checked only: `send()` records the stream's name."""
 
     priority: Annotated[
         Priority, Meta(description="Order of claims at a site, where `send()` gives none.")
@@ -296,7 +305,12 @@ class Config(Table, frozen=True, kw_only=True):
     """
 
     store: Annotated[
-        str, Meta(min_length=1, description="The spool's file.", extra={"unit": "path"})
+        str,
+        Meta(
+            min_length=1,
+            description="The spool's file.",
+            extra={"unit": "path", "restart": True},
+        ),
     ]
     hostname: Annotated[
         str,

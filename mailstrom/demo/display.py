@@ -24,7 +24,6 @@ from mailstrom.demo.plan import DESTINATIONS
 from mailstrom.types import Status
 
 LINE_EVERY_S = 1.0
-BAR_WIDTH = 80
 
 # Heading and the statuses it sums; the statuses that a run cannot reach count as waiting.
 _COLUMNS: tuple[tuple[str, frozenset[str], str], ...] = (
@@ -150,16 +149,20 @@ class Picture:
 
     def __init__(self, console: Console) -> None:
         self._live = Live(console=console, auto_refresh=False)
+        self._last: Snapshot | None = None
 
     def __enter__(self) -> Self:
         self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._last is not None:
+            self._live.update(_picture(self._last, over=True), refresh=True)
         self._live.stop()
 
     def show(self, snapshot: Snapshot) -> None:
         """Redraw."""
+        self._last = snapshot
         self._live.update(_picture(snapshot), refresh=True)
 
 
@@ -171,18 +174,20 @@ def display_for(console: Console, *, silent: bool) -> Display:
     return Picture(console) if live else Lines(console)
 
 
-def _picture(snapshot: Snapshot) -> Group:
+def _picture(snapshot: Snapshot, *, over: bool = False) -> Group:
+    """The picture; what remains of it when it is ``over`` says nothing about a present."""
     head = Text.assemble(
         (f"{snapshot.elapsed_s:5.1f} s  ", "bold"),
-        f"{snapshot.accepted}/{snapshot.messages} messages accepted  ",
-        f"{snapshot.per_s:.0f} recipients/s  ",
-        f"{snapshot.connections} connections open",
+        f"{snapshot.accepted}/{snapshot.messages} messages accepted",
     )
+    if not over:
+        head.append(f"  {snapshot.per_s:.0f} recipients/s")
+        head.append(f"  {snapshot.connections} connections open")
     # Until everything is accepted the number of recipients is not known: the bar is of messages'
     # scale then, and never full.
     scale = max(snapshot.recipients, snapshot.messages)
-    bar = Table.grid()  # a bar ends no line by itself
-    bar.add_row(ProgressBar(total=max(scale, 1), completed=snapshot.final, width=BAR_WIDTH))
+    bar = Table.grid(expand=True)  # a bar ends no line by itself
+    bar.add_row(ProgressBar(total=max(scale, 1), completed=snapshot.final))
     table = Table(box=box.SIMPLE, padding=0, show_footer=True, show_edge=False)
     table.add_column("destination", footer="all", no_wrap=True)
     table.add_column("how it behaves", no_wrap=True)
@@ -192,4 +197,4 @@ def _picture(snapshot: Snapshot) -> Group:
         numbers = (str(number) if number else "-" for number in snapshot.sums(one.domain))
         table.add_row(one.domain, one.behaviour, *numbers)
     # The cursor rests on the last line: a short one, so that an echoed ^C does not scroll the rest.
-    return Group(head, bar, table, Text(" "))
+    return Group(head, bar, table) if over else Group(head, bar, table, Text(" "))

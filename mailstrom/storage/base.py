@@ -135,13 +135,17 @@ class ClaimRequest:
     Args:
         limit: most messages; a message's due recipients come together (in bounded number).
         max_bytes: most content bytes together; at least one message is always given.
+        limit_lanes: how many lanes the site may have now; a lane beyond the oldest so many gets
+            nothing and is told to end. None: as many as were leased.
 
-    Claims come by priority, then by due time, the recipients of a message side by side.
+    Claims come by priority, then by due time, the recipients of a message side by side. Of ten
+    claims two begin with low and one with normal priority, so that nothing is starved.
     """
 
     lane: int
     limit: int
     max_bytes: int
+    limit_lanes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,6 +255,8 @@ class Exchange(NamedTuple):
     settled: frozenset[int]
     opened: frozenset[int]
     claimed: list[Claimed]
+    ended: frozenset[int] = frozenset()
+    """Lanes that claim nothing any more: beyond ``limit_lanes``, or gone."""
 
 
 class Suspension(NamedTuple):
@@ -288,6 +294,7 @@ class RouteAnswer:
 
     Args:
         refusal: set where the route decides that waiting recipients fail.
+        cached: the route is ``DueDomain.cached``: it is applied, and neither prolonged nor told.
     """
 
     route: Route
@@ -295,6 +302,7 @@ class RouteAnswer:
     provider: str | None
     expires_ms: int
     refusal: Refusal | None = None
+    cached: bool = False
 
 
 class Lapsed(NamedTuple):
@@ -433,7 +441,11 @@ class WorkerStore(Protocol):
     def lapse(
         self, worker: int, *, boot: str, now_ms: int, on_doubt: OnDoubt = OnDoubt.RETRY
     ) -> Lapsed:
-        """Take back everything a dead worker held; ``on_doubt`` where the message names none."""
+        """Take back everything a dead worker held; ``on_doubt`` where the message names none.
+
+        In short transactions; ``boot`` empty is a boot that nobody knows, so another one. What was
+        on the wire is charged and waits longer with each loss in a row; the fifth is held (poison).
+        """
         ...
 
     def expire(self, limit: int, now_ms: int) -> int:
@@ -441,7 +453,11 @@ class WorkerStore(Protocol):
         ...
 
     def keep_clock(self, *, wall_ms: int, monotonic_ms: int, boot: str, limit: int) -> int:
-        """Notice jumps of the wall clock and shift what is unfinished; returns rows shifted."""
+        """Notice jumps of the wall clock and shift what the old clock stamped.
+
+        At most ``limit`` messages a jump and call; returns how many were passed. An even clock is
+        only read, and written down every 30 seconds.
+        """
         ...
 
     def retention(self) -> Retention:
@@ -449,7 +465,10 @@ class WorkerStore(Protocol):
         ...
 
     def purge(self, retention: Retention, limit: int, now_ms: int) -> int:
-        """Delete what is older than its retention; returns rows deleted."""
+        """Delete what is older than its retention; returns how much was done, 0 when all is.
+
+        Bounded by ``limit`` for each kind; nothing for an hour after a jump of the clock.
+        """
         ...
 
     def checkpoint(self) -> Checkpoint:
@@ -479,10 +498,6 @@ class WorkerStore(Protocol):
 
     def live_workers(self) -> int:
         """How many delivery workers are registered and not ended; at least 1."""
-        ...
-
-    def changed(self) -> bool:
-        """Whether another connection committed since the last call (cheap)."""
         ...
 
     def close(self) -> None:

@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from typing import NoReturn
 
+from msgspec.structs import replace
+
 from mailstrom import events
 from mailstrom.config import Config, load, worker_count
 from mailstrom.errors import (
@@ -76,8 +78,7 @@ def serve(
         config: the effective configuration; ``config.store`` is the spool, created if missing.
         workers: number of delivery workers; None for what the configuration says.
         commands: argv by kind of child; the engine's own when None.
-        reload: loads the configuration anew on HUP; when None, the file it came from is read again
-            with the same store.
+        reload: loads the configuration anew on HUP; when None, the file it came from is read again.
         timing: the parent's own patience.
 
     Returns:
@@ -87,6 +88,7 @@ def serve(
         if find_spec(_ENGINE) is None:
             return _refuse(EXIT_CONFIG, _NO_ENGINE)
         commands = engine_commands()
+    config = _with_workers(config, workers)
     store = real(config.store)
     try:
         prepare(store, engine=True)
@@ -109,10 +111,10 @@ def serve(
         events.configure(config.log.level, config.log.format)
         return Supervision(
             config,
-            worker_count(config) if workers is None else workers,
+            worker_count(config),
             store=store,
             commands=commands,
-            reload=reload or (lambda: load(config.origin, store=config.store)),
+            reload=lambda: _with_workers((reload or _reading_again(config))(), workers),
             timing=timing or Timing(),
         ).run()
     finally:
@@ -136,11 +138,21 @@ def main(argv: Sequence[str]) -> int:
         config = load(arguments.config, store=arguments.store)
     except ConfigError as error:
         return _refuse(EXIT_CONFIG, f"mailstrom: {error}")
-    return serve(
-        config,
-        arguments.workers,
-        reload=lambda: load(arguments.config, store=config.store),
-    )
+    return serve(config, arguments.workers)
+
+
+def _with_workers(config: Config, workers: int | None) -> Config:
+    """The command line's number of workers, where it has one, goes before the file's."""
+    if workers is None:
+        return config
+    sources = config.sources | {"delivery.workers": "--workers"}
+    return replace(config, delivery=replace(config.delivery, workers=workers), sources=sources)
+
+
+def _reading_again(config: Config) -> Callable[[], Config]:
+    """Loads anew what ``config`` was loaded from; only a store named by an option stays named."""
+    store = config.store if config.sources.get("store") == "--store" else None
+    return lambda: load(config.origin, store=store)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -10,7 +10,9 @@ count; the kernel's wake-up byte turns the loop, which does the work. Rules:
   (stopped, starved, machine asleep) it has no right to judge: every child gets a fresh period.
 * First TERM or INT: deliveries drain, the janitor after the last of them; what outlives the drain
   timeout is killed; exit 0. Second: all stop, killed after ``Timing.stop_s``; exit 1. Third: killed
-  now. HUP: a configuration that loads goes to every child, one that does not changes nothing.
+  now. What comes within ``Timing.same_s`` is the same one again: ``timeout`` and some terminals
+  signal the process and its group. HUP: a configuration that loads goes to every child, one that
+  does not changes nothing; what only a restart can change is named in the log.
 
 No SMTP, no DNS, no spool: this process must not be able to fail for a reason that lies in a mail.
 """
@@ -29,7 +31,7 @@ from types import FrameType
 
 from mailstrom import __version__, events
 from mailstrom.clock import monotonic_ms
-from mailstrom.config import Config, to_json
+from mailstrom.config import Config, restart_needed, to_json
 from mailstrom.control import ControlError, Drain, Lapse, Reload, Stop
 from mailstrom.errors import ConfigError
 from mailstrom.supervisor.children import Child, Slot, child_environment, spawn
@@ -55,6 +57,7 @@ class Timing:
         start_gap_s: between two starts in one slot.
         window_s: deaths longer ago are forgotten by the back-off.
         tick_s: the loop turns at least this often.
+        same_s: a TERM or INT so soon after the last that counted is no further one.
     """
 
     ready_s: float = 60.0
@@ -63,6 +66,7 @@ class Timing:
     start_gap_s: float = 1.0
     window_s: float = 600.0
     tick_s: float = 1.0
+    same_s: float = 1.0
 
 
 class _Phase(Enum):
@@ -74,14 +78,21 @@ class _Phase(Enum):
 class _Signals:
     """Counts signals and wakes a ``poll``; a context manager that puts everything back."""
 
-    def __init__(self) -> None:
+    def __init__(self, same_s: float) -> None:
         self.ends = 0
+        self.first_end: str | None = None
         self.reloads = 0
         self.wake_fd = -1
+        self._same_s = same_s
+        self._ended_s = 0.0
 
     def _count(self, number: int, frame: FrameType | None) -> None:
         if number in (signal.SIGTERM, signal.SIGINT):
-            self.ends += 1
+            now_s = _now_s()
+            if not self.ends or now_s - self._ended_s >= self._same_s:
+                self.first_end = self.first_end or signal.Signals(number).name
+                self.ends += 1
+                self._ended_s = now_s
         elif number == signal.SIGHUP:
             self.reloads += 1
 
@@ -131,12 +142,13 @@ class Supervision:
         timing: Timing,
     ) -> None:
         self._config = config
+        self._at_start = config
         self._store = store
         self._commands = commands
         self._reload = reload
         self._timing = timing
         self._environment = child_environment(dict(os.environ), os.getcwd())
-        self._signals = _Signals()
+        self._signals = _Signals(timing.same_s)
         self._phase = _Phase.RUNNING
         self._announced = False
         self._deadline_s = 0.0
@@ -188,7 +200,9 @@ class Supervision:
         self._phase = _Phase.DRAINING
         timeout_s = self._config.delivery.drain_timeout
         self._deadline_s = _now_s() + timeout_s + self._timing.grace_s
-        events.supervisor_draining(timeout_s=timeout_s, pid=os.getpid())
+        events.supervisor_draining(
+            signal=self._signals.first_end, timeout_s=timeout_s, pid=os.getpid()
+        )
         for slot in self._slots:
             slot.start_s = None
         for slot in self._deliveries:
@@ -213,7 +227,9 @@ class Supervision:
             return
         self._config = config
         events.configure(config.log.level, config.log.format)
-        events.config_reloaded(file=config.origin)
+        events.config_reloaded(
+            file=config.origin, restart_needed=restart_needed(self._at_start, config) or None
+        )
 
     # Children: end and start
 
@@ -229,7 +245,9 @@ class Supervision:
                     self._lose(slot, child.pid, cause)
 
     def _lose(self, slot: Slot, pid: int, cause: str) -> None:
-        events.worker_lost(kind=slot.kind, slot=slot.number, pid=pid, cause=cause)
+        # A stop asks nobody to finish, so an end by force is what was asked for.
+        ended = events.worker_stopped if self._phase is _Phase.STOPPING else events.worker_lost
+        ended(kind=slot.kind, slot=slot.number, pid=pid, cause=cause)
         if slot is not self._janitor and self._janitor.child is not None and pid:
             self._janitor.child.send(Lapse(pid=pid))
         if self._phase is _Phase.RUNNING:

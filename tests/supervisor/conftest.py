@@ -176,7 +176,7 @@ class Stage:
                 "delivery": [delivery] if "/" in delivery else self.fakechild(delivery),
                 "janitor": self.fakechild(janitor),
             },
-            "timing": {"grace_s": 0.2, "stop_s": 0.3, "start_gap_s": 0.02, **timing},
+            "timing": {"grace_s": 0.2, "stop_s": 0.3, "start_gap_s": 0.02, "same_s": 0.0, **timing},
         }
         runner = str(HERE / "serve_fake.py")
         return self.run(

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,16 @@ import pytest
 
 if TYPE_CHECKING:
     from tests.supervisor.conftest import Stage, Supervised
+
+
+# a supervisor whose number of workers is the configuration's
+SERVE = """
+import sys
+from mailstrom.config import load
+from mailstrom.supervisor.run import serve
+child = sys.argv[2:]
+sys.exit(serve(load(sys.argv[1]), commands={"delivery": child, "janitor": child}))
+"""
 
 
 def ready(supervised: Supervised) -> None:
@@ -72,7 +83,7 @@ def test_term_drains_deliveries_then_the_janitor_and_exits_0(stage: Stage) -> No
         "delivery",
         "janitor",
     ]
-    assert supervised.lines("supervisor.draining")
+    assert [line["signal"] for line in supervised.lines("supervisor.draining")] == ["SIGTERM"]
     assert supervised.lines("supervisor.stopped")[0]["exit_code"] == 0
     assert not supervised.lines("worker.lost")
 
@@ -258,6 +269,25 @@ def test_a_second_term_stops_at_once_with_exit_1(stage: Stage) -> None:
     assert supervised.wait_exit() == 1
     assert supervised.lines("supervisor.stopped")[0]["exit_code"] == 1
     assert supervised.traced("stop", kind="janitor")
+    # an end that was asked for is no loss, also where it took force
+    assert not supervised.lines("worker.lost")
+    stopped = supervised.lines("worker.stopped")
+    assert [line["kind"] for line in stopped] == ["delivery", "delivery"]
+    assert all("stopping timeout" in line["cause"] for line in stopped)
+
+
+def test_one_end_said_twice_at_once_is_one_end(stage: Stage) -> None:
+    # timeout(1) signals its child and then the whole group
+    supervised = stage.start(workers=2, same_s=3600)
+    ready(supervised)
+    supervised.signal(signal.SIGTERM)
+    os.killpg(supervised.pid, signal.SIGINT)
+    supervised.wait("supervisor.draining")
+    os.killpg(supervised.pid, signal.SIGINT)
+
+    assert supervised.wait_exit() == 0
+    assert len(supervised.traced("drain")) == 3
+    assert not supervised.traced("stop")
 
 
 def test_a_second_term_ends_a_stubborn_janitor_too(stage: Stage) -> None:
@@ -386,3 +416,32 @@ def test_a_reload_never_moves_to_another_spool(stage: Stage) -> None:
     supervised.signal(signal.SIGHUP)
 
     assert supervised.wait_traced("reload")[0]["config"]["store"] == str(stage.store)
+    assert supervised.wait("config.reloaded")[0]["restart_needed"] == ["store"]
+
+
+def test_hup_names_what_only_a_restart_can_change(stage: Stage) -> None:
+    supervised = stage.run(
+        [sys.executable, "-P", "-c", SERVE, str(stage.config), *stage.fakechild("well")],
+        cwd=stage.folder,
+    )
+    ready(supervised)
+    text = stage.config.read_text()
+    stage.config.write_text(text.replace("[delivery]", "[delivery]\nworkers = 3"))
+    supervised.signal(signal.SIGHUP)
+    assert supervised.wait("config.reloaded")[0]["restart_needed"] == ["delivery.workers"]
+    # and still so when nothing changed since
+    supervised.signal(signal.SIGHUP)
+    assert supervised.wait("config.reloaded", count=2)[1]["restart_needed"] == ["delivery.workers"]
+    stage.config.write_text(text)
+    supervised.signal(signal.SIGHUP)
+    assert "restart_needed" not in supervised.wait("config.reloaded", count=3)[2]
+
+
+def test_a_number_of_workers_on_the_command_line_needs_no_restart(stage: Stage) -> None:
+    supervised = stage.start(workers=2)
+    ready(supervised)
+    text = stage.config.read_text()
+    stage.config.write_text(text.replace("[delivery]", "[delivery]\nworkers = 3"))
+    supervised.signal(signal.SIGHUP)
+    assert "restart_needed" not in supervised.wait("config.reloaded")[0]
+    assert supervised.wait_traced("reload")[0]["config"]["delivery"]["workers"] == 2

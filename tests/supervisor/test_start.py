@@ -114,10 +114,11 @@ def test_the_working_directory_is_imported_from_only_if_it_holds_our_package(
     folder = hostile.parent / package_in
     package = folder / "mailstrom" / "supervisor"
     package.mkdir(parents=True)
-    spec = importlib.util.find_spec("mailstrom.supervisor.__main__")
-    assert spec is not None
-    assert spec.origin is not None
-    shutil.copy(spec.origin, package)
+    for name, place in (("supervisor.__main__", package), ("pathguard", package.parent)):
+        spec = importlib.util.find_spec(f"mailstrom.{name}")
+        assert spec is not None
+        assert spec.origin is not None
+        shutil.copy(spec.origin, place)
     (package / "run.py").write_text(
         "from importlib.util import find_spec\n"
         "def main(argv: list[str]) -> str:\n"

@@ -2,39 +2,74 @@
 
 Set statements over ``json_each`` rather than row by row: between two steps an application busy with
 threads may hold the lock. Guards that no longer hold change nothing; what came late is still
-recorded (see ``settling``). Lanes themselves are leased and ended in ``lanes``.
+recorded (see ``settling``). Content is read once the lock is free (``complete``). Lanes themselves
+are leased and ended in ``lanes``.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import apsw
 
-from mailstrom.storage.base import Claimed, ClaimRequest, Exchange, Open, SessionRow, Work
+from mailstrom.storage.base import Claimed, ClaimRequest, Open, SessionRow, Work
+from mailstrom.storage.sqlite.lanes import NEVER_MS
 from mailstrom.storage.sqlite.rows import checksum, digest
 from mailstrom.storage.sqlite.settling import rounds, settle
-from mailstrom.storage.sqlite.sql import run
+from mailstrom.storage.sqlite.sql import STATEMENTS, run
 from mailstrom.types import OnDoubt
 
 CLAIM_ROWS = 500
 """Most recipients one claim may take, whatever the number of messages."""
+SKIP_ROWS = 500
+"""Most rows a claim passes over in one priority, and most it sends back to the router."""
+ROUTE_GRACE_MS = 60_000
+"""So long after its route expired a domain's rows may still be claimed; the views know it, too."""
+PAUSE_MS = 1_000
+"""A site where a claim found only rows that others must deal with first is left alone so long."""
+
+_DOWN, _UP, _MIDDLE = (0, 1, 2), (2, 1, 0), (1, 0, 2)
+TURNS = (_DOWN, _DOWN, _DOWN, _DOWN, _UP, _DOWN, _DOWN, _MIDDLE, _DOWN, _UP)
+"""Order of priorities, by the lane's turn (token plus claims): high mail comes first, but a fifth
+of the claims begins with low and a tenth with normal, or a flood of high mail would starve them."""
+
+_READY, _MOVED, _EXPIRED, _UNREFRESHED = range(4)
+"""What the statement ``due_recipients`` says of a row."""
 
 
-def exchange(connection: apsw.Connection, work: Work, now_ms: int) -> Exchange:
+class Exchanged(NamedTuple):
+    """What an exchange did; ``rows`` become ``Claimed`` with their content (``complete``)."""
+
+    settled: frozenset[int]
+    opened: frozenset[int]
+    ended: frozenset[int]
+    rows: list[tuple[int, Any]]
+    """Lane and row of ``claimed_rows``, in the order they are to be sent."""
+
+
+def exchange(connection: apsw.Connection, work: Work, now_ms: int) -> Exchanged:
     """Sessions, settlements, opens and claims of many lanes."""
     for row in work.sessions:
         _put_session(connection, row)
     settled: set[int] = set()
     for round in rounds(work.settlements):
         settled |= settle(connection, round, now_ms)
+    jumping = bool(work.opens or work.claims) and bool(run(connection, "jumps_pending"))
     opened: set[int] = set()
     for request in work.opens:
-        opened |= _open(connection, request, now_ms)
-    claimed: list[Claimed] = []
+        opened |= _open(connection, request, now_ms, jumping)
+    ended: set[int] = set()
+    rows: list[tuple[int, Any]] = []
     for claim in work.claims:
-        claimed.extend(_claim(connection, claim, now_ms))
-    return Exchange(frozenset(settled), frozenset(opened), claimed)
+        taken = _claim(connection, claim, now_ms, jumping)
+        if taken is None:
+            ended.add(claim.lane)
+        elif taken:
+            rows += [(claim.lane, row) for row in _taken_rows(connection, claim.lane, taken)]
+    return Exchanged(frozenset(settled), frozenset(opened), frozenset(ended), rows)
 
 
 def _put_session(connection: apsw.Connection, row: SessionRow) -> None:
@@ -77,7 +112,7 @@ def _put_session(connection: apsw.Connection, row: SessionRow) -> None:
     )
 
 
-def _open(connection: apsw.Connection, request: Open, now_ms: int) -> set[int]:
+def _open(connection: apsw.Connection, request: Open, now_ms: int, jumping: bool) -> set[int]:
     return {
         row[0]
         for row in run(
@@ -88,89 +123,156 @@ def _open(connection: apsw.Connection, request: Open, now_ms: int) -> set[int]:
                 "lane": request.lane,
                 "session": request.session,
                 "now_ms": now_ms,
+                "jumping": int(jumping),
             },
         )
     }
 
 
-def _claim(connection: apsw.Connection, request: ClaimRequest, now_ms: int) -> list[Claimed]:
-    """Due recipients of the lane's site, a seek per priority, oldest due first."""
-    found = run(connection, "lane_site", {"lane": request.lane})
+@dataclass(slots=True)
+class _Look:
+    """What a claim saw on its way through a site's waiting rows."""
+
+    taken: list[int] = field(default_factory=list)
+    messages: set[int] = field(default_factory=set)
+    bytes: int = 0
+    full: bool = False
+    moved: list[int] = field(default_factory=list)
+    unrefreshed: list[int] = field(default_factory=list)
+    expired: bool = False
+    cut: bool = False
+    """Passed over so many rows in a priority that what is behind them was not seen."""
+    refresh: set[str] = field(default_factory=set)
+    next_due_ms: int = NEVER_MS
+
+
+def _claim(
+    connection: apsw.Connection, request: ClaimRequest, now_ms: int, jumping: bool
+) -> list[int] | None:
+    """Due recipients of the lane's site, a seek per priority, oldest due first; None: no claims.
+
+    Rows of a domain that moved go back to the router. Rows whose domain's route is too old stay as
+    they are until the router has looked again and wakes the site; where there are many of them,
+    some go back to the router, too, so that what is behind them is reached.
+    """
+    found = run(connection, "lane_turn", {"lane": request.lane})
     if not found:
-        return []  # the lane lapsed
-    site = found[0][0]
-    taken: list[int] = []
-    messages: set[int] = set()
-    bytes_taken = 0
-    exhausted = True
-    for priority in (0, 1, 2):
-        while True:
-            stale: list[int] = []
-            full = False
-            for seq, message, size, is_stale in run(
-                connection,
-                "due_recipients",
-                {
-                    "site": site,
-                    "priority": priority,
-                    "now_ms": now_ms,
-                    "most": CLAIM_ROWS,
-                },
-            ):
-                if is_stale:
-                    stale.append(seq)
-                    continue
-                fresh = message not in messages
-                if len(taken) >= CLAIM_ROWS or (
-                    fresh
-                    and messages
-                    and (len(messages) >= request.limit or bytes_taken + size > request.max_bytes)
-                ):
-                    full = True
-                    break
-                if fresh:
-                    messages.add(message)
-                    bytes_taken += size
-                taken.append(seq)
-            if stale:
-                _unroute(connection, stale, now_ms)
-            if taken:
-                run(connection, "claim", {"recipients": json.dumps(taken), "lane": request.lane})
-            if full or not stale:
-                break
-        if full:
-            exhausted = False
+        return None  # the lane lapsed
+    site, claims, rank = found[0]
+    if request.limit_lanes is not None and rank >= request.limit_lanes:
+        return None
+    look = _Look()
+    for priority in TURNS[(request.lane + claims) % len(TURNS)]:
+        _look(connection, request, look, site, priority, now_ms, jumping)
+        if look.full:
             break
-    if exhausted:
-        run(connection, "set_next_due", {"site": site})
-    return _claimed_rows(connection, request.lane, taken) if taken else []
+    if look.taken:
+        run(connection, "claim", {"recipients": json.dumps(look.taken), "lane": request.lane})
+        run(connection, "lane_took", {"lane": request.lane})
+    unrouted = (look.moved + (look.unrefreshed if look.cut else []))[:SKIP_ROWS]
+    if unrouted:
+        values = {"recipients": json.dumps(unrouted), "now_ms": now_ms}
+        run(connection, "unroute", {"recipients": values["recipients"]})
+        run(connection, "domains_due", values)
+    if look.refresh:
+        domains = json.dumps(sorted(look.refresh))
+        run(connection, "refresh_domains", {"domains": domains, "now_ms": now_ms})
+    if not look.full:
+        _wait(connection, look, site, now_ms)
+    return look.taken
 
 
-def _unroute(connection: apsw.Connection, recipients: list[int], now_ms: int) -> None:
-    """Send recipients with a stale stamp back to the router."""
-    values = {"recipients": json.dumps(recipients), "now_ms": now_ms}
-    run(connection, "unroute", {"recipients": values["recipients"]})
-    run(connection, "domains_due", values)
+def _look(
+    connection: apsw.Connection,
+    request: ClaimRequest,
+    look: _Look,
+    site: int,
+    priority: int,
+    now_ms: int,
+    jumping: bool,
+) -> None:
+    """Take what is ready in one priority, note what is not, stop at the first not yet due."""
+    values = {
+        "site": site,
+        "priority": priority,
+        "now_ms": now_ms,
+        "jumping": int(jumping),
+        "grace_ms": ROUTE_GRACE_MS,
+    }
+    cursor = connection.execute(STATEMENTS["due_recipients"], values)
+    skipped = 0
+    for seq, message, size, due_ms, domain, kind, refresh in cursor:
+        if due_ms > now_ms:
+            look.next_due_ms = min(look.next_due_ms, due_ms)
+            break
+        if refresh:
+            look.refresh.add(domain)
+        if kind != _READY:
+            if skipped == SKIP_ROWS:
+                look.cut = True
+                break
+            skipped += 1
+            if kind == _MOVED:
+                look.moved.append(seq)
+            elif kind == _UNREFRESHED:
+                look.unrefreshed.append(seq)
+            else:
+                look.expired = True
+            continue
+        fresh = message not in look.messages
+        if len(look.taken) >= CLAIM_ROWS or (
+            fresh
+            and look.messages
+            and (len(look.messages) >= request.limit or look.bytes + size > request.max_bytes)
+        ):
+            look.full = True
+            break
+        if fresh:
+            look.messages.add(message)
+            look.bytes += size
+        look.taken.append(seq)
+    cursor.close()
 
 
-def _claimed_rows(connection: apsw.Connection, lane: int, taken: list[int]) -> list[Claimed]:
+def _wait(connection: apsw.Connection, look: _Look, site: int, now_ms: int) -> None:
+    """The site was looked through: say when it is worth another look."""
+    if not look.cut and not look.expired and len(look.moved) <= SKIP_ROWS:
+        run(connection, "put_next_due", {"site": site, "due_ms": look.next_due_ms})
+    elif not look.taken and not look.moved:
+        run(connection, "pause_site", {"site": site, "until_ms": now_ms + PAUSE_MS})
+
+
+def _taken_rows(connection: apsw.Connection, lane: int, taken: list[int]) -> list[Any]:
+    """Messages in the order they were taken (priority, then due time), recipients together."""
     rows = run(connection, "claimed_rows", {"recipients": json.dumps(taken), "lane": lane})
-    # Messages in the order they were taken (priority, then due time), their recipients together.
     by_recipient = {row[0]: row for row in rows}
     turn: dict[int, int] = {}
     for recipient in taken:
         turn.setdefault(by_recipient[recipient][1], len(turn))
     rows.sort(key=lambda row: (turn[row[1]], row[0]))
-    single = sorted({row[8] for row in rows if row[9] == 1})
-    bodies = {
-        content: (data, digest(data) == kept)
+    return rows
+
+
+def bodies(connection: apsw.Connection, rows: list[tuple[int, Any]]) -> dict[int, bytes | None]:
+    """Content of one chunk by its key, None where it does not fit its digest; outside the lock."""
+    single = sorted({row[8] for _, row in rows if row[9] == 1})
+    return {
+        content: data if digest(data) == kept else None
         for content, data, kept in run(connection, "first_chunks", {"contents": json.dumps(single)})
     }
+
+
+def complete(
+    rows: list[tuple[int, Any]], bodies: Mapping[int, bytes | None] | None
+) -> list[Claimed]:
+    """Claimed rows with their content; without ``bodies`` (unreadable now) it is read by chunk."""
     claimed = []
-    for row in rows:
-        body, whole = bodies.get(row[8], (None, row[9] > 1))
-        whole = whole and checksum(row[2], row[6], row[3]) == row[5]
-        whole = whole and (body is None or len(body) == row[7])
+    for lane, row in rows:
+        whole = checksum(row[2], row[6], row[3]) == row[5]
+        body = None
+        if bodies is not None and row[9] == 1:
+            body = bodies.get(row[8])
+            whole = whole and body is not None and len(body) == row[7]
         claimed.append(
             Claimed(
                 lane=lane,

@@ -18,6 +18,13 @@ from mailstrom.storage.sqlite.settling import record, site_event
 from mailstrom.storage.sqlite.sql import run
 from mailstrom.types import Judgement, OnDoubt, Reason, Stage
 
+DOUBT_DELAYS_MS = (0, 60_000, 300_000, 900_000, 3_600_000)
+"""How long a recipient that was lost on the wire waits, by how often it was in a row."""
+DOUBT_MOST = 5
+"""Lost so often in a row, a recipient is held: it may be what kills its workers."""
+DOUBT_ROWS = 1_000
+"""Most rows that one transaction of a lapse takes back."""
+
 NEVER_MS = 253_402_300_799_000
 """When a site without waiting recipients is due: the end of the year 9999."""
 _COUNTED = 500
@@ -73,13 +80,20 @@ def lease(
 
 
 def release(
-    connection: apsw.Connection, lane: int, now_ms: int, on_doubt: OnDoubt = OnDoubt.RETRY
+    connection: apsw.Connection,
+    lane: int,
+    now_ms: int,
+    on_doubt: OnDoubt,
+    delays_ms: Sequence[int],
 ) -> int:
     """End a lane; claims are due again, what it left open without a verdict is in doubt."""
     freed = [row[0] for row in run(connection, "release_claimed", {"lane": lane, "now_ms": now_ms})]
     run(connection, "lower_next_due", {"recipients": json.dumps(freed)})
     found = run(connection, "lane_worker", {"lane": lane})
-    doubtful = doubt(connection, [lane], found[0][0] if found else None, on_doubt, now_ms)
+    worker = found[0][0] if found else None
+    doubtful = 0
+    while piece := doubt(connection, [lane], worker, on_doubt, delays_ms, DOUBT_ROWS, now_ms):
+        doubtful += piece
     run(connection, "lane_end", {"lane": lane})
     return len(freed) + doubtful
 
@@ -89,25 +103,38 @@ def doubt(
     lanes: Sequence[int],
     worker: int | None,
     on_doubt: OnDoubt,
+    delays_ms: Sequence[int],
+    most: int,
     now_ms: int,
 ) -> int:
-    """Mark in doubt whatever these lanes still hold, each with an attempt that says so."""
-    rows = run(connection, "held_by_lanes", {"lanes": json.dumps(lanes), "on_doubt": str(on_doubt)})
+    """Mark in doubt what these lanes still hold, each with an attempt that says so.
+
+    Each loss is charged and waits longer than the one before; the fifth in a row is held as poison,
+    so that a message that kills its workers is not sent without end.
+
+    Args:
+        delays_ms: wait by number of losses before; the last one repeats.
+        most: bound on the rows of this call.
+
+    Returns:
+        How many were marked; fewer than ``most`` means that none is left.
+    """
+    values = {"lanes": json.dumps(lanes), "on_doubt": str(on_doubt), "most": most}
+    changes: list[list[Any]] = []
     attempts: list[list[Any]] = []
-    for recipient, policy, session, opened_ms, host, address in rows:
-        hold = policy == OnDoubt.HOLD
-        run(
-            connection,
-            "doubt",
-            {
-                "recipient": recipient,
-                "hold": int(hold),
-                "now_ms": now_ms,
-                "text": _LOST,
-                "host": host,
-            },
-        )
-        verdict = Judgement.HELD if hold else Judgement.DEFERRED
+    for recipient, policy, session, opened_ms, host, address, doubts in run(
+        connection, "held_by_lanes", values
+    ):
+        if policy == OnDoubt.HOLD:
+            verdict, reason = Judgement.HELD, Reason.IN_DOUBT
+        elif doubts + 1 >= DOUBT_MOST:
+            verdict, reason = Judgement.HELD, Reason.POISON
+        else:
+            verdict, reason = Judgement.DEFERRED, Reason.IN_DOUBT
+        due_ms = None
+        if verdict is Judgement.DEFERRED:
+            due_ms = now_ms + delays_ms[min(doubts, len(delays_ms) - 1)]
+        changes.append([recipient, str(verdict), str(reason), due_ms, host])
         attempts.append(
             [
                 recipient,
@@ -121,14 +148,16 @@ def doubt(
                 None,
                 _LOST,
                 str(verdict),
-                str(Reason.IN_DOUBT),
+                str(reason),
                 1,
                 0,
                 worker,
             ]
         )
-    record(connection, attempts, now_ms)
-    return len(rows)
+    if changes:
+        run(connection, "doubt", {"rows": json.dumps(changes), "now_ms": now_ms, "text": _LOST})
+        record(connection, attempts, now_ms)
+    return len(changes)
 
 
 def suspend(connection: apsw.Connection, row: Suspension, now_ms: int) -> int:

@@ -7,7 +7,6 @@ recipients never holds the lock long; what is left keeps the domain due and the 
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import apsw
 
@@ -31,12 +30,15 @@ def use(connection: apsw.Connection, policy: str) -> bool:
 
 
 def due(connection: apsw.Connection, worker: int, limit: int, now_ms: int) -> list[DueDomain]:
-    """Take domains to route; a still valid cached answer comes along."""
+    """Take domains to route; a still valid cached answer comes along.
+
+    DNS trouble is none: whoever looks at the domain before its pause is over wants to know anew.
+    """
     values = {"worker": worker, "now_ms": now_ms, "most": limit}
     domains = []
     for name, result, hosts, expires_ms, error, failures in run(connection, "due_domains", values):
         cached = None
-        if result is not None and expires_ms > now_ms:
+        if result is not None and result != RouteResult.TEMPORARY and expires_ms > now_ms:
             cached = Route(
                 domain=name,
                 result=RouteResult(result),
@@ -51,21 +53,53 @@ def due(connection: apsw.Connection, worker: int, limit: int, now_ms: int) -> li
 def put(connection: apsw.Connection, worker: int, answer: RouteAnswer, now_ms: int) -> bool:
     """Store the answer and apply it to waiting recipients; True if some are left."""
     route = answer.route
-    site: int | None = None
-    if route.result in DELIVERABLE and answer.site_key is not None:
-        site = run(
-            connection,
-            "site_put",
-            {
-                "key": answer.site_key,
-                "provider": answer.provider,
-                "hosts": encode_hosts(route.hosts),
-                "now_ms": now_ms,
-            },
-        )[0][0]
-    values: dict[str, Any] = {
+    found = run(connection, "domain_get", {"name": route.domain})
+    if not found or found[0][0] != worker:
+        return False  # another worker has it now
+    _, result, site, generation, expires_ms, usable_ms = found[0]
+    if answer.cached:
+        if result != str(route.result) or expires_ms <= now_ms:
+            run(connection, "domain_release", {"name": route.domain})
+            return True  # no longer what was taken from the cache: to be looked up
+    elif route.result is RouteResult.TEMPORARY:
+        site = None
+        values = {"name": route.domain, "now_ms": now_ms, "expires_ms": answer.expires_ms}
+        run(connection, "domain_failing", {**values, "error": route.error})
+        _event(connection, answer, now_ms)
+    else:
+        before, site = site, None
+        if route.result in DELIVERABLE and answer.site_key is not None:
+            site = _site(connection, answer, now_ms)
+        generation = _store(connection, answer, site, now_ms)
+        _event(connection, answer, now_ms)
+        if before is not None and before != site:
+            run(connection, "leave_site", {"site": before, "now_ms": now_ms})
+        if site is not None and usable_ms <= now_ms:
+            run(connection, "wake_site", {"site": site, "now_ms": now_ms})
+    changed = 0
+    if site is not None:
+        changed = _stamp(connection, route.domain, site, generation)
+    elif answer.refusal is not None:
+        changed = _refuse(connection, worker, route.domain, answer.refusal, now_ms)
+    run(connection, "domain_done", {"name": route.domain})
+    return changed == STAMP_MOST
+
+
+def _site(connection: apsw.Connection, answer: RouteAnswer, now_ms: int) -> int:
+    values = {
+        "key": answer.site_key,
+        "provider": answer.provider,
+        "hosts": encode_hosts(answer.route.hosts),
+        "now_ms": now_ms,
+    }
+    return int(run(connection, "site_put", values)[0][0])
+
+
+def _store(connection: apsw.Connection, answer: RouteAnswer, site: int | None, now_ms: int) -> int:
+    """Write the answer into the cache; returns the domain's generation."""
+    route = answer.route
+    values = {
         "name": route.domain,
-        "worker": worker,
         "result": str(route.result),
         "site": site,
         "hosts": encode_hosts(route.hosts),
@@ -73,41 +107,26 @@ def put(connection: apsw.Connection, worker: int, answer: RouteAnswer, now_ms: i
         "now_ms": now_ms,
         "expires_ms": answer.expires_ms,
     }
-    rows = run(connection, "domain_put", values)
-    if not rows:
-        return False  # another worker has it now
-    run(
-        connection,
-        "route_event",
-        {
-            "now_ms": now_ms,
-            "name": route.domain,
-            "result": str(route.result),
-            "site": answer.site_key,
-            "error": route.error,
-        },
-    )
-    changed = 0
-    if site is not None:
-        stamped = [
-            row[0]
-            for row in run(
-                connection,
-                "stamp",
-                {
-                    "name": route.domain,
-                    "site": site,
-                    "generation": rows[0][0],
-                    "most": STAMP_MOST,
-                },
-            )
-        ]
-        run(connection, "lower_next_due", {"recipients": json.dumps(stamped)})
-        changed = len(stamped)
-    elif answer.refusal is not None:
-        changed = _refuse(connection, worker, route.domain, answer.refusal, now_ms)
-    run(connection, "domain_done", {"name": route.domain})
-    return changed == STAMP_MOST
+    return int(run(connection, "domain_put", values)[0][0])
+
+
+def _event(connection: apsw.Connection, answer: RouteAnswer, now_ms: int) -> None:
+    values = {
+        "now_ms": now_ms,
+        "name": answer.route.domain,
+        "result": str(answer.route.result),
+        "site": answer.site_key,
+        "error": answer.route.error,
+    }
+    run(connection, "route_event", values)
+
+
+def _stamp(connection: apsw.Connection, domain: str, site: int, generation: int) -> int:
+    """Stamp waiting recipients; returns how many."""
+    values = {"name": domain, "site": site, "generation": generation, "most": STAMP_MOST}
+    stamped = [row[0] for row in run(connection, "stamp", values)]
+    run(connection, "lower_next_due", {"recipients": json.dumps(stamped)})
+    return len(stamped)
 
 
 def _refuse(

@@ -7,7 +7,7 @@ holds is late: it is recorded, and a late delivery still counts where nothing co
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any
 
 import apsw
@@ -69,23 +69,30 @@ def settle(
             site_event(connection, site, "site.resumed", now_ms)
         run(connection, "site_success", values)
     kept = [s for s in settlements if s.attempt is not None and s.recipient in settled]
-    record(connection, [_attempt_row(connection, s, late=False) for s in kept], now_ms)
+    attempted = {"lanes": json.dumps(sorted({s.lane for s in settlements if s.attempt}))}
+    workers: dict[int, int] = dict(run(connection, "lane_workers", attempted)) if kept else {}
+    record(
+        connection,
+        [_attempt_row(s, workers.get(s.lane), late=False) for s in kept],
+        now_ms,
+        quiet={s.recipient for s in kept if s.state == "claimed"},
+    )
     released = [s for s in settlements if s.attempt is None and s.recipient in settled]
     if released:
         text = json.dumps([s.recipient for s in released])
         run(connection, "lower_next_due", {"recipients": text})
         deferred = json.dumps([s.recipient for s in released if s.state == "deferred"])
-        run(connection, "count_hour", {"recipients": deferred, "now_ms": now_ms})
+        for name in ("deferral_events", "count_hour"):
+            run(connection, name, {"recipients": deferred, "now_ms": now_ms})
     for settlement in settlements:
         if settlement.recipient not in settled and settlement.attempt is not None:
             _settle_late(connection, settlement, now_ms)
     return settled
 
 
-def _attempt_row(connection: apsw.Connection, s: Settlement, *, late: bool) -> list[Any]:
+def _attempt_row(s: Settlement, worker: int | None, *, late: bool) -> list[Any]:
     a = s.attempt
     assert a is not None
-    worker = run(connection, "lane_worker", {"lane": s.lane})
     return [
         s.recipient,
         a.session,
@@ -101,7 +108,7 @@ def _attempt_row(connection: apsw.Connection, s: Settlement, *, late: bool) -> l
         None if a.reason is None else str(a.reason),
         int(a.in_doubt),
         int(late),
-        worker[0][0] if worker else None,
+        worker,
     ]
 
 
@@ -126,8 +133,10 @@ def _settle_late(connection: apsw.Connection, settlement: Settlement, now_ms: in
                 "tls": attempt.tls,
             },
         )
-    row = _attempt_row(connection, settlement, late=True)
-    record(connection, [row], now_ms, counted=[seq for (seq,) in moved])
+    worker = run(connection, "lane_worker", {"lane": settlement.lane})
+    row = _attempt_row(settlement, worker[0][0] if worker else None, late=True)
+    quiet = {settlement.recipient} if settlement.state == "claimed" else set()
+    record(connection, [row], now_ms, counted=[seq for (seq,) in moved], quiet=quiet)
 
 
 def record(
@@ -135,19 +144,23 @@ def record(
     rows: list[list[Any]],
     now_ms: int,
     counted: list[int] | None = None,
+    quiet: Set[int] = frozenset(),
 ) -> None:
     """Attempts, events, hourly sums, finished messages and due times of settled recipients.
 
     Args:
         rows: as the statement ``attempt`` takes them.
         counted: recipients whose state the hourly sums count; by default all of ``rows``.
+        quiet: recipients that the next host may still take: an attempt, and no event yet.
     """
     if not rows:
         return
     text = json.dumps(rows)
     recipients = json.dumps([row[0] for row in rows])
     run(connection, "attempt", {"rows": text})
-    run(connection, "recipient_events", {"rows": text})
+    loud = [row for row in rows if row[0] not in quiet] if quiet else rows
+    if loud:
+        run(connection, "recipient_events", {"rows": json.dumps(loud) if quiet else text})
     if counted is None:
         counted = [row[0] for row in rows]
     run(connection, "count_hour", {"recipients": json.dumps(counted), "now_ms": now_ms})

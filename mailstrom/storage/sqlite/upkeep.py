@@ -1,4 +1,4 @@
-"""Lapse, expire, keep the clock, purge: what the janitor does, inside a transaction.
+"""Lapse, expire, purge: what the janitor does, inside a transaction (the clock is in ``clocks``).
 
 Every verb is bounded by ``limit``, so that the lock is never held long, and idempotent, so that a
 janitor killed half-way leaves nothing that its successor cannot finish.
@@ -7,30 +7,52 @@ janitor killed half-way leaves nothing that its successor cannot finish.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from typing import Any
 
 import apsw
 
 from mailstrom.storage.base import Lapsed, Retention
-from mailstrom.storage.sqlite import lanes
+from mailstrom.storage.sqlite import clocks, lanes
 from mailstrom.storage.sqlite.sql import STATEMENTS, run
 from mailstrom.types import OnDoubt
 
-JUMP_MS = 60_000
-"""A wall clock that moved this much against the monotonic one has jumped."""
-BOOT_GAP_MS = 86_400_000
-"""Down (or ahead) for longer than this: late messages get one more attempt before they expire."""
-GRACE_MS = 3_600_000
+UNUSED_MS = 30 * 86_400_000
+"""Routes and sites that nobody used for so long are forgotten."""
+HOURS_MS = 400 * 86_400_000
+"""Hourly sums stay this long: a year, and the same month of the year before."""
+STAGED_MS = 86_400_000
+VACUUM_PAGES = 256
+"""Most pages given back to the file system in one round."""
+SPARE_PAGES = 1_024
+"""Free pages that stay in the file, at least: new mail needs them soon."""
 
 
 def lapse(
-    connection: apsw.Connection, worker: int, *, boot: str, now_ms: int, on_doubt: OnDoubt
-) -> Lapsed:
-    """Take back what a dead worker held: claims are due again, what was on the wire is in doubt."""
+    connection: apsw.Connection,
+    before: Lapsed,
+    *,
+    boot: str,
+    now_ms: int,
+    on_doubt: OnDoubt,
+    delays_ms: Sequence[int],
+) -> tuple[Lapsed, bool]:
+    """Take back a piece of what a dead worker held; what was taken so far, and whether it is all.
+
+    Claims are due again, what was on the wire is in doubt. The worker's row ends with the last
+    piece.
+    Without the name of a boot (``""``) nobody knows that it was this one.
+    """
+    worker = before.worker
     found = run(connection, "worker_boot", {"worker": worker})
     if not found:
-        return Lapsed(worker, 0, 0, 0)
-    same_boot = found[0][0] == boot
-    lapsed = _take_back(connection, worker, same_boot, now_ms, on_doubt)
+        return Lapsed(worker, 0, 0, 0), True
+    same_boot = boot != "" and found[0][0] == boot
+    piece, all_done = _take_back(connection, worker, same_boot, now_ms, on_doubt, delays_ms)
+    released, in_doubt = before.released + piece.released, before.in_doubt + piece.in_doubt
+    lapsed = Lapsed(worker, piece.lanes, released, in_doubt)
+    if not all_done:
+        return lapsed, False
     values = {"worker": worker, "state": "lost", "now_ms": now_ms}
     ended = run(connection, "worker_end", values)
     if ended:
@@ -47,36 +69,57 @@ def lapse(
                 "now_ms": now_ms,
             },
         )
-    return lapsed
+    return lapsed, True
 
 
 def retire(
-    connection: apsw.Connection, worker: int, *, state: str, now_ms: int, on_doubt: OnDoubt
-) -> None:
-    """End a worker's row; lanes that it failed to release must not outlive it."""
-    _take_back(connection, worker, True, now_ms, on_doubt)
-    values = {"worker": worker, "state": state, "now_ms": now_ms}
-    if run(connection, "worker_end", values):
-        run(connection, "worker_event", {**values, "type": "worker.stopped"})
+    connection: apsw.Connection,
+    worker: int,
+    *,
+    state: str,
+    now_ms: int,
+    on_doubt: OnDoubt,
+    delays_ms: Sequence[int],
+) -> bool:
+    """End a worker's row; lanes that it failed to release must not outlive it. True: all done."""
+    _, all_done = _take_back(connection, worker, True, now_ms, on_doubt, delays_ms)
+    if all_done:
+        values = {"worker": worker, "state": state, "now_ms": now_ms}
+        if run(connection, "worker_end", values):
+            run(connection, "worker_event", {**values, "type": "worker.stopped"})
+    return all_done
 
 
 def _take_back(
-    connection: apsw.Connection, worker: int, same_boot: bool, now_ms: int, on_doubt: OnDoubt
-) -> Lapsed:
-    """Lanes, claims, domains and sessions of a worker that is no more.
+    connection: apsw.Connection,
+    worker: int,
+    same_boot: bool,
+    now_ms: int,
+    on_doubt: OnDoubt,
+    delays_ms: Sequence[int],
+) -> tuple[Lapsed, bool]:
+    """A piece of the claims of a worker that is no more; with the last one its lanes, too.
 
     After a reboot even claims never opened are in doubt: their open may have been lost with the
     page cache.
     """
-    values = {"worker": worker, "same_boot": int(same_boot), "now_ms": now_ms}
-    freed = [row[0] for row in run(connection, "lapse_claimed", values)]
-    run(connection, "lower_next_due", {"recipients": json.dumps(freed)})
+    most = lanes.DOUBT_ROWS
+    values = {"worker": worker, "now_ms": now_ms, "most": most}
+    freed: list[int] = []
+    if same_boot:
+        freed = [row[0] for row in run(connection, "lapse_claimed", values)]
+        run(connection, "lower_next_due", {"recipients": json.dumps(freed)})
     tokens = [row[0] for row in run(connection, "worker_lanes", values)]
-    doubtful = lanes.doubt(connection, tokens, worker, on_doubt, now_ms)
+    room = most - len(freed)
+    doubtful = 0
+    if room:
+        doubtful = lanes.doubt(connection, tokens, worker, on_doubt, delays_ms, room, now_ms)
+    if doubtful == room:
+        return Lapsed(worker, 0, len(freed), doubtful), False
     ended = len(run(connection, "lapse_lanes", values))
     run(connection, "lapse_routes", values)
     run(connection, "lapse_sessions", values)
-    return Lapsed(worker, ended, len(freed), doubtful)
+    return Lapsed(worker, ended, len(freed), doubtful), True
 
 
 def expire(connection: apsw.Connection, limit: int, now_ms: int) -> int:
@@ -94,73 +137,60 @@ def expire(connection: apsw.Connection, limit: int, now_ms: int) -> int:
     return len(done)
 
 
-def keep_clock(
-    connection: apsw.Connection, *, wall_ms: int, monotonic_ms: int, boot: str, limit: int
-) -> int:
-    """Notice a jump of the wall clock and shift unfinished messages by it, piece by piece.
-
-    Within one boot the monotonic clock tells the jump exactly, so an unfinished message's expiry
-    moves with it: its age stays the smaller of wall and monotonic age. Across a boot the two
-    cannot be compared; after a gap of more than a day, late messages live one hour more and are
-    due now, which gives them one more attempt.
-    """
-    before = run(connection, "clock_get")
-    run(connection, "clock_set", {"wall_ms": wall_ms, "monotonic_ms": monotonic_ms, "boot": boot})
-    if before:
-        wall0, monotonic0, boot0 = before[0]
-        amount = (wall_ms - wall0) - (monotonic_ms - monotonic0) if boot0 == boot else 0
-        grace = wall_ms + GRACE_MS if boot0 != boot and wall_ms - wall0 > BOOT_GAP_MS else 0
-        if boot0 != boot and wall_ms < wall0 - JUMP_MS:
-            amount = wall_ms - wall0
-        if abs(amount) > JUMP_MS or grace:
-            run(
-                connection, "jump_add", {"wall_ms": wall_ms, "amount_ms": amount, "grace_ms": grace}
-            )
-    shifted = 0
-    for seq, at_ms, amount, grace, last, done in run(connection, "jumps_pending"):
-        until = min(last, done + limit)
-        values = {
-            "amount_ms": amount,
-            "grace_ms": grace,
-            "done": done,
-            "until": until,
-            "at_ms": at_ms,
-            "seq": seq,
-        }
-        if done == 0:
-            run(connection, "jump_sites", values)
-            run(connection, "jump_domains", values)
-        sooner: list[int] = []
-        for name in ("jump_due", "jump_grace_due"):
-            sooner += [row[0] for row in run(connection, name, values)]
-        if sooner:
-            moved = {"recipients": json.dumps(sooner), "now_ms": at_ms}
-            run(connection, "lower_next_due", moved)
-            run(connection, "domains_due", moved)
-        for name in ("jump_expiry", "jump_done"):
-            run(connection, name, values)
-        shifted += until - done
-    return shifted
-
-
 def purge(connection: apsw.Connection, retention: Retention, limit: int, now_ms: int) -> int:
-    """Delete content, then whole messages, then events and sessions past their retention."""
-    deleted = 0
-    for seq, content, chunks in run(
-        connection, "purge_bodies", {"before_ms": now_ms - retention.bodies_ms, "most": limit}
+    """Delete content, then whole messages, then everything else past its time, then free pages.
+
+    Nothing for an hour after the clock jumped: what looks old then may not be.
+    """
+    if clocks.unsettled(connection, now_ms):
+        return 0
+    before = connection.total_changes()
+    _purge_bodies(connection, now_ms - retention.bodies_ms, limit, now_ms)
+    _purge_messages(connection, now_ms - retention.attempts_ms, limit)
+    for name, kept_ms in (
+        ("delete_events", retention.events_ms),
+        ("delete_sessions", retention.attempts_ms),
+        ("delete_workers", retention.events_ms),
+        ("delete_hours", HOURS_MS),
+        ("delete_idempotency", 0),
+        ("delete_sites", UNUSED_MS),
     ):
+        values = {"before_ms": now_ms - kept_ms, "now_ms": now_ms, "most": limit}
+        sql = STATEMENTS[name]
+        connection.execute(sql, {k: v for k, v in values.items() if f":{k}" in sql}).fetchall()
+    left = run(connection, "delete_domains", {"before_ms": now_ms - UNUSED_MS, "most": limit})
+    if left:
+        sites = json.dumps([row[0] for row in left])
+        run(connection, "touch_sites", {"sites": sites, "now_ms": now_ms})
+    for (seq,) in run(connection, "stale_staged", {"before_ms": now_ms - STAGED_MS}):
+        run(connection, "delete_content", {"first": -seq * 4096, "last": -seq * 4096 + 4095})
+        run(connection, "delete_staged", {"seq": seq})
+    return connection.total_changes() - before
+
+
+def _purge_bodies(connection: apsw.Connection, before_ms: int, limit: int, now_ms: int) -> None:
+    """Content of messages that finished long ago: one whole message, or ``limit`` chunks."""
+    chunks_gone = 0
+    for seq, content, chunks in run(
+        connection, "purge_bodies", {"before_ms": before_ms, "most": limit}
+    ):
+        if chunks_gone and chunks_gone + chunks > limit:
+            break
         first = content * 4096
         run(connection, "delete_content", {"first": first, "last": first + 4095})
         run(connection, "mark_purged", {"seq": seq, "now_ms": now_ms})
-        deleted += chunks
-    gone = [
-        row[0]
-        for row in run(
-            connection,
-            "purge_messages",
-            {"before_ms": now_ms - retention.attempts_ms, "most": limit},
-        )
-    ]
+        chunks_gone += chunks
+
+
+def _purge_messages(connection: apsw.Connection, before_ms: int, limit: int) -> None:
+    """Messages and all about them: one whole message, or ``limit`` recipients."""
+    gone: list[int] = []
+    recipients = 0
+    for seq, count in run(connection, "purge_messages", {"before_ms": before_ms, "most": limit}):
+        if gone and recipients + count > limit:
+            break
+        gone.append(seq)
+        recipients += count
     if gone:
         of = {"messages": json.dumps(gone)}
         for name in (
@@ -171,18 +201,18 @@ def purge(connection: apsw.Connection, retention: Retention, limit: int, now_ms:
             "delete_messages",
         ):
             run(connection, name, of)
-        deleted += len(gone)
-    before = connection.total_changes()
-    for name, kept in (
-        ("delete_events", retention.events_ms),
-        ("delete_sessions", retention.attempts_ms),
-        ("delete_workers", retention.events_ms),
-    ):
-        values = {"before_ms": now_ms - kept, "most": limit}
-        sql = STATEMENTS[name]
-        connection.execute(sql, {k: v for k, v in values.items() if f":{k}" in sql})
-    run(connection, "delete_idempotency", {"now_ms": now_ms})
-    for (seq,) in run(connection, "stale_staged", {"before_ms": now_ms - 86_400_000}):
-        run(connection, "delete_content", {"first": -seq * 4096, "last": -seq * 4096 + 4095})
-        run(connection, "delete_staged", {"seq": seq})
-    return deleted + connection.total_changes() - before
+
+
+def vacuum(connection: apsw.Connection) -> int:
+    """Give free pages back to the file system, a bounded number; returns how many."""
+    free, pages = _pragma(connection, "freelist_count"), _pragma(connection, "page_count")
+    surplus = min(free - max(SPARE_PAGES, pages // 10), VACUUM_PAGES)
+    if surplus <= 0:
+        return 0
+    connection.execute(f"PRAGMA incremental_vacuum({surplus})").fetchall()
+    return surplus
+
+
+def _pragma(connection: apsw.Connection, name: str) -> int:
+    rows: list[Any] = connection.execute(f"PRAGMA {name}").fetchall()
+    return int(rows[0][0])

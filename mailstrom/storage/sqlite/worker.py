@@ -1,14 +1,15 @@
 """The engine's half of the SQLite store: one connection, used by one thread.
 
 This file owns the connection and the transactions; the verbs' SQL steps live in ``claims`` (lease,
-claim, open, settle), ``routes`` (the MX cache) and ``upkeep`` (lapse, expire, purge, clock).
+claim, open, settle), ``routes`` (the MX cache), ``upkeep`` (lapse, expire, purge) and ``clocks``.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import apsw
@@ -16,6 +17,7 @@ import apsw
 from mailstrom.errors import SpoolError
 from mailstrom.storage.base import (
     Checkpoint,
+    Claimed,
     DueDomain,
     Exchange,
     Lane,
@@ -26,7 +28,7 @@ from mailstrom.storage.base import (
     Work,
     WorkerRow,
 )
-from mailstrom.storage.sqlite import claims, forks, lanes, routes, schema, upkeep
+from mailstrom.storage.sqlite import claims, clocks, forks, lanes, routes, schema, upkeep
 from mailstrom.storage.sqlite.connection import connect, spool_errors
 from mailstrom.storage.sqlite.durable import Sync, WalSync, system_sync
 from mailstrom.storage.sqlite.rows import digest
@@ -35,6 +37,8 @@ from mailstrom.types import OnDoubt
 
 _T = TypeVar("_T")
 
+FREE_LOCK_S = 0.002
+"""The lock stays free for so long between the pieces of a long verb."""
 RESTART_BELOW_FRAMES = 500
 """A checkpoint that leaves at most this many frames may wait (5 ms) to start the WAL again."""
 
@@ -46,15 +50,24 @@ class SQLiteWorkerStore:
         path: the database file; must exist with the current schema (see ``schema.prepare``).
         busy_ms: how long to wait for another writer.
         sync: what makes the -wal file durable.
+        doubt_delays_ms: how long a recipient waits that was lost on the wire, by how often it was
+            lost in a row before; the last one repeats.
     """
 
-    def __init__(self, path: str, *, busy_ms: int = 10_000, sync: Sync = system_sync) -> None:
+    def __init__(
+        self,
+        path: str,
+        *,
+        busy_ms: int = 10_000,
+        sync: Sync = system_sync,
+        doubt_delays_ms: Sequence[int] = lanes.DOUBT_DELAYS_MS,
+    ) -> None:
         self.path = path
         self._busy_ms = busy_ms
+        self._doubt_delays_ms = tuple(doubt_delays_ms)
         self._open: apsw.Connection | None = None
         self._unusable: str | None = None
         self._sync = WalSync(path, sync)
-        self._version = -1
         with forks.inside():
             self._connection()
         forks.watch(self)
@@ -71,7 +84,7 @@ class SQLiteWorkerStore:
             except BaseException:
                 connection.close()
                 raise
-            self._open, self._version = connection, -1
+            self._open = connection
         return self._open
 
     def let_go(self) -> None:
@@ -141,10 +154,19 @@ class SQLiteWorkerStore:
         self, worker: int, *, state: str, now_ms: int, on_doubt: OnDoubt = OnDoubt.RETRY
     ) -> None:
         """See ``WorkerStore.retire``."""
-        self._write(
-            "ending a worker",
-            lambda c: upkeep.retire(c, worker, state=state, now_ms=now_ms, on_doubt=on_doubt),
-        )
+
+        def step(connection: apsw.Connection) -> bool:
+            return upkeep.retire(
+                connection,
+                worker,
+                state=state,
+                now_ms=now_ms,
+                on_doubt=on_doubt,
+                delays_ms=self._doubt_delays_ms,
+            )
+
+        while not self._write("ending a worker", step):
+            time.sleep(FREE_LOCK_S)
 
     def workers(self, *, live: bool = True) -> list[WorkerRow]:
         """See ``WorkerStore.workers``."""
@@ -214,13 +236,34 @@ class SQLiteWorkerStore:
 
     def release(self, lane: int, now_ms: int, *, on_doubt: OnDoubt = OnDoubt.RETRY) -> int:
         """See ``WorkerStore.release``."""
-        return self._write("releasing a lane", lambda c: lanes.release(c, lane, now_ms, on_doubt))
+        return self._write(
+            "releasing a lane",
+            lambda c: lanes.release(c, lane, now_ms, on_doubt, self._doubt_delays_ms),
+        )
 
     def exchange(self, work: Work, now_ms: int) -> Exchange:
         """See ``WorkerStore.exchange``."""
         if work.empty:
             return Exchange(frozenset(), frozenset(), [])
-        return self._write("exchanging work", lambda c: claims.exchange(c, work, now_ms))
+        done = self._write("exchanging work", lambda c: claims.exchange(c, work, now_ms))
+        return Exchange(done.settled, done.opened, self._with_bodies(done.rows), done.ended)
+
+    def _with_bodies(self, rows: list[tuple[int, Any]]) -> list[Claimed]:
+        """Read and verify content, now that the lock is free: nothing else waits for it.
+
+        The claim stands, so trouble here must not look as if it did not: what cannot be read now is
+        read by chunk, when its turn comes.
+        """
+        if not rows:
+            return []
+        found: dict[int, bytes | None] | None = None
+        with (
+            contextlib.suppress(SpoolError),
+            forks.inside(),
+            spool_errors(self.path, "reading content"),
+        ):
+            found = claims.bodies(self._connection(), rows)
+        return claims.complete(rows, found)
 
     def chunk(self, content: int, number: int) -> bytes | None:
         """See ``WorkerStore.chunk``."""
@@ -244,10 +287,23 @@ class SQLiteWorkerStore:
         self, worker: int, *, boot: str, now_ms: int, on_doubt: OnDoubt = OnDoubt.RETRY
     ) -> Lapsed:
         """See ``WorkerStore.lapse``."""
-        return self._write(
-            "lapsing claims",
-            lambda c: upkeep.lapse(c, worker, boot=boot, now_ms=now_ms, on_doubt=on_doubt),
-        )
+        lapsed = Lapsed(worker, 0, 0, 0)
+
+        def step(connection: apsw.Connection) -> tuple[Lapsed, bool]:
+            return upkeep.lapse(
+                connection,
+                lapsed,
+                boot=boot,
+                now_ms=now_ms,
+                on_doubt=on_doubt,
+                delays_ms=self._doubt_delays_ms,
+            )
+
+        lapsed, all_done = self._write("lapsing claims", step)
+        while not all_done:
+            time.sleep(FREE_LOCK_S)
+            lapsed, all_done = self._write("lapsing claims", step)
+        return lapsed
 
     def expire(self, limit: int, now_ms: int) -> int:
         """See ``WorkerStore.expire``."""
@@ -255,12 +311,11 @@ class SQLiteWorkerStore:
 
     def keep_clock(self, *, wall_ms: int, monotonic_ms: int, boot: str, limit: int) -> int:
         """See ``WorkerStore.keep_clock``."""
-        return self._write(
-            "keeping the clock",
-            lambda c: upkeep.keep_clock(
-                c, wall_ms=wall_ms, monotonic_ms=monotonic_ms, boot=boot, limit=limit
-            ),
-        )
+        look = clocks.Look(wall_ms, monotonic_ms, boot)
+        with forks.inside(), spool_errors(self.path, "looking at the clock"):
+            if clocks.quiet(self._connection(), look):
+                return 0
+        return self._write("keeping the clock", lambda c: clocks.keep(c, look, limit))
 
     def retention(self) -> Retention:
         """See ``WorkerStore.retention``; kept in ``meta``."""
@@ -273,7 +328,8 @@ class SQLiteWorkerStore:
 
     def purge(self, retention: Retention, limit: int, now_ms: int) -> int:
         """See ``WorkerStore.purge``."""
-        return self._write("purging", lambda c: upkeep.purge(c, retention, limit, now_ms))
+        deleted = self._write("purging", lambda c: upkeep.purge(c, retention, limit, now_ms))
+        return deleted + self._write("shrinking the file", upkeep.vacuum)
 
     def checkpoint(self) -> Checkpoint:
         """See ``WorkerStore.checkpoint``.
@@ -355,13 +411,6 @@ class SQLiteWorkerStore:
         rows = self._read("looking for due work", STATEMENTS["next_due"], {})
         due_ms = rows[0][0]
         return None if due_ms is None or due_ms >= lanes.NEVER_MS else int(due_ms)
-
-    def changed(self) -> bool:
-        """See ``WorkerStore.changed``."""
-        version = self._read("looking for changes", "PRAGMA data_version", {})[0][0]
-        changed = bool(version != self._version)
-        self._version = version
-        return changed
 
     def close(self) -> None:
         """Close the connection; idempotent. Later calls raise SpoolError."""

@@ -85,7 +85,8 @@ WRONG: list[tuple[str, tuple[Any, ...], dict[str, Any], str, type[Exception]]] =
 
 
 def shown(value: object) -> str:
-    return {id(ID): "ID", id(MESSAGE): "MESSAGE"}.get(id(value), repr(value)[:40])
+    named = {id(ID): "ID", id(MESSAGE): "MESSAGE"}.get(id(value))
+    return named or repr(value).partition(" at 0x")[0][:40]
 
 
 @pytest.mark.parametrize(
@@ -107,7 +108,10 @@ def test_a_wrong_argument_is_named_and_nothing_happens(
     given = [good.get(one, one) if one in (ID, MESSAGE) else one for one in positional]
     with pytest.raises(kind, match=rf"\b{name}\b"):
         getattr(client, verb)(*given, **keywords)
-    assert (client.query("SELECT * FROM recipients"), client.query("SELECT * FROM events")) == before
+    assert (
+        client.query("SELECT * FROM recipients"),
+        client.query("SELECT * FROM events"),
+    ) == before
 
 
 def test_the_table_leaves_no_public_method_out() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from email.message import EmailMessage
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,12 +17,14 @@ from mailstrom import (
     InvalidMessage,
     Mailstrom,
     MessageNotFound,
+    OutcomeUnknown,
     SpoolBusy,
     SpoolError,
     SpoolReadOnly,
     Status,
 )
 from mailstrom.client.api import SendOptions
+from mailstrom.storage.sqlite.connection import connect
 
 
 def email(to: str = "b@example.org", subject: str = "hello") -> EmailMessage:
@@ -160,6 +164,113 @@ def test_send_many_refused_by_the_spool_tells_what_was_accepted(client: Mailstro
     ]
     with pytest.raises(IdempotencyConflict) as caught:
         client.send_many(messages)
+    assert len(caught.value.ids) == 500  # type: ignore[attr-defined]
+    assert client.query("SELECT count(*) FROM messages") == [(500,)]
+
+
+class Frozen(Exception):
+    """An exception that takes no attributes."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(name)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("theirs"), KeyError("k"), OSError(5, "disk"), KeyboardInterrupt()],
+    ids=repr,
+)
+def test_what_the_callers_own_stream_raises_tells_what_was_accepted(
+    client: Mailstrom, message: bytes, error: BaseException
+) -> None:
+    def stream() -> Iterator[bytes]:
+        yield from [message] * 501
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        client.send_many(stream())
+    assert caught.value is error
+    assert [row[0] for row in client.query("SELECT id FROM messages ORDER BY id")] == sorted(
+        error.ids  # type: ignore[attr-defined]
+    )
+    assert len(error.ids) == 500  # type: ignore[attr-defined]
+
+
+def test_an_exception_that_takes_no_attributes_is_raised_as_it_is(client: Mailstrom) -> None:
+    def stream() -> Iterator[bytes]:
+        yield from []
+        raise Frozen
+
+    with pytest.raises(Frozen):
+        client.send_many(stream())
+
+
+def test_a_bad_item_tells_what_was_accepted(client: Mailstrom, message: bytes) -> None:
+    items: list[Any] = [*[message] * 500, (message, "no options")]
+    with pytest.raises(TypeError, match=r"messages\[500\]: a tuple must be a pair") as caught:
+        client.send_many(items)
+    assert len(caught.value.ids) == 500  # type: ignore[attr-defined]
+    with pytest.raises(TypeError, match="prio") as caught:
+        client.send_many([*[message] * 500, (message, {"prio": 1})])  # type: ignore[typeddict-unknown-key]
+    assert len(caught.value.ids) == 500  # type: ignore[attr-defined]
+
+
+def test_a_busy_second_chunk_tells_what_was_accepted(path: str, message: bytes) -> None:
+    with Mailstrom(path, timeout=0.2) as client:
+        other = connect(path)
+
+        def stream() -> Iterator[bytes]:
+            yield from [message] * 500
+            other.execute("BEGIN IMMEDIATE").fetchall()
+            yield from [message] * 500
+
+        with pytest.raises(SpoolBusy) as caught:
+            client.send_many(stream())
+        other.execute("ROLLBACK").fetchall()
+        other.close()
+        stored = {row[0] for row in client.query("SELECT id FROM messages")}
+        assert set(caught.value.ids) == stored  # type: ignore[attr-defined]
+        assert len(stored) == 500
+
+
+def test_an_unknown_outcome_of_the_second_chunk_tells_what_was_accepted_and_whom_to_ask(
+    client: Mailstrom, message: bytes
+) -> None:
+    sync = client._store._sync
+    real = sync._sync
+
+    def failing(fd: int) -> None:
+        raise OSError(errno.EIO, "I/O error")
+
+    def stream() -> Iterator[bytes]:
+        yield from [message] * 500
+        sync._sync = failing
+        yield from [message] * 2
+
+    with pytest.raises(OutcomeUnknown) as caught:
+        client.send_many(stream())
+    sync._sync = real
+    sync.heal()
+    assert len(set(caught.value.ids)) == 500  # type: ignore[attr-defined]
+    assert client.status(caught.value.key).id not in caught.value.ids  # type: ignore[attr-defined]
+    assert client.query("SELECT count(*) FROM messages") == [(502,)], "all of the chunk"
+
+
+def test_a_second_chunk_without_a_thread_to_write_with(
+    client: Mailstrom, message: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Any) -> int:
+        raise RuntimeError("can't start new thread")
+
+    def stream() -> Iterator[bytes]:
+        yield from [message] * 500
+        client._committer.forked()  # as if this were a child now
+        monkeypatch.setattr("_thread.start_new_thread", refused)
+        yield message
+
+    with pytest.raises(SpoolError, match="no thread could be started") as caught:
+        client.send_many(stream())
+    monkeypatch.undo()
     assert len(caught.value.ids) == 500  # type: ignore[attr-defined]
     assert client.query("SELECT count(*) FROM messages") == [(500,)]
 

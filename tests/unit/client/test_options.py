@@ -37,6 +37,7 @@ REFUSED: list[tuple[str, Any]] = [
     ("metadata", {"a": None}),
     ("metadata", {"a": float("nan")}),
     ("metadata", {"a": float("inf")}),
+    ("metadata", {"a": 10**400}),
     ("metadata", {"a": "\ud800"}),
     ("metadata", ["a"]),
     ("idempotency_key", ""),

@@ -257,7 +257,9 @@ def test_without_a_thread_nothing_is_stored_and_the_next_call_works(
     with monkeypatch.context() as limited:
         limited.setattr(_thread, "start_new_thread", refused)
         for _ in range(3):
-            with pytest.raises(SpoolError, match="can't start new thread.*nothing was written") as e:
+            with pytest.raises(
+                SpoolError, match=r"can't start new thread.*nothing was written"
+            ) as e:
                 writing.enqueue(submission())
             assert not isinstance(e.value, SpoolBusy)
     one = submission()

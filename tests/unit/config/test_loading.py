@@ -338,3 +338,16 @@ def test_what_is_no_duration(text: str) -> None:
 def test_a_shown_duration_reads_back(milliseconds: int) -> None:
     value = milliseconds / 1000
     assert seconds(duration(value)) == value
+
+
+def test_a_doubled_slash_at_the_front_of_a_path_is_one(tmp_path: Path) -> None:
+    """POSIX lets two slashes mean something of their own, and ``os.path`` keeps them."""
+    assert places.plain_path("//a//b/../c.db") == "/a/c.db"
+    assert places.plain_path("c.db", "//a") == "/a/c.db"
+    assert places.plain_path("///c.db", "/elsewhere") == "/c.db"
+    for text in ("//a/b", "x", "../x", "///a/./b//", "/"):
+        assert places.plain_path(text, "/folder") == locate.plain_path(text, "/folder")
+    written(tmp_path, f'store = "sqlite:///{tmp_path}/x.db"\n')
+    file = places.find_file(f"/{tmp_path}/mailstrom.toml", {})
+    assert str(file) == str(tmp_path / "mailstrom.toml")
+    assert load(file, environ={}).store == str(tmp_path / "x.db")

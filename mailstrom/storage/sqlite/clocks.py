@@ -1,0 +1,133 @@
+"""The wall clock's jumps: noticed, and shifted into unfinished messages; steps of one transaction.
+
+Within one boot the monotonic clock tells a jump exactly, so a message's expiry moves with it: its
+age stays the smaller of wall and monotonic age. Across a boot (or where the system does not name
+its boots) the two cannot be compared: a clock that went back did so by that much at least, and
+after a gap of more than a day late messages live one hour more and are due now, for one more
+attempt.
+
+A jump concerns what the old clock stamped and nothing else. All that was there at the look before
+is told by that look's clock; of what came since, ``created_ms`` tells which clock it was.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import NamedTuple
+
+import apsw
+
+from mailstrom.storage.sqlite.sql import run
+
+JUMP_MS = 60_000
+"""A wall clock that moved this much against the monotonic one has jumped."""
+LOOK_MS = 30_000
+"""An even clock is written down this often: less than a jump, so that old and new stay apart."""
+SLACK_MS = JUMP_MS // 2
+BOOT_GAP_MS = 86_400_000
+"""Down (or ahead) for longer than this: late messages get one more attempt before they expire."""
+GRACE_MS = 3_600_000
+SETTLE_MS = 3_600_000
+"""So long after a jump no history is deleted."""
+
+
+class Look(NamedTuple):
+    """What the clocks say."""
+
+    wall_ms: int
+    monotonic_ms: int
+    boot: str
+
+
+class _Jump(NamedTuple):
+    amount_ms: int
+    grace_ms: int
+    old_ms: int
+
+
+def quiet(connection: apsw.Connection, look: Look) -> bool:
+    """Whether this look has nothing to write; reads only."""
+    before = run(connection, "clock_get")
+    if not before or run(connection, "jumps_pending"):
+        return False
+    then = Look(*before[0][:3])
+    passed_ms = look.monotonic_ms - then.monotonic_ms
+    return _same_boot(then, look) and 0 <= passed_ms < LOOK_MS and _jump(then, look) is None
+
+
+def keep(connection: apsw.Connection, look: Look, limit: int) -> int:
+    """Write a look down; shift ``limit`` messages of each jump. Returns how many were passed."""
+    before = run(connection, "clock_get")
+    if before:
+        jump, known = _jump(Look(*before[0][:3]), look), before[0][3]
+    else:
+        jump, known = _first(connection, look), 0
+    if jump is not None:
+        values = {**jump._asdict(), "at_ms": look.wall_ms, "known": known}
+        run(connection, "jump_add", values)
+        run(connection, "jump_sites", {"at_ms": look.wall_ms})
+        run(connection, "jump_domains", {"at_ms": look.wall_ms, "amount_ms": jump.amount_ms})
+    run(connection, "clock_set", look._asdict())
+    return sum(_shift(connection, row, limit) for row in run(connection, "jumps_pending"))
+
+
+def unsettled(connection: apsw.Connection, now_ms: int) -> bool:
+    """Whether the clock jumped so lately that nothing should be called old."""
+    if run(connection, "jumps_pending"):
+        return True
+    last = run(connection, "last_jump")
+    return bool(last) and now_ms < last[0][0] + SETTLE_MS
+
+
+def _same_boot(then: Look, look: Look) -> bool:
+    return look.boot != "" and then.boot == look.boot
+
+
+def _jump(then: Look, look: Look) -> _Jump | None:
+    """How the wall clock jumped between two looks, if it did."""
+    ahead_ms = look.wall_ms - then.wall_ms
+    if _same_boot(then, look):
+        amount = ahead_ms - (look.monotonic_ms - then.monotonic_ms)
+        return _Jump(amount, 0, look.wall_ms - amount) if abs(amount) > JUMP_MS else None
+    if ahead_ms < -JUMP_MS:
+        return _Jump(ahead_ms, 0, then.wall_ms)
+    if ahead_ms > BOOT_GAP_MS:
+        return _Jump(0, look.wall_ms + GRACE_MS, then.wall_ms)
+    return None
+
+
+def _first(connection: apsw.Connection, look: Look) -> _Jump | None:
+    """No look before: mail that a client took in the future says that its clock was ahead."""
+    newest = run(connection, "newest_created")
+    if newest and newest[0][0] > look.wall_ms + JUMP_MS:
+        return _Jump(look.wall_ms - newest[0][0], 0, newest[0][0])
+    return None
+
+
+def _shift(
+    connection: apsw.Connection, row: tuple[int, int, int, int, int, int, int, int], limit: int
+) -> int:
+    """A piece of one jump; returns how many messages it passed."""
+    seq, at_ms, old_ms, amount_ms, grace_ms, known, last, done = row
+    until = min(last, done + limit)
+    values = {
+        "seq": seq,
+        "at_ms": at_ms,
+        "old_ms": old_ms,
+        "amount_ms": amount_ms,
+        "grace_ms": grace_ms,
+        "known": known,
+        "done": done,
+        "until": until,
+        "slack_ms": SLACK_MS,
+    }
+    sooner: list[int] = []
+    for name in ("jump_due", "jump_grace_due"):
+        sooner += [found[0] for found in run(connection, name, values)]
+    if sooner:
+        moved = {"recipients": json.dumps(sooner), "now_ms": at_ms}
+        run(connection, "lower_next_due", moved)
+        run(connection, "domains_due", moved)
+    for name in ("jump_expiry", "jump_done"):
+        run(connection, name, values)
+    return until - done
