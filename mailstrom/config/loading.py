@@ -19,7 +19,7 @@ import msgspec
 
 from mailstrom.config import checks, durations, schema
 from mailstrom.config.names import is_fqdn
-from mailstrom.config.places import default_store, find_file, plain_path
+from mailstrom.config.places import default_store, find_file, plain_path, plain_path
 from mailstrom.config.settings import Config, Table
 from mailstrom.errors import ConfigError
 
@@ -163,16 +163,16 @@ def _table(
 
 
 def _value(key: schema.Key, raw: object, table: str, source: _Source) -> object:
+    place = f"{source.name}: {_shown(table, key.name)}"
+    takes = f"it takes {schema.accepts(key.hint, key.unit)}"
     try:
-        if key.unit == "duration":
-            raw = _durations(raw)
-        value: object = msgspec.convert(raw, key.hint)
-    except (msgspec.ValidationError, ValueError) as error:
-        reason = str(error).replace(" - at `$", " at `value").replace("`array`", "a list")
-        raise ConfigError(
-            f"{source.name}: {_shown(table, key.name)}: {reason}; it takes"
-            f" {schema.accepts(key.hint, key.unit)}"
-        ) from error
+        value: object = msgspec.convert(
+            _durations(raw) if key.unit == "duration" else raw, key.hint
+        )
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{place}: {_written(raw)} does not fit; {takes}") from error
+    except ValueError as error:
+        raise ConfigError(f"{place}: {error}; {takes}") from error
     if key.unit == "path" and isinstance(value, str):
         path = value.removeprefix("sqlite://") if key.name == "store" else value
         if not path or "\0" in path or "://" in path:
@@ -182,6 +182,14 @@ def _value(key: schema.Key, raw: object, table: str, source: _Source) -> object:
             )
         return plain_path(path, source.folder)
     return value
+
+
+def _written(raw: object) -> str:
+    """A raw value as the file has it, shortened."""
+    if isinstance(raw, dict):
+        return "a table"
+    text = schema.toml(raw)
+    return text if len(text) <= 100 else f"{text[:100]}..."
 
 
 def _durations(raw: object) -> object:

@@ -17,6 +17,8 @@ import msgspec
 from mailstrom.config.durations import duration
 from mailstrom.config.settings import Config, Table
 
+_LIMITS = ("ge", "le", "min_length", "max_length")
+
 INTERNAL = frozenset({"origin", "sources"})  # attributes of Config that are no keys
 
 
@@ -100,7 +102,7 @@ def _words(hint: Any, unit: str | None, bounds: dict[str, Any]) -> Iterator[str]
     if origin is Annotated:
         inner, *metas = get_args(hint)
         for meta in metas:
-            limits = {"ge": getattr(meta, "ge", None), "le": getattr(meta, "le", None)}
+            limits = {limit: getattr(meta, limit, None) for limit in _LIMITS}
             bounds = bounds | {k: v for k, v in limits.items() if v is not None}
         yield from _words(inner, unit, bounds)
     elif origin in (Union, types.UnionType):
@@ -110,7 +112,9 @@ def _words(hint: Any, unit: str | None, bounds: dict[str, Any]) -> Iterator[str]
     elif origin is Literal:
         yield from (f'"{value}"' for value in get_args(hint))
     elif origin is tuple:
-        yield "a list of " + accepts(get_args(hint)[0], unit)
+        count = _span({"ge": bounds.get("min_length"), "le": bounds.get("max_length")}, str)
+        entries = f" ({count.strip()} entries)" if count else ""
+        yield f"a list of {accepts(get_args(hint)[0], unit)}{entries}"
     elif isinstance(hint, type) and issubclass(hint, StrEnum):
         yield from (f'"{member.value}"' for member in hint)
     elif unit == "duration":
@@ -118,9 +122,15 @@ def _words(hint: Any, unit: str | None, bounds: dict[str, Any]) -> Iterator[str]
     elif unit == "path":
         yield "path"
     else:
-        yield {bool: "true or false", int: "integer", float: "number", str: "text"}[hint] + _span(
-            bounds, str
-        )
+        words = {bool: "true or false", int: "integer", float: "number", str: "text"}[hint]
+        if hint is str and bounds.get("min_length"):
+            words += f" that is not empty{_most(bounds)}"
+        yield words + _span(bounds, str)
+
+
+def _most(bounds: dict[str, Any]) -> str:
+    most = bounds.get("max_length")
+    return "" if most is None else f", up to {most} characters"
 
 
 def _span(bounds: dict[str, Any], show: Any) -> str:

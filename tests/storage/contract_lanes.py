@@ -238,11 +238,3 @@ class LaneContract:
         assert spool.only(id).status == "deferred"
         spool.sound()
 
-    def test_changed_tells_of_other_connections_only(self, spool: Spool) -> None:
-        spool.engine.changed()
-        assert spool.engine.changed() is False
-        spool.send("a@example.org")
-        assert spool.engine.changed() is True
-        assert spool.engine.changed() is False
-        spool.route()
-        assert spool.engine.changed() is False

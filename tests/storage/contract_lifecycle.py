@@ -98,7 +98,7 @@ def _lapse(on_doubt: OnDoubt) -> Callable[[Case], None]:
 
 
 def _reroute(case: Case) -> None:
-    """The route is too old: whatever waits goes to the router, with a companion."""
+    """The route is too old: its domain is to be looked up again, for a companion at least."""
     case.spool.send("companion@example.org", created_ms=T0 + DAY - HOUR, send_ms=T0 + DAY - HOUR)
     case.spool.claim(case.lane, now=T0 + DAY - HOUR)
 
@@ -108,6 +108,12 @@ def _route_failed(case: Case) -> None:
     refusal = Refusal(Reason.NULL_MX, "5.1.10", "takes no mail")
     now = T0 + DAY - HOUR
     case.spool.route("example.org", result=RouteResult.NULL_MX, refusal=refusal, now=now)
+    case.spool.claim(case.lane, now=now)  # its stamp is of the generation before
+    for due in case.spool.engine.due_domains(case.spool.worker, 9, now):
+        answer = case.spool.answer(
+            due.name, result=RouteResult.NULL_MX, refusal=refusal, now=now
+        )
+        case.spool.engine.put_route(case.spool.worker, answer, now)
 
 
 def _route_deferred(case: Case) -> None:

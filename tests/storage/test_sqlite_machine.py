@@ -327,6 +327,7 @@ class SpoolMachine(RuleBasedStateMachine):
             self.lease(0)
             for token in list(self.lanes):
                 self._deliver(token)
+            self.time_passes(0, 0)  # what was not delivered in time fails
             waiting = [row for row in self.rows.values() if row.state == "waiting"]
             if not waiting:
                 break

@@ -103,4 +103,5 @@ def _answer(ctx: Context, due: DueDomain, found: Route) -> RouteAnswer:
         provider=provider(found.hosts) if found.result is RouteResult.MX else None,
         expires_ms=min(now_ms + ttl_s * 1000, NEVER_MS),
         refusal=_refusal(found),
+        cached=due.cached is not None,
     )

@@ -144,9 +144,9 @@ def purge(connection: apsw.Connection, retention: Retention, limit: int, now_ms:
     """
     if clocks.unsettled(connection, now_ms):
         return 0
+    deleted = _purge_bodies(connection, now_ms - retention.bodies_ms, limit, now_ms)
+    deleted += _purge_messages(connection, now_ms - retention.attempts_ms, limit)
     before = connection.total_changes()
-    _purge_bodies(connection, now_ms - retention.bodies_ms, limit, now_ms)
-    _purge_messages(connection, now_ms - retention.attempts_ms, limit)
     for name, kept_ms in (
         ("delete_events", retention.events_ms),
         ("delete_sessions", retention.attempts_ms),
@@ -165,10 +165,10 @@ def purge(connection: apsw.Connection, retention: Retention, limit: int, now_ms:
     for (seq,) in run(connection, "stale_staged", {"before_ms": now_ms - STAGED_MS}):
         run(connection, "delete_content", {"first": -seq * 4096, "last": -seq * 4096 + 4095})
         run(connection, "delete_staged", {"seq": seq})
-    return connection.total_changes() - before
+    return deleted + connection.total_changes() - before
 
 
-def _purge_bodies(connection: apsw.Connection, before_ms: int, limit: int, now_ms: int) -> None:
+def _purge_bodies(connection: apsw.Connection, before_ms: int, limit: int, now_ms: int) -> int:
     """Content of messages that finished long ago: one whole message, or ``limit`` chunks."""
     chunks_gone = 0
     for seq, content, chunks in run(
@@ -180,9 +180,10 @@ def _purge_bodies(connection: apsw.Connection, before_ms: int, limit: int, now_m
         run(connection, "delete_content", {"first": first, "last": first + 4095})
         run(connection, "mark_purged", {"seq": seq, "now_ms": now_ms})
         chunks_gone += chunks
+    return chunks_gone
 
 
-def _purge_messages(connection: apsw.Connection, before_ms: int, limit: int) -> None:
+def _purge_messages(connection: apsw.Connection, before_ms: int, limit: int) -> int:
     """Messages and all about them: one whole message, or ``limit`` recipients."""
     gone: list[int] = []
     recipients = 0
@@ -201,6 +202,7 @@ def _purge_messages(connection: apsw.Connection, before_ms: int, limit: int) -> 
             "delete_messages",
         ):
             run(connection, name, of)
+    return len(gone)
 
 
 def vacuum(connection: apsw.Connection) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import subprocess
+import sys
 import threading
 import warnings
 from collections.abc import Callable
@@ -178,11 +180,6 @@ def test_nothing_of_a_fork_is_left_behind(client: Mailstrom) -> None:
         assert len(os.listdir("/proc/self/fd")) <= descriptors
 
 
-def _worker(path: str, count: int, results: object) -> None:
-    with Mailstrom(path) as client:
-        results.put([client.send(SEND) for _ in range(count)])  # type: ignore[attr-defined]
-
-
 _shared: Mailstrom | None = None
 
 
@@ -191,28 +188,63 @@ def _with_inherited(results: object) -> None:
     results.put([_shared.send(SEND) for _ in range(5)])  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_multiprocessing(client: Mailstrom, path: str, method: str) -> None:
+# A spawned child imports the program by its path, as an application's does.
+PROGRAM = """
+import multiprocessing, sys
+from mailstrom import Mailstrom
+
+MAIL = b"From: a@x.test\\r\\nTo: b@y.test\\r\\n\\r\\nhi\\r\\n"
+
+def work(path, count, results):
+    with Mailstrom(path) as client:
+        results.put([client.send(MAIL) for _ in range(count)])
+
+if __name__ == "__main__":
+    path, method = sys.argv[1:]
+    with Mailstrom(path) as client:
+        client.send(MAIL)
+        context = multiprocessing.get_context(method)
+        results = context.Queue()
+        process = context.Process(target=work, args=(path, 5, results))
+        process.start()
+        ids = results.get(timeout=30)
+        process.join(30)
+        assert process.exitcode == 0, process.exitcode
+        print(*ids, client.send(MAIL))
+"""
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_multiprocessing(client: Mailstrom, path: str, method: str, tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(program), path, method],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=tmp_path,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    ids = done.stdout.split()
+    assert len(set(ids)) == 6
+    assert {client.status(id).id for id in ids} == set(ids)
+
+
+def test_a_process_that_inherits_the_client_sends_too(client: Mailstrom) -> None:
     global _shared
     client.send(SEND)
     _shared = client
-    context = multiprocessing.get_context(method)
+    context = multiprocessing.get_context("fork")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # 3.12: fork beside threads
         results = context.Queue()
-        processes = [
-            context.Process(target=_worker, args=(path, 5, results))  # type: ignore[attr-defined]
-        ]
-        if method == "fork":
-            processes.append(context.Process(target=_with_inherited, args=(results,)))  # type: ignore[attr-defined]
-        for process in processes:
-            process.start()
-    ids = [id for _ in processes for id in results.get(timeout=30)]
-    for process in processes:
-        process.join(30)
-        assert process.exitcode == 0
+        process = context.Process(target=_with_inherited, args=(results,))
+        process.start()
+    ids = results.get(timeout=30)
+    process.join(30)
     results.close()
     results.join_thread()
     _shared = None
-    assert len(set(ids)) == 5 * len(processes)
+    assert process.exitcode == 0
     assert {client.status(id).id for id in ids} == set(ids)

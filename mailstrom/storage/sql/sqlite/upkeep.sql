@@ -170,7 +170,8 @@ UPDATE domain
                          THEN max(1, min(expires_ms + :amount_ms, 253402300799000)) ELSE 0 END,
        usable_ms = CASE WHEN usable_ms > 0
                         THEN max(1, min(usable_ms + :amount_ms, 253402300799000)) ELSE 0 END,
-       retry_ms = min(retry_ms, :at_ms), resolved_ms = min(resolved_ms, :at_ms);
+       due_ms = min(due_ms, :at_ms), retry_ms = min(retry_ms, :at_ms),
+       resolved_ms = min(resolved_ms, :at_ms);
 
 -- name: jump_done
 UPDATE clock_jump SET done = :until WHERE seq = :seq;
