@@ -20,14 +20,16 @@ class Exit(IntEnum):
 
 
 MEANINGS: dict[Exit, str] = {
-    Exit.OK: "Done; also an engine that drained after TERM.",
-    Exit.FAILED: "Not found, a check failed, `send --wait` saw a recipient fail, a question was"
-    " answered with no, or the engine was stopped at once by a second TERM.",
-    Exit.USAGE: "The command line is wrong.",
+    Exit.OK: "Done; also an engine that drained after TERM or INT.",
+    Exit.FAILED: "Not found (the message, or a spool to ask), a check failed, the spool is damaged,"
+    " `send --wait` saw a recipient fail, no recipient matched a change, a question was answered"
+    " with no, the demo did not end as planned, or the engine was stopped at once by a second TERM.",
+    Exit.USAGE: "The command line is wrong; so is SQL that is wrong, would write, or is more than"
+    " one statement.",
     Exit.DATA: "The message cannot be sent as given, or its key was used for another message.",
     Exit.CANNOT_CREATE: "The spool cannot be created or written.",
-    Exit.TEMPORARY: "Try again: the spool is busy or full, another supervisor runs, the outcome is"
-    " unknown, or `send --wait` ran out of time.",
+    Exit.TEMPORARY: "Try again: the spool is busy or full, another supervisor runs, a query took"
+    " too long, the outcome is unknown, or `send --wait` ran out of time.",
     Exit.CONFIG: "The configuration is unusable, the file is not a spool of this version, or a"
     " part of Mailstrom is not installed.",
 }

@@ -19,7 +19,7 @@ import msgspec
 
 from mailstrom.config import checks, durations, schema
 from mailstrom.config.names import is_fqdn
-from mailstrom.config.places import default_store, find_file, plain_path, plain_path
+from mailstrom.config.places import default_store, find_file, plain_path
 from mailstrom.config.settings import Config, Table
 from mailstrom.errors import ConfigError
 

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-for _name in ("clients", "routes", "lanes", "settling", "upkeep", "lifecycle"):
+_NAMES = (
+    "clients", "clock", "doubt", "freshness", "lanes", "lifecycle", "retention", "routes",
+    "settling", "turns", "upkeep",
+)  # fmt: skip
+for _name in _NAMES:
     pytest.register_assert_rewrite(f"tests.storage.contract_{_name}")
 pytest.register_assert_rewrite("tests.storage.spool")

@@ -9,10 +9,15 @@ from __future__ import annotations
 import pytest
 
 from tests.storage.contract_clients import ClientContract
+from tests.storage.contract_clock import ClockContract
+from tests.storage.contract_doubt import DoubtContract
+from tests.storage.contract_freshness import FreshnessContract
 from tests.storage.contract_lanes import LaneContract
 from tests.storage.contract_lifecycle import LifecycleContract
+from tests.storage.contract_retention import RetentionContract
 from tests.storage.contract_routes import RouteContract
 from tests.storage.contract_settling import SettlingContract
+from tests.storage.contract_turns import TurnContract
 from tests.storage.contract_upkeep import UpkeepContract
 from tests.storage.spool import Spool, Stores
 
@@ -20,9 +25,14 @@ from tests.storage.spool import Spool, Stores
 class StoreContract(
     ClientContract,
     RouteContract,
+    FreshnessContract,
     LaneContract,
+    TurnContract,
     SettlingContract,
+    DoubtContract,
     UpkeepContract,
+    ClockContract,
+    RetentionContract,
     LifecycleContract,
 ):
     """Everything that the Protocols of ``mailstrom.storage.base`` promise."""

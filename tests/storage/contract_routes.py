@@ -106,19 +106,6 @@ class RouteContract:
         assert spool.engine.due_domains(spool.worker, 10, T0 + 499) == []
         assert spool.engine.due_domains(spool.worker, 10, T0 + 500)
 
-    def test_a_claim_skips_stale_stamps_and_the_router_gets_them_back(self, spool: Spool) -> None:
-        spool.send("a@example.org", "b@example.net")
-        spool.route("example.org", site="old", ttl=HOUR)
-        spool.route("example.net", site="old", ttl=DAY)
-        late = T0 + HOUR
-        lane = spool.lane(now=late)
-        assert [row.address for row in spool.claim(lane, now=late)] == ["b@example.net"]
-        spool.sound()
-        (due,) = spool.engine.due_domains(spool.worker, 10, late)
-        assert (due.name, due.cached) == ("example.org", None)
-        spool.engine.put_route(spool.worker, spool.answer("example.org", site="new"), late)
-        spool.sound()
-
     def test_mail_moves_with_its_domain_to_another_site(self, spool: Spool) -> None:
         spool.send("a@example.org", send_ms=T0)
         spool.route(site="old", ttl=HOUR)

@@ -212,6 +212,7 @@ class Spool:
         now: int = T0,
         ttl: int = HOUR,
         refusal: Refusal | None = None,
+        cached: bool = False,
     ) -> RouteAnswer:
         """What a resolver would say about a domain; its site is ``mx.<domain>`` unless named."""
         key = site or f"mx.{domain}"
@@ -223,6 +224,7 @@ class Spool:
             provider=None,
             expires_ms=now + ttl,
             refusal=refusal,
+            cached=cached,
         )
 
     def route(self, domain: str = "example.org", *, now: int = T0, **kind: Any) -> bool:

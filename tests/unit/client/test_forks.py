@@ -15,6 +15,7 @@ import pytest
 
 from mailstrom import Mailstrom, SpoolError
 from mailstrom.storage.sqlite import forks
+from tests.support.engine import environment
 
 SEND = b"From: a@example.com\r\nTo: b@example.org\r\n\r\nbody\r\n"
 
@@ -224,6 +225,7 @@ def test_multiprocessing(client: Mailstrom, path: str, method: str, tmp_path: Pa
         text=True,
         timeout=60,
         cwd=tmp_path,
+        env=environment(),
     )
     assert (done.returncode, done.stderr) == (0, "")
     ids = done.stdout.split()

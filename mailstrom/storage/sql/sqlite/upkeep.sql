@@ -130,7 +130,7 @@ UPDATE message
          WHEN :grace_ms > 0 THEN max(expires_ms, :grace_ms)
          WHEN :amount_ms > 0 THEN expires_ms + min(:amount_ms, max(0, :at_ms - send_ms))
          WHEN send_ms > created_ms AND send_ms > :at_ms THEN expires_ms
-         ELSE expires_ms + :amount_ms END,
+         ELSE min(expires_ms + :amount_ms, :at_ms + expires_ms - send_ms) END,
        send_ms = CASE WHEN send_ms > created_ms THEN send_ms ELSE min(send_ms, :at_ms) END
  WHERE seq > :done AND seq <= :until AND finished_ms IS NULL
    AND (seq <= :known OR CASE WHEN :amount_ms < 0 THEN created_ms > :at_ms
@@ -139,8 +139,10 @@ UPDATE message
 -- name: jump_due
 -- After a jump back, nothing waits for the old time to come again but what its sender told to.
 UPDATE recipient
-   SET due_ms = max(due_ms + :amount_ms, :at_ms,
-                    CASE WHEN m.send_ms > m.created_ms THEN m.send_ms ELSE 0 END)
+   SET due_ms = CASE WHEN m.send_ms > m.created_ms
+                     THEN max(due_ms + :amount_ms, :at_ms, m.send_ms)
+                     WHEN recipient.state = 'queued' THEN :at_ms
+                     ELSE max(due_ms + :amount_ms, :at_ms) END
   FROM (SELECT seq, created_ms, send_ms FROM message
          WHERE seq > :done AND seq <= :until AND finished_ms IS NULL
            AND (seq <= :known OR created_ms > :at_ms)) m
