@@ -23,7 +23,7 @@ MEANINGS: dict[Exit, str] = {
     Exit.OK: "Done; also an engine that drained after TERM or INT.",
     Exit.FAILED: "Not found (the message, or a spool to ask), a check failed, the spool is damaged,"
     " `send --wait` saw a recipient fail, no recipient matched a change, a question was answered"
-    " with no, the demo did not end as planned, or the engine was stopped at once by a second TERM.",
+    " with no, the demo did not end as planned, or a second TERM stopped the engine at once.",
     Exit.USAGE: "The command line is wrong; so is SQL that is wrong, would write, or is more than"
     " one statement.",
     Exit.DATA: "The message cannot be sent as given, or its key was used for another message.",

@@ -40,8 +40,8 @@ EXIT_CONFIG = 78
 
 _ENGINE = "mailstrom_workers"
 _NO_ENGINE = (
-    f"mailstrom: the engine's package {_ENGINE!r} is not installed for {sys.executable}; "
-    "install Mailstrom there as a whole, for example: python -m pip install mailstrom"
+    f"mailstrom: the engine's package {_ENGINE!r} is not installed for {sys.executable}; install"
+    f" Mailstrom there as a whole, from its checkout: {sys.executable} -m pip install ."
 )
 
 # Matched in order; whatever else a spool may say means that it cannot be made or written here.

@@ -59,6 +59,11 @@ HANDSHAKE_TIMEOUT = 30.0
 FINISH_TIMEOUT = 5.0
 
 
+_TOO_MANY = Rule(
+    stage="greeting", code=421, enhanced="4.7.0", text="too many connections", close=True
+)
+
+
 class Shell(asyncio.Protocol):
     """One connection: moves bytes between a transport and a dialogue, and asks the script."""
 
@@ -174,7 +179,10 @@ class Shell(asyncio.Protocol):
         elif isinstance(event, MailFrom):
             self._begin(event)
         rule = None
-        if stage and self.director.scripted(stage):
+        limit = self.director.script.connection_limit
+        if stage == "greeting" and 0 < limit < self.server.open:
+            rule = _TOO_MANY
+        elif stage and self.director.scripted(stage):
             rule = self._decide(stage, [event.address] if isinstance(event, RcptTo) else None)
         if isinstance(event, ContentEnd):
             self._dot(event, rule)

@@ -54,6 +54,20 @@ import dns.rdataclass
 import dns.rdatatype
 import dns.rrset
 
+HELP = """\
+The zone is one JSON object of names, for example:
+
+  {
+    "example.test":     {"MX": ["10 mx1.example.test"]},
+    "mx1.example.test": {"A": ["127.0.0.2"], "TTL": 60},
+    "broken.test":      "SERVFAIL",
+    "slow.test":        {"MX": {"values": ["10 mx1.example.test"], "delay": 2}}
+  }
+
+Fault words instead of an answer: NODATA NXDOMAIN SERVFAIL REFUSED FORMERR NOTIMP TIMEOUT TRUNCATE
+TRUNCATE_DEAD GARBAGE WRONG_ID WRONG_QUESTION. One JSON line is printed when the server is ready;
+SIGTERM ends it."""
+
 Answer = str | Sequence[str] | Mapping[str, object]
 Entry = str | Mapping[str, object]
 Zone = MutableMapping[str, Entry]
@@ -362,9 +376,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0 after a clean end; argparse exits with 2 on bad usage.
     """
-    parser = argparse.ArgumentParser(prog="mailstrom.testing.dns", description=__doc__)
-    parser.add_argument("--bind", default="127.0.0.1:0", metavar="HOST:PORT")
-    parser.add_argument("--zone", required=True, type=Path, metavar="FILE.json")
+    parser = argparse.ArgumentParser(
+        prog="python -P -m mailstrom.testing.dns",
+        description="DNS server for tests: answers for the zone in a file, over UDP and TCP.",
+        epilog=HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--bind",
+        default="127.0.0.1:0",
+        metavar="HOST:PORT",
+        help="port 0, the default, takes a free one",
+    )
+    parser.add_argument(
+        "--zone", required=True, type=Path, metavar="FILE.json", help="read again at SIGHUP"
+    )
     options = parser.parse_args(argv)
     host, _, port = str(options.bind).rpartition(":")
     asyncio.run(_run(host.strip("[]"), int(port), options.zone))

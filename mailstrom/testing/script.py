@@ -153,6 +153,7 @@ class Script:
             before MAIL.
         auth_in_clear: offer AUTH before TLS too.
         recipient_limit: recipients of one transaction, more get 452.
+        connection_limit: connections open at once, a further one is greeted with 421; 0: no limit.
     """
 
     rules: Sequence[Rule] = ()
@@ -166,6 +167,7 @@ class Script:
     auth: Mapping[str, str] = field(default_factory=dict)
     auth_in_clear: bool = True
     recipient_limit: int = 1000
+    connection_limit: int = 0
 
     @classmethod
     def from_json(cls, text: str) -> Script:

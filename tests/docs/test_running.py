@@ -89,3 +89,8 @@ def test_the_quickstart_works_word_by_word(tmp_path: Path) -> None:
 
 def test_the_generated_pages_agree_with_the_code(tmp_path: Path) -> None:
     run([sys.executable, "-P", str(CHECKOUT / "tools" / "gendocs"), "--check"], tmp_path)
+
+
+def test_the_generator_says_how_it_is_used(tmp_path: Path) -> None:
+    said = run([sys.executable, "-P", str(CHECKOUT / "tools" / "gendocs"), "--help"], tmp_path)
+    assert "--check" in said

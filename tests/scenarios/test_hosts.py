@@ -106,3 +106,25 @@ def test_a_message_that_ends_every_session_does_not_keep_its_site_from_others(
     suspended = engine.rows("SELECT 1 FROM events WHERE type = 'site.suspended'")
     assert len(suspended) == 1
     engine.ms.cancel(poison)
+
+
+def test_a_host_that_limits_connections_is_not_hammered(
+    make_engine: MakeEngine, network: Network
+) -> None:
+    """Two connections are served, a third is refused with 421: soon there are two and no more."""
+    rules = (Rule(stage="rcpt", act=Act.REPLY, delay=0.02, recipient="*"),)
+    domain, (host,) = network.site(Script(rules=rules, connection_limit=2))
+    engine = make_engine(settings={"sites": {"connections": 10}})
+    ids = [engine.ms.send(mail(f"u{n}@{domain}")) for n in range(150)]
+    engine.start()
+
+    for id in ids:
+        engine.final(id)
+
+    assert (
+        engine.rows("SELECT count(*) AS n FROM recipients WHERE status = 'delivered'")[0].n == 150
+    )
+    assert engine.rows("SELECT 1 FROM events WHERE type = 'site.suspended'") == []
+    (row,) = engine.rows("SELECT lanes_limit FROM destinations")
+    assert row.lanes_limit == 2
+    assert len(host.connections) <= 20  # the first rush of ten lanes, and not a storm

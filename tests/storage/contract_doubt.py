@@ -73,7 +73,9 @@ class DoubtContract:
             lane = spool.lane(now=now)
             (row,) = spool.claim(lane, now=now)
             spool.open(lane, [row], now=now)
-            spool.settle(lane, row, answer, now=now, **({"due_ms": now} if answer[0] == "d" else {}))
+            spool.settle(
+                lane, row, answer, now=now, **({"due_ms": now} if answer[0] == "d" else {})
+            )
             spool.engine.release(lane.token, now)
         assert spool.rows("SELECT status FROM recipients") == [("deferred",)]
         spool.sound()

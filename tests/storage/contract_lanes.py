@@ -237,4 +237,3 @@ class LaneContract:
         spool.engine.release(lane.token, T0 + 1_000)
         assert spool.only(id).status == "deferred"
         spool.sound()
-

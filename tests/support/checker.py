@@ -11,12 +11,14 @@ A pair (Message-ID, recipient) is the unit, so Message-IDs must be unique within
 
 ==================  ==============================================================================
 lost                acknowledged, not kept by the sink, and not queued, deferred, held, failed or
-                    cancelled in the spool; or ``delivered`` in the spool more often than kept
+                    cancelled in the spool; or ``delivered`` in the spool more often than kept; or
+                    not kept and failed without an attempt (in a finished run)
 phantom             the sink saw what nobody sent
 wrong_bytes         the sink saw other bytes than were sent
 doubled_unmarked    the sink kept more copies than the pair has sends plus attempts in doubt
 doubled_marked      allowed: kept more than once, each extra copy has an attempt marked in doubt
-stuck               a row still ``sending`` or claimed after the run
+stuck               a row still ``sending`` or claimed after the run; in a finished run any row
+                    that is neither final nor held: nothing else may wait when all is done
 ==================  ==============================================================================
 
 A copy the sink refused (4xx, 5xx at the dot) is seen and not kept. A copy whose answer got lost is
@@ -32,7 +34,8 @@ from dataclasses import dataclass, fields
 
 Pair = tuple[str, str]
 
-SAFE = frozenset({"queued", "deferred", "held", "failed", "cancelled"})
+WAITING = frozenset({"queued", "deferred"})
+SAFE = WAITING | {"held", "failed", "cancelled"}
 
 
 def content_digest(wire: bytes) -> str:
@@ -121,12 +124,18 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class History:
-    """The three witnesses of a run."""
+    """The three witnesses of a run.
+
+    Args:
+        finished: the run was given all the time it needed. False where it was cut: then rows may
+            be waiting, and may have expired before their turn.
+    """
 
     acknowledged: tuple[Sent, ...]
     seen: tuple[Seen, ...]
     spool: tuple[Row, ...]
     unanswered: tuple[Sent, ...] = ()
+    finished: bool = True
 
     def __post_init__(self) -> None:
         """Refuse two sends that nobody could tell apart at the sink.
@@ -200,7 +209,7 @@ def check(history: History) -> Report:
         phantom=tuple(_phantom(history, seen)),
         wrong_bytes=tuple(_wrong_bytes(history, seen)),
         doubled_unmarked=tuple(unmarked),
-        stuck=tuple(_stuck(history.spool)),
+        stuck=tuple(_stuck(history.spool, history.finished)),
         doubled_marked=tuple(marked),
     )
 
@@ -225,6 +234,11 @@ def _lost(
             reported.add(sent.pair)
             yield _finding(
                 sent.pair, f"acknowledged as {sent.id}, the row says {row.status}, not at the sink"
+            )
+        elif history.finished and row.status == "failed" and not row.attempts:
+            reported.add(sent.pair)
+            yield _finding(
+                sent.pair, f"acknowledged as {sent.id}, failed ({row.reason}) without an attempt"
             )
     for pair, own in rows.items():
         delivered = sum(row.status == "delivered" for row in own)
@@ -262,9 +276,11 @@ def _doubled(
     return unmarked, marked
 
 
-def _stuck(spool: Iterable[Row]) -> Iterable[Finding]:
+def _stuck(spool: Iterable[Row], finished: bool) -> Iterable[Finding]:
     for row in spool:
         if row.status == "sending":
             yield _finding(row.pair, f"still sending as {row.id}")
         elif row.claimed:
             yield _finding(row.pair, f"still claimed as {row.id} ({row.status})")
+        elif finished and row.status in WAITING:
+            yield _finding(row.pair, f"still {row.status} as {row.id}")

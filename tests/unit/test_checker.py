@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from tests.support.checker import History, Report, Row, Seen, Sent, check, content_digest
 
-FINAL_UNSEEN = ("failed", "held", "cancelled", "queued", "deferred")
+ENDED_UNSEEN = ("failed", "held", "cancelled")
+WAITING = ("queued", "deferred")
 
 
 def sent(number: int) -> Sent:
@@ -43,13 +44,18 @@ def row(number: int, status: str = "delivered", *attempts: bool, claimed: bool =
 
 
 def history(
-    acknowledged: list[Sent], at_sink: list[Seen], spool: list[Row], *unanswered: Sent
+    acknowledged: list[Sent],
+    at_sink: list[Seen],
+    spool: list[Row],
+    *unanswered: Sent,
+    finished: bool = True,
 ) -> History:
     return History(
         acknowledged=tuple(acknowledged),
         seen=tuple(at_sink),
         spool=tuple(spool),
         unanswered=tuple(unanswered),
+        finished=finished,
     )
 
 
@@ -71,9 +77,26 @@ def test_empty_history_is_clean() -> None:
     assert check(history([], [], [])).clean
 
 
-@pytest.mark.parametrize("status", FINAL_UNSEEN)
+@pytest.mark.parametrize("status", ENDED_UNSEEN)
 def test_unseen_with_an_honest_status_is_clean(status: str) -> None:
     assert check(history([sent(1)], [], [row(1, status)])).clean
+
+
+@pytest.mark.parametrize("status", WAITING)
+@pytest.mark.parametrize("at_sink", [[], [seen(1)]])
+def test_waiting_is_stuck_in_a_finished_run_and_fine_in_one_that_was_cut(
+    status: str, at_sink: list[Seen]
+) -> None:
+    rows = [row(1, status)]
+    assert counts(check(history([sent(1)], at_sink, rows))) == {"stuck": 1}
+    assert check(history([sent(1)], at_sink, rows, finished=False)).clean
+
+
+def test_expired_without_an_attempt_is_lost_in_a_finished_run() -> None:
+    never_tried = replace(row(1, "failed"), reason="expired", attempts=())
+    assert counts(check(history([sent(1)], [], [never_tried]))) == {"lost": 1}
+    assert check(history([sent(1)], [], [never_tried], finished=False)).clean
+    assert check(history([sent(1)], [], [replace(never_tried, attempts=(False,))])).clean
 
 
 def test_acknowledged_without_row_or_copy_is_lost() -> None:
@@ -94,7 +117,7 @@ def test_delivered_row_whose_only_copy_was_refused_at_the_dot_is_lost() -> None:
 
 def test_row_of_another_message_does_not_excuse_a_lost_one() -> None:
     other = replace(row(1, "deferred"), id="m2")
-    assert counts(check(history([sent(1)], [], [other]))) == {"lost": 1}
+    assert counts(check(history([sent(1)], [], [other], finished=False))) == {"lost": 1}
 
 
 def test_copy_that_nobody_sent_is_phantom() -> None:
@@ -157,7 +180,7 @@ def test_sending_after_the_run_is_stuck() -> None:
 
 
 def test_claimed_after_the_run_is_stuck() -> None:
-    report = check(history([sent(1)], [], [row(1, "queued", claimed=True)]))
+    report = check(history([sent(1)], [], [row(1, "queued", claimed=True)], finished=False))
     assert counts(report) == {"stuck": 1}
 
 
@@ -183,15 +206,15 @@ def test_digest_supplies_the_final_line_end_only_where_missing() -> None:
 @st.composite
 def clean_histories(draw: st.DrawFn) -> History:
     """Any mix of delivered, retried, doubled-and-marked, refused and waiting recipients."""
+    finished = draw(st.booleans())
+    unseen = ENDED_UNSEEN if finished else (*ENDED_UNSEEN, *WAITING)
     kinds = draw(
-        st.lists(
-            st.sampled_from(["once", "retried", "marked", *FINAL_UNSEEN]), min_size=1, max_size=20
-        )
+        st.lists(st.sampled_from(["once", "retried", "marked", *unseen]), min_size=1, max_size=20)
     )
     acknowledged, at_sink, spool = [], [], []
     for number, kind in enumerate(kinds):
         acknowledged.append(sent(number))
-        if kind in FINAL_UNSEEN:
+        if kind in unseen:
             spool.append(row(number, kind))
             continue
         copies = 2 if kind == "marked" else 1
@@ -199,7 +222,12 @@ def clean_histories(draw: st.DrawFn) -> History:
         if kind == "retried":
             at_sink.append(seen(number, kept=False))
         spool.append(row(number, "delivered", *[True] * (copies - 1), False))
-    return history(acknowledged, draw(st.permutations(at_sink)), draw(st.permutations(spool)))
+    return history(
+        acknowledged,
+        draw(st.permutations(at_sink)),
+        draw(st.permutations(spool)),
+        finished=finished,
+    )
 
 
 @given(clean_histories())

@@ -8,11 +8,14 @@ executed by ``tests/docs``.
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib.util
 import os
 import re
 import shlex
+import tomllib
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -21,7 +24,9 @@ import pytest
 
 from mailstrom import Mailstrom
 from mailstrom.cli.app import root
+from mailstrom.clock import boot_id, wall_ms
 from mailstrom.config import load
+from mailstrom.storage import open_worker_store
 from tests.docs.blocks import ALL, CHECKOUT, PAGES, Block, name_of, of_kind, prose
 
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)|^\[[^\]]+\]: (\S+)", re.MULTILINE)
@@ -117,6 +122,30 @@ def test_the_readme_says_what_a_stranger_needs() -> None:
         assert os.access(CHECKOUT / tool, os.X_OK)
 
 
+def test_the_overview_shows_the_arrows_that_are_kept() -> None:
+    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text("utf-8"))
+    [layers] = [
+        contract["layers"]
+        for contract in project["tool"]["importlinter"]["contracts"]
+        if contract["type"] == "layers"
+    ]
+    [shown] = [
+        block.text.splitlines()
+        for block in ALL
+        if block.page == "docs/design/overview.md" and block.kind == "text"
+    ]
+    assert shown == layers
+
+
+def test_generated_lists_know_what_is_logged_and_what_is_kept() -> None:
+    text = (CHECKOUT / "docs/reference/events.md").read_text("utf-8")
+    rows = dict(re.findall(r"^\| `([a-z.]+)` \| (\S+ \| \S+) \|", text, re.MULTILINE))
+    assert rows["message.accepted"] == "- | yes"
+    assert rows["recipient.failed"] == rows["claim.lapsed"] == "yes | yes"
+    assert rows["supervisor.ready"] == "yes | -"
+    assert rows["recipient.routed"] == rows["message.held"] == "- | -"
+
+
 # --- examples -----------------------------------------------------------------------------------
 
 
@@ -131,6 +160,59 @@ def test_every_sql_example_runs_against_a_fresh_spool(block: Block, tmp_path: Pa
 @pytest.mark.parametrize("block", of_kind("python"))
 def test_every_python_example_compiles(block: Block) -> None:
     compile(block.text, f"{block.page}:{block.line}", "exec")
+
+
+def monitoring(words: str) -> str:
+    [question] = [b.text for b in ALL if b.page == "docs/howto/monitor.md" and words in b.text]
+    return question.rstrip().removesuffix(";")
+
+
+@pytest.mark.parametrize(("silent_s", "alive"), [(5, 1), (3600, 0)])
+def test_a_worker_whose_heartbeat_stopped_is_not_called_alive(
+    silent_s: int, alive: int, tmp_path: Path
+) -> None:
+    store = str(tmp_path / "spool.db")
+    heard_ms = wall_ms() - silent_s * 1000
+    with Mailstrom(store) as ms, contextlib.closing(open_worker_store(store)) as engine:
+        worker = engine.register(
+            kind="delivery",
+            pid=1,
+            host="here",
+            boot=boot_id(),
+            lock="lock",
+            restarts=0,
+            now_ms=heard_ms,
+        )
+        engine.beat(worker.seq, state="ready", sessions=0, now_ms=heard_ms)
+        assert ms.query(monitoring("AS alive")) == [(alive,)]
+        command = monitoring("grep -q '^alive'")
+        sql = command.partition('--csv "')[2].partition('" | grep')[0]
+        assert ms.query(sql) == [("alive",)] * alive
+
+
+def test_mail_that_waits_beyond_its_time_is_counted(tmp_path: Path) -> None:
+    question = monitoring("AS late_s")
+    assert "('queued', 'deferred')" in question
+    with Mailstrom(tmp_path / "spool.db") as ms:
+        assert ms.query(question) == [(None, 0)]
+        mail = b"From: a@example.org\r\n\r\nHello\r\n"
+        ms.send(mail, recipients=["b@example.com"], send_at=timedelta(days=1))
+        assert ms.query(question) == [(None, 0)]
+        ms.send(mail, recipients=["b@example.com"])
+        # the question counts in whole seconds, so what is due this very second may come the next
+        soon = question.replace("strftime('%s', 'now')", "(strftime('%s', 'now') + 60)")
+        [(late_s, due)] = ms.query(soon)
+        assert (due, late_s >= 0) == (1, True)
+
+
+def test_the_readmes_python_runs_as_one_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    parts = [b.text for b in ALL if b.page == "README.md" and b.kind == "python"]
+    assert len(parts) >= 2
+    exec(compile("\n".join(parts), "README.md", "exec"), {})
+    assert "alice@example.com queued None None" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("block", of_kind("toml"))

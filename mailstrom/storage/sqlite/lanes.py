@@ -27,6 +27,8 @@ DOUBT_ROWS = 1_000
 
 NEVER_MS = 253_402_300_799_000
 """When a site without waiting recipients is due: the end of the year 9999."""
+CAP_MS = 60_000
+"""How long a site keeps to the lanes it was seen to bear before one more is tried."""
 _COUNTED = 500
 """Due messages of a site are counted this far for a lease."""
 _LOST = "the worker ended while this recipient was on the wire; it may have been delivered"
@@ -39,19 +41,21 @@ def lease(
 
     A worker takes at most its fair share (``ceil(limit / workers)``) of a site, and no more lanes
     than there are messages due there. A site that nothing is known of, or that failed last time,
-    gets one lane until it has taken a message.
+    gets one lane until it has taken a message; one that refused a further connection gets no more
+    than it was seen to bear, one more each minute.
     """
     if not run(connection, "worker_alive", {"worker": worker}):
         return []  # lapsed: it would never be taken back
     share = -(-limit // max(1, workers))
     lanes: list[Lane] = []
     values = {"now_ms": now_ms, "worker": worker, "limit": limit, "share": share}
+    run(connection, "grow_caps", {"now_ms": now_ms, "limit": limit, "pause_ms": CAP_MS})
     sites = run(connection, "ready_sites", values)
-    for site, key, provider, hosts, canary in sites:
+    for site, key, provider, hosts, most in sites:
         if len(lanes) >= want:
             break
         total, mine = run(connection, "lanes_at", {"site": site, "worker": worker})[0]
-        room = min((1 if canary else limit) - total, share - mine, want - len(lanes))
+        room = min(most - total, share - mine, want - len(lanes))
         if room <= 0:
             continue
         due = run(
@@ -161,7 +165,20 @@ def doubt(
 
 
 def suspend(connection: apsw.Connection, row: Suspension, now_ms: int) -> int:
-    """Stop leasing a site; one row, no recipient is written."""
+    """Stop leasing a site; one row, no recipient is written.
+
+    Where mail goes through on other lanes of the site, it is capped at those instead.
+    """
+    capped = {
+        "site": row.site,
+        "since_ms": row.since_ms,
+        "text": row.text,
+        "now_ms": now_ms,
+        "limit": NEVER_MS,
+        "pause_ms": CAP_MS,
+    }
+    if run(connection, "cap", capped):
+        return 0
     found = run(
         connection,
         "suspend",

@@ -113,3 +113,10 @@ def on_terminal(arguments: list[str], width: int) -> list[str]:
     os.close(keyboard)
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
     return [line.rstrip() for line in text.replace("\r\n", "\n").splitlines()]
+
+
+def test_the_dns_servers_help_keeps_its_lines() -> None:
+    done = python("-m", "mailstrom.testing.dns", "--help")
+    assert done.returncode == 0
+    assert '\n    "broken.test":      "SERVFAIL",\n' in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 100

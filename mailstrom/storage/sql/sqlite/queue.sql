@@ -6,12 +6,32 @@ SELECT seq FROM site WHERE ready_ms <= :now_ms ORDER BY ready_ms LIMIT 1000;
 -- name: ready_sites
 -- canary: nothing is known of the site, or it failed last time; one lane finds out for all. Sites
 -- that have all their lanes are passed over here, or 200 slow ones would hide all others.
-SELECT seq, key, provider, hosts, (last_success_ms = 0 OR failures > 0) FROM site
+SELECT seq, key, provider, hosts,
+       CASE WHEN last_success_ms = 0 OR failures > 0 THEN 1
+            ELSE min(:limit, coalesce(lane_cap, :limit)) END AS most
+  FROM site
  WHERE ready_ms <= :now_ms
    AND (SELECT count(*) FROM lane WHERE lane.site = site.seq)
-       < CASE WHEN last_success_ms = 0 OR failures > 0 THEN 1 ELSE :limit END
+       < CASE WHEN last_success_ms = 0 OR failures > 0 THEN 1
+              ELSE min(:limit, coalesce(lane_cap, :limit)) END
    AND (SELECT count(*) FROM lane WHERE lane.site = site.seq AND worker = :worker) < :share
  ORDER BY ready_ms LIMIT 200;
+
+-- name: grow_caps
+UPDATE site SET lane_cap = CASE WHEN lane_cap + 1 < :limit THEN lane_cap + 1 END,
+                cap_ms = :now_ms + :pause_ms
+ WHERE lane_cap IS NOT NULL AND cap_ms <= :now_ms;
+
+-- name: cap
+-- A host refused one connection more while mail went through on others: that is a limit, not a
+-- dead site. The lanes that are left are what it bears.
+UPDATE site
+   SET lane_cap = max(1, min(coalesce(lane_cap, :limit),
+                             (SELECT count(*) FROM lane WHERE lane.site = site.seq) - 1)),
+       cap_ms = :now_ms + :pause_ms, last_reply = :text
+ WHERE seq = :site AND failures = 0 AND last_success_ms > :since_ms - 2000
+   AND (SELECT count(*) FROM lane WHERE lane.site = site.seq) > 1
+RETURNING lane_cap;
 
 -- name: lanes_at
 SELECT count(*), count(*) FILTER (WHERE worker = :worker) FROM lane WHERE site = :site;
@@ -192,8 +212,9 @@ SELECT :now_ms, 'recipient.deferred', r.message, r.seq,
                    'enhanced', r.enhanced_code, 'reason', r.reason,
                    'in_doubt', coalesce(a.in_doubt, 0), 'late', 0, 'number', r.attempts)
   FROM recipient r
-  LEFT JOIN attempt a ON a.seq = (SELECT max(seq) FROM attempt
-                                   WHERE message = r.message AND recipient = r.seq)
+  LEFT JOIN attempt a ON a.seq = (SELECT seq FROM attempt
+                                   WHERE message = r.message AND recipient = r.seq
+                                   ORDER BY seq DESC LIMIT 1)
  WHERE r.seq IN (SELECT value FROM json_each(:recipients));
 
 -- name: count_hour

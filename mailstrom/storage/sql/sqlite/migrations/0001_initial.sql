@@ -89,6 +89,8 @@ CREATE TABLE site (
   last_success_ms    INTEGER NOT NULL DEFAULT 0,
   pipelining         TEXT NOT NULL DEFAULT 'full'
                      CHECK (pipelining IN ('full', 'transaction', 'none')),
+  lane_cap           INTEGER CHECK (lane_cap >= 1),  -- what the hosts were seen to bear
+  cap_ms             INTEGER NOT NULL DEFAULT 0,  -- when the cap may grow by one
   paused_ms          INTEGER NOT NULL DEFAULT 0,  -- a look found only what others must do first
   used_ms            INTEGER NOT NULL DEFAULT 0,  -- when a domain last led or ceased to lead here
   ready_ms           INTEGER GENERATED ALWAYS AS
@@ -96,6 +98,7 @@ CREATE TABLE site (
 ) STRICT;
 
 CREATE INDEX site_ready ON site (ready_ms);
+CREATE INDEX site_capped ON site (cap_ms) WHERE lane_cap IS NOT NULL;
 CREATE INDEX site_used ON site (used_ms);
 
 -- The shared MX cache. due_ms is set while recipients of the domain wait for a route, or for a route

@@ -1,0 +1,188 @@
+"""What the SQLite store does while it holds the write lock, and for how many rows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import apsw
+import pytest
+
+from mailstrom.storage.sqlite import claims, upkeep, worker
+from mailstrom.storage.sqlite.client import SQLiteClientStore
+from mailstrom.storage.sqlite.connection import connect
+from mailstrom.storage.sqlite.sql import STATEMENTS
+from mailstrom.storage.sqlite.worker import SQLiteWorkerStore
+from tests.storage.contract_retention import KEEP
+from tests.storage.spool import BODY, DAY, T0, Spool
+
+
+class FileStores:
+    """Stores on one file, closed together."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+        self.opened = ExitStack()
+
+    def client(self) -> SQLiteClientStore:
+        """A client store."""
+        store = SQLiteClientStore(self.path, sync=lambda fd: None)
+        self.opened.callback(store.close)
+        return store
+
+    def worker(self) -> SQLiteWorkerStore:
+        """A worker store."""
+        store = SQLiteWorkerStore(self.path, sync=lambda fd: None)
+        self.opened.callback(store.close)
+        return store
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Iterator[Spool]:
+    stores = FileStores(tmp_path / "spool.db")
+    with stores.opened:
+        yield Spool(stores)
+
+
+@pytest.fixture
+def other(spool: Spool) -> Iterator[apsw.Connection]:
+    """A connection that waits for nobody."""
+    connection = connect(spool.client.path, busy_ms=0)  # type: ignore[attr-defined]
+    yield connection
+    connection.close()
+
+
+def writes(connection: apsw.Connection) -> None:
+    """Take the write lock and let it go; BusyError if somebody has it."""
+    connection.execute("BEGIN IMMEDIATE").fetchall()
+    connection.execute("ROLLBACK").fetchall()
+
+
+def test_content_is_read_when_the_lock_is_free_and_the_claim_is_committed(
+    spool: Spool, other: apsw.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool.send("a@example.org")
+    spool.route()
+    real, seen = claims.bodies, []
+
+    def bodies(connection: apsw.Connection, rows: Any) -> Any:
+        writes(other)
+        seen.append(other.execute("SELECT state FROM recipient").fetchall())
+        return real(connection, rows)
+
+    monkeypatch.setattr(claims, "bodies", bodies)
+    (row,) = spool.claim(spool.lane())
+    assert seen == [[("claimed",)]]
+    assert row.body == BODY
+
+
+def test_content_that_cannot_be_read_now_does_not_undo_the_claim(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool.send("a@example.org")
+    spool.route()
+    lane = spool.lane()
+
+    def fails(connection: apsw.Connection, rows: Any) -> Any:
+        raise apsw.IOError("disk I/O error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(claims, "bodies", fails)
+        (row,) = spool.claim(lane)
+    assert (row.body, row.damaged, row.chunks) == (None, False, 1)
+    assert spool.engine.chunk(row.content, 0) == BODY
+    assert spool.open(lane, [row]) == {row.recipient}
+
+
+def test_an_even_clock_needs_no_lock(spool: Spool, other: apsw.Connection) -> None:
+    look = {"boot": "b", "limit": 9}
+    spool.engine.keep_clock(wall_ms=T0, monotonic_ms=0, **look)  # type: ignore[arg-type]
+    spool.engine._connection().set_busy_timeout(0)  # type: ignore[attr-defined]
+    other.execute("BEGIN IMMEDIATE").fetchall()
+    for ms in range(250, 30_000, 250):
+        assert spool.engine.keep_clock(wall_ms=T0 + ms, monotonic_ms=ms, **look) == 0  # type: ignore[arg-type]
+    other.execute("ROLLBACK").fetchall()
+
+
+@pytest.mark.parametrize("verb", ["lapse", "retire"])
+def test_a_lapse_lets_others_in_between_its_pieces(
+    spool: Spool, other: apsw.Connection, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    spool.send(*(f"r{n}@example.org" for n in range(2_300)))
+    while spool.route():
+        pass
+    lane = spool.lane()
+    rows = [row for _ in range(5) for row in spool.claim(lane)]
+    spool.open(lane, rows[:1_500])
+    held = []
+
+    def between(seconds: float) -> None:
+        writes(other)
+        held.extend(other.execute("SELECT count(*) FROM recipient WHERE lane IS NOT NULL"))
+        assert spool.client.check() == []
+
+    monkeypatch.setattr(worker.time, "sleep", between)
+    if verb == "lapse":
+        spool.engine.lapse(spool.worker, boot="boot-1", now_ms=T0)
+    else:
+        spool.engine.retire(spool.worker, state="stopped", now_ms=T0)
+    assert [count for (count,) in held] == [1_300, 300]
+
+
+def test_statements_of_the_janitor_walk_over_nothing_that_is_done(spool: Spool) -> None:
+    connection = connect(spool.client.path)  # type: ignore[attr-defined]
+    walks = {}
+    for name in (
+        "purge_bodies", "purge_messages", "delete_sessions", "delete_idempotency", "delete_hours",
+        "delete_domains", "jump_due", "jump_expiry", "expired", "due_recipients", "held_by_lanes",
+    ):  # fmt: skip
+        sql = STATEMENTS[name]
+        values = dict.fromkeys(re.findall(r":([a-z_]+)", sql), 0)
+        plan = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {sql}", values)]
+        walks[name] = [
+            step
+            for step in plan
+            if ("SCAN" in step and "json_each" not in step) or "TEMP B-TREE" in step
+        ]
+    connection.close()
+    assert {name: steps for name, steps in walks.items() if steps} == {}
+
+
+def test_free_pages_go_back_to_the_file_system_piece_by_piece(
+    spool: Spool, other: apsw.Connection
+) -> None:
+    def pages(name: str) -> int:
+        return int(str(other.execute(f"PRAGMA {name}").fetchall()[0][0]))
+
+    id, lane, (row,) = spool.sending("a@example.org", content=b"x" * (12 << 20))
+    spool.settle(lane, row, "failed", now=T0)
+    spool.engine.release(lane.token, T0)
+    full = pages("page_count")
+    shrunk = [full]
+    while spool.engine.purge(KEEP, 100, T0 + DAY):
+        shrunk.append(pages("page_count"))
+    steps = [before - after for before, after in zip(shrunk, shrunk[1:], strict=False)]
+    assert all(0 <= step <= upkeep.VACUUM_PAGES for step in steps)
+    assert pages("freelist_count") <= upkeep.SPARE_PAGES
+    assert pages("page_count") < full // 2
+    assert spool.client.content(id) is None
+    spool.sound()
+
+
+def test_a_claim_writes_no_more_than_its_share_of_a_long_moved_queue(
+    spool: Spool, other: apsw.Connection
+) -> None:
+    """Measured in rows, not in time: what one transaction changed."""
+    for priority in (0, 1, 2):
+        spool.send(*(f"p{priority}-{n}@example.org" for n in range(600)), priority=priority)
+    while spool.route(site="old", ttl=DAY):
+        pass
+    lane = spool.lane()
+    other.execute("UPDATE domain SET generation = generation + 1").fetchall()
+    connection = spool.engine._connection()  # type: ignore[attr-defined]
+    before = connection.total_changes()
+    assert spool.claim(lane) == []
+    assert connection.total_changes() - before <= claims.SKIP_ROWS + 2
