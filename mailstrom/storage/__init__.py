@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -35,11 +36,22 @@ def open_client_store(path: str, *, busy_ms: int = 5_000) -> SQLiteClientStore:
     return SQLiteClientStore(real(path), busy_ms=busy_ms)
 
 
-def open_worker_store(path: str, *, busy_ms: int = 10_000) -> SQLiteWorkerStore:
-    """The engine's half of a store; the spool must exist."""
+def open_worker_store(
+    path: str, *, busy_ms: int = 10_000, doubt_delays_ms: Sequence[int] | None = None
+) -> SQLiteWorkerStore:
+    """The engine's half of a store; the spool must exist.
+
+    Args:
+        path: the spool.
+        busy_ms: how long to wait for another writer.
+        doubt_delays_ms: how long a recipient waits that was lost on the wire, by how often it was
+            lost in a row before; the last one repeats. None: the store's own.
+    """
     from mailstrom.storage.sqlite.worker import SQLiteWorkerStore
 
-    return SQLiteWorkerStore(real(path), busy_ms=busy_ms)
+    if doubt_delays_ms is None:
+        return SQLiteWorkerStore(real(path), busy_ms=busy_ms)
+    return SQLiteWorkerStore(real(path), busy_ms=busy_ms, doubt_delays_ms=doubt_delays_ms)
 
 
 def run_directory(path: str) -> str:

@@ -9,9 +9,9 @@ import pytest
 
 from mailstrom.testing.script import Act, Rule, Script
 from tests.scenarios.conftest import MakeEngine
-from tests.support.engine import mail
+from tests.support.engine import DEADLINE_S, mail
 from tests.support.network import Network, dots
-from tests.support.sockets import loopback_addresses
+from tests.support.sockets import eventually, loopback_addresses
 
 
 def test_a_backup_host_is_reached_behind_many_dead_addresses(
@@ -128,3 +128,22 @@ def test_a_host_that_limits_connections_is_not_hammered(
     (row,) = engine.rows("SELECT lanes_limit FROM destinations")
     assert row.lanes_limit == 2
     assert len(host.connections) <= 20  # the first rush of ten lanes, and not a storm
+
+
+def test_a_lower_limit_of_connections_holds_after_a_reload(
+    make_engine: MakeEngine, network: Network
+) -> None:
+    rules = (Rule(stage="rcpt", act=Act.REPLY, delay=0.05, recipient="*"),)
+    domain, (host,) = network.site(Script(rules=rules))
+    engine = make_engine(settings={"sites": {"connections": 8}})
+    ids = [engine.ms.send(mail(f"u{n}@{domain}")) for n in range(400)]
+    engine.start()
+    eventually(lambda: host.open == 8, DEADLINE_S, what="eight connections")
+
+    engine.configure({"sites": {"connections": 2}})
+    engine.signal(signal.SIGHUP)
+    eventually(lambda: host.open <= 2, DEADLINE_S, what="two connections")
+    before = len(host.dots)
+
+    assert all(engine.final(id).succeeded for id in ids)
+    assert before < 400, "there was work left for the lower limit to bind"

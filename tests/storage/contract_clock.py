@@ -1,4 +1,4 @@
-"""Conformance of the clock: no jump loses mail, keeps it for ever, or moves what a user asked for."""
+"""Conformance of the clock: no jump loses mail, keeps it for ever, or moves a user's own times."""
 
 from __future__ import annotations
 

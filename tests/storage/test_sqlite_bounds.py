@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import apsw
 import pytest
 
-from mailstrom.storage.sqlite import claims, upkeep, worker
+from mailstrom.storage.sqlite import claims, upkeep
 from mailstrom.storage.sqlite.client import SQLiteClientStore
 from mailstrom.storage.sqlite.connection import connect
 from mailstrom.storage.sqlite.sql import STATEMENTS
@@ -117,14 +118,14 @@ def test_a_lapse_lets_others_in_between_its_pieces(
     lane = spool.lane()
     rows = [row for _ in range(5) for row in spool.claim(lane)]
     spool.open(lane, rows[:1_500])
-    held = []
+    held: list[Any] = []
 
     def between(seconds: float) -> None:
         writes(other)
         held.extend(other.execute("SELECT count(*) FROM recipient WHERE lane IS NOT NULL"))
         assert spool.client.check() == []
 
-    monkeypatch.setattr(worker.time, "sleep", between)
+    monkeypatch.setattr("mailstrom.storage.sqlite.worker.time.sleep", between)
     if verb == "lapse":
         spool.engine.lapse(spool.worker, boot="boot-1", now_ms=T0)
     else:
@@ -164,8 +165,9 @@ def test_free_pages_go_back_to_the_file_system_piece_by_piece(
     shrunk = [full]
     while spool.engine.purge(KEEP, 100, T0 + DAY):
         shrunk.append(pages("page_count"))
-    steps = [before - after for before, after in zip(shrunk, shrunk[1:], strict=False)]
-    assert all(0 <= step <= upkeep.VACUUM_PAGES for step in steps)
+    steps = [before - after for before, after in pairwise(shrunk)]
+    assert min(steps) >= 0
+    assert max(steps) <= upkeep.VACUUM_PAGES + 2, "with the pages that SQLite keeps count on"
     assert pages("freelist_count") <= upkeep.SPARE_PAGES
     assert pages("page_count") < full // 2
     assert spool.client.content(id) is None

@@ -77,7 +77,7 @@ def test_without_the_engines_package_it_exits_78_with_a_hint(stage: Stage) -> No
     )
 
     assert refused.wait_exit() == 78
-    assert "pip install mailstrom" in refused.stderr
+    assert "pip install ." in refused.stderr
     assert not stage.store.exists()
 
 

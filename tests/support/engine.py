@@ -307,7 +307,7 @@ class Engine:
 
     def age_route(self, domain: str) -> None:
         """Make what is known about a domain older than its TTL; nobody waits for that."""
-        sql = "UPDATE domain SET expires_ms = 1, retry_ms = 1 WHERE name = ?"
+        sql = "UPDATE domain SET expires_ms = 1, usable_ms = 1, retry_ms = 1 WHERE name = ?"
         assert self.tamper(sql, domain) == 1, f"{domain} is not in the shared cache"
 
     # Reports

@@ -202,9 +202,10 @@ class DBThread:
             return
         for request in requests:
             assert request.work is not None
-            lanes = {claim.lane for claim in request.work.claims}
+            lanes = frozenset(claim.lane for claim in request.work.claims)
             claimed = [row for row in result.claimed if row.lane in lanes] if lanes else []
-            self._tell(request.future, result=Exchange(result.settled, result.opened, claimed))
+            mine = Exchange(result.settled, result.opened, claimed, result.ended & lanes)
+            self._tell(request.future, result=mine)
 
     def _persist(self, step: Callable[[], _T]) -> _T:
         """Try until the spool takes it: what was sent must be recorded."""

@@ -69,6 +69,7 @@ class LaneRun:
         self.ledger = Ledger(ctx, lane)
         self.work_came = asyncio.Event()
         self.idle = False
+        self._ended = False  # the spool gives this lane nothing more: too many since a reload
         self._claim = claim_size(lane.due, lanes, CLAIM_MESSAGES)
 
     async def run(self) -> None:
@@ -77,7 +78,7 @@ class LaneRun:
             while not self.ctx.draining.is_set():
                 batch = await self._claim_batch()
                 if not batch:
-                    if await self._idle():
+                    if not self._ended and await self._idle():
                         continue
                     break
                 started = time.monotonic()
@@ -109,9 +110,16 @@ class LaneRun:
     async def _claim_rows(self) -> list[Claimed]:
         work = self._work()
         work.claims.append(
-            ClaimRequest(lane=self.lane.token, limit=self._claim, max_bytes=CLAIM_BYTES)
+            ClaimRequest(
+                lane=self.lane.token,
+                limit=self._claim,
+                max_bytes=CLAIM_BYTES,
+                limit_lanes=self.ctx.settings.config.sites.connections,
+            )
         )
-        return (await self.ctx.db.exchange(work)).claimed
+        exchange = await self.ctx.db.exchange(work)
+        self._ended = self.lane.token in exchange.ended
+        return exchange.claimed
 
     def _group(self, claimed: list[Claimed]) -> list[Transaction]:
         """Recipients of one message together, at most as many as every server must take."""

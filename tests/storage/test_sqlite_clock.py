@@ -1,0 +1,90 @@
+"""Any jumps of the clock, sends before and after each: a life is as long as it should be.
+
+The model knows the true time. A message lives five days of it, whatever the wall clock said when it
+came or was looked at, is due when it came, and a send time of the user's own is a wall time.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mailstrom.storage.sqlite.client import SQLiteClientStore
+from mailstrom.storage.sqlite.worker import SQLiteWorkerStore
+from tests.storage.spool import DAY, HOUR, T0, submission
+
+YEAR = 365 * DAY
+LIFE = 5 * DAY
+
+jumps = st.one_of(
+    st.integers(2 * 60_000, YEAR), st.integers(-YEAR, -2 * 60_000), st.sampled_from([DAY, -DAY])
+)
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("send"), st.just(0)),
+        st.tuples(st.just("later"), st.integers(HOUR, 3 * YEAR)),
+        st.tuples(st.just("jump"), jumps),
+        st.tuples(st.just("look"), st.just(0)),
+    ),
+    max_size=14,
+)
+
+
+def _no_disk(fd: int) -> None:
+    """Power cuts are tested elsewhere."""
+
+
+@settings(max_examples=60, deadline=None, database=None)
+@given(steps, st.integers(1, 3))
+def test_no_jump_takes_or_gives_a_day_of_life(script: list[tuple[str, int]], piece: int) -> None:
+    with tempfile.TemporaryDirectory(prefix="clock-") as folder:
+        path = str(Path(folder) / "spool.db")
+        client = SQLiteClientStore(path, sync=_no_disk)
+        engine = SQLiteWorkerStore(path, sync=_no_disk)
+        true, wall = 0, T0
+        sent: dict[str, int] = {}
+        later: dict[str, int] = {}
+
+        def look() -> None:
+            while engine.keep_clock(wall_ms=wall, monotonic_ms=true, boot="b", limit=piece):
+                pass
+            assert engine.expire(1_000, wall) == 0
+            assert client.check() == []
+
+        look()
+        jumped = False
+        for word, amount in script:
+            if word == "look" or (word == "jump" and jumped):
+                look()  # two jumps between two looks are one
+                jumped = False
+            if word == "jump":
+                wall, jumped = wall + amount, True
+            elif word in {"send", "later"}:
+                one = submission(created_ms=wall, send_ms=wall + amount)
+                assert client.enqueue([one], wall) == [one.id]
+                sent[one.id] = true
+                if amount:
+                    later[one.id] = wall + amount
+            true, wall = true + 7, wall + 7
+        look()
+        rows = client.query(
+            "SELECT m.id, m.send_ms, r.next_attempt_ms, m.expires_ms"
+            " FROM messages m JOIN recipients r ON r.message_id = m.id", (), 10.0
+        )  # fmt: skip
+        assert len(rows) == len(sent)
+        for id, send, due, expires in rows:
+            assert isinstance(id, str)
+            assert isinstance(expires, int)
+            assert isinstance(due, int)
+            if id in later:
+                assert send == due == later[id]
+                assert expires > max(send, wall)
+                assert expires - max(send, wall) <= LIFE + YEAR
+            else:
+                assert due <= wall
+                assert expires - wall == LIFE - (true - sent[id])
+        client.close()
+        engine.close()
