@@ -305,6 +305,16 @@ class RouteAnswer:
     cached: bool = False
 
 
+class Failure(NamedTuple):
+    """A recipient that failed without an attempt on the wire."""
+
+    message_id: str
+    address: str
+    reason: str
+    enhanced_code: str | None
+    reply_text: str | None
+
+
 class Lapsed(NamedTuple):
     """What a dead worker left behind."""
 
@@ -445,6 +455,17 @@ class WorkerStore(Protocol):
 
         In short transactions; ``boot`` empty is a boot that nobody knows, so another one. What was
         on the wire is charged and waits longer with each loss in a row; the fifth is held (poison).
+        """
+        ...
+
+    def last_event(self) -> int:
+        """The newest event's id; 0 when there is none."""
+        ...
+
+    def failed_since(self, event: int, *, domain: str | None = None) -> list[Failure]:
+        """Recipients that failed without a session after an event, for the log; at most 1,000.
+
+        ``domain``: those whom its route refused; without it, those whose time was over.
         """
         ...
 

@@ -148,3 +148,24 @@ def test_hosts_of_equal_preference_share_the_load(engine: Engine, network: Netwo
     assert all(engine.final(id).succeeded for id in ids)
     assert all(host.dots for host in hosts)
     assert len(dots(hosts)) == 24
+
+
+def test_what_never_reached_a_session_says_why_in_rows_and_log(
+    network: Network, make_engine: MakeEngine
+) -> None:
+    """Expired at a dead site, and refused by its route: both keep the words, both are logged."""
+    settings = {"retry": {"max_age": "2s"}, "sites": {"suspend": ["30s"]}}
+    engine = make_engine(workers=1, settings=settings).start()
+    dead, no_mail = network.new_domain(), network.new_domain()
+    network.route(dead, [network.nobody()])
+    network.zone(no_mail, {"MX": ["0 ."]})
+    late, refused = engine.send(f"a@{dead}"), engine.send(f"b@{no_mail}")
+
+    (expired,) = engine.final(late).recipients.values()
+    (failed,) = engine.final(refused).recipients.values()
+
+    assert (str(expired.status), expired.reason, expired.attempts) == ("failed", "expired", 0)
+    assert "refused" in (expired.reply_text or "")
+    assert (str(failed.status), failed.reason) == ("failed", "null_mx")
+    engine.wait_log("recipient.failed", message_id=late, reason="expired")
+    engine.wait_log("recipient.failed", message_id=refused, reason="null_mx")

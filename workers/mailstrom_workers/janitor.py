@@ -52,7 +52,7 @@ class Janitor:
         self._lapse(store)
         now_ms = wall_ms()
         store.keep_clock(wall_ms=now_ms, monotonic_ms=monotonic_ms(), boot=boot_id(), limit=BATCH)
-        store.expire(BATCH, now_ms)
+        self._expire(store, now_ms)
         self._repair(store)
         self._checkpoint(store)
         self._purge(store)
@@ -80,6 +80,19 @@ class Janitor:
                 lanes=lapsed.lanes,
                 worker=row.seq,
                 lost_pid=row.pid,
+            )
+
+    def _expire(self, store: WorkerStore, now_ms: int) -> None:
+        before = store.last_event()
+        if store.expire(BATCH, now_ms) == 0:
+            return
+        for failure in store.failed_since(before):
+            events.recipient_failed(
+                message_id=failure.message_id,
+                recipient=failure.address,
+                reason=failure.reason,
+                enhanced=failure.enhanced_code,
+                reply=failure.reply_text,
             )
 
     def _repair(self, store: WorkerStore) -> None:

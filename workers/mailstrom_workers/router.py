@@ -14,8 +14,8 @@ from mailstrom.config import relay_hosts
 from mailstrom.policy.refusal import judge_route
 from mailstrom.policy.routing import provider, site_key
 from mailstrom.policy.verdict import Action
-from mailstrom.storage.base import DueDomain, Refusal, RouteAnswer
-from mailstrom.types import DELIVERABLE, Route, RouteResult
+from mailstrom.storage.base import DueDomain, Failure, Refusal, RouteAnswer, WorkerStore
+from mailstrom.types import DELIVERABLE, Route, RouteResult, Stage
 from mailstrom_workers.context import Context, Settings
 
 NEVER_MS = 253_402_300_799_000
@@ -71,7 +71,23 @@ async def _route(ctx: Context, due: DueDomain) -> None:
             elapsed_ms=int((time.monotonic() - started) * 1000),
         )
     now_ms = ctx.now_ms()
-    await ctx.db.insist(lambda store: store.put_route(ctx.worker, answer, now_ms))
+
+    def put(store: WorkerStore) -> list[Failure]:
+        before = store.last_event() if answer.refusal is not None else 0
+        store.put_route(ctx.worker, answer, now_ms)
+        if answer.refusal is None:
+            return []
+        return store.failed_since(before, domain=due.name)
+
+    for failure in await ctx.db.insist(put):
+        events.recipient_failed(
+            message_id=failure.message_id,
+            recipient=failure.address,
+            reason=failure.reason,
+            stage=Stage.ROUTE,
+            enhanced=failure.enhanced_code,
+            reply=failure.reply_text,
+        )
     ctx.wake()
 
 

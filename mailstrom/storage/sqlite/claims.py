@@ -57,14 +57,13 @@ def exchange(connection: apsw.Connection, work: Work, now_ms: int) -> Exchanged:
     settled: set[int] = set()
     for round in rounds(work.settlements):
         settled |= settle(connection, round, now_ms)
-    jumping = bool(work.opens or work.claims) and bool(run(connection, "jumps_pending"))
     opened: set[int] = set()
     for request in work.opens:
-        opened |= _open(connection, request, now_ms, jumping)
+        opened |= _open(connection, request, now_ms)
     ended: set[int] = set()
     rows: list[tuple[int, Any]] = []
     for claim in work.claims:
-        taken = _claim(connection, claim, now_ms, jumping)
+        taken = _claim(connection, claim, now_ms)
         if taken is None:
             ended.add(claim.lane)
         elif taken:
@@ -112,7 +111,7 @@ def _put_session(connection: apsw.Connection, row: SessionRow) -> None:
     )
 
 
-def _open(connection: apsw.Connection, request: Open, now_ms: int, jumping: bool) -> set[int]:
+def _open(connection: apsw.Connection, request: Open, now_ms: int) -> set[int]:
     return {
         row[0]
         for row in run(
@@ -123,7 +122,6 @@ def _open(connection: apsw.Connection, request: Open, now_ms: int, jumping: bool
                 "lane": request.lane,
                 "session": request.session,
                 "now_ms": now_ms,
-                "jumping": int(jumping),
             },
         )
     }
@@ -146,9 +144,7 @@ class _Look:
     next_due_ms: int = NEVER_MS
 
 
-def _claim(
-    connection: apsw.Connection, request: ClaimRequest, now_ms: int, jumping: bool
-) -> list[int] | None:
+def _claim(connection: apsw.Connection, request: ClaimRequest, now_ms: int) -> list[int] | None:
     """Due recipients of the lane's site, a seek per priority, oldest due first; None: no claims.
 
     Rows of a domain that moved go back to the router. Rows whose domain's route is too old stay as
@@ -163,7 +159,7 @@ def _claim(
         return None
     look = _Look()
     for priority in TURNS[(request.lane + claims) % len(TURNS)]:
-        _look(connection, request, look, site, priority, now_ms, jumping)
+        _look(connection, request, look, site, priority, now_ms)
         if look.full:
             break
     if look.taken:
@@ -189,14 +185,12 @@ def _look(
     site: int,
     priority: int,
     now_ms: int,
-    jumping: bool,
 ) -> None:
     """Take what is ready in one priority, note what is not, stop at the first not yet due."""
     values = {
         "site": site,
         "priority": priority,
         "now_ms": now_ms,
-        "jumping": int(jumping),
         "grace_ms": ROUTE_GRACE_MS,
     }
     cursor = connection.execute(STATEMENTS["due_recipients"], values)

@@ -20,6 +20,7 @@ from mailstrom.storage.base import (
     Claimed,
     DueDomain,
     Exchange,
+    Failure,
     Lane,
     Lapsed,
     Retention,
@@ -304,6 +305,16 @@ class SQLiteWorkerStore:
             time.sleep(FREE_LOCK_S)
             lapsed, all_done = self._write("lapsing claims", step)
         return lapsed
+
+    def last_event(self) -> int:
+        """See ``WorkerStore.last_event``."""
+        return int(self._read("reading events", STATEMENTS["last_event"], {})[0][0])
+
+    def failed_since(self, event: int, *, domain: str | None = None) -> list[Failure]:
+        """See ``WorkerStore.failed_since``."""
+        values = {"event": event, "domain": domain}
+        rows = self._read("reading events", STATEMENTS["failed_since"], values)
+        return [Failure(*row) for row in rows]
 
     def expire(self, limit: int, now_ms: int) -> int:
         """See ``WorkerStore.expire``."""

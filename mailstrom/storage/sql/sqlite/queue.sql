@@ -86,7 +86,8 @@ UPDATE lane SET claims = claims + 1 WHERE token = :lane;
 -- too old to be used. refresh: the route expired, and nobody was told to look again.
 SELECT r.seq, r.message, m.size, r.due_ms, r.domain,
        CASE WHEN d.generation IS NOT r.generation OR d.site IS NOT r.site THEN 1
-            WHEN m.expires_ms <= :now_ms AND NOT :jumping THEN 2
+            WHEN m.expires_ms <= :now_ms
+                 AND NOT EXISTS (SELECT 1 FROM clock_jump WHERE done < last) THEN 2
             WHEN d.usable_ms + :grace_ms <= :now_ms THEN 3
             ELSE 0 END,
        d.usable_ms <= :now_ms AND (d.due_ms IS NULL OR d.due_ms > :now_ms)
@@ -132,8 +133,9 @@ SELECT data, digest FROM content WHERE key = :key;
 UPDATE recipient SET state = 'sending', session = :session, opened_ms = :now_ms
  WHERE seq IN (SELECT value FROM json_each(:recipients))
    AND lane = :lane AND state = 'claimed'
-   AND (:jumping OR EXISTS (SELECT 1 FROM message m
-                             WHERE m.seq = recipient.message AND m.expires_ms > :now_ms))
+   AND (EXISTS (SELECT 1 FROM message m
+                 WHERE m.seq = recipient.message AND m.expires_ms > :now_ms)
+        OR EXISTS (SELECT 1 FROM clock_jump WHERE done < last))
 RETURNING seq;
 
 -- name: settle

@@ -84,14 +84,29 @@ SELECT r.seq, r.state, r.reason
  ORDER BY m.expires_ms LIMIT :most;
 
 -- name: expire
--- The last reply stays: it says what the remote side answered until the end.
+-- The last reply stays, or what kept its site or domain: it says what the world answered until the
+-- end.
 UPDATE recipient
    SET reason = CASE WHEN state = 'held' AND reason IN ('in_doubt', 'poison') THEN 'in_doubt'
                      ELSE 'expired' END,
-       state = 'failed', due_ms = NULL, lane = NULL, finished_ms = :now_ms
+       state = 'failed', due_ms = NULL, lane = NULL, finished_ms = :now_ms,
+       reply_text = coalesce(reply_text,
+                             (SELECT last_reply FROM site WHERE seq = recipient.site),
+                             (SELECT error FROM domain WHERE name = recipient.domain))
  WHERE seq IN (SELECT value FROM json_each(:recipients))
    AND state IN ('queued', 'deferred', 'held', 'claimed')
 RETURNING seq;
+
+-- name: last_event
+SELECT coalesce(max(id), 0) FROM event;
+
+-- name: failed_since
+SELECT m.id, r.address, r.reason, r.enhanced_code, r.reply_text
+  FROM event e JOIN recipient r ON r.seq = e.recipient JOIN message m ON m.seq = e.message
+ WHERE e.id > :event AND e.type = 'recipient.failed'
+   AND CASE WHEN :domain IS NULL THEN e.detail ->> 'stage' IS NULL
+            ELSE e.detail ->> 'stage' = 'route' AND r.domain = :domain END
+ ORDER BY e.id LIMIT 1000;
 
 -- name: expire_events
 INSERT INTO event (at_ms, type, message, recipient, detail)
