@@ -288,13 +288,12 @@ class Log(Table, frozen=True, kw_only=True):
 
     level: Annotated[
         Literal["debug", "info", "warning", "error", "critical"],
-        Meta(description="Events below this level are not written.", extra={"restart": True}),
+        Meta(description="Events below this level are not written."),
     ] = "info"
     format: Annotated[
         Literal["auto", "json", "console"],
         Meta(
             description="`auto` is the console form on a terminal, else one JSON object a line.",
-            extra={"restart": True},
         ),
     ] = "auto"
 

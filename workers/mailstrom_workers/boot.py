@@ -123,13 +123,17 @@ def main(work: Work) -> int:
     if not isinstance(hello, Hello):
         raise SystemExit("the first command on the control pipe must be hello")
     config = from_json(json.dumps(hello.config).encode())
-    events.configure(config.log.level, config.log.format)
-    events.bind(kind=hello.kind, slot=hello.slot, pid=os.getpid())
+    _log(hello, config)
     try:
         return asyncio.run(_live(work, hello, config, lines, waiting))
     except MailstromError as error:
         events.engine_failed(where="start", error=error, kind=hello.kind, pid=os.getpid())
         return 75 if isinstance(error, SpoolError) else 78
+
+
+def _log(hello: Hello, config: Config) -> None:
+    events.configure(config.log.level, config.log.format)
+    events.bind(kind=hello.kind, slot=hello.slot, pid=os.getpid())
 
 
 async def _live(
@@ -202,6 +206,7 @@ def _obey(child: Child, command: Command) -> None:
             os._exit(1)  # at once: what is on the wire lapses in doubt
         case Reload(config=config):
             child.config = from_json(json.dumps(config).encode())
+            _log(child.hello, child.config)
             child.reloaded.set()
         case Lapse():
             child.lapsed.set()
