@@ -6,6 +6,8 @@ line. A store is correct when the conformance suite in ``tests/storage`` says so
 
 Guards: every write about a recipient names the lane (fencing token) it was claimed under. A verb
 whose guard no longer holds changes nothing and says so in its result; that is never an error.
+
+Longer than a file should be: values and verbs of one seam are read together, and each is short.
 """
 
 from __future__ import annotations

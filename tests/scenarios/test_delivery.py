@@ -205,7 +205,8 @@ def test_a_dead_site_is_one_row_and_no_recipient_is_charged(
     ids = engine.ms.send_many(mail(f"u{n}@{domain}") for n in range(20))
 
     suspended = engine.until(
-        "SELECT * FROM destinations WHERE domains LIKE ? AND suspended_until_ms IS NOT NULL",
+        "SELECT * FROM destinations WHERE domains LIKE ? AND suspended_until_ms IS NOT NULL"
+        " AND queued = 20",  # the lane that found out has given its claims back
         f'%"{domain}"%',
     )
     waiting = engine.until(
@@ -213,7 +214,7 @@ def test_a_dead_site_is_one_row_and_no_recipient_is_charged(
     )
 
     assert len(suspended) == 1
-    assert (suspended[0].reason, suspended[0].queued) == ("connect", 20)
+    assert suspended[0].reason == "connect"
     assert {(row.status, row.attempts) for row in waiting} == {("deferred", 0)}
     assert "refused" in waiting[0].reply_text
     assert engine.rows("SELECT 1 FROM attempts WHERE recipient LIKE ?", f"%@{domain}") == []

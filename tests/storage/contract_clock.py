@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mailstrom.types import Reason
+from tests.storage.contract_retention import KEEP
 from tests.storage.spool import DAY, HOUR, T0, Spool
 
 YEAR = 365 * DAY
@@ -217,8 +218,6 @@ class ClockContract:
         assert spool.engine.checkpoint().frames > 0
 
     def test_history_is_not_purged_within_an_hour_of_a_jump(self, spool: Spool) -> None:
-        from tests.storage.contract_retention import KEEP
-
         spool.send("a@example.org", idempotency=("key", b"1"))
         self.keep(spool, T0, 0)
         late = T0 + YEAR

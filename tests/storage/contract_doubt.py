@@ -11,11 +11,10 @@ from tests.storage.spool import DAY, HOUR, T0, Spool, attempt, settlement
 WAITS = (0, 60_000, 300_000, 900_000)
 
 
-def lose(spool: Spool, lane: Lane, rows: list[Claimed], now: int) -> Lane | None:
-    """The lane ends with these rows on the wire; a new one, if anything is due then."""
+def lose(spool: Spool, lane: Lane, rows: list[Claimed], now: int) -> None:
+    """The lane ends with these rows on the wire."""
     assert spool.open(lane, rows, now=now)
     spool.engine.release(lane.token, now)
-    return None
 
 
 class DoubtContract:

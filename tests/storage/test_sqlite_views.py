@@ -213,3 +213,20 @@ def test_what_a_site_or_domain_says_is_shown_on_each_waiting_recipient(spool: Sp
     assert spool.rows("SELECT suspended_until_ms, suspended_by, reason FROM destinations") == [
         (now + HOUR, "worker 1", "connect")
     ]
+
+
+@pytest.mark.parametrize(
+    ("age", "shown"), [(30_000, ("queued", None, None)), (90_000, ("deferred", "dns", "no"))]
+)
+def test_routed_mail_is_shown_waiting_for_the_dns_once_its_route_is_too_old(
+    spool: Spool, age: int, shown: tuple[str | None, ...]
+) -> None:
+    now = wall_ms()
+    then = now - HOUR
+    spool.send("a@example.org", created_ms=then, send_ms=then)
+    spool.route(now=then, ttl=HOUR - age)
+    assert spool.claim(spool.lane(now=now), now=now + HOUR) == [], "that asks for another look"
+    spool.route(now=now + HOUR, result=RouteResult.TEMPORARY)
+    assert spool.rows("SELECT status, reason, reply_text FROM recipients") == [shown]
+    (due,) = spool.rows("SELECT next_attempt_ms FROM recipients")
+    assert due == ((then,) if shown[1] is None else (now + 2 * HOUR,))

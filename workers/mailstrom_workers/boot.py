@@ -150,7 +150,9 @@ async def _live(
         await asyncio.sleep(0.01)  # a janitor probes it: moments
     else:
         raise SpoolError(f"{lock.path}: cannot be locked; is another process holding it?")
-    db = DBThread(lambda: open_worker_store(hello.store))
+    # Lost on the wire once: sent again at once; lost again: after the pauses of any retry.
+    delays_ms = (0, *(int(seconds * 1000) for seconds in config.retry.schedule))
+    db = DBThread(lambda: open_worker_store(hello.store, doubt_delays_ms=delays_ms))
     await db.start()
 
     def register(store: WorkerStore) -> int:

@@ -2,6 +2,8 @@
 
 This file owns the connection and the transactions; the verbs' SQL steps live in ``claims`` (lease,
 claim, open, settle), ``routes`` (the MX cache), ``upkeep`` (lapse, expire, purge) and ``clocks``.
+
+One method a verb and nothing else, so that the file is long and flat.
 """
 
 from __future__ import annotations
