@@ -271,6 +271,8 @@ class Suspension(NamedTuple):
     by: str
     reason: Reason
     text: str
+    crowded: bool = False
+    """Whether a host refused the connection itself, as one that has enough of them does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -406,3 +406,17 @@ def test_a_spool_opened_by_name_is_synced_by_the_system(path: str) -> None:
     store = open_client_store(path)
     assert isinstance(store.enqueue([submission()], T0)[0], str)
     store.close()
+
+
+def test_a_repair_never_trusts_files_that_are_not_ours(
+    path: str, client: SQLiteClientStore, engine: SQLiteWorkerStore, tmp_path: Path
+) -> None:
+    client.enqueue([submission()], T0)
+    other = tmp_path / "other.db"
+    SQLiteClientStore(str(other)).close()
+    for ending in ("", "-wal", "-shm"):
+        os.replace(f"{other}{ending}", f"{path}{ending}")
+    with pytest.raises(SpoolReplaced):
+        engine.repair()
+    with pytest.raises(SpoolReplaced):
+        engine.verify()

@@ -37,12 +37,12 @@ from mailstrom.control import (
     decode_command,
     encode_report,
 )
-from mailstrom.errors import MailstromError, SpoolError
+from mailstrom.errors import MailstromError, SpoolError, SpoolReplaced
 from mailstrom.lockfile import LockFile
 from mailstrom.storage import open_worker_store, run_directory
 from mailstrom.storage.base import WorkerStore
 from mailstrom.types import OnDoubt
-from mailstrom_workers.dbthread import DBThread
+from mailstrom_workers.dbthread import DBThread, crash
 
 BEAT_S = 1.0
 ROW_BEAT_S = 5.0
@@ -81,7 +81,14 @@ class Child:
             store.beat(self.worker, state=state, sessions=sessions, now_ms=now_ms)
             return any(row.seq == self.worker for row in store.workers())
 
-        alive = await self.db.insist(step)
+        try:
+            alive = await self.db.call(step)
+        except SpoolReplaced as error:
+            crash("beat", error)
+        except SpoolError:
+            return  # busy or full: the next beat is near, and the janitor needs the thread
+        if self.state == "ended":
+            return
         if not alive or not self.lock.named:
             events.engine_failed(
                 where="row", error="this process was taken for dead, or its lock file is gone"
@@ -91,7 +98,10 @@ class Child:
     async def ready(self) -> None:
         """The work has begun: the row says so before the supervisor hears it."""
         self.state = "ready"
-        await self.beat()
+        now_ms = wall_ms()
+        await self.db.insist(
+            lambda store: store.beat(self.worker, state="ready", sessions=0, now_ms=now_ms)
+        )
         self.report(Ready(worker=self.worker))
         events.worker_ready(
             kind=self.hello.kind, pid=os.getpid(), slot=self.hello.slot, worker=self.worker
@@ -174,6 +184,7 @@ async def _live(
     beats = asyncio.create_task(_beat(child))
     try:
         await work(child)
+        child.state = "ended"
     finally:
         beats.cancel()
         loop.remove_reader(0)

@@ -26,6 +26,7 @@ from mailstrom_workers.session import Session
 
 MOST_ADDRESSES = 10
 """Addresses tried in one pass; the resolver gives at most five of a host."""
+_CROWDED = {(Stage.CONNECT, "refused"), (Stage.GREETING, "reply"), (Stage.GREETING, "closed")}
 _REMOTE, _LOCAL = FaultOf.REMOTE, FaultOf.LOCAL
 
 
@@ -86,6 +87,8 @@ class Connector:
         self.hosts = self._order()
         self.rows: list[SessionRow] = []
         """Rows of connections, to be carried by the lane's next exchange."""
+        self.crowded = False
+        """Whether the last host refused the connection itself: it may have enough of them."""
         self.local = False
         """Whether that was this machine's own trouble (no descriptors left, say)."""
         self.trouble: HostVerdict | None = None
@@ -151,6 +154,7 @@ class Connector:
         opened = await Session.open(Target(host=host.name, address=address, port=port), policy)
         if isinstance(opened, SessionFailure):
             self.local = opened.cause == "local"
+            self.crowded = (opened.stage, opened.cause) in _CROWDED
             self.trouble = judge_session(opened.stage, opened.cause, opened.reply)
             if opened.reply is None and opened.text:
                 self.trouble = HostVerdict(

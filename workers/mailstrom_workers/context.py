@@ -6,11 +6,13 @@ A context is made once per configuration; a reload replaces ``settings`` and lea
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 
+from mailstrom import events
 from mailstrom.clock import wall_ms
 from mailstrom.config import Config, ehlo_name, relay_hosts, relay_password, stage_timeouts
 from mailstrom.policy.retry import RetrySchedule
@@ -21,6 +23,8 @@ from mailstrom_workers.endpoint import SessionPolicy, Tls
 from mailstrom_workers.resolver import Resolver
 
 PAUSE_S = 5.0
+ROOM_BYTES = 8 * 1024 * 1024
+"""With less free space nothing is claimed: a delivery that cannot be recorded is a duplicate."""
 MOST_EXCUSES = 10_000
 HOST_REST_S = 60.0
 """How long a host that could not be used goes to the end of the line, in this process."""
@@ -115,6 +119,8 @@ class Context:
     unanswered: dict[int, None] = field(default_factory=dict)
     """Messages whose transaction a host ended unanswered, so that a site was left alone for it:
     the excuse holds once, or one message could keep a site from all others."""
+    _room: bool = True
+    _looked: float = float("-inf")
     resting: dict[str, float] = field(default_factory=dict)
     """Host name -> loop time until which it goes last."""
 
@@ -127,6 +133,25 @@ class Context:
         self.unanswered[message] = None
         if len(self.unanswered) > MOST_EXCUSES:
             del self.unanswered[next(iter(self.unanswered))]
+
+    def has_room(self) -> bool:
+        """Whether the disk can take the results; looked at once a second."""
+        now = asyncio.get_running_loop().time()
+        if now < self._looked + 1.0:
+            return self._room
+        self._looked = now
+        folder = os.path.dirname(os.path.abspath(self.settings.config.store))
+        try:
+            space = os.statvfs(folder)
+            room = space.f_bavail * space.f_frsize >= ROOM_BYTES
+        except OSError:
+            room = False
+        if self._room and not room:
+            events.engine_failed(
+                where="disk", error=f"less than {ROOM_BYTES} bytes are free; nothing is claimed"
+            )
+        self._room = room
+        return room
 
     def pause(self) -> None:
         """Lease nothing for a while."""

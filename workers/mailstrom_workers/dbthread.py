@@ -47,7 +47,7 @@ class _Request:
         self.durable = durable
 
 
-def _crash(where: str, error: BaseException) -> NoReturn:
+def crash(where: str, error: BaseException) -> NoReturn:
     """End the process without unwinding: what it held lapses, which is always safe."""
     events.engine_failed(where=where, error=error)
     os._exit(70)
@@ -93,7 +93,7 @@ class DBThread:
             try:
                 return self._persist(lambda: function(store))
             except BaseException as error:
-                _crash("a step that must happen", error)
+                crash("a step that must happen", error)
 
         self._queue.put(_Request(future, step, None, False))
         return await future
@@ -126,7 +126,7 @@ class DBThread:
         try:
             self._serve(store)
         except BaseException as error:
-            _crash("store thread", error)  # the loop would beat on, and every lane hang
+            crash("store thread", error)  # the loop would beat on, and every lane hang
         store.close()
 
     def _serve(self, store: WorkerStore) -> None:
@@ -185,12 +185,6 @@ class DBThread:
             time.sleep(pause)
         try:
             result = self._persist(lambda: store.exchange(work, wall_ms()))
-            self._last_write = time.monotonic()
-            if self._unsynced is None:
-                self._unsynced = self._last_write
-            overdue = self._last_write - self._unsynced >= SYNC_S
-            if overdue or any(request.durable for request in requests):
-                self._sync(store)
         except BaseException as error:
             # A broken invariant, that is a bug: it must not take its neighbours along, and
             # whoever awaits it must not wait for ever.
@@ -200,6 +194,12 @@ class DBThread:
             else:
                 self._tell(requests[0].future, error=error)
             return
+        self._last_write = time.monotonic()
+        if self._unsynced is None:
+            self._unsynced = self._last_write
+        overdue = self._last_write - self._unsynced >= SYNC_S
+        if overdue or any(request.durable for request in requests):
+            self._sync(store)  # what escapes from it ends the process: the exchange is committed
         for request in requests:
             assert request.work is not None
             lanes = frozenset(claim.lane for claim in request.work.claims)
@@ -214,7 +214,7 @@ class DBThread:
             try:
                 return step()
             except SpoolReplaced as error:
-                _crash("store", error)  # a fresh process opens what has the name now
+                crash("store", error)  # a fresh process opens what has the name now
             except SpoolError as error:
                 if not told:
                     events.engine_failed(where="store", error=str(error))

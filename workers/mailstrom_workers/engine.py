@@ -7,7 +7,6 @@ and when a lane or route ended. Lanes and routes are asyncio tasks; the store is
 from __future__ import annotations
 
 import asyncio
-import os
 
 from mailstrom import events
 from mailstrom.errors import SpoolError
@@ -21,8 +20,6 @@ LOOK_S = 0.05
 SATURATED_S = 0.25
 """How often due sites are tried that gave no lane last time, for want of free ones."""
 MOST_ROUTES = 256
-ROOM_BYTES = 8 * 1024 * 1024
-"""With less free space nothing is claimed: a delivery that cannot be recorded is a duplicate."""
 
 
 class Engine:
@@ -97,7 +94,7 @@ class Engine:
     async def _lease(self) -> bool:
         """Wake idle lanes at due sites and lease new ones; False when nothing came of it."""
         ctx = self.ctx
-        if not self._has_room():
+        if not ctx.has_room():
             return False
         now_ms = ctx.now_ms()
         due = set(await ctx.db.call(lambda store: store.due_sites(now_ms)))
@@ -120,18 +117,6 @@ class Engine:
         for lane in lanes:
             self._start_lane(lane, limit)
         return woken or bool(lanes)
-
-    def _has_room(self) -> bool:
-        """Whether the disk can take the results; what cannot be recorded is not sent."""
-        space = os.statvfs(os.path.dirname(os.path.abspath(self.ctx.settings.config.store)))
-        if space.f_bavail * space.f_frsize >= ROOM_BYTES:
-            return True
-        if asyncio.get_running_loop().time() >= self.ctx.paused_until:
-            events.engine_failed(
-                where="disk", error=f"less than {ROOM_BYTES} bytes are free; nothing is claimed"
-            )
-            self.ctx.pause()
-        return False
 
     def _start_lane(self, lane: Lane, limit: int) -> None:
         run = LaneRun(self.ctx, lane, limit)

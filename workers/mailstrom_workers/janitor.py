@@ -9,17 +9,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import socket
 import sys
 
 from mailstrom import events
 from mailstrom.clock import boot_id, monotonic_ms, wall_ms
 from mailstrom.config import Config
-from mailstrom.errors import SpoolError
+from mailstrom.errors import SpoolError, SpoolReplaced
 from mailstrom.lockfile import LockFile, is_free
 from mailstrom.storage import run_directory
-from mailstrom.storage.base import Retention, WorkerStore
+from mailstrom.storage.base import Retention, WorkerRow, WorkerStore
 from mailstrom.types import OnDoubt
 from mailstrom_workers.boot import Child, main
+from mailstrom_workers.dbthread import crash
 
 ROUND_S = 0.25
 CHECKPOINT_BYTES = 4 * 1024 * 1024
@@ -27,6 +29,8 @@ CHECKPOINT_BYTES = 4 * 1024 * 1024
 CHECKPOINT_S = 30.0
 PURGE_S = 60.0
 BATCH = 1_000
+SPARED_MS = 30_000
+"""So long a process may miss its lock file: it looks every few seconds, and then ends."""
 
 
 class Janitor:
@@ -46,16 +50,44 @@ class Janitor:
         self._checkpointed = 0.0
         self._purged = 0.0
         self._poisoned = False
+        self._missing: dict[int, int] = {}
 
     def round(self, store: WorkerStore) -> None:
-        """One round; returns quickly when there is nothing to do."""
-        self._lapse(store)
-        now_ms = wall_ms()
-        store.keep_clock(wall_ms=now_ms, monotonic_ms=monotonic_ms(), boot=boot_id(), limit=BATCH)
-        self._expire(store, now_ms)
-        self._repair(store)
-        self._checkpoint(store)
-        self._purge(store)
+        """One round; returns quickly when there is nothing to do.
+
+        Each step by itself, and first those that free a spool that cannot be written: one that
+        fails must not keep the others from their turn.
+
+        Raises:
+            SpoolError: the first that a step met, after all had their turn.
+        """
+        store.verify()
+        trouble: SpoolError | None = None
+        for step in (
+            self._repair, self._checkpoint, self._lapse, self._clock, self._expire, self._purge
+        ):  # fmt: skip
+            try:
+                step(store)
+            except SpoolReplaced:
+                raise
+            except SpoolError as error:
+                trouble = trouble or error
+        if trouble is not None:
+            raise trouble
+
+    def _spared(self, row: WorkerRow) -> bool:
+        """Whether a process without its lock file may live: here, since this boot, and not long."""
+        if row.boot != boot_id() or not row.boot or row.host != socket.gethostname():
+            return False
+        if row.pid == os.getpid() or not _exists(row.pid):
+            return False
+        since = self._missing.setdefault(row.seq, monotonic_ms())
+        return monotonic_ms() - since < SPARED_MS
+
+    def _clock(self, store: WorkerStore) -> None:
+        store.keep_clock(
+            wall_ms=wall_ms(), monotonic_ms=monotonic_ms(), boot=boot_id(), limit=BATCH
+        )
 
     def _lapse(self, store: WorkerStore) -> None:
         """Take back what processes held whose lock is free."""
@@ -63,7 +95,7 @@ class Janitor:
             lock = os.path.join(run_directory(self._path), row.lock)
             if row.seq == self._worker or not is_free(lock):
                 continue
-            if not os.path.exists(lock) and _exists(row.pid):
+            if not os.path.exists(lock) and self._spared(row):
                 continue  # somebody deleted its file: it notices and ends by itself
             lapsed = store.lapse(
                 row.seq,
@@ -82,9 +114,9 @@ class Janitor:
                 lost_pid=row.pid,
             )
 
-    def _expire(self, store: WorkerStore, now_ms: int) -> None:
+    def _expire(self, store: WorkerStore) -> None:
         before = store.last_event()
-        if store.expire(BATCH, now_ms) == 0:
+        if store.expire(BATCH, wall_ms()) == 0:
             return
         for failure in store.failed_since(before):
             events.recipient_failed(
@@ -169,6 +201,8 @@ async def keep(child: Child) -> None:
         try:
             if role.held or role.acquire({"pid": os.getpid()}):
                 await child.db.call(janitor.round)
+        except SpoolReplaced as error:
+            crash("janitor", error)  # a fresh process opens what has the name now
         except (SpoolError, OSError) as error:
             events.engine_failed(where="janitor", error=error)
         await _pause(child)

@@ -75,7 +75,7 @@ class LaneRun:
     async def run(self) -> None:
         """Work until nothing is due for a while, the site fails, or the worker drains."""
         try:
-            while not self.ctx.draining.is_set():
+            while not self.ctx.draining.is_set() and self.ctx.has_room():
                 batch = await self._claim_batch()
                 if not batch:
                     if not self._ended and await self._idle():
@@ -229,6 +229,7 @@ class LaneRun:
             by=f"worker {ctx.worker}",
             reason=reason,
             text=text[:500],
+            crowded=self.connector.crowded,
         )
         count = await ctx.db.insist(lambda store: store.suspend(suspension, now_ms))
         if count:

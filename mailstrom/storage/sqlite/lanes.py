@@ -177,7 +177,7 @@ def suspend(connection: apsw.Connection, row: Suspension, now_ms: int) -> int:
         "limit": NEVER_MS,
         "pause_ms": CAP_MS,
     }
-    if run(connection, "cap", capped):
+    if row.crowded and run(connection, "cap", capped):
         return 0
     found = run(
         connection,

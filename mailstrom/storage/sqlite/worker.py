@@ -385,6 +385,7 @@ class SQLiteWorkerStore:
         where the kernel dropped one of them, a power cut before that would replay the frames
         before the gap over a database that has those behind it.
         """
+        self._sync.verify()  # never on the word of files that are not ours
         try:
             with forks.inside():
                 connection = self._connection()

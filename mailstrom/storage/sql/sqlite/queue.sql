@@ -311,7 +311,7 @@ SELECT DISTINCT site FROM lane WHERE token IN (SELECT value FROM json_each(:lane
 UPDATE site
    SET failures = CASE WHEN last_success_ms > :since_ms THEN 1 ELSE failures + 1 END,
        suspended_until_ms = :until_ms, suspended_by = :by, suspended_reason = :reason,
-       last_reply = :text
+       last_reply = :text, lane_cap = NULL
  WHERE seq = :site AND suspended_until_ms <= :now_ms
 RETURNING failures;
 

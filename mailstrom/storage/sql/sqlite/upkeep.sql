@@ -176,7 +176,7 @@ RETURNING seq;
 
 -- name: jump_sites
 UPDATE site SET next_due_ms = min(next_due_ms, :at_ms),
-                suspended_until_ms = min(suspended_until_ms, :at_ms + 3600000),
+                cap_ms = min(cap_ms, :at_ms), suspended_until_ms = min(suspended_until_ms, :at_ms + 3600000),
                 paused_ms = min(paused_ms, :at_ms), used_ms = min(used_ms, :at_ms),
                 last_success_ms = min(last_success_ms, :at_ms);
 
