@@ -1,7 +1,7 @@
-"""How much a worker takes on at one site, and how long a dead site rests.
+"""How much a lane claims at once, and how long a dead site rests.
 
-Lanes are the exact connection limit over all processes (the spool leases them); the numbers here
-only say what a worker should ask for. A suspended site is one row: its recipients keep their
+How many lanes a site may have is decided where they are leased, in the spool's own transaction: it
+is exact over all processes. A suspended site is one row: its recipients keep their
 attempts and are not written.
 """
 
@@ -28,24 +28,6 @@ def suspension_s(failures: int, schedule: Sequence[float], random01: float) -> f
     step = schedule[min(max(failures, 1), len(schedule)) - 1]
     spread = 2 * min(max(random01, 0.0), 1.0) - 1
     return max(step * (1 + SUSPENSION_JITTER * spread), 1.0)
-
-
-def lanes_wanted(due: int, open_lanes: int, limit: int, workers: int) -> int:
-    """How many more lanes this worker should lease at a site now.
-
-    Args:
-        due: messages due at the site and not claimed.
-        open_lanes: lanes this worker holds there already.
-        limit: the site's connection limit over all processes.
-        workers: live workers that share it; less than 1 counts as 1.
-
-    Returns:
-        Lanes to add: the worker's total stays within its fair share ``ceil(limit / workers)`` and
-        within the messages due. Rounding up may ask for more than the limit in sum; the lease
-        refuses what is too much, and no lane of the limit stays unused.
-    """
-    share = -(-limit // max(workers, 1))
-    return max(min(share, limit, due) - open_lanes, 0)
 
 
 def claim_size(due: int, lanes: int, most: int) -> int:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mailstrom.policy.restart import DEFAULT_SCHEDULE, restart_delay_s
 from mailstrom.policy.retry import RetrySchedule, delay_s, next_attempt_ms
-from mailstrom.policy.site import claim_size, lanes_wanted, suspension_s
+from mailstrom.policy.site import claim_size, suspension_s
 from mailstrom.policy.timeouts import Timeouts
 
 delays = st.lists(st.floats(2, 1e6), min_size=1, max_size=12).map(lambda d: tuple(sorted(d)))
@@ -101,20 +101,6 @@ def test_suspensions_are_monotone_and_bounded(
 def test_a_suspension_needs_a_schedule() -> None:
     with pytest.raises(ValueError, match="suspension"):
         suspension_s(1, (), 0.5)
-
-
-@given(counts, counts, st.integers(0, 500), st.integers(0, 64))
-def test_lanes_stay_within_share_and_due(due: int, held: int, limit: int, workers: int) -> None:
-    more = lanes_wanted(due, held, limit, workers)
-    assert more >= 0
-    if more:
-        assert held + more <= min(due, limit)
-        assert (held + more - 1) * max(workers, 1) < limit
-
-
-@given(st.integers(1, 500), st.integers(1, 64))
-def test_all_shares_together_leave_no_lane_unused(limit: int, workers: int) -> None:
-    assert lanes_wanted(10**6, 0, limit, workers) * workers >= limit
 
 
 @given(counts, counts, st.integers(1, 1000))
