@@ -24,9 +24,10 @@ UPDATE site SET lane_cap = CASE WHEN lane_cap + 1 < :limit THEN lane_cap + 1 END
 
 -- name: cap
 -- A host refused one connection more while mail went through on others: that is a limit, not a
--- dead site. The lanes that are left are what it bears.
+-- dead site. The lanes that are left are what it bears; each refusal counts, also those of lanes
+-- that were refused together and are not all given back yet.
 UPDATE site
-   SET lane_cap = max(1, min(coalesce(lane_cap, :limit),
+   SET lane_cap = max(1, min(coalesce(lane_cap - 1, :limit),
                              (SELECT count(*) FROM lane WHERE lane.site = site.seq) - 1)),
        cap_ms = :now_ms + :pause_ms, last_reply = :text
  WHERE seq = :site AND failures = 0 AND last_success_ms > :since_ms - 2000
