@@ -93,4 +93,4 @@ else:
         raise AttributeError(f"module 'mailstrom' has no attribute {name!r}")
 
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -104,6 +104,25 @@ class OnDoubt(StrEnum):
     HOLD = "hold"
 
 
+class Change(StrEnum):
+    """What a person may do to recipients; none of it touches one that is on the wire.
+
+    ``cancel``: queued, deferred and held ones become cancelled. ``hold``: queued and deferred ones
+    become held/user. ``release``: held/user and held/poison ones are due again, not before
+    ``send_at``. ``retry``: queued and deferred ones are due now, not before ``send_at``; failed
+    ones are reopened. The last three decide held/in_doubt ones (``resolve``): they were delivered,
+    are sent again, or failed.
+    """
+
+    CANCEL = "cancel"
+    HOLD = "hold"
+    RELEASE = "release"
+    RETRY = "retry"
+    RESOLVE_DELIVERED = "resolve-delivered"
+    RESOLVE_RETRY = "resolve-retry"
+    RESOLVE_FAILED = "resolve-failed"
+
+
 def from_ms(ms: int | None) -> datetime | None:
     """Aware UTC datetime of integer milliseconds; None stays None."""
     return None if ms is None else datetime.fromtimestamp(ms / 1000, UTC)
@@ -203,6 +222,125 @@ class MessageStatus:
             "metadata": dict(self.metadata),
             "recipients": {a: r.to_dict() for a, r in self.recipients.items()},
         }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """One row of the ``events`` view; ids grow, so the last one read is a cursor.
+
+    Args:
+        type: one of the words of ``mailstrom.events``.
+        message_id: what ``send()`` returned, where the event is about a message.
+        recipient: its address, where it is about one.
+    """
+
+    id: int
+    at: datetime
+    type: str
+    message_id: str | None
+    recipient: str | None
+    detail: dict[str, object]
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain values for JSON; times as ISO 8601 UTC."""
+        return {
+            "id": self.id,
+            "at": _iso(self.at),
+            "type": self.type,
+            "message_id": self.message_id,
+            "recipient": self.recipient,
+            "detail": dict(self.detail),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueStats:
+    """Counters of the queue.
+
+    Args:
+        waiting: recipients that are not final, by status as the ``recipients`` view shows it; every
+            non-final status has a key.
+        finished: recipients that became final within the last 24 hours, by status (whole hours of
+            ``hourly_stats``); every final status has a key.
+        oldest_due_at: since when the longest waiting recipient is due and unclaimed, or None.
+        suspended_sites: sites left alone now.
+        workers: live delivery workers.
+        copied: whether the spool is a copy that waits for ``store adopt``.
+    """
+
+    waiting: dict[str, int]
+    finished: dict[str, int]
+    oldest_due_at: datetime | None
+    suspended_sites: int
+    workers: int
+    copied: bool
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain values for JSON; times as ISO 8601 UTC."""
+        return {
+            "waiting": dict(self.waiting),
+            "finished": dict(self.finished),
+            "oldest_due_at": _iso(self.oldest_due_at),
+            "suspended_sites": self.suspended_sites,
+            "workers": self.workers,
+            "copied": self.copied,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Suppression:
+    """An address that is not to be mailed, and why; one row of the ``suppressions`` view."""
+
+    address: str
+    scope: str
+    reason: str
+    created_at: datetime
+    expires_at: datetime | None
+    evidence: str | None
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain values for JSON; times as ISO 8601 UTC."""
+        return {
+            "address": self.address,
+            "scope": self.scope,
+            "reason": self.reason,
+            "created_at": _iso(self.created_at),
+            "expires_at": _iso(self.expires_at),
+            "evidence": self.evidence,
+        }
+
+
+class EngineState(StrEnum):
+    """State of the delivery loop that ``Mailstrom.start()`` runs in this process."""
+
+    STOPPED = "stopped"
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerStatus:
+    """What is known about the delivery loop of this process.
+
+    Args:
+        workers: ids of its rows in the ``workers`` view.
+        sessions: open connections.
+        janitor: whether it holds the janitor's role now.
+        error: what ended it, where the state is ``failed``.
+    """
+
+    state: EngineState
+    workers: tuple[int, ...] = ()
+    sessions: int = 0
+    janitor: bool = False
+    error: str | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether it delivers."""
+        return self.state is EngineState.READY
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

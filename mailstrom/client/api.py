@@ -28,7 +28,7 @@ from mailstrom.client.rooms import message_room
 from mailstrom.clock import wall_ms
 from mailstrom.errors import InvalidMessage, MessageNotFound
 from mailstrom.storage import open_client_store
-from mailstrom.storage.base import Submission
+from mailstrom.storage.client import Submission
 from mailstrom.types import MessageStatus
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from mailstrom.errors import OutcomeUnknown, SpoolBusy, SpoolError
-from mailstrom.storage.base import ClientStore, Submission
+from mailstrom.storage.client import ClientStore, Submission
 
 GATHER_MESSAGES = 500
 GATHER_BYTES = 4 * 1024 * 1024

@@ -1,4 +1,4 @@
-"""The storage seam: two Protocols of domain verbs, and the values that cross it.
+"""The engine's half of the storage seam: domain verbs, and the values that cross it.
 
 Rules: batch in, batch out; ``now_ms`` (wall milliseconds) is always a parameter; a verb either
 happens whole or raises a ``SpoolError``; no SQL, no driver, no exception of a driver crosses this
@@ -12,107 +12,18 @@ Longer than a file should be: values and verbs of one seam are read together, an
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from mailstrom.types import (
     Host,
     Judgement,
-    MessageStatus,
     OnDoubt,
     Reason,
     Route,
     Stage,
 )
-
-CHUNK_BYTES = 256 * 1024
-"""Largest piece of content in one row."""
-
-
-# --- what a client hands in ---------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Submission:
-    """One message ready for the spool.
-
-    Args:
-        id: what ``send()`` returns; also the key that answers an unknown outcome.
-        content: the bytes for the wire.
-        recipients: address keys (``local@domain``), no duplicates.
-        idempotency: key and payload hash, or None.
-        times: milliseconds UTC; without ``expires_ms`` the engine's maximum age holds.
-    """
-
-    id: str
-    content: bytes
-    sender: str
-    recipients: tuple[str, ...]
-    subject: str
-    message_id: str
-    stream: str
-    priority: int
-    tags: tuple[str, ...]
-    metadata: Mapping[str, object]
-    created_ms: int
-    send_ms: int
-    expires_ms: int | None
-    on_doubt: OnDoubt | None
-    require_tls: bool
-    eightbit: bool
-    smtputf8: bool
-    idempotency: tuple[str, bytes] | None = None
-
-
-class ClientStore(Protocol):
-    """What the thin client needs: insert and read rows."""
-
-    def enqueue(
-        self, submissions: Sequence[Submission], now_ms: int, *, atomic: bool = False
-    ) -> list[str | Exception]:
-        """Store each submission durably; one bad row never fails its neighbours.
-
-        Returns, per submission, the id under which it is stored (an earlier one where the
-        idempotency key and hash are known) or the exception for this one. ``atomic``: all of
-        them or, when one is refused, none, and that one's exception is raised. Raises a
-        ``SpoolError`` when none could be stored, ``OutcomeUnknown`` when that cannot be told.
-        """
-        ...
-
-    def statuses(self, ids: Sequence[str]) -> dict[str, MessageStatus]:
-        """Status of each known id."""
-        ...
-
-    def content(self, id: str) -> bytes | None:
-        """The bytes that go on the wire, or None if the id is unknown or its body was purged."""
-        ...
-
-    def cancel(self, ids: Sequence[str], recipient: str | None, now_ms: int) -> int:
-        """Cancel recipients that are neither final nor on the wire; returns how many."""
-        ...
-
-    def retry(self, ids: Sequence[str], recipient: str | None, now_ms: int) -> int:
-        """Make waiting recipients due now and reopen failed ones; returns how many.
-
-        Not before ``send_at``; nothing that is held, cancelled, delivered or on the wire.
-        """
-        ...
-
-    def query(
-        self, sql: str, params: Sequence[object] | Mapping[str, object], seconds: float
-    ) -> list[tuple[object, ...]]:
-        """Rows of a read-only statement as named tuples, cut off after ``seconds``."""
-        ...
-
-    def check(self) -> list[str]:
-        """Broken invariants, a sentence each; empty when the spool is sound."""
-        ...
-
-    def close(self) -> None:
-        """Close what this process opened; idempotent."""
-        ...
-
 
 # --- what workers exchange ----------------------------------------------------------------------
 
@@ -360,6 +271,28 @@ class Retention:
     events_ms: int = 30 * 86_400_000
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamPolicy:
+    """What a stream says about its messages; applied when a message is enqueued.
+
+    Args:
+        priority: rank 0 to 2, for messages that name none.
+        max_age_ms: age at which they expire, for messages that name no time.
+        on_doubt: for messages that say nothing about it.
+        require_tls: never send them unencrypted.
+        max_size: most bytes of content; None is no limit.
+        max_recipients: most envelope recipients of one message; None is no limit.
+    """
+
+    name: str
+    priority: int = 1
+    max_age_ms: int | None = None
+    on_doubt: OnDoubt | None = None
+    require_tls: bool = False
+    max_size: int | None = None
+    max_recipients: int | None = None
+
+
 @dataclass(slots=True, kw_only=True)
 class Work:
     """Everything that one transaction carries for many lanes; see ``WorkerStore.exchange``."""
@@ -400,6 +333,27 @@ class WorkerStore(Protocol):
 
     def tell(self, key: str, value: object) -> None:
         """Write a fact about the engine that clients and views read."""
+        ...
+
+    def use_streams(self, streams: Sequence[StreamPolicy]) -> None:
+        """The streams that hold from now on, instead of those before."""
+        ...
+
+    @property
+    def copied(self) -> bool:
+        """Whether this spool is a copy (``ClientStore.backup``) that nobody adopted yet.
+
+        Its messages may have been delivered since by the spool it was copied from: nothing in it is
+        routed, leased, expired or purged.
+        """
+        ...
+
+    def room_bytes(self) -> int | None:
+        """Free space where results go; None where there is no limit to look at."""
+        ...
+
+    def log_bytes(self) -> int:
+        """Size of the write-ahead log that ``checkpoint`` empties; 0 where there is none."""
         ...
 
     def use_routes(self, policy: str, now_ms: int) -> bool:

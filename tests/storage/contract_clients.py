@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mailstrom.errors import IdempotencyConflict, InvalidMessage, SpoolError
-from mailstrom.storage.base import CHUNK_BYTES
+from mailstrom.storage.client import CHUNK_BYTES
 from mailstrom.types import OnDoubt, Reason, Status
 from tests.storage.spool import BODY, DAY, HOUR, T0, Spool, submission
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import pytest
 
 from mailstrom.policy.lifecycle import PUBLIC, TRANSITIONS, State, Verb, after
-from mailstrom.storage.base import Claimed, ClientStore, Lane, Refusal
+from mailstrom.storage.base import Claimed, Lane, Refusal
+from mailstrom.storage.client import ClientStore
 from mailstrom.types import OnDoubt, Reason, RouteResult
 from tests.storage.spool import DAY, HOUR, T0, Spool, settlement
 

@@ -15,7 +15,6 @@ from mailstrom.storage.base import (
     Attempt,
     Claimed,
     ClaimRequest,
-    ClientStore,
     Exchange,
     Lane,
     Open,
@@ -23,11 +22,11 @@ from mailstrom.storage.base import (
     RouteAnswer,
     SessionRow,
     Settlement,
-    Submission,
     Suspension,
     Work,
     WorkerStore,
 )
+from mailstrom.storage.client import ClientStore, Submission
 from mailstrom.types import Host, Judgement, Reason, RecipientStatus, Route, RouteResult, Stage
 
 T0 = 1_700_000_000_000

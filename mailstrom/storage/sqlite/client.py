@@ -25,7 +25,7 @@ from mailstrom.errors import (
     SpoolReadOnly,
     SpoolReplaced,
 )
-from mailstrom.storage.base import Submission
+from mailstrom.storage.client import Submission
 from mailstrom.storage.sqlite import forks, schema
 from mailstrom.storage.sqlite.connection import abandon, connect, only_reads, spool_errors
 from mailstrom.storage.sqlite.durable import Sync, WalSync, system_sync

@@ -11,7 +11,7 @@ from typing import Any
 import apsw
 
 from mailstrom.errors import InvalidMessage
-from mailstrom.storage.base import CHUNK_BYTES, Submission
+from mailstrom.storage.client import CHUNK_BYTES, Submission
 from mailstrom.storage.sqlite.connection import spool_errors
 from mailstrom.storage.sqlite.rows import checksum, digest
 from mailstrom.storage.sqlite.sql import run

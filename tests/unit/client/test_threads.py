@@ -20,7 +20,7 @@ from mailstrom import (
     SpoolError,
 )
 from mailstrom.client.commit import Committer
-from mailstrom.storage.base import Submission
+from mailstrom.storage.client import Submission
 from mailstrom.storage.sqlite.client import SQLiteClientStore
 from mailstrom.storage.sqlite.connection import connect
 from tests.storage.spool import submission

@@ -1,0 +1,202 @@
+"""The client's half of the storage seam: insert rows, change what waits, read.
+
+Rules as in ``base``: batch in, batch out; ``now_ms`` (wall milliseconds) is a parameter; a verb
+happens whole or raises a ``SpoolError``; no SQL and no exception of a driver crosses this line. A
+store is correct when the conformance suite in ``tests/storage`` says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from mailstrom.types import Change, Event, MessageStatus, OnDoubt, QueueStats, Suppression
+
+CHUNK_BYTES = 256 * 1024
+"""Largest piece of content in one row."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission:
+    """One message ready for the spool.
+
+    Args:
+        id: what ``send()`` returns; also the key that answers an unknown outcome.
+        content: the bytes for the wire.
+        recipients: address keys (``local@domain``), no duplicates.
+        priority: rank 0 (high) to 2 (low); None is the stream's, else 1.
+        idempotency: key and payload hash, or None.
+        times: milliseconds UTC; without ``expires_ms`` the stream's, else the engine's maximum
+            age holds, from ``send_ms`` on.
+        on_doubt: None is the stream's, else the engine's.
+        require_tls: True adds to what the stream says, False takes nothing from it.
+    """
+
+    id: str
+    content: bytes
+    sender: str
+    recipients: tuple[str, ...]
+    subject: str
+    message_id: str
+    stream: str
+    priority: int | None
+    tags: tuple[str, ...]
+    metadata: Mapping[str, object]
+    created_ms: int
+    send_ms: int
+    expires_ms: int | None
+    on_doubt: OnDoubt | None
+    require_tls: bool
+    eightbit: bool
+    smtputf8: bool
+    idempotency: tuple[str, bytes] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """Which recipients are meant: fields are joined with "and", values of one field with "or".
+
+    An empty field does not restrict. A message is meant when one of its recipients is.
+
+    Args:
+        ids: message ids.
+        statuses: recipient status words as the ``recipients`` view shows them; ``partial`` means
+            messages whose status is that word.
+        reasons: recipient reason words.
+        domains: lower-case A-labels.
+        recipients: address keys.
+        senders: envelope senders, ``""`` for the null sender.
+        tags, streams: words of the message.
+        since_ms, until_ms: accepted at or after, and before.
+    """
+
+    ids: tuple[str, ...] = ()
+    statuses: tuple[str, ...] = ()
+    reasons: tuple[str, ...] = ()
+    domains: tuple[str, ...] = ()
+    recipients: tuple[str, ...] = ()
+    senders: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    streams: tuple[str, ...] = ()
+    since_ms: int | None = None
+    until_ms: int | None = None
+
+    @property
+    def everything(self) -> bool:
+        """Whether nothing restricts it."""
+        return self == Selection()
+
+
+class Target(NamedTuple):
+    """A recipient to change; ``address`` None means all recipients of the message."""
+
+    id: str
+    address: str | None = None
+    place: int = 0
+    """Where it stands in the spool's order: ``after`` of the next page of ``targets``."""
+
+
+class ClientStore(Protocol):
+    """What the thin client needs: insert, change and read rows."""
+
+    def enqueue(
+        self, submissions: Sequence[Submission], now_ms: int, *, atomic: bool = False
+    ) -> list[str | Exception]:
+        """Store each submission durably; one bad row never fails its neighbours.
+
+        Returns, per submission, the id under which it is stored (an earlier one where the
+        idempotency key and hash are known) or the exception for this one. ``atomic``: all of
+        them or, when one is refused, none, and that one's exception is raised. Raises a
+        ``SpoolError`` when none could be stored, ``OutcomeUnknown`` when that cannot be told.
+        """
+        ...
+
+    def statuses(self, ids: Sequence[str]) -> dict[str, MessageStatus]:
+        """Status of each known id."""
+        ...
+
+    def content(self, id: str) -> bytes | None:
+        """The bytes that go on the wire, or None if the id is unknown or its body was purged."""
+        ...
+
+    def change(self, change: Change, targets: Sequence[Target], now_ms: int) -> int:
+        """Change recipients, durably and in one transaction; returns how many changed.
+
+        What each word does is told by ``Change``. A target in another state is left as it is.
+        """
+        ...
+
+    def targets(
+        self, selection: Selection, *, change: Change | None, limit: int, after: int = 0
+    ) -> list[Target]:
+        """Recipients of a selection, in the spool's order from ``after`` (a ``place``) on.
+
+        Args:
+            change: only those that this change would touch now; None: all.
+            limit: most targets.
+        """
+        ...
+
+    def find(
+        self, selection: Selection, *, limit: int, after: str | None = None
+    ) -> list[MessageStatus]:
+        """Messages of a selection, newest first; ``after`` is the last id of the page before.
+
+        Raises:
+            MessageNotFound: no such message as ``after``.
+        """
+        ...
+
+    def recent(self, limit: int) -> list[MessageStatus]:
+        """Messages that were completed since they were last told of here, then incomplete ones.
+
+        A completed message is returned by one call only, over all clients of the spool (again if it
+        is reopened and completed anew). Oldest first; at most ``limit``.
+        """
+        ...
+
+    def events(self, after: int, types: Sequence[str], limit: int) -> list[Event]:
+        """Events with an id above ``after``, in order; ``types`` empty: all."""
+        ...
+
+    def stats(self, now_ms: int) -> QueueStats:
+        """Counters of the queue."""
+        ...
+
+    def suppressions(self, addresses: Sequence[str], limit: int) -> list[Suppression]:
+        """Suppressed addresses, sorted; ``addresses`` empty: all."""
+        ...
+
+    def query(
+        self, sql: str, params: Sequence[object] | Mapping[str, object], seconds: float
+    ) -> list[tuple[object, ...]]:
+        """Rows of a read-only statement as named tuples, cut off after ``seconds``."""
+        ...
+
+    def check(self) -> list[str]:
+        """Broken invariants, a sentence each; empty when the spool is sound."""
+        ...
+
+    def revision(self) -> int:
+        """A number that differs when somebody committed since it was last asked here; cheap."""
+        ...
+
+    def backup(self, target: str) -> None:
+        """Copy the spool, consistent, while it is in use; the copy is marked (``adopt``).
+
+        Args:
+            target: path of a SQLite spool that does not exist yet.
+
+        Raises:
+            SpoolError: it exists, or cannot be written; nothing is left of it.
+        """
+        ...
+
+    def adopt(self, now_ms: int) -> bool:
+        """Let an engine deliver what waits in a copy; False where this is no copy."""
+        ...
+
+    def close(self) -> None:
+        """Close what this process opened; idempotent."""
+        ...
