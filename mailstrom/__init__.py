@@ -9,6 +9,7 @@ from __future__ import annotations
 TYPE_CHECKING = False  # true for type checkers; importing typing here would be too early
 
 if TYPE_CHECKING:
+    from mailstrom.aio import AsyncMailstrom as AsyncMailstrom
     from mailstrom.client import Mailstrom as Mailstrom
     from mailstrom.errors import (
         ConfigError as ConfigError,
@@ -56,7 +57,25 @@ if TYPE_CHECKING:
         SpoolReplaced as SpoolReplaced,
     )
     from mailstrom.types import (
+        Change as Change,
+    )
+    from mailstrom.types import (
+        EngineState as EngineState,
+    )
+    from mailstrom.types import (
+        Event as Event,
+    )
+    from mailstrom.types import (
         MessageStatus as MessageStatus,
+    )
+    from mailstrom.types import (
+        OnDoubt as OnDoubt,
+    )
+    from mailstrom.types import (
+        Priority as Priority,
+    )
+    from mailstrom.types import (
+        QueueStats as QueueStats,
     )
     from mailstrom.types import (
         Reason as Reason,
@@ -67,8 +86,14 @@ if TYPE_CHECKING:
     from mailstrom.types import (
         Status as Status,
     )
+    from mailstrom.types import (
+        Suppression as Suppression,
+    )
+    from mailstrom.types import (
+        WorkerStatus as WorkerStatus,
+    )
 else:
-    _HOME = {"Mailstrom": "mailstrom.client"}
+    _HOME = {"AsyncMailstrom": "mailstrom.aio", "Mailstrom": "mailstrom.client"}
     _HOME |= dict.fromkeys(
         (
             "MailstromError", "InvalidMessage", "InvalidAddress", "IdempotencyConflict",
@@ -79,8 +104,12 @@ else:
         "mailstrom.errors",
     )  # fmt: skip
     _HOME |= dict.fromkeys(
-        ("MessageStatus", "RecipientStatus", "Status", "Reason"), "mailstrom.types"
-    )
+        (
+            "Change", "EngineState", "Event", "MessageStatus", "OnDoubt", "Priority", "QueueStats",
+            "Reason", "RecipientStatus", "Status", "Suppression", "WorkerStatus",
+        ),
+        "mailstrom.types",
+    )  # fmt: skip
     __all__ = sorted(_HOME)
 
     def __getattr__(name):

@@ -16,6 +16,9 @@ from typing import TypeVar
 
 from mailstrom.errors import MailstromError
 
+SUPERVISOR_LOCK = "supervisor.lock"
+"""The file in a spool's run directory that its supervisor holds locked."""
+
 COMMAND_LIMIT = 1 << 20
 """Longest command line in bytes, newline included; a whole configuration must fit."""
 

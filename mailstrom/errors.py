@@ -20,6 +20,7 @@ class InvalidMessage(MailstromError, ValueError):
         header: name of the header or argument at fault, or None.
         value: the offending value, shortened to 200 characters.
         rule: short stable name of the broken rule, for example ``"header-injection"``.
+        position: offset in octets into the message given as bytes, where there is one.
     """
 
     def __init__(
@@ -29,11 +30,13 @@ class InvalidMessage(MailstromError, ValueError):
         header: str | None = None,
         value: object = None,
         rule: str = "invalid-message",
+        position: int | None = None,
     ) -> None:
         super().__init__(text)
         self.header = header
         self.value = value if value is None else repr(value)[:200]
         self.rule = rule
+        self.position = position
         self.ids: list[str] = []  # send_many: what was accepted before this message
 
 
@@ -47,8 +50,9 @@ class InvalidAddress(InvalidMessage):
         header: str | None = None,
         value: object = None,
         rule: str = "invalid-address",
+        position: int | None = None,
     ) -> None:
-        super().__init__(text, header=header, value=value, rule=rule)
+        super().__init__(text, header=header, value=value, rule=rule, position=position)
 
 
 class IdempotencyConflict(MailstromError):

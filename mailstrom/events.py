@@ -6,9 +6,12 @@ are those of the ``events`` view and are part of SemVer. Fields that are None ar
 
 Rules: one function per word, its keyword parameters are the line's fields; never a message body,
 never an AUTH secret; foreign text has no control characters. Before ``configure()`` nothing is
-written, so that the engine inside an application stays silent. A line that cannot be written
-(closed pipe, full disk) is dropped: mail matters more than its log. Lines are kept within
-PIPE_BUF, so that processes sharing one pipe never mix theirs.
+written. A line that cannot be written (closed pipe, full disk) is dropped: mail matters more than
+its log. Lines are kept within PIPE_BUF, so that processes sharing one pipe never mix theirs.
+
+An engine inside an application speaks through the standard library's ``logging`` instead
+(``log_into``), chosen by context variable: other engines and threads of the process are not
+affected. structlog's own process-wide configuration is neither read nor written.
 
 Longer than a usual file because the vocabulary is one table and its functions: splitting it would
 hide that each word has exactly one of them.
@@ -24,6 +27,7 @@ import stat
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, TextIO
 
@@ -74,6 +78,7 @@ EVENTS: Mapping[str, Event] = {
     "config.reloaded": Event("info", "A changed configuration is in force."),
     "config.rejected": Event("error", "A changed configuration is unusable; the old one stays."),
     "store.checkpointed": Event("debug", "The write-ahead log was copied into the database."),
+    "store.copied": Event("warning", "The spool is a copy: nothing is delivered until adopted."),
     "store.poisoned": Event("critical", "A sync failed: nothing is acknowledged until it heals."),
     "log.dropped": Event("warning", "Lines were dropped, since nobody read the log."),
     "engine.failed": Event("critical", "An unexpected error; the process ends or starts afresh."),
@@ -123,7 +128,7 @@ def _safe(value: object, text_limit: int, list_limit: int) -> object:
     if value is None or isinstance(value, bool | int | float):
         return value
     if isinstance(value, str):
-        return printable(value, text_limit)
+        return printable(str(value), text_limit)  # a plain one of an enum's member
     if isinstance(value, Sequence | set | frozenset) and not isinstance(value, bytes):
         items = list(value)
         kept = [_safe(item, text_limit, list_limit) for item in items[:list_limit]]
@@ -163,8 +168,24 @@ def _arrange_console(_: object, method: str, fields: Any) -> Any:
 _encode = msgspec.json.Encoder(enc_hook=str).encode
 
 
+class _Route(NamedTuple):
+    """Where the lines of one engine inside an application go."""
+
+    logger: logging.Logger
+    bound: Mapping[str, str | int]
+
+    def write(self, level: int, word: str, fields: Mapping[str, Any]) -> None:
+        """One record: the word as its message, each field as an attribute, all as ``fields``."""
+        if not self.logger.isEnabledFor(level):
+            return
+        told = {**self.bound, **_arrange(fields, _TEXT_LIMIT, _LONGEST_LIST)}
+        with contextlib.suppress(Exception):  # the application's handlers must not stop mail
+            self.logger.log(level, word, extra={**told, "fields": told}, stacklevel=4)
+
+
 _logger: Any = None
 _threshold = logging.CRITICAL
+_route: ContextVar[_Route | None] = ContextVar("mailstrom_log", default=None)
 
 
 def configure(level: str = "info", format: str = "auto", stream: TextIO | None = None) -> None:
@@ -202,10 +223,30 @@ def configure(level: str = "info", format: str = "auto", stream: TextIO | None =
     _threshold = number
 
 
+def log_into(logger: logging.Logger) -> None:
+    """Sends later lines of this context to ``logger``, which stays silent until it is configured.
+
+    Holds for this thread and for the tasks and threads that are given its context; fields bound
+    before are forgotten.
+
+    Args:
+        logger: any; its level decides, not ``configure()``'s.
+    """
+    if not logger.handlers:  # without any, logging itself would print warnings to standard error
+        logger.addHandler(logging.NullHandler())
+    _route.set(_Route(logger, {}))
+
+
 def bind(**fields: str | int) -> None:
-    """Adds fields to every later line of this process, for example ``kind`` and ``pid``."""
+    """Adds fields to every later line of this process, for example ``kind`` and ``pid``.
+
+    After ``log_into()``: of this context.
+    """
     global _logger
-    if _logger is not None:
+    route = _route.get()
+    if route is not None:
+        _route.set(_Route(route.logger, {**route.bound, **fields}))
+    elif _logger is not None:
         _logger = _logger.bind(**fields)
 
 
@@ -229,9 +270,15 @@ def captured(stream: TextIO, level: str = "debug") -> Iterator[None]:
 
 def _emit(word: str, fields: dict[str, Any]) -> None:
     level = _LEVELS[word]
-    if _logger is not None and level >= _threshold:
-        # a field without a value must not hide a bound one
-        _logger.log(level, word, **{k: v for k, v in fields.items() if v is not None})
+    route = _route.get()
+    if route is None and (_logger is None or level < _threshold):
+        return
+    # a field without a value must not hide a bound one
+    fields = {k: v for k, v in fields.items() if v is not None}
+    if route is not None:
+        route.write(level, word, fields)
+    else:
+        _logger.log(level, word, **fields)
 
 
 # -- the words: each function's parameters are the fields of its line -----------------------------
@@ -521,6 +568,11 @@ def store_checkpointed(
 def log_dropped(*, lines: int) -> None:
     """``log.dropped``: lines that were not written because nobody read the log."""
     _emit("log.dropped", locals())
+
+
+def store_copied(*, advice: str, store: str | None = None) -> None:
+    """``store.copied``: advice says how to let the engine deliver what waits in it."""
+    _emit("store.copied", locals())
 
 
 def store_poisoned(*, error: str, store: str | None = None) -> None:

@@ -2,6 +2,10 @@
 
 The kernel frees the lock when the holder ends in whatever way; a stopped process keeps it. Held
 descriptors are not inherited by started programs (close-on-exec).
+
+``flock`` belongs to the open file, which a forked child shares: one that kept the descriptor would
+keep a dead parent's lock for as long as it lives. So a child closes what it inherited, at once, and
+a fork waits while a descriptor is being opened or closed here.
 """
 
 from __future__ import annotations
@@ -11,7 +15,11 @@ import fcntl
 import json
 import os
 import stat
+import threading
+import weakref
 from pathlib import Path
+
+_guard = threading.RLock()
 
 
 class LockFile:
@@ -30,6 +38,10 @@ class LockFile:
 
         ``content`` is written into the file as JSON, so that others can name the holder.
         """
+        with _guard:
+            return self._acquire(content)
+
+    def _acquire(self, content: object) -> bool:
         fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             _share(fd, self.path)
@@ -46,24 +58,32 @@ class LockFile:
             same = False
         if not same:  # deleted between open and lock: this lock would guard nothing
             os.close(fd)
-            return self.acquire(content)
+            return self._acquire(content)
         if content is not None:
             os.ftruncate(fd, 0)
             os.pwrite(fd, json.dumps(content).encode() + b"\n", 0)
         self._fd = fd
+        _holding.add(self)
         return True
 
     def release(self, *, delete: bool = False) -> None:
         """Give the lock back; idempotent."""
-        if self._fd is None:
-            return
-        if delete:
-            self.path.unlink(missing_ok=True)
-        else:  # emptied while still held: the next holder is never taken for this one
-            with contextlib.suppress(OSError):
-                os.ftruncate(self._fd, 0)
-        os.close(self._fd)
-        self._fd = None
+        with _guard:
+            if self._fd is None:
+                return
+            if delete:
+                self.path.unlink(missing_ok=True)
+            else:  # emptied while still held: the next holder is never taken for this one
+                with contextlib.suppress(OSError):
+                    os.ftruncate(self._fd, 0)
+            _let_go(self._fd)
+            self._fd = None
+
+    def _forget(self) -> None:
+        """In a forked child: it is the parent's, file and lock are left as they are."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
 
     @property
     def named(self) -> bool:
@@ -77,6 +97,20 @@ class LockFile:
     def held(self) -> bool:
         """Whether this object holds the lock."""
         return self._fd is not None
+
+
+_holding: weakref.WeakSet[LockFile] = weakref.WeakSet()
+
+
+def _after_in_child() -> None:
+    for lock in list(_holding):
+        lock._forget()
+    _guard.release()
+
+
+os.register_at_fork(
+    before=_guard.acquire, after_in_parent=_guard.release, after_in_child=_after_in_child
+)
 
 
 def _same(fd: int, path: Path) -> bool:
@@ -102,6 +136,11 @@ def holder(path: str | os.PathLike[str]) -> dict[str, object]:
 
 def is_free(path: str | os.PathLike[str]) -> bool:
     """Whether nobody holds the lock: the process it stands for has ended."""
+    with _guard:
+        return _is_free(path)
+
+
+def _is_free(path: str | os.PathLike[str]) -> bool:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -111,7 +150,15 @@ def is_free(path: str | os.PathLike[str]) -> bool:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
+        os.close(fd)
         return False
+    _let_go(fd)
+    return True
+
+
+def _let_go(fd: int) -> None:
+    """Unlock, and close: a child that was forked just now has the same file open for a moment."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_UN)
     finally:
         os.close(fd)
-    return True

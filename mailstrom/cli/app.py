@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 import click
 
@@ -18,16 +19,25 @@ from mailstrom import __version__
 from mailstrom.cli.exits import Exit, exit_of
 from mailstrom.printable import printable
 
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
 # name -> module, one line of help: the list shows without importing any command
 COMMANDS: dict[str, tuple[str, str]] = {
     "serve": ("mailstrom.cli.serve", "Run the engine: supervisor, delivery workers, janitor."),
     "send": ("mailstrom.cli.send", "Put a message into the spool and print its id."),
-    "status": ("mailstrom.cli.status", "Show what is known about a message."),
-    "queue": ("mailstrom.cli.queue", "List, count, retry or cancel recipients."),
+    "status": ("mailstrom.cli.status", "Show where a message and its recipients stand."),
+    "show": ("mailstrom.cli.show", "Tell everything about a message, and what comes next."),
+    "resolve": ("mailstrom.cli.resolve", "Decide about recipients that are held in doubt."),
+    "queue": ("mailstrom.cli.queue", "List, count, hold, release, retry or cancel recipients."),
+    "destinations": ("mailstrom.cli.destinations", "Show sites, what waits there, and why."),
+    "report": ("mailstrom.cli.report", "Sum up outcomes, domains, and how long it took."),
+    "tail": ("mailstrom.cli.tail", "Print events as they come."),
     "sql": ("mailstrom.cli.sql", "Ask the public views in SQL, read only."),
-    "store": ("mailstrom.cli.store", "Create or check a spool."),
+    "store": ("mailstrom.cli.store", "Create, check, copy or clean a spool."),
     "config": ("mailstrom.cli.config", "Show or check the configuration."),
     "demo": ("mailstrom.cli.demo", "See the whole engine work against local servers."),
+    "completion": ("mailstrom.cli.completion", "Print a script for completion in a shell."),
     "version": ("mailstrom.cli.version", "Print the version."),
 }
 
@@ -57,6 +67,17 @@ class LazyGroup(click.Group):
         command = import_module(COMMANDS[cmd_name][0]).command
         assert isinstance(command, click.Command)
         return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Names and their lines of help from the table; then the group's own options."""
+        from click.shell_completion import CompletionItem
+
+        names = [
+            CompletionItem(name, help=entry[1])
+            for name, entry in COMMANDS.items()
+            if name.startswith(incomplete)
+        ]
+        return names + click.Command.shell_complete(self, ctx, incomplete)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The list in ``--help``, from the table."""

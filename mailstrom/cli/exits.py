@@ -25,7 +25,7 @@ MEANINGS: dict[Exit, str] = {
     " `send --wait` saw a recipient fail, no recipient matched a change, a question was answered"
     " with no, the demo did not end as planned, or a second TERM stopped the engine at once.",
     Exit.USAGE: "The command line is wrong; so is SQL that is wrong, would write, or is more than"
-    " one statement.",
+    " one statement; an id's end that fits several; a change that nobody is there to confirm.",
     Exit.DATA: "The message cannot be sent as given, or its key was used for another message.",
     Exit.CANNOT_CREATE: "The spool cannot be created or written.",
     Exit.TEMPORARY: "Try again: the spool is busy or full, another supervisor runs, a query took"

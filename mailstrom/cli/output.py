@@ -11,7 +11,7 @@ import csv
 import json
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 
 import click
@@ -41,6 +41,12 @@ def print_json(record: Mapping[str, object]) -> None:
     click.echo(json.dumps(record, default=_plain, separators=(", ", ": ")))
 
 
+def print_json_array(records: Sequence[Mapping[str, object]]) -> None:
+    """One array, an object a line in it."""
+    lines = (json.dumps(record, default=_plain, separators=(", ", ": ")) for record in records)
+    click.echo("[" + ",\n ".join(lines) + "]")
+
+
 def cell(value: object) -> str:
     """A value as a table shows it: one line, no control characters; None is empty."""
     if value is None:
@@ -58,6 +64,7 @@ def print_table(
     *,
     brief: bool = False,
     fold: bool = False,
+    right: Collection[int] = (),
 ) -> None:
     """A table of text.
 
@@ -67,17 +74,23 @@ def print_table(
         brief: on a terminal leave out columns that are empty throughout, show times short, and
             cut the last column where it must fit.
         fold: on a terminal break cells over lines rather than show the rows upright.
+        right: numbers of the columns that stand to the right.
     """
     if terminal():
         lines = [[cell(value) for value in row] for row in rows]
         if brief:
+            names = {columns[place] for place in right}
             columns, lines = _brief(columns, lines)
-        _draw(columns, lines, brief, fold)
+            right = [place for place, name in enumerate(columns) if name in names]
+        _draw(columns, lines, brief, fold, right)
         return
     lines = [list(columns), *([cell(value) for value in row] for row in rows)]
     widths = [max(len(line[n]) for line in lines) for n in range(len(columns))]
     for line in lines:
-        padded = (text.ljust(width) for text, width in zip(line, widths, strict=True))
+        padded = (
+            text.rjust(width) if place in right else text.ljust(width)
+            for place, (text, width) in enumerate(zip(line, widths, strict=True))
+        )
         click.echo("  ".join(padded).rstrip())
 
 
@@ -97,13 +110,44 @@ def _brief(columns: Sequence[str], rows: list[list[str]]) -> tuple[Sequence[str]
     ]
 
 
-def _draw(columns: Sequence[str], cells: list[list[str]], brief: bool, fold: bool) -> None:
+def _draw(
+    columns: Sequence[str],
+    cells: list[list[str]],
+    brief: bool,
+    fold: bool,
+    right: Collection[int],
+) -> None:
     from rich.console import Console
 
     from mailstrom.demo.tables import fitting
 
     console = Console()
-    console.print(fitting(columns, cells, console.width, crop=brief, fold=fold))
+    console.print(fitting(columns, cells, console.width, crop=brief, fold=fold, right=right))
+
+
+def fold(head: str, *texts: str) -> None:
+    """``head`` and texts; on a terminal broken at spaces, further lines below where it ends.
+
+    Args:
+        texts: already safe to show.
+    """
+    text = "".join(texts)
+    if not terminal():
+        click.echo(f"{head}{text}")
+        return
+    import shutil
+    import textwrap
+
+    width = max(shutil.get_terminal_size().columns, 40)
+    for line in textwrap.wrap(
+        text,
+        width,
+        initial_indent=head,
+        subsequent_indent=" " * len(head),
+        break_long_words=False,
+        break_on_hyphens=False,
+    ) or [head]:
+        click.echo(line)
 
 
 def print_csv(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -8,46 +8,27 @@ from __future__ import annotations
 
 import os
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from itertools import pairwise
 from typing import IO, TYPE_CHECKING
 
 import click
 
+from mailstrom.cli.complete import stream_words
 from mailstrom.cli.exits import Exit
 from mailstrom.cli.output import print_json
 from mailstrom.cli.spool import json_option, opened, spool_options
 from mailstrom.cli.status import reply
-from mailstrom.clock import wall_ms
+from mailstrom.cli.times import future, parse_span
 from mailstrom.errors import MailstromError
 from mailstrom.printable import printable
-from mailstrom.types import MessageStatus, OnDoubt, Priority, Status, from_ms
+from mailstrom.types import MessageStatus, OnDoubt, Priority, Status
 
 if TYPE_CHECKING:
     from mailstrom.client import Mailstrom
 
-_AFTER = re.compile(r"\+?([0-9]{1,9})(s|m|h|d)")
-_LIMIT = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)(s|m|h|d)?")
+_LIMIT = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)(ms|s|m|h|d)?")
 _STREAM = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-
-
-def moment(ctx: click.Context, param: click.Parameter, text: str | None) -> datetime | None:
-    """Aware UTC datetime of ISO 8601 text (local unless it has an offset), or of a delay."""
-    if text is None:
-        return None
-    delay = _AFTER.fullmatch(text)
-    try:
-        if delay is not None:
-            now = from_ms(wall_ms())
-            assert now is not None
-            return now + timedelta(seconds=int(delay[1]) * _SECONDS[delay[2]])
-        return datetime.fromisoformat(text).astimezone(UTC)
-    except (ValueError, OverflowError) as error:
-        raise click.BadParameter(
-            f"{text!r} is no time: write 2030-01-31T08:00:00Z, 2030-01-31T08:00 (local),"
-            " or a delay as 30m, 4h, 2d"
-        ) from error
 
 
 def limit(ctx: click.Context, param: click.Parameter, text: str | None) -> float | None:
@@ -55,9 +36,12 @@ def limit(ctx: click.Context, param: click.Parameter, text: str | None) -> float
     if text is None:
         return None
     match = _LIMIT.fullmatch(text)
-    if match is None or float(match[1]) <= 0:
-        raise click.BadParameter(f"{text!r} is no time limit: write seconds, as --wait=30")
-    return float(match[1]) * _SECONDS[match[2] or "s"]
+    span = None if match is None else parse_span(text if match[2] else f"{text}s")
+    if not span:
+        raise click.BadParameter(
+            f"{text!r} is no time limit: write seconds or a duration, as --wait=30 or --wait=5m"
+        )
+    return span.total_seconds()
 
 
 def stream_name(ctx: click.Context, param: click.Parameter, text: str) -> str:
@@ -103,11 +87,13 @@ class SendCommand(click.Command):
 @click.argument("file", type=click.File("rb"), default="-", metavar="[FILE|-]")
 @click.option("-f", "--sender", metavar="SENDER", help='Envelope sender; "" is the null sender.')
 @click.option("--to", "to", multiple=True, metavar="ADDR", help="Envelope recipient; repeatable.")
-@click.option("--at", "at", callback=moment, metavar="T", help="Not before: ISO time, or 30m.")
-@click.option("--expires", callback=moment, metavar="T", help="Give up at: ISO time, or 2d.")
+@click.option("--at", "at", callback=future, metavar="T", help="Not before: ISO time, or 30m.")
+@click.option("--expires", callback=future, metavar="T", help="Give up at: ISO time, or 2d.")
 @click.option("--tag", "tags", multiple=True, metavar="T", help="A tag; repeatable.")
 @click.option(
+    "--meta",
     "--metadata",
+    "metadata",
     multiple=True,
     callback=pairs,
     metavar="KEY=VALUE",
@@ -118,19 +104,20 @@ class SendCommand(click.Command):
     "--stream",
     default="default",
     callback=stream_name,
+    shell_complete=stream_words,
     metavar="S",
-    help="The stream it is counted under.",
+    help="The stream whose policy it takes, and under which it is counted.",
 )
 @click.option(
     "--priority",
     type=click.Choice([priority.value for priority in Priority]),
-    help="Order of claims at a site.",
+    help="Order of claims at a site; else the stream's.",
 )
 @click.option("--require-tls", is_flag=True, help="Never send it in plaintext.")
 @click.option(
     "--on-doubt",
     type=click.Choice([word.value for word in OnDoubt]),
-    help="Where nobody can know whether it was delivered; else [delivery] on_doubt.",
+    help="Where nobody can know whether it was delivered; else the stream's.",
 )
 @click.option(
     "--wait", callback=limit, metavar="[=SECONDS]", help="Stay until it is final; exit 1 if failed."
@@ -177,7 +164,7 @@ def command(
             recipients=list(to) or None,
             send_at=at,
             expires_at=expires,
-            priority=priority or Priority.NORMAL,
+            priority=priority,
             stream=stream,
             tags=tags,
             metadata=metadata,

@@ -55,15 +55,28 @@ def place(config: str | None, store: str | None) -> str:
     return locate.locate_store(store, config, os.environ)
 
 
-def require_spool(config: str | None, store: str | None) -> None:
-    """Makes sure that the spool is there already.
+def in_a_file(name: str) -> bool:
+    """Whether a spool's name is a path; whether one of another scheme is there, its store knows."""
+    from mailstrom.storage.schemes import FILES, scheme_of
+
+    return scheme_of(name) == FILES
+
+
+def require_spool(config: str | None, store: str | None, *, create: bool = False) -> None:
+    """Makes sure that the spool outlives this process, and is there already.
+
+    Args:
+        create: it need not be there.
 
     Raises:
-        MailstromError: it is not.
-        ConfigError: the configuration file is unusable.
+        MailstromError: it is not there.
+        ConfigError: the configuration file is unusable, or only one process can see the spool.
     """
+    from mailstrom.storage import require_shared
+
     path = place(config, store)
-    if not os.path.exists(path):
+    require_shared(path)
+    if not create and in_a_file(path) and not os.path.exists(path):
         raise MailstromError(
             f"no spool at {path}; create it with 'mailstrom store init {shlex.quote(path)}'"
         )
@@ -76,10 +89,18 @@ def opened(config: str | None, store: str | None, *, create: bool = False) -> It
     Args:
         create: make the spool if it is missing; else that is an error.
     """
-    if not create:
-        require_spool(config, store)
+    require_spool(config, store, create=create)
     client = client_class()(store, config=config)
     try:
         yield client
     finally:
         client.close()
+
+
+def say_if_copied(client: Mailstrom) -> None:
+    """One sentence on standard error where nothing goes out because the spool is a copy."""
+    if client.stats().copied:
+        click.echo(
+            "mailstrom: this spool is a copy: nothing in it is sent before 'mailstrom store adopt'",
+            err=True,
+        )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import click
 
+from mailstrom.cli.ids import full_id
 from mailstrom.cli.output import cell, print_json, print_table
-from mailstrom.cli.spool import json_option, opened, spool_options
+from mailstrom.cli.spool import json_option, opened, say_if_copied, spool_options
 from mailstrom.types import MessageStatus
 
 COLUMNS = ("recipient", "status", "reason", "attempts", "next attempt", "mx", "tls", "reply")
@@ -16,9 +17,14 @@ COLUMNS = ("recipient", "status", "reason", "attempts", "next attempt", "mx", "t
 @spool_options
 @json_option
 def command(id: str, config: str | None, store: str | None, as_json: bool) -> None:
-    """Show what is known about the message ID; exit 1 if there is none."""
+    """Show where the message ID and each of its recipients stand; exit 1 if there is none.
+
+    `mailstrom show` tells all, with every attempt and why it was not sent yet.
+    """
     with opened(config, store) as client:
-        status = client.status(id)
+        status = client.status(full_id(client, id))
+        if not status.completed:
+            say_if_copied(client)
     if as_json:
         print_json(status.to_dict())
     else:

@@ -1,19 +1,22 @@
-"""``mailstrom store init|check``."""
+"""``mailstrom store init|check|backup|adopt|purge``: the spool as a whole."""
 
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 
 import click
 
+from mailstrom.cli.change import ask
 from mailstrom.cli.exits import Exit
 from mailstrom.cli.output import print_json
-from mailstrom.cli.spool import client_class, json_option, opened, spool_options
+from mailstrom.cli.spool import client_class, in_a_file, json_option, opened, spool_options
+from mailstrom.cli.times import age
 
 
 @click.group("store")
 def command() -> None:
-    """Create or check a spool."""
+    """Create, check, copy and clean a spool."""
 
 
 @command.command("init")
@@ -23,9 +26,12 @@ def command() -> None:
 def init(path: str | None, config: str | None, store: str | None, as_json: bool) -> None:
     """Create the spool PATH; one that is there stays as it is."""
     from mailstrom.config import load
+    from mailstrom.storage import require_shared
+    from mailstrom.storage.schemes import path_of
 
     place = path or load(config, store=store).store
-    created = not os.path.exists(place)
+    require_shared(place)
+    created = not os.path.exists(path_of(place)) if in_a_file(place) else None
     client_class().create(place).close()
     if as_json:
         print_json({"store": place, "created": created})
@@ -47,3 +53,84 @@ def check(path: str | None, config: str | None, store: str | None, as_json: bool
         for finding in findings or ["ok"]:
             click.echo(finding)
     return Exit.FAILED if findings else Exit.OK
+
+
+@command.command("backup")
+@click.argument("target")
+@spool_options
+@json_option
+def backup(target: str, config: str | None, store: str | None, as_json: bool) -> None:
+    """Copy the spool to TARGET, consistent, while it is in use.
+
+    TARGET must not exist. The copy is marked: an engine leaves what waits in it alone until
+    'mailstrom store adopt', since the spool it was copied from goes on delivering.
+    """
+    with opened(config, store) as client:
+        client.backup(target)
+        source = client.path
+    if as_json:
+        print_json({"store": source, "target": os.path.abspath(target)})
+    else:
+        click.echo(os.path.abspath(target))
+
+
+@command.command("adopt")
+@click.argument("path", required=False)
+@spool_options
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@json_option
+def adopt(path: str | None, config: str | None, store: str | None, yes: bool, as_json: bool) -> int:
+    """Let an engine deliver what waits in a copy made by 'mailstrom store backup'.
+
+    What the spool it was copied from has sent since is sent again: adopt a copy only where that
+    spool is gone. Exit 1 if PATH is no copy, or was adopted before.
+    """
+    with opened(config, path or store) as client:
+        stats = client.stats()
+        adopted = False
+        if stats.copied:
+            if not yes:
+                waiting = sum(stats.waiting.values())
+                ask(
+                    f"{waiting:,} recipients wait in {client.path}. What the spool it was copied"
+                    " from has sent since will be sent again. Adopt it?"
+                )
+            adopted = client.adopt()
+        place = client.path
+    if as_json:
+        print_json({"store": place, "adopted": adopted})
+    elif adopted:
+        click.echo(f"adopted {place}")
+    if not adopted:
+        click.echo(f"mailstrom: {place} is no copy, or was adopted before", err=True)
+    return Exit.OK if adopted else Exit.FAILED
+
+
+@command.command("purge")
+@click.argument("path", required=False)
+@click.option(
+    "--older-than",
+    metavar="AGE",
+    callback=age,
+    help="Finished so long ago: 30d; else the spool's own retention.",
+)
+@click.option("--dry-run", is_flag=True, help="Say what would go, delete nothing.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@spool_options
+@json_option
+def purge(
+    path: str | None,
+    older_than: timedelta | None,
+    dry_run: bool,
+    yes: bool,
+    config: str | None,
+    store: str | None,
+    as_json: bool,
+) -> int:
+    """Delete finished messages with all about them, and events and sessions as old.
+
+    What waits is never touched. The engine does the same by itself, by the spool's retention.
+    """
+    from mailstrom.cli.purge import run
+
+    return run(path or store, config, older_than, dry_run=dry_run, yes=yes, as_json=as_json)

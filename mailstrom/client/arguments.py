@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 
 from mailstrom.errors import InvalidMessage
 
@@ -17,6 +18,8 @@ LONGEST_TIMEOUT_S = 86_400.0
 
 _BINDABLE = (str, int, float, bytes, bytearray, memoryview)
 _INTEGERS = range(-(1 << 63), 1 << 63)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MS = timedelta(milliseconds=1)
 
 
 def text(name: str, value: object) -> str:
@@ -75,6 +78,95 @@ def number(name: str, value: object) -> float:
     if math.isnan(found):
         raise ValueError(f"{name}: must be a number of seconds, not NaN")
     return found
+
+
+def count(name: str, value: object, least: int = 1) -> int:
+    """A whole number of at least ``least`` that fits 64 bits.
+
+    Raises:
+        TypeError: no ``int``; True and False are none.
+        ValueError: out of range.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: must be a whole number, not {_kind(value)}")
+    if value < least or value not in _INTEGERS:
+        raise ValueError(f"{name}: must be {least} or more and fit 64 bits, not {value}")
+    return value
+
+
+def flag(name: str, value: object) -> bool:
+    """True or False and nothing that merely counts as one.
+
+    Raises:
+        TypeError: anything else.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: must be True or False, not {_kind(value)}")
+    return value
+
+
+def texts(name: str, value: object) -> tuple[str, ...]:
+    """A list of texts without repetitions, in the order given.
+
+    Raises:
+        TypeError: one text, nothing to iterate over, or something else among them.
+    """
+    if isinstance(value, str | bytes | bytearray) or not isinstance(value, Iterable):
+        raise TypeError(f"{name}: must be a list of texts, not {_kind(value)}")
+    return tuple(dict.fromkeys(text(f"an item of {name}", one) for one in value))
+
+
+def words(name: str, value: object) -> tuple[str, ...] | None:
+    """One word, or a list of them without repetitions; None stays None.
+
+    Raises:
+        TypeError: anything else.
+        ValueError: a lone surrogate, which is no character.
+    """
+    if value is None:
+        return None
+    found = (value,) if isinstance(value, str) else texts(name, value)
+    for word in found:
+        if not _encodable(word):
+            raise ValueError(f"{name}: holds a lone surrogate, which is no character")
+    return tuple(str(word) for word in found)  # plain, where members of an enumeration were given
+
+
+def known(name: str, value: object, vocabulary: Collection[str]) -> tuple[str, ...] | None:
+    """Like ``words``, all of them from a vocabulary.
+
+    Raises:
+        TypeError: neither a word nor a list of words.
+        ValueError: an unknown word; names those that are near it, or all.
+    """
+    found = words(name, value)
+    for word in found or ():
+        if word not in vocabulary:
+            from difflib import get_close_matches
+
+            near = get_close_matches(word, vocabulary, 4) or sorted(vocabulary)
+            raise ValueError(f"{name}: {word!r} is no such word; there are {', '.join(near)}")
+    return found
+
+
+def moment_ms(name: str, value: object, now_ms: int) -> int | None:
+    """Milliseconds of an aware datetime, or of a timedelta back from now; None stays None.
+
+    Raises:
+        TypeError: anything else.
+        ValueError: a datetime without time zone, or a negative timedelta.
+    """
+    if value is None:
+        return None
+    if isinstance(value, timedelta):
+        if value < timedelta(0):
+            raise ValueError(f"{name}: a timedelta counts back from now; {value} is negative")
+        return max(0, now_ms - value // _MS)
+    if not isinstance(value, datetime):
+        raise TypeError(f"{name}: must be a datetime or a timedelta, not {_kind(value)}")
+    if value.utcoffset() is None:
+        raise ValueError(f"{name}: has no time zone; use datetime.now(UTC)")
+    return max(0, (value - _EPOCH) // _MS)
 
 
 def statement(sql: object) -> str:

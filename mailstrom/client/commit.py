@@ -2,7 +2,8 @@
 
 Why a thread: a caller never holds a lock while Python runs, so ``send()`` inside a signal handler
 that interrupted another ``send()`` cannot deadlock (``SimpleQueue.put`` is reentrant; each caller
-waits on a lock of its own), and a batch forms by itself while the disk syncs.
+waits on a lock of its own), and a batch forms by itself while the disk syncs. A caller that may not
+wait (an event loop) submits its request and is called when it has ended.
 
 Why ``_thread`` and not ``threading.Thread``: starting the latter takes a lock of the threading
 module that the interrupted code may hold.
@@ -11,7 +12,7 @@ module that the interrupted code may hold.
 from __future__ import annotations
 
 import _thread
-import time
+import contextlib
 from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -23,14 +24,39 @@ GATHER_MESSAGES = 500
 GATHER_BYTES = 4 * 1024 * 1024
 SYNC_GRACE_S = 60.0
 """How much longer than its timeout a caller waits for a disk that has begun and not answered."""
+STORED = "the message may or may not be stored"
+CHANGED = "what was asked may or may not have been done"
 
 
-class _Request:
-    __slots__ = ("call", "done", "error", "result", "submission", "taken")
+class Request:
+    """Something to write, and its outcome.
 
-    def __init__(self, submission: Submission | None, call: Callable[[], Any] | None) -> None:
+    Args:
+        submission: a message to store, alone or with others in one commit; or
+        call: a writing function of the store.
+        key: the id to ask for where the outcome stays unknown.
+        doubt: what may or may not be, in that error.
+        finished: called in the writing thread once there is an outcome.
+    """
+
+    __slots__ = (
+        "call", "done", "doubt", "error", "finished", "key", "result", "submission", "taken"
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        *,
+        submission: Submission | None = None,
+        call: Callable[[], Any] | None = None,
+        key: str = "",
+        doubt: str = STORED,
+        finished: Callable[[], None] | None = None,
+    ) -> None:
         self.submission = submission
         self.call = call
+        self.key = key
+        self.doubt = doubt
+        self.finished = finished
         self.result: Any = None
         self.error: BaseException | None = None
         self.taken = _thread.allocate_lock()  # whoever gets it decides: run, or give up
@@ -41,8 +67,30 @@ class _Request:
         """Whether nobody runs it, now or later; what it holds is let go, though it stays queued."""
         if not self.taken.acquire(blocking=False):
             return False
-        self.submission = self.call = None
+        self.submission = self.call = self.finished = None
         return True
+
+    def end(self) -> None:
+        """There is an outcome: tell who waits for it."""
+        self.done.release()
+        if self.finished is not None:
+            with contextlib.suppress(Exception):  # the other callers' outcomes are still to be told
+                self.finished()
+
+    def outcome(self) -> Any:
+        """What it returned; its exception is raised here."""
+        if self.error is not None:
+            raise self.error
+        return self.result
+
+    def busy(self, timeout: float) -> SpoolBusy:
+        """The error of one that was withdrawn after ``timeout`` seconds."""
+        return SpoolBusy(f"no turn to write within {timeout:g} s; nothing was written, try again")
+
+    def unknown(self) -> OutcomeUnknown:
+        """The error of one that was begun and had no outcome in time."""
+        ask = f", ask status({self.key!r}) later" if self.key else ""
+        return OutcomeUnknown(f"the disk has not answered; {self.doubt}{ask}", key=self.key)
 
 
 class _Line:
@@ -51,7 +99,7 @@ class _Line:
     __slots__ = ("queue", "serving", "started")
 
     def __init__(self) -> None:
-        self.queue: SimpleQueue[_Request | None] = SimpleQueue()
+        self.queue: SimpleQueue[Request | None] = SimpleQueue()
         self.serving = _thread.allocate_lock()
         self.started = False
 
@@ -82,21 +130,26 @@ class Committer:
         Raises:
             SpoolBusy, SpoolError, OutcomeUnknown, InvalidMessage, IdempotencyConflict
         """
-        result = self._run(_Request(submission, None), submission.id)
+        result = self._run(Request(submission=submission, key=submission.id))
         assert isinstance(result, str)
         return result
 
-    def call(self, function: Callable[[], Any], key: str = "") -> Any:
+    def call(self, function: Callable[[], Any], key: str = "", doubt: str = CHANGED) -> Any:
         """Run a writing function of the store in its turn; its exception is raised here."""
-        return self._run(_Request(None, function), key)
+        return self._run(Request(call=function, key=key, doubt=doubt))
 
     def stop(self) -> None:
         """Let the thread end after what is queued; later calls raise SpoolError."""
-        self._stopped = True  # before the end is queued: see _run
+        self._stopped = True  # before the end is queued: see submit
         # Even where no thread is known of: one that is just being started finds it.
         self._line.queue.put(None)
 
-    def _run(self, request: _Request, key: str) -> Any:
+    def submit(self, request: Request) -> None:
+        """Queue a request and return at once; it is run unless it is withdrawn first.
+
+        Raises:
+            SpoolError: the client is closed, or no thread could be started; nothing was written.
+        """
         line = self._line
         line.queue.put(request)
         # Looked at after the request is queued: not stopped means that it stands before the end
@@ -105,22 +158,17 @@ class Committer:
             raise SpoolError("this client is closed; open a new one")
         if not line.started:
             self._start(line, request)
+
+    def _run(self, request: Request) -> Any:
+        self.submit(request)
         if not request.done.acquire(timeout=self._timeout):
             if request.withdraw():
-                raise SpoolBusy(
-                    f"no turn to write within {self._timeout:g} s; nothing was written, try again"
-                )
+                raise request.busy(self._timeout)
             if not request.done.acquire(timeout=self._timeout + SYNC_GRACE_S):
-                raise OutcomeUnknown(
-                    "the disk has not answered; the message may or may not be stored,"
-                    f" ask status({key!r}) later",
-                    key=key,
-                )
-        if request.error is not None:
-            raise request.error
-        return request.result
+                raise request.unknown()
+        return request.outcome()
 
-    def _start(self, line: _Line, request: _Request) -> None:
+    def _start(self, line: _Line, request: Request) -> None:
         """Start the thread; without one the request is withdrawn, so that nobody runs it later.
 
         Two callers may both start one; the second finds the serving lock taken and ends. Noted is
@@ -146,7 +194,7 @@ class Committer:
         while True:
             request = queue.get()
             if line is not self._line:
-                # A handler forked in the middle of _run and the child came back there: what is
+                # A handler forked in the middle of submit and the child came back there: what is
                 # in the inherited queue is the parent's to store.
                 return
             if request is None:
@@ -164,8 +212,8 @@ class Committer:
                 _answer(after)
 
     def _gather(
-        self, queue: SimpleQueue[_Request | None], first: _Request
-    ) -> tuple[list[_Request], _Request | None]:
+        self, queue: SimpleQueue[Request | None], first: Request
+    ) -> tuple[list[Request], Request | None]:
         """What else waits to be stored right now; a different call ends the batch."""
         batch = [first]
         size = len(first.submission.content) if first.submission else 0
@@ -185,14 +233,13 @@ class Committer:
             size += len(request.submission.content)
         return batch, None
 
-    def _commit(self, batch: Sequence[_Request]) -> None:
+    def _commit(self, batch: Sequence[Request]) -> None:
         submissions = [r.submission for r in batch if r.submission is not None]
         try:
             results = self._store.enqueue(submissions, self._now_ms())
         except OutcomeUnknown as error:
             for request in batch:
-                key = request.submission.id if request.submission else error.key
-                request.error = OutcomeUnknown(str(error), key=key)
+                request.error = OutcomeUnknown(str(error), key=request.key)
         except BaseException as error:  # goes to every caller of the batch
             for request in batch:
                 request.error = _copy(error)
@@ -203,7 +250,7 @@ class Committer:
                 else:
                     request.result = result
         for request in batch:
-            request.done.release()
+            request.end()
 
 
 def _copy(error: BaseException) -> BaseException:
@@ -216,28 +263,10 @@ def _copy(error: BaseException) -> BaseException:
     return copy
 
 
-def _answer(request: _Request) -> None:
+def _answer(request: Request) -> None:
     assert request.call is not None
     try:
         request.result = request.call()
     except BaseException as error:  # belongs to the caller, not to this thread
         request.error = error
-    request.done.release()
-
-
-def poll(look: Callable[[], Any], timeout: float | None, what: str) -> Any:
-    """Call ``look`` until it returns something true, ever slower up to 0.2 s apart.
-
-    Raises:
-        TimeoutError: nothing true within ``timeout`` seconds.
-    """
-    deadline = None if timeout is None else time.monotonic() + timeout
-    pause = 0.005
-    while True:
-        found = look()
-        if found:
-            return found
-        if deadline is not None and time.monotonic() >= deadline:
-            raise TimeoutError(f"{what} within {timeout:g} s")
-        time.sleep(pause)
-        pause = min(pause * 1.5, 0.2)
+    request.end()

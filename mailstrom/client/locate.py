@@ -1,5 +1,8 @@
 """Which spool a client means: argument, MAILSTROM_STORE, configuration file, default path.
 
+A relative path starts at the file that names it, else at the working directory. A name with a
+scheme (``memory:NAME``, or a scheme that an installed package brings) is its store's affair.
+
 The thin client reads a configuration file for one key only (``store``), with tomllib alone; the
 engine's full reading of the same files is ``mailstrom.config``.
 """
@@ -11,6 +14,8 @@ from collections.abc import Mapping
 
 from mailstrom.client import arguments
 from mailstrom.errors import ConfigError, SpoolError
+from mailstrom.storage import canonical
+from mailstrom.storage.schemes import FILES, path_of, scheme_of
 
 SYSTEM_FILE = "/etc/mailstrom/mailstrom.toml"
 SYSTEM_STORE = "/var/lib/mailstrom/spool.db"
@@ -83,7 +88,7 @@ def locate_store(
     config: str | os.PathLike[str] | None,
     environ: Mapping[str, str],
 ) -> str:
-    """Absolute path of the spool; the default directory is made.
+    """Absolute path of the spool, or its name with a scheme; the default directory is made.
 
     Raises:
         ConfigError: the configuration file cannot be read, or what names the store is no path.
@@ -91,15 +96,18 @@ def locate_store(
         TypeError: an argument is no path.
     """
     if store is not None:
-        return _path(arguments.path("store", store), "store")
+        given = arguments.path("store", store)
+        if isinstance(store, str):
+            return _name(given, "store")
+        return _path(given, "store")  # a path object is a path, whatever its first part looks like
     named = environ.get("MAILSTROM_STORE")
     if named:
-        return _path(named, "MAILSTROM_STORE")
+        return _name(named, "MAILSTROM_STORE")
     file = configuration_file(config, environ)
     if file is not None:
         named = _store_key(file)
         if named is not None:
-            return _path(named, f"{file}: store", os.path.dirname(file))
+            return _name(named, f"{file}: store", os.path.dirname(file))
     path = default_store(environ)
     folder = os.path.dirname(path)
     try:
@@ -112,20 +120,30 @@ def locate_store(
     return path
 
 
-def _path(store: str, origin: str, folder: str = "") -> str:
-    path = store.removeprefix("sqlite://")
-    if not path or "\0" in path or "://" in path:
-        raise ConfigError(f"{origin}: {store!r} is no path; write a path or sqlite:///path")
+def _name(store: str, origin: str, folder: str = "") -> str:
+    """The name of a spool as ``mailstrom.storage`` takes it."""
+    if scheme_of(store) == FILES:
+        return _path(path_of(store), origin, folder)
+    try:
+        store.encode()  # what is no text is no name of any store
+        return canonical(store)
+    except (ConfigError, UnicodeEncodeError) as error:
+        raise ConfigError(f"{origin}: {error}") from None
+
+
+def _path(path: str, origin: str, folder: str = "") -> str:
+    if not path or "\0" in path:
+        raise ConfigError(f"{origin}: {path!r} is no path; write a path or sqlite:///path")
     try:
         path.encode()
         return plain_path(path, folder)
     except UnicodeEncodeError:
         raise ConfigError(
-            f"{origin}: {store!r} is not UTF-8, which SQLite needs; rename it"
+            f"{origin}: {path!r} is not UTF-8, which SQLite needs; rename it"
         ) from None
     except OSError as error:
         raise ConfigError(
-            f"{origin}: {store!r} is relative to a working directory that is gone"
+            f"{origin}: {path!r} is relative to a working directory that is gone"
             f" ({error.strerror}); write an absolute path"
         ) from error
 

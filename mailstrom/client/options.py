@@ -10,6 +10,12 @@ from datetime import UTC, datetime, timedelta
 from mailstrom.errors import InvalidMessage
 from mailstrom.types import PRIORITY_RANK, OnDoubt, Priority
 
+NAMES = (
+    "sender", "recipients", "send_at", "expires_at", "priority", "stream", "tags", "metadata",
+    "idempotency_key", "require_tls", "on_doubt",
+)  # fmt: skip
+"""Options of ``send()``, in its order."""
+
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\x80-\x9f\u2028\u2029\ud800-\udfff]")
 _MOST_TAGS = 50
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -21,6 +27,38 @@ def _refuse(option: str, value: object, text: str, rule: str) -> InvalidMessage:
     return InvalidMessage(f"{option}: {text}", header=option, value=value, rule=rule)
 
 
+def require_options(where: str, given: Iterable[str]) -> None:
+    """Raise where a name is no option of ``send()``.
+
+    Args:
+        where: what the options were given to, for the error.
+
+    Raises:
+        TypeError: names the option, and one that is near it.
+    """
+    for name in given:
+        if name not in NAMES:
+            from difflib import get_close_matches
+
+            near = get_close_matches(name, NAMES, 1)
+            advice = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(NAMES)}"
+            raise TypeError(f"{where}: unknown option {name!r}; {advice}")
+
+
+def require_defaults(given: Iterable[str]) -> None:
+    """Raise where a name cannot be an option of all messages of ``send_many()``.
+
+    Raises:
+        TypeError: an unknown option, or one that only a single message can have.
+    """
+    require_options("send_many()", given)
+    if "idempotency_key" in given:
+        raise TypeError(
+            "send_many(): idempotency_key is one message's; give it in a pair,"
+            " (message, {'idempotency_key': ...})"
+        )
+
+
 def word(option: str, value: object, most: int) -> str:
     """A non-empty text of at most ``most`` characters without control characters."""
     if not isinstance(value, str) or not value or len(value) > most:
@@ -30,8 +68,10 @@ def word(option: str, value: object, most: int) -> str:
     return value
 
 
-def rank(priority: object) -> int:
-    """The order of claims for a priority word."""
+def rank(priority: object) -> int | None:
+    """The order of claims for a priority word, or None for the stream's."""
+    if priority is None:
+        return None
     try:
         return PRIORITY_RANK[Priority(str(priority))]
     except ValueError:

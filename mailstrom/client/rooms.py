@@ -39,6 +39,11 @@ _loading = _Loading()
 forks.watch(_loading)
 
 
+def loaded() -> bool:
+    """Whether the message room is there already, so that nobody waits for it."""
+    return _room is not None
+
+
 def message_room(timeout: float) -> Any:
     """The package ``mailstrom.message``.
 

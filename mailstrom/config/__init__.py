@@ -18,7 +18,7 @@ from mailstrom.config.derived import (
     worker_count,
 )
 from mailstrom.config.listing import Setting, describe, restart_needed
-from mailstrom.config.loading import from_json, load, to_json
+from mailstrom.config.loading import from_json, from_tables, load, to_json
 from mailstrom.config.places import default_store
 from mailstrom.config.settings import (
     Config,
@@ -55,6 +55,7 @@ __all__ = [
     "describe",
     "ehlo_name",
     "from_json",
+    "from_tables",
     "load",
     "nameserver_name",
     "nameservers",

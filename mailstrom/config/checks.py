@@ -137,6 +137,8 @@ def _relay(config: Config) -> Iterator[str]:
 
 def _credentials(config: Config) -> Iterator[str]:
     relay = config.relay
+    if relay.mechanism == "xoauth2" and not relay.username:
+        yield '[relay] mechanism = "xoauth2" needs username: write the mailbox of the token'
     if relay.username and not relay.password_file:
         yield "[relay] username needs password_file: name the file that holds the password"
     if relay.password_file and not relay.username:
@@ -199,7 +201,12 @@ def _retry(config: Config) -> Iterator[str]:
 
 
 def _stream(config: Config) -> Iterator[str]:
-    for name in config.stream:
+    for name, stream in config.stream.items():
+        if stream.max_age is not None and stream.max_age < config.retry.schedule[0]:
+            yield (
+                f"[stream.{name}] max_age ends before [retry] schedule begins, so nothing would be"
+                " retried: raise max_age"
+            )
         if not (name.isascii() and name.replace("-", "").replace("_", "").isalnum()):
             yield f"[stream.{name}]: a stream's name has letters, digits, hyphens, underscores"
 

@@ -17,7 +17,8 @@ class Setting(NamedTuple):
         key: dotted, as ``delivery.port``.
         value: as TOML has it; empty where nothing is set.
         origin: file name, environment variable, option, or ``default``.
-        plain: the value for JSON: null, true, a number, a list; durations and paths are text.
+        plain: the value for JSON: null, true, a number (sizes are bytes), a list; durations and
+            paths are text.
     """
 
     key: str

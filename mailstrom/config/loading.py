@@ -17,11 +17,12 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from mailstrom.config import checks, durations, schema
+from mailstrom.config import checks, durations, schema, sizes
 from mailstrom.config.names import is_fqdn
 from mailstrom.config.places import default_store, find_file, plain_path
 from mailstrom.config.settings import Config, Table
 from mailstrom.errors import ConfigError
+from mailstrom.storage.schemes import FILES, path_of, require_known
 
 LARGEST_FILE = 1 << 20  # bytes; more is not a configuration
 
@@ -58,10 +59,47 @@ def load(
             value is out of bounds, or settings contradict each other.
     """
     file = find_file(path, environ)
-    raw: dict[str, Any] = {} if file is None else _parse(file)
+    if file is None:
+        return _effective({}, _Source("configuration", Path.cwd()), environ, store)
+    return _effective(_parse(file), _Source(str(file), file.parent), environ, store, str(file))
+
+
+def from_tables(
+    tables: Mapping[str, object],
+    *,
+    environ: Mapping[str, str] = os.environ,
+    store: str | os.PathLike[str] | None = None,
+) -> Config:
+    """The effective configuration of an application that brings its own; no file is looked for.
+
+    Args:
+        tables: what a TOML file would hold: ``{"delivery": {"mode": "relay"}}``; relative paths
+            start at the working directory.
+        environ, store: as for ``load``.
+    Raises:
+        ConfigError: as for ``load``.
+    """
+    raw: dict[str, Any] = {str(name): _as_parsed(value) for name, value in tables.items()}
+    return _effective(raw, _Source("the configuration given", Path.cwd()), environ, store)
+
+
+def _as_parsed(value: object) -> object:
+    """What an application may write for a value, as the TOML parser would have made it."""
+    if isinstance(value, Mapping):
+        return {str(name): _as_parsed(inner) for name, inner in value.items()}
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def _effective(
+    raw: dict[str, Any],
+    source: _Source,
+    environ: Mapping[str, str],
+    store: str | os.PathLike[str] | None,
+    origin: str | None = None,
+) -> Config:
+    """Tables, then the environment, then an argument, then defaults; checked as a whole."""
     sources: dict[str, str] = {}
-    folder = Path.cwd() if file is None else file.parent
-    values = _table(Config, raw, "", _Source(str(file), folder), sources)
+    values = _table(Config, raw, "", source, sources)
 
     here = Path.cwd()
     for variable, (table, key) in ENVIRONMENT.items():
@@ -69,12 +107,13 @@ def load(
         if text:
             _override(values, table, key, text, _Source(variable, here), sources)
     if store:
-        _override(values, "", "store", os.fspath(store), _Source("--store", here), sources)
+        # A path object is a path, whatever its first part looks like.
+        named = store if isinstance(store, str) else os.path.abspath(store)
+        _override(values, "", "store", named, _Source("--store", here), sources)
 
     values.setdefault("store", default_store(environ))
     if "hostname" not in values:
         values["hostname"] = _own_name()
-    origin = None if file is None else str(file)
     config = Config(**_built(Config, values), origin=origin, sources=sources)
     return checks.checked(config)
 
@@ -166,22 +205,33 @@ def _value(key: schema.Key, raw: object, table: str, source: _Source) -> object:
     place = f"{source.name}: {_shown(table, key.name)}"
     takes = f"it takes {schema.accepts(key.hint, key.unit)}"
     try:
-        value: object = msgspec.convert(
-            _durations(raw) if key.unit == "duration" else raw, key.hint
-        )
+        value: object = msgspec.convert(_in_units(raw, key.unit), key.hint)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{place}: {_written(raw)} does not fit; {takes}") from error
     except ValueError as error:
         raise ConfigError(f"{place}: {error}; {takes}") from error
     if key.unit == "path" and isinstance(value, str):
-        path = value.removeprefix("sqlite://") if key.name == "store" else value
-        if not path or "\0" in path or "://" in path:
-            raise ConfigError(
-                f"{source.name}: {_shown(table, key.name)}: {value!r} is no path"
-                + ("; write a path or sqlite:///path" if key.name == "store" else "")
-            )
-        return plain_path(path, source.folder)
+        return (_store if key.name == "store" else _path)(value, place, source)
     return value
+
+
+def _store(name: str, place: str, source: _Source) -> str:
+    """A spool's name: a path, absolute, or what a store with a scheme will understand."""
+    try:
+        if require_known(name) != FILES:
+            return name
+    except ConfigError as error:
+        raise ConfigError(f"{place}: {error}") from None
+    path = path_of(name)
+    if not path or "\0" in path:
+        raise ConfigError(f"{place}: {name!r} is no path; write a path or sqlite:///path")
+    return plain_path(path, source.folder)
+
+
+def _path(path: str, place: str, source: _Source) -> str:
+    if not path or "\0" in path or "://" in path:
+        raise ConfigError(f"{place}: {path!r} is no path")
+    return plain_path(path, source.folder)
 
 
 def _written(raw: object) -> str:
@@ -190,6 +240,14 @@ def _written(raw: object) -> str:
         return "a table"
     text = schema.toml(raw)
     return text if len(text) <= 100 else f"{text[:100]}..."
+
+
+def _in_units(raw: object, unit: str | None) -> object:
+    if unit == "duration":
+        return _durations(raw)
+    if unit == "size" and isinstance(raw, str):
+        return sizes.octets(raw)
+    return raw
 
 
 def _durations(raw: object) -> object:

@@ -16,6 +16,7 @@ import msgspec
 
 from mailstrom.config.durations import duration
 from mailstrom.config.settings import Config, Table
+from mailstrom.config.sizes import size
 
 _LIMITS = ("ge", "le", "min_length", "max_length")
 
@@ -29,7 +30,7 @@ class Key(NamedTuple):
         name: as in TOML.
         hint: its full type, with annotations.
         table: the struct type where the key is a table, else None.
-        unit: ``"duration"``, ``"path"`` or None.
+        unit: ``"duration"``, ``"size"``, ``"path"`` or None.
         sentence: its documentation; empty for tables.
         default: as the struct has it; ``msgspec.NODEFAULT`` where it is computed.
         restart: whether the engine reads it at its start only, and not again on HUP.
@@ -119,6 +120,8 @@ def _words(hint: Any, unit: str | None, bounds: dict[str, Any]) -> Iterator[str]
         yield from (f'"{member.value}"' for member in hint)
     elif unit == "duration":
         yield f"duration{_span(bounds, duration)}"
+    elif unit == "size":
+        yield f"bytes or size{_span(bounds, size)}"
     elif unit == "path":
         yield "path"
     else:
@@ -152,6 +155,8 @@ def toml(value: object, unit: str | None = None) -> str:
         return "[" + ", ".join(toml(item, unit) for item in value) + "]"
     if unit == "duration" and isinstance(value, int | float):
         return f'"{duration(value)}"'
+    if unit == "size" and isinstance(value, int):
+        return f'"{size(value)}"'
     if isinstance(value, int | float):
         return str(value)
     return msgspec.json.encode(str(value)).decode()

@@ -1,7 +1,8 @@
 """Every setting: its key, type, default, bounds and one sentence of documentation.
 
 The structs mirror the TOML tables and keys exactly; ``docs/reference/configuration.md`` is made
-from this file. Durations are float seconds here and text with a unit in TOML. A default chosen by
+from this file. Durations are float seconds here and text with a unit in TOML; sizes are bytes here,
+and bytes or text with a unit in TOML. A default chosen by
 an RFC or by experience says so in its sentence.
 """
 
@@ -16,6 +17,7 @@ from mailstrom.types import OnDoubt, Priority
 Port = Annotated[int, Meta(ge=1, le=65535)]
 # extra["unit"] tells the loader: TOML has text with a unit here (or a path, see below)
 Duration = Annotated[float, Meta(ge=0, le=3650 * 86400, extra={"unit": "duration"})]
+Size = Annotated[int, Meta(ge=1, le=1 << 40, extra={"unit": "size"})]
 Wait = Annotated[float, Meta(ge=0.001, le=365 * 86400, extra={"unit": "duration"})]
 
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0
@@ -115,14 +117,18 @@ class Relay(Table, frozen=True, kw_only=True):
     password_file: Annotated[
         str | None,
         Meta(
-            description="File whose first line is the password; read at connect. `config check`"
-            " warns if others may read it.",
+            description="File whose first line is the password, or with `xoauth2` the access token;"
+            " read at each connect, so that a new one is used at once. `config check` warns if"
+            " others may read it.",
             extra={"unit": "path"},
         ),
     ] = None
     mechanism: Annotated[
-        Literal["auto", "plain", "login", "cram-md5"],
-        Meta(description="AUTH mechanism; `auto` takes the best that the relay offers."),
+        Literal["auto", "plain", "login", "cram-md5", "xoauth2"],
+        Meta(
+            description="AUTH mechanism; `auto` takes the best that the relay offers for a"
+            " password, never `xoauth2`."
+        ),
     ] = "auto"
 
 
@@ -144,6 +150,13 @@ class Dns(Table, frozen=True, kw_only=True):
         str | None,
         Meta(description="Name in the nameservers' certificate; known for the public resolvers."),
     ] = None
+    tcp: Annotated[
+        bool,
+        Meta(
+            description="Ask by TCP alone, where UDP does not pass; an answer too long for UDP"
+            " comes by TCP in any case."
+        ),
+    ] = False
     timeout: Annotated[Wait, Meta(description="One lookup, all nameservers together.")] = 5.0
     allow_loopback: Annotated[
         bool,
@@ -276,15 +289,45 @@ class StageTimeouts(Table, frozen=True, kw_only=True):
 
 
 class Stream(Table, frozen=True, kw_only=True):
-    """A named policy. For now read and checked only: `send()` records the stream's name."""
+    """A named policy: what holds for messages of the stream where `send()` says nothing.
+
+    Applied when a message is accepted. A stream that is not declared has the defaults.
+    """
 
     priority: Annotated[
         Priority, Meta(description="Order of claims at a site, where `send()` gives none.")
     ] = Priority.NORMAL
+    max_age: (
+        Annotated[Wait, Meta(description="As `[retry] max_age`, where `send()` gives no time.")]
+        | None
+    ) = None
+    on_doubt: (
+        Annotated[
+            OnDoubt, Meta(description="As `[delivery] on_doubt`, where `send()` says nothing.")
+        ]
+        | None
+    ) = None
+    require_tls: Annotated[
+        bool, Meta(description="Never send its messages in plaintext; `send()` cannot relax it.")
+    ] = False
+    max_size: (
+        Annotated[Size, Meta(description="Largest message, in bytes; larger ones are refused.")]
+        | None
+    ) = None
+    max_recipients: (
+        Annotated[
+            int,
+            Meta(ge=1, le=1_000_000, description="Most recipients of one message; else refused."),
+        ]
+        | None
+    ) = None
 
 
 class Log(Table, frozen=True, kw_only=True):
-    """What is logged, on standard output."""
+    """What the supervisor and its processes log, on standard output.
+
+    An engine inside an application logs through Python's `logging` instead, which decides.
+    """
 
     level: Annotated[
         Literal["debug", "info", "warning", "error", "critical"],

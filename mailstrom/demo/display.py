@@ -157,13 +157,13 @@ class Picture:
 
     def __exit__(self, *_: object) -> None:
         if self._last is not None:
-            self._live.update(_picture(self._last, over=True), refresh=True)
+            self._live.update(draw(self._last, over=True), refresh=True)
         self._live.stop()
 
     def show(self, snapshot: Snapshot) -> None:
         """Redraw."""
         self._last = snapshot
-        self._live.update(_picture(snapshot), refresh=True)
+        self._live.update(draw(snapshot), refresh=True)
 
 
 def display_for(console: Console, *, silent: bool) -> Display:
@@ -174,7 +174,7 @@ def display_for(console: Console, *, silent: bool) -> Display:
     return Picture(console) if live else Lines(console)
 
 
-def _picture(snapshot: Snapshot, *, over: bool = False) -> Group:
+def draw(snapshot: Snapshot, *, over: bool = False) -> Group:
     """The picture; what remains of it when it is ``over`` says nothing about a present."""
     head = Text.assemble(
         (f"{snapshot.elapsed_s:5.1f} s  ", "bold"),

@@ -25,6 +25,7 @@ from mailstrom.client import Mailstrom
 from mailstrom.demo.audit import Accepted, Audit, Outcome, Pair, audit, wire_digest
 from mailstrom.demo.display import display_for
 from mailstrom.demo.engine import WORKERS, Engine
+from mailstrom.demo.photograph import Photograph
 from mailstrom.demo.report import print_elsewhere, print_exhibits, print_findings, say
 from mailstrom.demo.sending import Sending
 from mailstrom.demo.servers import World, world
@@ -71,13 +72,14 @@ class Ending:
         return sound and self.trouble is None and not self.unsound
 
 
-def demo(messages: int, json: bool, *, keep: bool = False) -> int:
+def demo(messages: int, json: bool, *, keep: bool = False, picture: Path | None = None) -> int:
     """Run the demonstration and print its account.
 
     Args:
         messages: how many, at least 1.
         json: print one JSON object with the figures, and nothing else on standard output.
         keep: leave the directory, and say where it is.
+        picture: write the display as it was at its busiest moment there (SVG).
 
     Returns:
         0 if every message is accounted for and each recipient ended as planned, else 1.
@@ -87,7 +89,9 @@ def demo(messages: int, json: bool, *, keep: bool = False) -> int:
     with Interruption() as interruption:
         folder = Path(tempfile.mkdtemp(prefix="mailstrom-demo-"))
         try:
-            ending = _run(folder, messages, console, interruption, json=json, keep=keep)
+            ending = _run(
+                folder, messages, console, interruption, json=json, keep=keep, picture=picture
+            )
         finally:
             if not keep:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -103,6 +107,7 @@ def _run(
     *,
     json: bool,
     keep: bool,
+    picture: Path | None,
 ) -> Ending:
     ending = Ending()
     engine = Engine(folder)
@@ -121,7 +126,8 @@ def _run(
             )
             start_s = time.monotonic()
             sending = stack.enter_context(Sending(client, messages, f"demo.{secrets.token_hex(6)}"))
-            with display_for(console, silent=json) as display:
+            photograph = Photograph(display_for(console, silent=json))
+            with photograph as display:
                 ending.trouble = watch(
                     client,
                     sending,
@@ -143,6 +149,9 @@ def _run(
                 _account(ending, client, sending, around)
                 print_exhibits(console, client)
                 print_elsewhere(console, engine.store, engine.log, kept=keep)
+                if picture is not None and ending.account is not None:
+                    command = f"mailstrom demo -n {messages}"
+                    photograph.save(picture, command=command, ending=ending.account.line)
         except (MailstromError, OSError) as error:
             ending.trouble = ending.trouble or f"{type(error).__name__}: {error}"
     ending.log = tuple(engine.tail())

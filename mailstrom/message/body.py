@@ -121,7 +121,11 @@ def render_entity(
     for key, name, value in items:
         if key in first and key in _ONCE:
             raise _refusal(
-                f"header {name} is given twice in one part", "keep one", "duplicate-header", name
+                f"header {name} is given twice in one part",
+                "keep one",
+                "duplicate-header",
+                name,
+                [first[key][1], value],
             )
         first.setdefault(key, (name, value))
     content_type = Parameterised(value=default_type)
@@ -258,6 +262,7 @@ def _container_encoding(kind: str, encoding: str) -> str | None:
             "containers may only be 7bit, 8bit or binary (RFC 2045 section 6.4)",
             "transfer-encoding",
             "Content-Transfer-Encoding",
+            encoding,
         )
     return "" if encoding in ("8bit", "binary") else None
 
@@ -277,6 +282,7 @@ def _leaf(payload: object, content_type: Parameterised, kind: str, encoding: str
                 "encode it, or leave the encoding to Mailstrom",
                 "transfer-encoding",
                 "Content-Transfer-Encoding",
+                encoding,
             ) from None
         return _Change(body=_base64(octets), encoding="base64")
     if encoding not in _LITERAL_ENCODINGS:
@@ -286,6 +292,7 @@ def _leaf(payload: object, content_type: Parameterised, kind: str, encoding: str
                 "encode the part, or leave the encoding to Mailstrom",
                 "transfer-encoding",
                 "Content-Transfer-Encoding",
+                encoding,
             )
         octets = binascii.a2b_qp(octets)
     if kind.startswith("text/"):
@@ -319,6 +326,7 @@ def _octets(payload: object, content_type: Parameterised) -> bytes:
         "use set_content(text), or set_payload(text, 'utf-8')",
         "body-charset",
         "Content-Type",
+        charset,
     )
 
 
@@ -331,11 +339,11 @@ def _lines(octets: bytes) -> bytes | None:
         if b"\r" in octets:
             return None
     octets = octets.replace(b"\n", CRLF)
-    return None if too_long_line(octets) else octets
+    return None if too_long_line(octets) is not None else octets
 
 
-def too_long_line(octets: bytes) -> bool:
-    """Whether a CRLF line is longer than 998 octets without its CRLF (RFC 5322 section 2.1.1).
+def too_long_line(octets: bytes) -> int | None:
+    """Start of the first CRLF line over 998 octets without its CRLF (RFC 5322 section 2.1.1).
 
     Looks at about one octet in 998: from each line start the last LF within reach is the next stop.
     """
@@ -343,9 +351,9 @@ def too_long_line(octets: bytes) -> bool:
     while end - at > LINE_LIMIT:
         last = octets.rfind(b"\n", at, at + LINE_LIMIT + 2)
         if last < 0:
-            return True
+            return at
         at = last + 1
-    return False
+    return None
 
 
 def _quoted_printable(octets: bytes) -> bytes:
@@ -369,7 +377,7 @@ def _flat_text(text: object) -> bytes | None:
         return None
     octets = text.encode("ascii", "replace").replace(b"\0", b"?")
     octets = octets.replace(CRLF, b"\n").replace(b"\r", b"\n").replace(b"\n", CRLF)
-    if too_long_line(octets):
+    if too_long_line(octets) is not None:
         raise _refusal(
             "a MIME preamble or epilogue has a line over 998 octets", "remove it", "line-too-long"
         )
@@ -384,5 +392,7 @@ def _collides(boundary: str, children: Sequence[bytes], preamble: bytes | None) 
     return any(inside in text or text.startswith(delimiter) for text in texts)
 
 
-def _refusal(what: str, fix: str, rule: str, header: str | None = None) -> InvalidMessage:
-    return InvalidMessage(f"{what}; {fix}", header=header, rule=rule)
+def _refusal(
+    what: str, fix: str, rule: str, header: str | None = None, value: object = None
+) -> InvalidMessage:
+    return InvalidMessage(f"{what}; {fix}", header=header, value=value, rule=rule)

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from mailstrom.errors import InvalidAddress, InvalidMessage
 from mailstrom.message.address import Address, parse_address, parse_domain
-from mailstrom.message.address_list import Mailbox, mailboxes, parse_address_list
+from mailstrom.message.address_list import Entries, Mailbox, mailboxes, parse_address_list
 from mailstrom.message.body import CRLF, Entity, render_entity
+from mailstrom.message.date import lenient_date, render_date
 from mailstrom.message.encoded_word import decode_words
 from mailstrom.message.header import Field
 from mailstrom.message.plain import read_plain, unfolded
@@ -38,9 +39,9 @@ _ONCE = frozenset(
 )  # fmt: skip
 _OMITTED_IF_EMPTY = frozenset({"sender", "reply-to", "to", "cc"})
 _TRACE = frozenset({"received", "return-path"})
+# Printable ASCII round one @; stricter readers exist, but what others made is not ours to rewrite.
+_MESSAGE_ID = re.compile(r'<(?:"(?:[^"\\]|\\.)*+"|[!-;=?A-~]++)@[!-;=?A-~]++>').fullmatch
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
-_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +80,8 @@ def compose(
     Args:
         message: an ``EmailMessage``, a legacy ``Message`` or a finished message as bytes.
         sender: envelope sender; ``""`` is the null sender; None takes Sender, else the only From.
+            Several authors need a Sender header (RFC 5322 section 3.6.2), a group as author needs
+            one or this argument (RFC 6854); bytes that come with a sender are not asked.
         recipients: envelope recipients; None takes To, Cc and Bcc, or those of the first resent
             block where there is one.
         now: aware time for a missing Date.
@@ -96,15 +99,20 @@ def compose(
         raise ValueError("compose(now=...) got a naive datetime; pass an aware one, e.g. in UTC")
     entity = _entity(message)
     fields = entity.fields
+    from_bytes = isinstance(message, (bytes, bytearray, memoryview))
     _check_counts(fields)
     block = _resent_block(fields)
+    if sender is not None and not from_bytes:
+        _check_authors(fields)
     envelope_sender = _sender(sender, fields, block)
     keys, utf8 = _recipients(recipients, fields, block)
     by_key = {one.key: one for one in reversed(fields)}
 
     added: list[bytes] = []
     if "date" not in by_key:
-        added.append(b"Date: " + _date(now).encode("ascii") + CRLF)
+        added.append(b"Date: " + _date(now) + CRLF)
+    elif from_bytes:
+        _check_date(by_key["date"])
     if "message-id" in by_key:
         message_id = _message_id(by_key["message-id"])
     else:
@@ -115,6 +123,9 @@ def compose(
         added.append(b"MIME-Version: 1.0\r\n")
 
     kept = [one.wire for one in fields if not _dropped(one)]
+    if "resent-from" in block and "resent-date" not in block:
+        first = block["resent-from"].wire
+        kept.insert(kept.index(first), b"Resent-Date: " + _date(now) + CRLF)
     head = b"".join([*added, *kept])
     content = b"".join([head, CRLF, entity.body])
     if not content.endswith(CRLF):
@@ -139,6 +150,7 @@ def _entity(message: object) -> Entity:
             "the message is a str, whose encoding is anybody's guess",
             "pass an EmailMessage, or bytes (text.encode('utf-8') if it has no other charset)",
             "message-type",
+            value=message,
         )
     # Loaded only here: callers with ready bytes do not pay for the package.
     from email.message import Message
@@ -148,6 +160,7 @@ def _entity(message: object) -> Entity:
             f"the message is a {type(message).__name__}",
             "pass an email.message.EmailMessage, a Message or bytes",
             "message-type",
+            value=message,
         )
     return render_entity(message)
 
@@ -169,6 +182,7 @@ def _check_counts(fields: Sequence[Field]) -> None:
             "set exactly one (RFC 5322 section 3.6)",
             "from-duplicate" if senders else "from-missing",
             "From",
+            [unfolded(one) for one in fields if one.key == "from"] or None,
         )
     for key, count in counts.items():
         if count > 1 and key in _ONCE:
@@ -177,6 +191,7 @@ def _check_counts(fields: Sequence[Field]) -> None:
                 "keep one; several addresses go into one header, separated by commas",
                 "duplicate-header",
                 key.title(),
+                [unfolded(one) for one in fields if one.key == key],
             )
 
 
@@ -193,12 +208,49 @@ def _resent_block(fields: Sequence[Field]) -> dict[str, Field]:
     return block
 
 
-def _mailboxes(one: Field | None) -> tuple[Mailbox, ...]:
+def _check_authors(fields: Sequence[Field]) -> None:
+    """Several authors need a Sender header, whatever the envelope says (RFC 5322 3.6.2)."""
+    for one in fields:
+        if one.key == "sender" and one.entries:
+            return
+    author = next(one for one in fields if one.key == "from")
+    if len(author.entries or ()) > 1:
+        raise _refusal(
+            "From has several authors, and there is no Sender header",
+            "set Sender to the one who sends",
+            "sender-ambiguous",
+            "From",
+            _shown(author),
+        )
+
+
+def _check_date(one: Field) -> None:
+    text = unfolded(one)
+    if lenient_date(text) is None:
+        raise _refusal(
+            f"the Date header is not a date of RFC 5322 section 3.3: {text[:60]!r}",
+            "correct it, or leave it out (Mailstrom adds one)",
+            "date-syntax",
+            "Date",
+            text,
+        )
+
+
+def _shown(one: Field | None) -> str | None:
+    """A field's value for an error."""
+    return None if one is None else unfolded(one)
+
+
+def _entries(one: Field | None) -> Entries:
     if one is None:
         return ()
     if one.entries is not None:
-        return mailboxes(one.entries)
-    return mailboxes(parse_address_list(unfolded(one), header=one.key.title()))
+        return one.entries
+    return parse_address_list(unfolded(one), header=one.key.title())
+
+
+def _mailboxes(one: Field | None) -> tuple[Mailbox, ...]:
+    return mailboxes(_entries(one))
 
 
 def _sender(given: str | None, fields: Sequence[Field], block: dict[str, Field]) -> Address | None:
@@ -209,29 +261,34 @@ def _sender(given: str | None, fields: Sequence[Field], block: dict[str, Field])
         source, author = block.get("resent-sender"), block.get("resent-from")
     else:
         source, author = first.get("sender"), first["from"]
-    found = _mailboxes(source)
-    if len(found) > 1:
+    prefix = "Resent-" if block else ""
+    entries = _entries(source)
+    found = mailboxes(entries)
+    if len(entries) > 1 or (entries and not isinstance(entries[0], Mailbox)):
         raise _refusal(
-            f"the Sender header has {len(found)} addresses",
-            "keep one (RFC 5322 section 3.6.2)",
+            f"the {prefix}Sender header is not one address",
+            "keep one (RFC 5322 section 3.6.2), or pass sender=",
             "sender-ambiguous",
-            "Sender",
+            f"{prefix}Sender",
+            _shown(source),
         )
-    found = found or _mailboxes(author)
-    if len(found) > 1:
+    entries = entries or _entries(author)
+    found = found or mailboxes(entries)
+    if found and (len(entries) > 1 or not isinstance(entries[0], Mailbox)):
         raise _refusal(
-            f"From has {len(found)} addresses and there is no Sender header",
-            "set Sender, or pass sender=",
+            f"{prefix}From has several authors or a group, and there is no {prefix}Sender header",
+            f"set {prefix}Sender to the one who sends",
             "sender-ambiguous",
-            "From",
+            f"{prefix}From",
+            _shown(author),
         )
     if not found:
-        name = "Resent-From" if block else "From"
         raise _refusal(
-            f"the message has no sender in {name}",
-            f"set {name}, or pass sender=",
+            f"the message has no sender in {prefix}From",
+            f"set {prefix}From, or pass sender=",
             "no-sender",
-            name,
+            f"{prefix}From",
+            _shown(author),
         )
     return found[0].address
 
@@ -250,6 +307,7 @@ def _recipients(
                 "pass a list of addresses: recipients=['a@example.com']",
                 "recipients-type",
                 "recipients",
+                given,
             )
         found = [_argument(one, "recipients") for one in given]
     if not found:
@@ -289,12 +347,13 @@ def _id_domain(sender: Address | None, author: Field, fallback: str) -> str:
 
 def _message_id(one: Field) -> str:
     text = one.text if one.text is not None else unfolded(one)
-    if not text or not text.isascii() or not text.isprintable():
+    if _MESSAGE_ID(text) is None or not text.isprintable():
         raise _refusal(
-            "the Message-ID header is empty or not printable ASCII",
+            f"the Message-ID header is not <left@right> in printable ASCII: {text[:60]!r}",
             "remove it (Mailstrom makes one) or write <unique@domain>",
             "message-id",
             "Message-ID",
+            text,
         )
     return text
 
@@ -306,15 +365,6 @@ def _subject(one: Field | None) -> str:
     return _UNPRINTABLE.sub(" ", text)[:SUBJECT_LIMIT]
 
 
-def _date(now: datetime) -> str:
-    """RFC 5322 section 3.3 in UTC; strftime would follow the locale."""
-    utc = now.astimezone(UTC)
-    return (
-        f"{_DAYS[utc.weekday()]}, {utc.day:02} {_MONTHS[utc.month - 1]} {utc.year:04} "
-        f"{utc.hour:02}:{utc.minute:02}:{utc.second:02} +0000"
-    )
-
-
 def _uuid4_hex() -> str:
     """Random UUID of RFC 9562 section 5.4 in hex; the uuid module costs its import."""
     octets = bytearray(os.urandom(16))
@@ -323,5 +373,12 @@ def _uuid4_hex() -> str:
     return octets.hex()
 
 
-def _refusal(what: str, fix: str, rule: str, header: str | None = None) -> InvalidMessage:
-    return InvalidMessage(f"{what}; {fix}", header=header, rule=rule)
+def _date(now: datetime) -> bytes:
+    """A date we add is in UTC: where the sender sits is nobody's business."""
+    return render_date(now.astimezone(UTC)).encode("ascii")
+
+
+def _refusal(
+    what: str, fix: str, rule: str, header: str | None = None, value: object = None
+) -> InvalidMessage:
+    return InvalidMessage(f"{what}; {fix}", header=header, value=value, rule=rule)

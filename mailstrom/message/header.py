@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import Enum
 
 from mailstrom.message.address_list import Entries, Group, Mailbox
+from mailstrom.message.date import lenient_date, render_date, strict_date
 from mailstrom.message.encoded_word import decode_words, encode_words
 from mailstrom.message.grammar import CONTROL, LINE_BREAK, quote, refusal
 from mailstrom.message.header_value import (
@@ -33,6 +35,7 @@ from mailstrom.message.parameters import (
 
 FOLD_AT = 78
 LINE_LIMIT = 998
+_WORD_LIMIT = 70  # a word or quoted name up to here leaves room for a header's name on its line
 _TOKEN_LIMIT = 900  # a longer run without white space cannot be folded and is encoded instead
 
 
@@ -42,6 +45,7 @@ class Kind(Enum):
     ADDRESSES = "addresses"
     TEXT = "text"
     STRUCTURED = "structured"
+    DATE = "date"
     PARAMETERS = "parameters"
 
 
@@ -56,7 +60,7 @@ _KINDS: dict[str, Kind] = {
     ),
     **dict.fromkeys(
         (
-            "date", "message-id", "in-reply-to", "references", "resent-date", "resent-message-id",
+            "message-id", "in-reply-to", "references", "resent-message-id",
             "received", "return-path", "mime-version", "content-transfer-encoding", "content-id",
             "content-location", "content-language", "content-base", "content-md5", "auto-submitted",
             "dkim-signature", "domainkey-signature", "authentication-results", "autocrypt",
@@ -64,6 +68,7 @@ _KINDS: dict[str, Kind] = {
         ),
         Kind.STRUCTURED,
     ),
+    **dict.fromkeys(("date", "resent-date"), Kind.DATE),
     **dict.fromkeys(("content-type", "content-disposition"), Kind.PARAMETERS),
 }  # fmt: skip
 _STRUCTURED_PREFIXES = ("list-", "arc-", "received-")
@@ -113,8 +118,10 @@ def render_field(name: str, value: object) -> Field:
         InvalidMessage: by a named rule, where the value cannot be rendered with certainty.
     """
     key = check_name(name)
-    text = wire_text(name, value)
     kind = kind_of(key)
+    if kind is Kind.DATE:
+        return _render_date(name, key, value)
+    text = wire_text(name, value)
     if kind is Kind.ADDRESSES:
         return render_entries(name, entries_of(name, value, text))
     if kind is Kind.PARAMETERS:
@@ -275,12 +282,46 @@ def _render_structured(name: str, key: str, text: str) -> Field:
     return Field(key=key, wire=fold(name, _WORDS.findall(text)), text=text)
 
 
+def _render_date(name: str, key: str, value: object) -> Field:
+    """A date from text, from a datetime, or from the registry object that holds one."""
+    moment: object = value
+    text = ""
+    if not isinstance(value, datetime):
+        text = wire_text(name, value).strip(" \t")
+        moment = getattr(value, "datetime", None)
+        if moment is None:
+            moment = lenient_date(text)
+    if not isinstance(moment, datetime):
+        raise refusal(
+            name,
+            "is not a date of RFC 5322 section 3.3",
+            "set it to an aware datetime, or leave it out",
+            text,
+            "date-syntax",
+        )
+    # The registry object keeps no sign whether it was made of "-0000" (UTC, its local zone unknown)
+    # or of a naive datetime; only a datetime has microseconds.
+    if moment.tzinfo is None and (not text or moment.microsecond):
+        raise refusal(
+            name, "is a datetime without a time zone", "use datetime.now(UTC)", moment, "date-naive"
+        )
+    found = strict_date(text)
+    if found is None or found[1] != len(text):
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=UTC)
+        text = render_date(moment)
+    return Field(key=key, wire=fold(name, _WORDS.findall(text)), text=text)
+
+
 def _mailbox(name: str, mailbox: Mailbox) -> list[str]:
-    """Pieces of a mailbox; one piece unless the display name needs several encoded-words."""
+    """Pieces of a mailbox; one piece unless it is too long for a line of its own."""
     if not mailbox.name:
         return [mailbox.address.key]
     phrase = _phrase(name, mailbox.name)
-    return [*phrase[:-1], f"{phrase[-1]} <{mailbox.address.key}>"]
+    last = f"{phrase[-1]} <{mailbox.address.key}>"
+    if len(last) > FOLD_AT - 2:
+        return [*phrase, f"<{mailbox.address.key}>"]
+    return [*phrase[:-1], last]
 
 
 def _phrase(name: str, text: str) -> list[str]:
@@ -291,9 +332,15 @@ def _phrase(name: str, text: str) -> list[str]:
         )
     if SURROGATE(text):
         raise refusal_undecodable(name, text)
-    if "=?" not in text and len(text) <= FOLD_AT:
+    if "=?" not in text:
         if _ATOMS(text) is not None:
-            return [text]
-        if text.isascii() and text.isprintable():
-            return [quote(text)]
+            if len(text) <= _WORD_LIMIT:
+                return [text]
+            words = text.split(" ")
+            if max(map(len, words)) <= _WORD_LIMIT:
+                return words
+        elif text.isascii() and text.isprintable():
+            quoted = quote(text)
+            if len(quoted) <= _WORD_LIMIT:
+                return [quoted]
     return encode_words(text, first=FOLD_AT - len(name) - 2 if len(name) < 30 else 75)

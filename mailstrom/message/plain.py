@@ -17,6 +17,8 @@ from mailstrom.message.header import Field
 
 _FIELD = re.compile(rb"([!-9;-~]{1,200}):[^\r\n]*(?:\r\n[ \t][^\r\n]*)*\r\n")
 _BLANK_FOLD = re.compile(rb"\r\n[ \t]+\r\n")
+_STARTS = re.compile(rb"^([!-9;-~]{1,200}):", re.MULTILINE)
+_BARE = re.compile(rb"\r(?!\n)|(?<!\r)\n")
 _CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
@@ -32,18 +34,34 @@ def read_plain(content: bytes) -> Entity:
     Raises:
         InvalidMessage: by a named rule (module docstring).
     """
-    if b"\0" in content:
-        raise _refusal("the message contains a NUL octet", "encode the part as base64", "nul")
+    nul = content.find(b"\0")
+    if nul >= 0:
+        raise _refusal(
+            "the message contains a NUL octet", "encode the part as base64", "nul", position=nul
+        )
     if b"\r" not in content:
-        content = content.replace(b"\n", CRLF)
-    else:
-        pairs = content.count(CRLF)
-        if pairs != content.count(b"\n") or pairs != content.count(b"\r"):
-            raise _refusal(
-                "the message mixes line ends (CRLF, bare CR or bare LF)",
-                "use CRLF or LF throughout, and encode parts that hold others",
-                "line-endings",
-            )
+        converted = content.replace(b"\n", CRLF)
+        try:
+            return _read_lines(converted)
+        except InvalidMessage as error:
+            if error.position is not None:  # as the caller counts
+                error.position -= converted.count(CRLF, 0, error.position)
+            raise
+    pairs = content.count(CRLF)
+    if pairs != content.count(b"\n") or pairs != content.count(b"\r"):
+        bare = _BARE.search(content)
+        raise _refusal(
+            "the message mixes line ends (CRLF, bare CR or bare LF)",
+            "use CRLF or LF throughout, and encode parts that hold others",
+            "line-endings",
+            None if bare is None else content[max(0, bare.start() - 40) : bare.end() + 40],
+            None if bare is None else bare.start(),
+        )
+    return _read_lines(content)
+
+
+def _read_lines(content: bytes) -> Entity:
+    """The same for content with CRLF alone."""
     if not content.endswith(CRLF):
         content += CRLF
     split = content.find(b"\r\n\r\n")
@@ -52,12 +70,17 @@ def read_plain(content: bytes) -> Entity:
             "the message has no blank line after its headers",
             "write header lines, an empty line, then the body",
             "blank-line-missing",
+            position=len(content),
         )
-    if too_long_line(content):
+    long = too_long_line(content)
+    if long is not None:
         raise _refusal(
             "the message has a line of more than 998 octets",
             "fold the header or encode the body as quoted-printable or base64",
             "line-too-long",
+            content[long : long + 80],
+            long,
+            _name_at(content, long) if 0 <= long < split else None,
         )
     if content.startswith(CRLF):
         return Entity(fields=(), body=content[2:])
@@ -86,6 +109,7 @@ def _fields(head: bytes) -> tuple[Field, ...]:
             "write one field a line, names without spaces, continuations indented",
             "header-syntax",
             line,
+            at,
         )
     return tuple(fields)
 
@@ -98,6 +122,8 @@ def _check_characters(head: bytes) -> None:
             "remove the white space line",
             "header-blank-fold",
             head[max(0, blank.start() - 60) : blank.end()],
+            blank.start() + 2,
+            _name_at(head, blank.start()),
         )
     control = _CONTROL.search(head)
     if control is None and not head.isascii():
@@ -109,18 +135,43 @@ def _check_characters(head: bytes) -> None:
                 "use encoded-words (RFC 2047) or UTF-8",
                 "header-undecodable",
                 head[max(0, error.start - 40) : error.start + 10],
+                error.start,
+                _name_at(head, error.start),
             ) from None
-        if CONTROL.search(text.replace("\r\n", "")) is None:
+        foreign = CONTROL.search(text.replace(CRLF.decode(), "  "))
+        if foreign is None:
             return
+        start = len(text[: foreign.start()].encode("utf-8"))
     elif control is None:
         return
+    else:
+        start = control.start()
     raise _refusal(
         "a header holds a control character or a foreign line separator",
         "remove it or use encoded-words (RFC 2047)",
         "header-control",
-        head[:80] if control is None else head[max(0, control.start() - 40) : control.end()],
+        head[max(0, start - 40) : start + 10],
+        start,
+        _name_at(head, start),
     )
 
 
-def _refusal(what: str, fix: str, rule: str, value: object = None) -> InvalidMessage:
-    return InvalidMessage(f"{what}; {fix}", value=value, rule=rule)
+def _name_at(head: bytes, offset: int) -> str | None:
+    """Name of the field that an offset lies in, as it is written."""
+    names = [
+        match[1] for match in _STARTS.finditer(head, 0, offset + 200) if match.start() <= offset
+    ]
+    return names[-1].decode("ascii") if names else None
+
+
+def _refusal(
+    what: str,
+    fix: str,
+    rule: str,
+    value: object = None,
+    position: int | None = None,
+    header: str | None = None,
+) -> InvalidMessage:
+    return InvalidMessage(
+        f"{what}; {fix}", header=header, value=value, rule=rule, position=position
+    )

@@ -14,13 +14,14 @@ Must not know: sockets, TLS, clocks, who may relay, where a message is stored.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from mailstrom.smtp.capabilities import Capabilities
 from mailstrom.smtp.commands import BadCommand, parse_command
 from mailstrom.smtp.framing import LINE_TOO_LONG, DotUnstuffer, Line, LineReader
 from mailstrom.smtp.reply import Reply, render_reply
-from mailstrom.smtp.server_auth import MECHANISMS, AuthExchange, Challenge
+from mailstrom.smtp.server_auth import MECHANISMS, OAUTH_ERROR, AuthExchange, Challenge
 from mailstrom.smtp.server_commands import read_hello, read_mail, read_rcpt, refuse
 from mailstrom.smtp.server_events import (
     Closing,
@@ -69,6 +70,8 @@ class ServerDialogue:
         recipient_limit: accepted recipients of one transaction; more get 452 4.5.3.
         error_limit: refused commands after which the session ends with 421.
         line_limit: octets of a command line, CRLF included.
+        challenge: makes the challenge of each CRAM-MD5 exchange, never the same twice (RFC 2195
+            section 2); without it that mechanism is refused.
     """
 
     def __init__(
@@ -80,6 +83,7 @@ class ServerDialogue:
         recipient_limit: int = RECIPIENT_LIMIT,
         error_limit: int = ERROR_LIMIT,
         line_limit: int = LINE_LIMIT,
+        challenge: Callable[[], str] | None = None,
     ) -> None:
         self._secured = secured or replace(capabilities, starttls=False)
         self.capabilities = self._secured if tls else capabilities
@@ -103,7 +107,9 @@ class ServerDialogue:
         self._end_due = self._oversize = False
         self._smtputf8 = False
         self._refused_recipients = False
+        self._make_challenge = challenge
         self._exchange = AuthExchange("")
+        self._withheld: bytes | None = None  # XOAUTH2: the refusal, told behind the next line
         self._closing: str | None = None
         self._closing_told = False
 
@@ -285,13 +291,20 @@ class ServerDialogue:
     def _auth(self, argument: str) -> Question | None:
         if self.authenticated:
             return refuse("AUTH", "auth-already", 503, "5.5.1", "already authenticated")
-        mechanism, _, initial = argument.partition(" ")
-        if mechanism.upper() not in self.capabilities.auth & MECHANISMS:
+        name, _, initial = argument.partition(" ")
+        mechanism, make = name.upper(), self._make_challenge
+        offered = mechanism in self.capabilities.auth & MECHANISMS
+        if not offered or (mechanism == "CRAM-MD5" and make is None):
             return refuse("AUTH", "mechanism", 504, "5.5.4", "mechanism not offered")
-        self._exchange = AuthExchange(mechanism.upper())
+        self._exchange = AuthExchange(mechanism, make() if make is not None else "")
         return self._exchanged(self._exchange.begin(initial))
 
     def _read_auth(self, line: Line) -> Question | None:
+        if self._withheld is not None:
+            self._output.append(self._withheld)
+            self._withheld = None
+            self.phase = self._accepted_phase = Phase.READY
+            return None
         return self._exchanged(self._exchange.answer(line))
 
     def _exchanged(self, result: Challenge | Credentials | Refused) -> Question | None:
@@ -345,9 +358,14 @@ class ServerDialogue:
             if self._errors > self._error_limit:
                 reply = Reply(421, "4.7.0", ("too many errors", *reply.lines))
         rendered = render_reply(reply.code, reply.enhanced if coded else None, *reply.lines)
+        oauth = isinstance(question, Credentials) and question.mechanism == "XOAUTH2"
+        if oauth and reply.permanent:
+            self._withheld, rendered = rendered, OAUTH_ERROR
         self._output.append(rendered)
         if question is not None:
             self._apply(question, reply)
+        if self._withheld is not None:
+            self.phase = Phase.AUTH
 
     def _apply(self, question: Question, reply: Reply) -> None:
         self._question = None

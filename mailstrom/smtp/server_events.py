@@ -8,6 +8,7 @@ Must not know: what a shell does with an event, how bytes became one.
 
 from __future__ import annotations
 
+import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -43,13 +44,23 @@ class Credentials:
 
     Args:
         identity: authorization identity, "" for "as the user".
+        password: with XOAUTH2 the access token, with CRAM-MD5 the digest of the challenge.
+        challenge: what CRAM-MD5 asked to be digested.
     """
 
     mechanism: str
     identity: str
     user: str
     password: str = field(repr=False)
+    challenge: str = ""
     default: Reply
+
+    def proves(self, secret: str) -> bool:
+        """Whether the client knows this secret: the user's password or access token."""
+        known = secret.encode()
+        if self.mechanism == "CRAM-MD5":  # RFC 2195 section 2
+            known = hmac.new(known, self.challenge.encode(), "md5").hexdigest().encode()
+        return hmac.compare_digest(known, self.password.encode())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,19 +1,52 @@
-"""Storage: the seam (``base``) and the stores behind it, opened by name."""
+"""Storage: the seam (``client``, ``base``, ``provider``) and the stores behind it, by name.
+
+A name is a path or ``scheme:rest``; see ``schemes``. Whoever opens a spool does it here, so that
+nobody else needs to know which kind of store it is.
+"""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from mailstrom.errors import ConfigError
+from mailstrom.storage.schemes import provider_of
+
 if TYPE_CHECKING:
-    from mailstrom.storage.sqlite.client import SQLiteClientStore
-    from mailstrom.storage.sqlite.worker import SQLiteWorkerStore
+    from mailstrom.storage.base import WorkerStore
+    from mailstrom.storage.client import ClientStore
+
+__all__ = [
+    "canonical",
+    "open_client_store",
+    "open_worker_store",
+    "prepare",
+    "provider_of",
+    "require_shared",
+    "run_directory",
+]
 
 
-def real(path: str) -> str:
-    """The one name of a spool: a link to it is the same spool, with the same -wal and locks."""
-    return os.path.realpath(path)
+def canonical(name: str) -> str:
+    """The one name of a spool: a link to it is the same spool, with the same -wal and locks.
+
+    Raises:
+        ConfigError: no store has names like this one.
+    """
+    return provider_of(name).canonical(name)
+
+
+def require_shared(name: str) -> None:
+    """Raise unless other processes can open this spool, as those of a supervisor must.
+
+    Raises:
+        ConfigError: only the process that made it could see it; or no store has such names.
+    """
+    if not provider_of(name).shared:
+        raise ConfigError(
+            f"{name}: only this process could see it, so no other can deliver its mail; use"
+            " Mailstrom.start() in the application, or a spool in a file"
+        )
 
 
 def prepare(path: str, *, engine: bool = False) -> None:
@@ -23,22 +56,24 @@ def prepare(path: str, *, engine: bool = False) -> None:
 
     Raises:
         SpoolError: or a subclass that says what is wrong; nothing is half done.
+        ConfigError: no store has names like this one.
     """
-    from mailstrom.storage.sqlite.schema import prepare as prepare_sqlite
-
-    prepare_sqlite(real(path), engine=engine)
+    provider_of(path).prepare(canonical(path), engine=engine)
 
 
-def open_client_store(path: str, *, busy_ms: int = 5_000) -> SQLiteClientStore:
-    """The client's half of a store, created if it is missing."""
-    from mailstrom.storage.sqlite.client import SQLiteClientStore
+def open_client_store(path: str, *, busy_ms: int = 5_000) -> ClientStore:
+    """The client's half of a store, created if it is missing.
 
-    return SQLiteClientStore(real(path), busy_ms=busy_ms)
+    Raises:
+        SpoolError: or a subclass that says what is wrong with the spool.
+        ConfigError: no store has names like this one.
+    """
+    return provider_of(path).open_client(canonical(path), busy_ms=busy_ms)
 
 
 def open_worker_store(
     path: str, *, busy_ms: int = 10_000, doubt_delays_ms: Sequence[int] | None = None
-) -> SQLiteWorkerStore:
+) -> WorkerStore:
     """The engine's half of a store; the spool must exist.
 
     Args:
@@ -46,16 +81,21 @@ def open_worker_store(
         busy_ms: how long to wait for another writer.
         doubt_delays_ms: how long a recipient waits that was lost on the wire, by how often it was
             lost in a row before; the last one repeats. None: the store's own.
-    """
-    from mailstrom.storage.sqlite.worker import SQLiteWorkerStore
 
-    if doubt_delays_ms is None:
-        return SQLiteWorkerStore(real(path), busy_ms=busy_ms)
-    return SQLiteWorkerStore(real(path), busy_ms=busy_ms, doubt_delays_ms=doubt_delays_ms)
+    Raises:
+        SpoolError: or a subclass that says what is wrong with the spool.
+        ConfigError: no store has names like this one.
+    """
+    return provider_of(path).open_worker(
+        canonical(path), busy_ms=busy_ms, doubt_delays_ms=doubt_delays_ms
+    )
 
 
 def run_directory(path: str) -> str:
-    """The directory beside a spool that holds lock files and flags."""
-    from mailstrom.storage.sqlite.durable import run_directory as directory
+    """The directory that holds a spool's lock files and flags; on this machine.
 
-    return directory(real(path))
+    Raises:
+        SpoolError: the spool is one that must be open for this, and is not.
+        ConfigError: no store has names like this one.
+    """
+    return provider_of(path).run_directory(canonical(path))

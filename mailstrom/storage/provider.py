@@ -9,10 +9,11 @@ do). Nothing is imported before a spool of that scheme is named.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from mailstrom.storage.base import WorkerStore
-from mailstrom.storage.client import ClientStore
+if TYPE_CHECKING:
+    from mailstrom.storage.base import WorkerStore
+    from mailstrom.storage.client import ClientStore
 
 ENTRY_POINTS = "mailstrom.stores"
 

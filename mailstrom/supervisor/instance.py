@@ -15,7 +15,9 @@ from pathlib import Path
 
 from mailstrom import lockfile
 from mailstrom.clock import monotonic_ms
+from mailstrom.control import SUPERVISOR_LOCK
 from mailstrom.lockfile import LockFile
+from mailstrom.storage import run_directory
 
 _PATIENCE_MS = 1000
 _STEP_S = 0.02
@@ -31,7 +33,7 @@ class Holder:
 
 def lock_path(store: str) -> Path:
     """Path of the instance lock of the spool at ``store``."""
-    return Path(f"{store}-run") / "supervisor.lock"
+    return Path(run_directory(store)) / SUPERVISOR_LOCK
 
 
 def take_lock(store: str) -> LockFile | Holder:

@@ -28,7 +28,7 @@ from mailstrom.errors import (
     SpoolError,
     SpoolFull,
 )
-from mailstrom.storage import prepare, real
+from mailstrom.storage import canonical, prepare, require_shared
 from mailstrom.supervisor.instance import Holder, lock_path, take_lock
 from mailstrom.supervisor.supervision import DELIVERY, JANITOR, Supervision, Timing
 
@@ -89,9 +89,12 @@ def serve(
             return _refuse(EXIT_CONFIG, _NO_ENGINE)
         commands = engine_commands()
     config = _with_workers(config, workers)
-    store = real(config.store)
     try:
+        require_shared(config.store)
+        store = canonical(config.store)
         prepare(store, engine=True)
+    except ConfigError as error:
+        return _refuse(EXIT_CONFIG, f"mailstrom: {error}")
     except SpoolError as error:
         code = next(code for kind, code in _SPOOL_EXITS if isinstance(error, kind))
         return _refuse(code, f"mailstrom: {error}")

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import select
 import signal
@@ -225,11 +226,16 @@ class Supervision:
         except (ConfigError, ControlError, OSError) as error:
             events.config_rejected(error=str(error), file=self._config.origin)
             return
-        self._config = config
-        events.configure(config.log.level, config.log.format)
+        levels = logging.getLevelNamesMapping()
+        before, self._config = self._config, config
+        quieter = levels[config.log.level.upper()] > levels[before.log.level.upper()]
+        if not quieter:
+            events.configure(config.log.level, config.log.format)
         events.config_reloaded(
             file=config.origin, restart_needed=restart_needed(self._at_start, config) or None
         )
+        if quieter:  # only now: it must not swallow the line that tells of it
+            events.configure(config.log.level, config.log.format)
 
     # Children: end and start
 

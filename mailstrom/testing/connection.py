@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import socket
 import struct
 import time
@@ -77,6 +78,7 @@ class Shell(asyncio.Protocol):
             secured=script.offer(server.hostname, tls_possible=possible, tls=True),
             tls=server.implicit_tls,
             recipient_limit=script.recipient_limit,
+            challenge=lambda: f"<{os.urandom(12).hex()}@{server.hostname}>",
         )
         self.transport: asyncio.Transport
         self.seen: Connection
@@ -176,6 +178,8 @@ class Shell(asyncio.Protocol):
             self.seen.flights[-1].append(stage)
         if isinstance(event, Hello):
             self.seen.hello = event.name
+        elif isinstance(event, Credentials):
+            self.seen.auth.append((event.mechanism, event.user))
         elif isinstance(event, MailFrom):
             self._begin(event)
         rule = None
@@ -295,8 +299,10 @@ class Shell(asyncio.Protocol):
         if rule is not None and rule.code is not None:
             lines = tuple(rule.text.split("\n")) if rule.text else ()
             return Reply(rule.code, rule.enhanced, lines)
-        if isinstance(event, Credentials) and users.get(event.user) == event.password:
-            return Reply(235, "2.7.0", ("welcome",))
+        if isinstance(event, Credentials):
+            secret = users.get(event.user)
+            right = secret is not None and event.proves(secret)
+            return Reply(235, "2.7.0", ("welcome",)) if right else event.default
         if isinstance(event, MailFrom) and users and not self.dialogue.authenticated:
             return Reply(530, "5.7.0", ("authentication required",))
         return event.default

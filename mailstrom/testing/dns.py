@@ -26,7 +26,8 @@ WRONG_QUESTION    the values of this name as the answer to another question
 Runs in process (``async with DNSServer(zone) as server``) or by itself:
 ``python -P -m mailstrom.testing.dns --bind 127.0.0.1:5353 --zone FILE.json`` prints one JSON line
 when ready, reads the file again at SIGHUP and ends at SIGTERM. RFC 1034, 1035, 2308. For tests:
-no zone transfer, no DNSSEC, no EDNS options.
+no zone transfer, no DNSSEC, no EDNS options. Past 400 lines: a server, its command line and the
+table above are read together.
 """
 
 from __future__ import annotations
@@ -39,8 +40,9 @@ import os
 import signal
 import ssl
 import sys
+import threading
 from collections import Counter
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self, cast
@@ -174,6 +176,27 @@ class DNSServer:
         while self.total < count:
             self._news.clear()
             await self._news.wait()
+
+    @contextlib.contextmanager
+    def in_thread(self) -> Iterator[Self]:
+        """Run on a loop in a thread of its own, for callers without a loop.
+
+        Raises:
+            OSError: as when entered; and what leaving raises.
+        """
+        loop = asyncio.new_event_loop()
+        runner = threading.Thread(target=loop.run_forever, name=f"dns-{self.host}", daemon=True)
+        runner.start()
+        try:
+            asyncio.run_coroutine_threadsafe(self.__aenter__(), loop).result()
+            try:
+                yield self
+            finally:
+                asyncio.run_coroutine_threadsafe(self.__aexit__(None, None, None), loop).result()
+        finally:
+            loop.call_soon_threadsafe(loop.stop)
+            runner.join()
+            loop.close()
 
     def answer_later(self, wire: bytes, transport: asyncio.DatagramTransport, peer: object) -> None:
         """Answer one datagram; it may take its time."""
@@ -352,10 +375,10 @@ def _load(path: Path) -> Zone:
     return zone
 
 
-async def _run(host: str, port: int, path: Path) -> None:
+async def _run(host: str, port: int, path: Path, tls: ssl.SSLContext | None) -> None:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
-    async with DNSServer(_load(path), host=host, port=port) as server:
+    async with DNSServer(_load(path), host=host, port=port, tls=tls) as server:
 
         def reload() -> None:
             # A file half written must not end the server; the old zone goes on.
@@ -391,9 +414,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--zone", required=True, type=Path, metavar="FILE.json", help="read again at SIGHUP"
     )
+    parser.add_argument(
+        "--tls-cert", type=Path, metavar="PEM", help="certificate chain: TCP speaks DNS over TLS"
+    )
+    parser.add_argument("--tls-key", type=Path, metavar="PEM")
     options = parser.parse_args(argv)
+    tls: ssl.SSLContext | None = None
+    if options.tls_cert is not None:
+        tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        tls.load_cert_chain(options.tls_cert, options.tls_key)
     host, _, port = str(options.bind).rpartition(":")
-    asyncio.run(_run(host.strip("[]"), int(port), options.zone))
+    asyncio.run(_run(host.strip("[]"), int(port), options.zone, tls))
     return 0
 
 

@@ -32,6 +32,7 @@ class Connection:
         peer: the client's address.
         opened, closed: seconds since the epoch; ``closed`` is None while it is open.
         tls: protocol version, or None in clear.
+        auth: mechanism and user of each finished AUTH exchange, right or wrong.
         cause: why it ended.
         flights: the stages that arrived with each read, for example ``["mail", "rcpt", "data"]``.
         transactions: contents that reached their dot.
@@ -45,6 +46,7 @@ class Connection:
     closed: float | None = None
     tls: str | None = None
     hello: str = ""
+    auth: list[tuple[str, str]] = field(default_factory=list)
     cause: str = ""
     flights: list[list[str]] = field(default_factory=list)
     transactions: int = 0

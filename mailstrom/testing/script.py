@@ -27,6 +27,7 @@ from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 
 from mailstrom.smtp.capabilities import Capabilities
+from mailstrom.smtp.server_auth import MECHANISMS
 
 _BEFORE_MAIL = ("greeting", "ehlo", "helo", "starttls", "auth")
 STAGES = frozenset((*_BEFORE_MAIL, "mail", "rcpt", "data", "body", "dot", "rset", "quit"))
@@ -149,8 +150,9 @@ class Script:
         pipelining, eightbitmime, smtputf8, enhancedstatuscodes: offered by EHLO.
         starttls: offered where the server has a certificate.
         size: None: SIZE is not offered; 0: offered without a limit.
-        auth: user -> password; AUTH PLAIN and LOGIN are offered if there is any, and then needed
-            before MAIL.
+        auth: user -> password (with XOAUTH2 the access token); AUTH is offered if there is any,
+            and then needed before MAIL.
+        mechanisms: offered by AUTH: PLAIN, LOGIN, CRAM-MD5, XOAUTH2; every exchange is verified.
         auth_in_clear: offer AUTH before TLS too.
         recipient_limit: recipients of one transaction, more get 452.
         connection_limit: connections open at once, a further one is greeted with 421; 0: no limit.
@@ -165,9 +167,21 @@ class Script:
     starttls: bool = True
     size: int | None = 50 * 1024 * 1024
     auth: Mapping[str, str] = field(default_factory=dict)
+    mechanisms: Sequence[str] = ("PLAIN", "LOGIN")
     auth_in_clear: bool = True
     recipient_limit: int = 1000
     connection_limit: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse a mechanism that does not exist.
+
+        Raises:
+            ValueError: names it and the possible ones.
+        """
+        unknown = set(self.mechanisms) - MECHANISMS
+        if unknown:
+            known = " ".join(sorted(MECHANISMS))
+            raise ValueError(f"no mechanism {', '.join(sorted(unknown))}; one of {known}")
 
     @classmethod
     def from_json(cls, text: str) -> Script:
@@ -202,7 +216,7 @@ class Script:
             smtputf8=self.smtputf8,
             starttls=self.starttls and tls_possible and not tls,
             enhancedstatuscodes=self.enhancedstatuscodes,
-            auth=frozenset({"PLAIN", "LOGIN"}) if offers_auth else frozenset(),
+            auth=frozenset(self.mechanisms) if offers_auth else frozenset(),
         )
 
 

@@ -177,6 +177,7 @@ class SMTPServer:
             "connection.closed",
             connection=seen.number,
             tls=seen.tls,
+            auth=seen.auth,
             transactions=seen.transactions,
             cause=seen.cause,
             open=self.open,

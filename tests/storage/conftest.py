@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 _NAMES = (
-    "clients", "clock", "doubt", "freshness", "lanes", "lifecycle", "retention", "routes",
-    "settling", "turns", "upkeep",
+    "changes", "clients", "clock", "copies", "doubt", "finding", "freshness", "lanes", "lifecycle",
+    "retention", "routes", "settling", "streams", "turns", "upkeep",
 )  # fmt: skip
 for _name in _NAMES:
     pytest.register_assert_rewrite(f"tests.storage.contract_{_name}")
-pytest.register_assert_rewrite("tests.storage.spool")
+pytest.register_assert_rewrite("tests.storage.spool", "tests.storage.machine")

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import pytest
 
+from tests.storage.contract_changes import ChangeContract
 from tests.storage.contract_clients import ClientContract
 from tests.storage.contract_clock import ClockContract
+from tests.storage.contract_copies import CopyContract
 from tests.storage.contract_doubt import DoubtContract
+from tests.storage.contract_finding import FindingContract
 from tests.storage.contract_freshness import FreshnessContract
 from tests.storage.contract_lanes import LaneContract
 from tests.storage.contract_lifecycle import LifecycleContract
 from tests.storage.contract_retention import RetentionContract
 from tests.storage.contract_routes import RouteContract
 from tests.storage.contract_settling import SettlingContract
+from tests.storage.contract_streams import StreamContract
 from tests.storage.contract_turns import TurnContract
 from tests.storage.contract_upkeep import UpkeepContract
 from tests.storage.spool import Spool, Stores
@@ -24,6 +28,10 @@ from tests.storage.spool import Spool, Stores
 
 class StoreContract(
     ClientContract,
+    ChangeContract,
+    FindingContract,
+    StreamContract,
+    CopyContract,
     RouteContract,
     FreshnessContract,
     LaneContract,

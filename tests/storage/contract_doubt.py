@@ -6,7 +6,7 @@ import pytest
 
 from mailstrom.storage.base import Claimed, Lane
 from mailstrom.types import OnDoubt, Reason
-from tests.storage.spool import DAY, HOUR, T0, Spool, attempt, settlement
+from tests.storage.spool import DAY, HOUR, T0, Spool, attempt, change, settlement
 
 WAITS = (0, 60_000, 300_000, 900_000)
 
@@ -45,7 +45,7 @@ class DoubtContract:
             ("held", "poison", 1),
         ]
         spool.sound()
-        assert spool.client.cancel([id], None, now) == 1
+        assert change(spool.client, "cancel", [id], None, now) == 1
 
     def test_poison_that_expires_says_that_it_may_have_been_delivered(self, spool: Spool) -> None:
         id = spool.send("a@example.org")
@@ -106,7 +106,7 @@ class DoubtContract:
             now += wait
         assert spool.engine.expire(10, T0 + 5 * DAY) == 1
         now = T0 + 5 * DAY
-        assert spool.client.retry([id], None, now) == 1
+        assert change(spool.client, "retry", [id], None, now) == 1
         spool.route(now=now)
         lane = spool.lane(now=now)
         lose(spool, lane, spool.claim(lane, now=now), now)

@@ -6,7 +6,7 @@ import pytest
 
 from mailstrom.storage.base import Refusal
 from mailstrom.types import Reason, RouteResult
-from tests.storage.spool import DAY, HOUR, T0, Spool
+from tests.storage.spool import DAY, HOUR, T0, Spool, change
 
 MINUTE = 60_000
 DOMAIN = "example.org"
@@ -110,7 +110,9 @@ class FreshnessContract:
         waiting(spool, 1)
         now = T0 + 2 * HOUR
         spool.claim(spool.lane(now=now), now=now)
-        spool.client.cancel([str(spool.rows("SELECT id FROM messages")[0][0])], None, now)
+        change(
+            spool.client, "cancel", [str(spool.rows("SELECT id FROM messages")[0][0])], None, now
+        )
         spool.route(now=now, result=RouteResult.TEMPORARY)
         assert spool.engine.due_domains(spool.worker, 9, now + DAY) == []
 
@@ -118,7 +120,7 @@ class FreshnessContract:
         id = spool.send("a@example.org")
         spool.route(result=RouteResult.TEMPORARY)
         assert spool.engine.due_domains(spool.worker, 9, T0 + 1) == []
-        spool.client.retry([id], None, T0 + 1)
+        change(spool.client, "retry", [id], None, T0 + 1)
         (due,) = spool.engine.due_domains(spool.worker, 9, T0 + 1)
         assert due.cached is None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mailstrom.storage.base import ClaimRequest
-from tests.storage.spool import DAY, HOUR, T0, Spool
+from tests.storage.spool import DAY, HOUR, T0, Spool, change
 
 
 def busy_site(spool: Spool, messages: int = 30, domain: str = "example.org") -> None:
@@ -209,7 +209,7 @@ class LaneContract:
         spool.route()
         lane = spool.lane()
         rows = spool.claim(lane)
-        spool.client.cancel([rows[1].message_id], rows[1].address, T0)
+        change(spool.client, "cancel", [rows[1].message_id], rows[1].address, T0)
         assert spool.open(lane, rows) == {rows[0].recipient, rows[2].recipient}
         assert spool.open(lane, rows) == frozenset(), "what is open already is not opened twice"
         spool.sound()

@@ -16,7 +16,7 @@ from mailstrom.policy.lifecycle import PUBLIC, TRANSITIONS, State, Verb, after
 from mailstrom.storage.base import Claimed, Lane, Refusal
 from mailstrom.storage.client import ClientStore
 from mailstrom.types import OnDoubt, Reason, RouteResult
-from tests.storage.spool import DAY, HOUR, T0, Spool, settlement
+from tests.storage.spool import DAY, HOUR, T0, Spool, change, settlement
 
 TARGET = "target@example.org"
 LATER = T0 + HOUR
@@ -57,7 +57,7 @@ def build(spool: Spool, state: State) -> Case:
     if state is State.QUEUED:
         assert spool.settle(lane, row, "queued")
     elif state is State.CANCELLED:
-        assert spool.client.cancel([id], TARGET, T0) == 1
+        assert change(spool.client, "cancel", [id], TARGET, T0) == 1
     elif state is not State.CLAIMED:
         assert spool.open(lane, [row]) == {row.recipient}
         if state is not State.SENDING:
@@ -122,16 +122,16 @@ def _route_deferred(case: Case) -> None:
 
 
 def _expire(case: Case) -> None:
-    case.spool.client.retry([case.id], "bystander@example.net", T0)
+    change(case.spool.client, "retry", [case.id], "bystander@example.net", T0)
     case.spool.engine.expire(100, T0 + DAY)
 
 
 def _cancel(case: Case) -> None:
-    case.spool.client.cancel([case.id], TARGET, T0)
+    change(case.spool.client, "cancel", [case.id], TARGET, T0)
 
 
 def _retry(case: Case) -> None:
-    case.spool.client.retry([case.id], TARGET, T0)
+    change(case.spool.client, "retry", [case.id], TARGET, T0)
 
 
 STEPS: dict[Verb, Callable[[Case], None]] = {

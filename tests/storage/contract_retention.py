@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mailstrom.storage.base import Retention
 from mailstrom.types import RouteResult
-from tests.storage.spool import DAY, HOUR, T0, Spool, session_row
+from tests.storage.spool import DAY, HOUR, T0, Spool, change, session_row
 
 KEEP = Retention(bodies_ms=DAY, attempts_ms=2 * DAY, events_ms=3 * DAY)
 
@@ -56,7 +56,7 @@ class RetentionContract:
     def test_what_was_purged_is_not_reopened(self, spool: Spool) -> None:
         id = self.finished(spool, "failed")
         spool.engine.purge(KEEP, 10, T0 + DAY)
-        assert spool.client.retry([id], None, T0 + DAY) == 0
+        assert change(spool.client, "retry", [id], None, T0 + DAY) == 0
         assert spool.only(id).status == "failed"
 
     def test_closed_sessions_and_ended_workers_go_with_time(self, spool: Spool) -> None:
@@ -77,7 +77,7 @@ class RetentionContract:
         for due in spool.engine.due_domains(spool.worker, 99, T0):
             spool.engine.put_route(spool.worker, spool.answer(due.name), T0)
         for id in spool.client.query("SELECT id FROM messages", (), 10.0):
-            spool.client.cancel([str(id[0])], None, T0)
+            change(spool.client, "cancel", [str(id[0])], None, T0)
         done = []
         while count := spool.engine.purge(KEEP, 2, T0 + 500 * DAY):
             done.append(count)

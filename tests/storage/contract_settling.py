@@ -12,6 +12,7 @@ from tests.storage.spool import (
     T0,
     Spool,
     attempt,
+    change,
     session_row,
     settlement,
 )
@@ -208,13 +209,13 @@ class SettlingContract:
         by_word = {row.address.partition("@")[0]: row for row in rows}
         spool.engine.lapse(spool.worker, boot="boot-1", now_ms=T0)
         other = spool.register()
-        spool.client.cancel([id], "cancelled@example.org", T0)
+        change(spool.client, "cancel", [id], "cancelled@example.org", T0)
         again = spool.lane(worker=other)
         claims = {row.address: row for row in spool.claim(again)}
         wire, reopened = claims["sending@example.org"], claims["reopened@example.org"]
         spool.open(again, [wire, reopened])
         spool.settle(again, reopened, "failed", now=T0 + 400)
-        spool.client.retry([id], "reopened@example.org", T0 + 500)
+        change(spool.client, "retry", [id], "reopened@example.org", T0 + 500)
         for row in by_word.values():
             assert not spool.settle(lane, row, "delivered")
         assert spool.status(id) == {
@@ -270,9 +271,9 @@ class SettlingContract:
             spool.settle(lane, by_word[word], word)
         for word in ("cancelled", "expired"):
             spool.settle(lane, by_word[word], "queued", due_ms=T0)
-        spool.client.cancel([id], "cancelled@example.org", T0 + 300)
-        spool.client.cancel([id], "deferred@example.org", T0 + 300)
-        spool.client.cancel([id], "held@example.org", T0 + 300)
+        change(spool.client, "cancel", [id], "cancelled@example.org", T0 + 300)
+        change(spool.client, "cancel", [id], "deferred@example.org", T0 + 300)
+        change(spool.client, "cancel", [id], "held@example.org", T0 + 300)
         spool.engine.lapse(spool.worker, boot="boot-1", now_ms=T0 + 300)
         spool.settle(lane, by_word["late"], "delivered", now=T0 + 400)
         assert spool.engine.expire(10, T0 + HOUR) == 1
@@ -327,7 +328,7 @@ class SettlingContract:
         id, lane, rows = spool.sending(*(f"{word}@example.org" for word in words))
         for row in rows:
             spool.settle(lane, row, row.address.partition("@")[0])
-        spool.client.cancel([id], "deferred@example.org", T0)
+        change(spool.client, "cancel", [id], "deferred@example.org", T0)
         assert spool.rows(
             "SELECT type, recipient FROM events WHERE message_id = ? ORDER BY id", id
         ) == [

@@ -26,8 +26,17 @@ from mailstrom.storage.base import (
     Work,
     WorkerStore,
 )
-from mailstrom.storage.client import ClientStore, Submission
-from mailstrom.types import Host, Judgement, Reason, RecipientStatus, Route, RouteResult, Stage
+from mailstrom.storage.client import ClientStore, Submission, Target
+from mailstrom.types import (
+    Change,
+    Host,
+    Judgement,
+    Reason,
+    RecipientStatus,
+    Route,
+    RouteResult,
+    Stage,
+)
 
 T0 = 1_700_000_000_000
 HOUR = 3_600_000
@@ -145,6 +154,13 @@ def session_row(id: str, lane: Lane, **changes: Any) -> SessionRow:
         "end_cause": None,
     }
     return SessionRow(**{**values, **changes})
+
+
+def change(
+    client: ClientStore, word: str, ids: Iterable[str], recipient: str | None, now: int
+) -> int:
+    """Change one address, or all, of some messages; how many recipients changed."""
+    return client.change(Change(word), [Target(id, recipient) for id in ids], now)
 
 
 class Spool:

@@ -20,7 +20,7 @@ from mailstrom.storage.sqlite.client import SQLiteClientStore
 from mailstrom.storage.sqlite.connection import connect
 from mailstrom.storage.sqlite.durable import WalSync, poison_path
 from mailstrom.storage.sqlite.worker import SQLiteWorkerStore
-from tests.storage.spool import T0, submission
+from tests.storage.spool import T0, change, submission
 
 
 class Disk:
@@ -119,9 +119,9 @@ def test_every_changing_verb_syncs_once_and_reading_never(
     assert syncs(lambda: client.enqueue([submission() for _ in range(9)], T0)) == 1
     assert syncs(lambda: client.enqueue([submission(content=b"x" * 600_000)], T0)) == 1
     assert syncs(lambda: client.enqueue([twin], T0)) == 1, "the first may be unsynced elsewhere"
-    assert syncs(lambda: client.retry([one.id], None, T0)) == 1
-    assert syncs(lambda: client.cancel([one.id], None, T0)) == 1
-    assert syncs(lambda: client.cancel([one.id], None, T0)) == 0, "nothing changed"
+    assert syncs(lambda: change(client, "retry", [one.id], None, T0)) == 1
+    assert syncs(lambda: change(client, "cancel", [one.id], None, T0)) == 1
+    assert syncs(lambda: change(client, "cancel", [one.id], None, T0)) == 0, "nothing changed"
     assert syncs(lambda: client.enqueue([submission(recipients=())], T0)) == 0
     assert syncs(lambda: client.statuses([one.id])) == 0
     assert syncs(lambda: client.query("SELECT 1", (), 1)) == 0
@@ -284,7 +284,7 @@ def test_a_poisoned_spool_acknowledges_nothing_in_any_process_until_it_is_repair
     attempts = len(disk.synced)
     for step in (
         lambda: client.enqueue([refused], T0),
-        lambda: client.cancel([one.id], None, T0),
+        lambda: change(client, "cancel", [one.id], None, T0),
         engine.sync,
     ):
         with pytest.raises(SpoolError, match="nothing can be acknowledged now"):
@@ -292,7 +292,9 @@ def test_a_poisoned_spool_acknowledges_nothing_in_any_process_until_it_is_repair
     assert len(disk.synced) == attempts, "a later sync could succeed and mean nothing"
     assert client.statuses([refused.id]) == {}, "and nothing is written meanwhile"
     code = (
-        "try: print(store.cancel([sys.argv[1]], None, 0))\n"
+        "from mailstrom.storage.client import Target\n"
+        "from mailstrom.types import Change\n"
+        "try: print(store.change(Change.CANCEL, [Target(sys.argv[1])], 0))\n"
         "except SpoolError as error: print('acknowledged now' in str(error))\n"
     )
     assert elsewhere(path, code) == "True"

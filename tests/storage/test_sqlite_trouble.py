@@ -22,7 +22,7 @@ from mailstrom.storage.sqlite.client import SQLiteClientStore
 from mailstrom.storage.sqlite.connection import (
     connect,
 )
-from tests.storage.spool import T0, submission
+from tests.storage.spool import T0, change, submission
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_a_busy_writer_means_spool_busy_and_nothing_written(
         with pytest.raises(SpoolBusy, match="nothing was written"):
             client.enqueue(few, T0)
     with pytest.raises(SpoolBusy):
-        client.cancel(["x"], None, T0)
+        change(client, "cancel", ["x"], None, T0)
     other.execute("ROLLBACK").fetchall()
     for table in ("message", "recipient", "content", "staged"):
         assert value(other, f"SELECT count(*) FROM {table}") == 0

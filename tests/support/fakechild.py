@@ -17,6 +17,7 @@ and compare. Knows the protocol only, nothing of the engine. Acts:
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import selectors
@@ -66,7 +67,8 @@ class FakeChild:
 
     def report(self, report: Report) -> None:
         assert self.hello is not None
-        os.write(self.hello.status_fd, encode_report(report))
+        with contextlib.suppress(BrokenPipeError):  # the end of file says it, too
+            os.write(self.hello.status_fd, encode_report(report))
 
     def obey(self, command: Command) -> int | None:
         """Act on a command; a number ends the process with that status."""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, cast
+import threading
+from typing import Any, NoReturn, cast
 
 import pytest
 
-from mailstrom.errors import SpoolBusy
+from mailstrom.errors import SpoolBusy, SpoolReplaced
 from mailstrom.storage.base import ClaimRequest, Exchange, Open, Work, WorkerStore
 from mailstrom_workers import dbthread
-from mailstrom_workers.dbthread import DBThread
+from mailstrom_workers.dbthread import DBThread, StoreEnded
 
 
 class FakeStore:
@@ -51,8 +52,17 @@ def store() -> FakeStore:
     return FakeStore()
 
 
+def end(where: str, error: BaseException) -> NoReturn:
+    """As the engine inside an application does: note it, and end this thread."""
+    crashes.append((where, error))
+    raise StoreEnded(where)
+
+
+crashes: list[tuple[str, BaseException]] = []
+
+
 async def thread_of(store: FakeStore) -> DBThread:
-    db = DBThread(lambda: cast(WorkerStore, store))
+    db = DBThread(lambda: cast(WorkerStore, store), crash=end)
     await db.start()
     return db
 
@@ -68,6 +78,7 @@ def release(lane: int) -> Any:
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dbthread, "RETRY_S", 0.001)
+    crashes.clear()
 
 
 def test_lanes_that_ask_together_share_a_transaction(store: FakeStore) -> None:
@@ -173,3 +184,122 @@ def test_closing_runs_what_is_queued_and_syncs(store: FakeStore) -> None:
     assert asyncio.run(story())[1] == "released"
     assert store.steps[-1] == "sync"
     assert store.closed
+
+
+def test_a_bug_in_what_must_happen_ends_the_worker_and_tells_whoever_waits(
+    store: FakeStore,
+) -> None:
+    bug = KeyError("no such lane")
+    store.trouble = [bug]
+
+    async def story() -> list[object]:
+        db = await thread_of(store)
+        waiting = [
+            asyncio.ensure_future(db.insist(release(1))),
+            asyncio.ensure_future(db.call(release(2))),
+            asyncio.ensure_future(db.call(release(3))),
+        ]
+        found = await asyncio.gather(*waiting, return_exceptions=True)
+        with pytest.raises(StoreEnded):
+            await db.insist(release(4))
+        await db.close()
+        return list(found)
+
+    found = asyncio.run(story())
+    assert crashes == [("a step that must happen", bug)]
+    assert [isinstance(one, StoreEnded) for one in found] == [True] * 3
+    assert store.steps == []
+    assert store.closed
+
+
+def test_a_replaced_spool_is_written_no_more(store: FakeStore) -> None:
+    store.trouble = [SpoolReplaced("replaced")]
+
+    async def story() -> list[object]:
+        db = await thread_of(store)
+        found = await asyncio.gather(
+            *(db.exchange(opening(lane)) for lane in range(9)), return_exceptions=True
+        )
+        await db.close()
+        return list(found)
+
+    assert all(isinstance(one, StoreEnded) for one in asyncio.run(story()))
+    assert [where for where, _ in crashes] == ["store"]
+    assert store.works == []
+
+
+def test_killed_it_does_nothing_more_not_even_what_is_queued(store: FakeStore) -> None:
+    under_way, go_on = threading.Event(), threading.Event()
+
+    def slow(_: object) -> str:
+        under_way.set()
+        go_on.wait(20)
+        return "done"
+
+    async def story() -> list[object]:
+        db = await thread_of(store)
+        first = asyncio.ensure_future(db.call(slow))
+        await asyncio.to_thread(under_way.wait, 20)
+        queued = [
+            asyncio.ensure_future(db.exchange(opening(1))),
+            asyncio.ensure_future(db.insist(release(2))),
+        ]
+        await asyncio.sleep(0)
+        await db.kill(0.0)
+        found: list[object] = list(await asyncio.gather(*queued, return_exceptions=True))
+        go_on.set()
+        await db.close()
+        return [await first, *found]
+
+    done, *refused = asyncio.run(story())
+    assert done == "done"
+    assert all(isinstance(one, StoreEnded) for one in refused)
+    assert store.steps == []
+    assert store.closed
+
+
+def test_killed_it_insists_no_longer(store: FakeStore) -> None:
+    store.trouble = [SpoolBusy("busy")] * 1_000_000
+
+    async def story() -> object:
+        db = await thread_of(store)
+        waiting = asyncio.ensure_future(db.insist(release(1)))
+        await asyncio.sleep(0.01)  # it is being tried
+        await db.kill(20.0)
+        (found,) = await asyncio.gather(waiting, return_exceptions=True)
+        return found
+
+    assert isinstance(asyncio.run(story()), StoreEnded)
+    assert store.closed
+
+
+def test_a_store_is_changed_for_another_between_two_steps(store: FakeStore) -> None:
+    other = FakeStore()
+
+    async def story() -> None:
+        db = await thread_of(store)
+        await db.exchange(opening(1))
+        await db.reopen(lambda: cast(WorkerStore, other))
+        await db.insist(release(2))
+        await db.close()
+
+    asyncio.run(story())
+    assert store.steps == ["exchange", "sync"]  # nothing is left unsynced behind
+    assert store.closed
+    assert other.steps == ["release 2"]
+    assert other.closed
+
+
+def test_a_store_that_cannot_be_opened_anew_leaves_the_old_one(store: FakeStore) -> None:
+    def fail() -> WorkerStore:
+        raise SpoolBusy("busy")
+
+    async def story() -> None:
+        db = await thread_of(store)
+        with pytest.raises(SpoolBusy):
+            await db.reopen(fail)
+        await db.insist(release(1))
+        await db.close()
+
+    asyncio.run(story())
+    assert store.steps == ["release 1"]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextvars
 import inspect
 import io
 import json
+import logging
 import os
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mailstrom import events
+from mailstrom.types import Reason
 
 # interfaces.md, section Words: these may not change
 PROMISED = {
@@ -95,7 +98,7 @@ def test_every_public_function_with_keyword_fields_is_a_word_of_the_table() -> N
         if inspect.isfunction(value)
         and not name.startswith("_")
         and value.__module__ == events.__name__
-    } - {"configure", "bind", "silence", "captured"}
+    } - {"configure", "bind", "log_into", "silence", "captured"}
     assert words == {word.replace(".", "_") for word in events.EVENTS}
 
 
@@ -277,3 +280,122 @@ def test_a_pipe_that_nobody_reads_never_blocks_the_writer() -> None:
     lines = [json.loads(line) for line in told.splitlines()]
     assert [line["event"] for line in lines][-2:] == ["store.poisoned", "log.dropped"]
     assert lines[-1]["lines"] > 1_000
+
+
+# Into the standard library's logging
+
+
+class Kept(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.DEBUG)
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
+@pytest.fixture
+def kept() -> Iterator[Kept]:
+    """What the logger ``mailstrom.test`` is given at level debug."""
+    logger, kept = logging.getLogger("mailstrom.test"), Kept()
+    before = list(logger.handlers)
+    logger.addHandler(kept)
+    logger.setLevel(logging.DEBUG)
+    yield kept
+    logger.handlers[:] = before
+    logger.setLevel(logging.NOTSET)
+
+
+def in_context(step: Callable[[], None]) -> None:
+    contextvars.copy_context().run(step)
+
+
+def test_every_word_becomes_a_record_with_its_fields_as_attributes(kept: Kept) -> None:
+    def story() -> None:
+        events.log_into(logging.getLogger("mailstrom.test"))
+        events.bind(kind="delivery", pid=7)
+        for word in events.EVENTS:
+            parameters = inspect.signature(function_of(word)).parameters
+            call(word, **dict.fromkeys(parameters, "v"))  # no field may clash with logging's own
+
+    in_context(story)
+    assert [record.msg for record in kept.records] == list(events.EVENTS)
+    for record in kept.records:
+        assert record.getMessage() == record.msg
+        assert record.levelname.lower() == events.EVENTS[record.msg].level
+        assert record.name == "mailstrom.test"
+        told = record.__dict__["fields"]
+        assert all(record.__dict__[name] == value for name, value in told.items())
+        assert "kind" in told
+    assert Path(kept.records[0].pathname).name == Path(__file__).name  # who spoke, not how
+
+
+def test_a_route_holds_in_its_context_alone(kept: Kept) -> None:
+    out = io.StringIO()
+    with events.captured(out):
+        in_context(lambda: events.log_into(logging.getLogger("mailstrom.test")))
+        events.site_resumed(site="outside")
+
+        def story() -> None:
+            events.log_into(logging.getLogger("mailstrom.test"))
+            events.bind(slot=1)
+            in_context(lambda: events.bind(slot=2))
+            events.site_resumed(site="inside")
+
+        in_context(story)
+        events.site_resumed(site="outside")
+    assert [line["site"] for line in lines(out)] == ["outside"] * 2
+    assert all("slot" not in line for line in lines(out))
+    (record,) = kept.records
+    assert record.__dict__["fields"] == {"slot": 1, "site": "inside"}
+
+
+def test_the_loggers_level_decides(kept: Kept) -> None:
+    logging.getLogger("mailstrom.test").setLevel(logging.ERROR)
+
+    def story() -> None:
+        events.log_into(logging.getLogger("mailstrom.test"))
+        events.site_resumed(site="s")
+        events.worker_lost(kind="delivery", pid=4)
+
+    in_context(story)
+    assert [record.msg for record in kept.records] == ["worker.lost"]
+
+
+def test_words_of_enums_arrive_as_plain_text_and_foreign_text_is_made_safe(kept: Kept) -> None:
+    def story() -> None:
+        events.log_into(logging.getLogger("mailstrom.test"))
+        events.recipient_failed(
+            message_id="m", recipient="r", reason=Reason.BOUNCED, reply="one\r\ntwo\x1b[31m"
+        )
+
+    in_context(story)
+    told = kept.records[0].__dict__["fields"]
+    assert type(told["reason"]) is str
+    assert not {unicodedata.category(c) for c in told["reply"]} & {"Cc", "Zl", "Zp"}
+
+
+def test_an_application_that_configures_nothing_sees_nothing(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    logger = logging.getLogger("mailstrom.silent")
+    logger.propagate = False  # pytest listens at the root
+
+    def story() -> None:
+        events.log_into(logger)
+        events.log_into(logger)
+        events.store_poisoned(error="x")
+
+    in_context(story)
+    assert capfd.readouterr() == ("", "")
+    assert len(logger.handlers) == 1
+
+
+def test_a_handler_that_fails_stops_nobody() -> None:
+    class Broken(logging.Handler):
+        def handle(self, record: logging.LogRecord) -> bool:
+            raise RuntimeError("broken")
+
+    logger = logging.getLogger("mailstrom.broken")
+    logger.addHandler(Broken())
+    in_context(lambda: (events.log_into(logger), events.store_poisoned(error="x"))[1])

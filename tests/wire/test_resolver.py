@@ -14,9 +14,12 @@ from typing import TypeVar
 import pytest
 import trustme
 
+from mailstrom.config import nameserver_name, nameservers
+from mailstrom.config.settings import Dns
 from mailstrom.errors import ConfigError
 from mailstrom.testing.dns import DNSServer, Zone
 from mailstrom.types import Route, RouteResult
+from mailstrom_workers.nameservers import stub_resolver
 from mailstrom_workers.resolver import AddressError, Resolver
 
 T = TypeVar("T")
@@ -481,6 +484,86 @@ def test_dns_over_tls_checks_the_name(tmp_path: Path) -> None:
         return results
 
     assert asyncio.run(ask()) == [RouteResult.MX, RouteResult.TEMPORARY]
+
+
+@pytest.mark.parametrize(
+    ("name", "servers", "certificate"),
+    [
+        ("google", ["8.8.8.8", "8.8.4.4"], "dns.google"),
+        ("cloudflare", ["1.1.1.1", "1.0.0.1"], "one.one.one.one"),
+        ("quad9", ["9.9.9.9", "149.112.112.112"], "dns.quad9.net"),
+    ],
+)
+def test_public_resolvers_by_name(name: str, servers: list[str], certificate: str) -> None:
+    for tls, port in ((False, 53), (True, 853)):
+        asked = Dns(resolver=name, tls=tls)  # type: ignore[arg-type]
+        assert nameservers(asked) == [(server, port) for server in servers]
+        assert nameserver_name(asked) == (certificate if tls else None)
+        stub = stub_resolver(
+            nameservers(asked), 5.0, tls=asked.tls, tls_hostname=nameserver_name(asked)
+        )
+        kind = "DoT" if tls else "Do53"
+        assert [str(one) for one in stub.nameservers] == [f"{kind}:{s}@{port}" for s in servers]
+
+
+def test_the_system_resolver_is_what_resolv_conf_names() -> None:
+    assert nameservers(Dns()) is None
+    lines = Path("/etc/resolv.conf").read_text().splitlines()
+    named = [line.split()[1] for line in lines if line.startswith("nameserver ")]
+    for tcp in (False, True):
+        stub = stub_resolver(nameservers(Dns()), 5.0, tcp=tcp)
+        found = [str(getattr(one, "address", one)) for one in stub.nameservers]
+        assert found == (named or ["127.0.0.1"])
+
+
+@pytest.mark.parametrize(
+    ("entry", "tls", "server"),
+    [
+        ("192.0.2.1", False, "Do53:192.0.2.1@53"),
+        ("192.0.2.1:5353", False, "Do53:192.0.2.1@5353"),
+        ("::1", False, "Do53:::1@53"),
+        ("[::1]:53", False, "Do53:::1@53"),
+        ("[2001:db8::1]:5353", False, "Do53:2001:db8::1@5353"),
+        ("192.0.2.1", True, "DoT:192.0.2.1@853"),
+        ("192.0.2.1:53", True, "DoT:192.0.2.1@853"),  # RFC 7858 forbids TLS on port 53
+        ("[::1]:8853", True, "DoT:::1@8853"),
+    ],
+)
+def test_specific_servers_and_ports(entry: str, tls: bool, server: str) -> None:
+    asked = Dns(nameservers=(entry,), tls=tls, tls_hostname="dns.us.test" if tls else None)
+    stub = stub_resolver(
+        nameservers(asked), 5.0, tls=asked.tls, tls_hostname=nameserver_name(asked)
+    )
+    assert [str(one) for one in stub.nameservers] == [server]
+
+
+def test_trouble_names_each_server_and_what_it_said() -> None:
+    async def ask() -> str | None:
+        async with DNSServer({}) as server:
+            gone = (server.host, server.port)
+        async with DNSServer({"d.test": "SERVFAIL"}) as bad, DNSServer({"d.test": "TIMEOUT"}) as no:
+            servers = [gone, (bad.host, bad.port), (no.host, no.port)]
+            resolver = Resolver(servers, 1.0, tcp=True)
+            found = await resolver.route("d.test")
+            assert found.result is RouteResult.TEMPORARY
+            assert found.error is not None
+            for (host, port), words in zip(
+                servers, ("Connection refused", "SERVFAIL", "no answer in time"), strict=True
+            ):
+                assert f"nameserver Do53:{host}@{port}: {words}" in found.error
+        return found.error
+
+    error = asyncio.run(ask())
+    assert error is not None
+    assert error.startswith("MX lookup of d.test failed: ")
+
+
+def test_tls_needs_a_name_and_readable_certificates(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="tls_hostname"):
+        Resolver([("192.0.2.1", 853)], tls=True)
+    missing = str(tmp_path / "missing.pem")
+    with pytest.raises(ConfigError, match=r"missing\.pem"):
+        Resolver([("192.0.2.1", 853)], tls=True, tls_hostname="a.test", tls_ca_file=missing)
 
 
 def test_tls_without_name_servers_is_refused() -> None:

@@ -1,4 +1,7 @@
-"""STARTTLS, implicit TLS and AUTH over real sockets, with certificates made at run time."""
+"""STARTTLS, implicit TLS and AUTH over real sockets, with certificates made at run time.
+
+Past 400 lines: one peer that speaks TLS, and the tables of what it may do to us.
+"""
 
 from __future__ import annotations
 
@@ -65,6 +68,7 @@ class TlsPeer(Peer):
         self.encrypted = False
         self.credentials: list[bytes] = []
         self.auth_reply = "235 2.7.0 welcome"
+        self.challenges = {"LOGIN": [b"Password:"], "CRAM-MD5": [b"<1@x>"]}
 
     async def turn(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         asked = self.commands[-1:] == ["STARTTLS"] and not self.encrypted
@@ -92,7 +96,7 @@ class TlsPeer(Peer):
     ) -> bool:
         reader: asyncio.StreamReader = writer.transport.get_protocol()._stream_reader  # type: ignore[attr-defined]
         self.credentials += [base64.b64decode(word) for word in initial]
-        for challenge in {"LOGIN": [b"Password:"], "CRAM-MD5": [b"<1@x>"]}.get(mechanism, []):
+        for challenge in self.challenges.get(mechanism, []):
             writer.write(b"334 " + base64.b64encode(challenge) + b"\r\n")
             await writer.drain()
             self.credentials.append(base64.b64decode(await reader.readline()))
@@ -381,7 +385,20 @@ def test_each_mechanism_carries_the_credentials(
     ("reply", "cause", "reply_code"),
     [
         ("535 5.7.8 wrong", "auth", 535),
+        ("535-5.7.8 wrong\r\n535 5.7.8 see our pages", "auth", 535),
+        ("534 5.7.9 too weak", "auth", 534),
+        ("530 5.7.0 encrypt first", "auth", 530),
+        ("538 5.7.11 encrypt first", "auth", 538),
+        ("500 5.5.6 too long", "auth", 500),
+        ("504 5.5.4 no such mechanism", "auth", 504),
+        ("503 5.5.1 not now", "auth", 503),
+        ("550 5.7.1 closed", "auth", 550),
+        ("554 5.7.0 no", "auth", 554),
         ("454 4.7.0 later", "auth", 454),
+        ("432 4.7.12 change the password first", "auth", 432),
+        ("451 4.3.0 later", "auth", 451),
+        ("250 ok", "garbage", 250),
+        ("354 go on", "garbage", 354),
         ("421 4.3.2 down", "reply", 421),
         ("junk", "garbage", None),
     ],
@@ -398,6 +415,75 @@ def test_refused_credentials(
         assert (failure.reply.code if failure.reply else None) == reply_code
         assert "pässword" not in repr(failure)
         assert base64.b64encode("\0user\0pässword".encode()).decode() not in repr(failure)
+
+    run(body)
+
+
+@pytest.mark.parametrize("code", [535, 454, 334])
+@pytest.mark.parametrize("mechanism", ["PLAIN", "LOGIN", "CRAM-MD5", "XOAUTH2"])
+def test_a_server_that_repeats_the_password_does_not_make_us_tell_it(
+    mechanism: str, code: int, server_tls: ssl.SSLContext
+) -> None:
+    sent = (
+        "pässword",
+        "\0user\0pässword",
+        "user=user\x01auth=Bearer pässword\x01\x01",
+    )
+    forms = ["pässword", *(base64.b64encode(one.encode()).decode() for one in sent)]
+
+    async def body() -> None:
+        peer = TlsPeer(server_tls)
+        peer.auth_reply = f"{code} 5.7.8 you said {' and '.join(forms)}, which is wrong"
+        async with serving(peer) as target:
+            failure = await refused(target, login(mechanism=mechanism))
+        told = f"{failure!r} {failure.text} {failure.reply and failure.reply.text}"
+        assert failure.stage is Stage.AUTH
+        for form in forms:
+            assert form not in told
+
+    run(body)
+
+
+def test_a_token_refused_by_a_challenge_is_told_by_the_reply_behind_it(
+    server_tls: ssl.SSLContext,
+) -> None:
+    async def body() -> None:
+        peer = TlsPeer(server_tls)
+        peer.challenges["XOAUTH2"] = [b'{"status":"401","schemes":"Bearer"}']
+        peer.auth_reply = "535 5.7.8 expired"
+        async with serving(peer) as target:
+            failure = await refused(target, login(mechanism="XOAUTH2"))
+        assert peer.credentials[1:] == [b""]  # the empty line, and not the token again
+        assert (failure.stage, failure.cause) == (Stage.AUTH, "auth")
+        assert failure.reply is not None
+        assert (failure.reply.code, failure.reply.text) == (535, "expired")
+
+    run(body)
+
+
+@pytest.mark.parametrize(
+    ("offered", "chosen"),
+    [
+        ("XOAUTH2 CRAM-MD5 LOGIN PLAIN", "PLAIN"),
+        ("XOAUTH2 CRAM-MD5 LOGIN", "LOGIN"),
+        ("XOAUTH2 CRAM-MD5 GSSAPI", "CRAM-MD5"),
+        ("XOAUTH2", None),  # what it wants is no password
+    ],
+)
+def test_the_best_mechanism_is_chosen_under_tls(
+    offered: str, chosen: str | None, server_tls: ssl.SSLContext
+) -> None:
+    async def body() -> None:
+        peer = TlsPeer(server_tls)
+        peer.inside = f"250-mx.example.org\r\n250 AUTH {offered}"
+        async with serving(peer) as target:
+            if chosen is None:
+                failure = await refused(target, login())
+                assert (failure.cause, "XOAUTH2" in failure.text) == ("auth", True)
+            else:
+                (await opened(target, login())).abort()
+        tried = [command.split()[1] for command in peer.commands if command.startswith("AUTH")]
+        assert tried == ([chosen] if chosen else [])
 
     run(body)
 

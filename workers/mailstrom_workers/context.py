@@ -6,7 +6,6 @@ A context is made once per configuration; a reload replaces ``settings`` and lea
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from ipaddress import ip_address
 from mailstrom import events
 from mailstrom.clock import wall_ms
 from mailstrom.config import Config, ehlo_name, relay_hosts, relay_password, stage_timeouts
+from mailstrom.errors import SpoolError
 from mailstrom.policy.retry import RetrySchedule
 from mailstrom.policy.timeouts import Timeouts
 from mailstrom.types import OnDoubt
@@ -25,6 +25,7 @@ from mailstrom_workers.resolver import Resolver
 PAUSE_S = 5.0
 ROOM_BYTES = 8 * 1024 * 1024
 """With less free space nothing is claimed: a delivery that cannot be recorded is a duplicate."""
+ROOM_LOOK_S = 1.0
 MOST_EXCUSES = 10_000
 HOST_REST_S = 60.0
 """How long a host that could not be used goes to the end of the line, in this process."""
@@ -135,23 +136,25 @@ class Context:
             del self.unanswered[next(iter(self.unanswered))]
 
     def has_room(self) -> bool:
-        """Whether the disk can take the results; looked at once a second."""
+        """Whether results could be stored when it was looked at last."""
+        return self._room
+
+    async def look_for_room(self) -> None:
+        """Look, once a second, whether the spool can take the results."""
         now = asyncio.get_running_loop().time()
-        if now < self._looked + 1.0:
-            return self._room
+        if now < self._looked + ROOM_LOOK_S:
+            return
         self._looked = now
-        folder = os.path.dirname(os.path.abspath(self.settings.config.store))
         try:
-            space = os.statvfs(folder)
-            room = space.f_bavail * space.f_frsize >= ROOM_BYTES
-        except OSError:
+            free = await self.db.call(lambda store: store.room_bytes())
+            room = free is None or free >= ROOM_BYTES
+        except SpoolError:
             room = False
         if self._room and not room:
             events.engine_failed(
                 where="disk", error=f"less than {ROOM_BYTES} bytes are free; nothing is claimed"
             )
         self._room = room
-        return room
 
     def pause(self) -> None:
         """Lease nothing for a while."""

@@ -5,15 +5,20 @@ next one together. Between two write transactions the lock stays free for a mome
 come in. A result is handed back only when what must be durable is: claims are on disk before their
 first byte is sent. A spool that cannot be written (busy, full, poisoned) is tried again for as long
 as the worker lives: results of open sessions are kept in memory, never dropped.
+
+What must not go on ends by ``crash``, which the host of the worker gives: a process ends at once;
+an engine inside an application fails as a whole, and this thread with it. From then on nothing is
+written here, and whoever waits is told ``StoreEnded``: for the spool it is a death.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
+import contextlib
 import threading
 import time
 from collections.abc import Callable
+from contextvars import copy_context
 from queue import Empty, SimpleQueue
 from typing import Any, NoReturn, TypeVar
 
@@ -23,6 +28,10 @@ from mailstrom.errors import SpoolError, SpoolReplaced
 from mailstrom.storage.base import Exchange, Work, WorkerStore
 
 _T = TypeVar("_T")
+
+Crash = Callable[[str, BaseException], NoReturn]
+"""Ends the worker without unwinding into the spool: where, and what happened. What it held lapses,
+which is always safe."""
 
 FREE_LOCK_S = 0.002
 SYNC_S = 0.05
@@ -47,10 +56,8 @@ class _Request:
         self.durable = durable
 
 
-def crash(where: str, error: BaseException) -> NoReturn:
-    """End the process without unwinding: what it held lapses, which is always safe."""
-    events.engine_failed(where=where, error=error)
-    os._exit(70)
+class StoreEnded(Exception):
+    """The store's thread has ended before this was done; the worker is over."""
 
 
 class DBThread:
@@ -58,14 +65,21 @@ class DBThread:
 
     Args:
         open_store: opens the store; called on the thread.
+        crash: how the worker ends when it must not go on.
     """
 
-    def __init__(self, open_store: Callable[[], WorkerStore]) -> None:
+    def __init__(self, open_store: Callable[[], WorkerStore], *, crash: Crash) -> None:
         self._open_store = open_store
+        self._crash_host = crash
         self._queue: SimpleQueue[_Request | None] = SimpleQueue()
         self._loop = asyncio.get_running_loop()
-        self._thread = threading.Thread(target=self._run, name="store", daemon=True)
+        run = copy_context().run  # log lines go where the engine's go
+        self._thread = threading.Thread(target=run, args=(self._run,), name="store", daemon=True)
         self._opened: asyncio.Future[None] = self._loop.create_future()
+        self._ended: asyncio.Future[None] = self._loop.create_future()
+        self._dead = False
+        self._fresh: WorkerStore | None = None
+        self._batch: list[_Request] = []  # what was taken from the queue and may be unanswered
         self._last_write = 0.0
         self._unsynced: float | None = None
 
@@ -77,14 +91,14 @@ class DBThread:
     async def call(self, function: Callable[[WorkerStore], _T]) -> _T:
         """Run a verb of the store; its exception is raised here."""
         future: asyncio.Future[_T] = self._loop.create_future()
-        self._queue.put(_Request(future, function, None, False))
+        self._ask(_Request(future, function, None, False))
         return await future
 
     async def insist(self, function: Callable[[WorkerStore], _T]) -> _T:
         """Run a verb that must happen, however long the spool cannot take it.
 
         For what would wedge a lane or a domain if it were given up. A refusal that is not the
-        spool's trouble but a bug ends the process: its lock falls and the janitor takes back
+        spool's trouble but a bug ends the worker: its lock falls and the janitor takes back
         what it held.
         """
         future: asyncio.Future[_T] = self._loop.create_future()
@@ -92,10 +106,12 @@ class DBThread:
         def step(store: WorkerStore) -> _T:
             try:
                 return self._persist(lambda: function(store))
+            except StoreEnded:
+                raise
             except BaseException as error:
-                crash("a step that must happen", error)
+                self._crash("a step that must happen", error)
 
-        self._queue.put(_Request(future, step, None, False))
+        self._ask(_Request(future, step, None, False))
         return await future
 
     async def exchange(self, work: Work, *, durable: bool = False) -> Exchange:
@@ -106,30 +122,82 @@ class DBThread:
         if work.empty:
             return Exchange(frozenset(), frozenset(), [])
         future: asyncio.Future[Exchange] = self._loop.create_future()
-        self._queue.put(_Request(future, None, work, durable or bool(work.claims)))
+        self._ask(_Request(future, None, work, durable or bool(work.claims)))
         return await future
+
+    async def reopen(self, open_store: Callable[[], WorkerStore]) -> None:
+        """Go on with a store opened anew, with other settings; the old one if that fails.
+
+        Raises:
+            SpoolError: it could not be opened.
+        """
+        future: asyncio.Future[None] = self._loop.create_future()
+
+        def change(store: WorkerStore) -> None:
+            self._fresh = open_store()
+
+        self._ask(_Request(future, change, None, False))
+        await future
 
     async def close(self) -> None:
         """Run what is queued, close the store, end the thread."""
         self._queue.put(None)
-        await asyncio.to_thread(self._thread.join)
+        await self._ended
+
+    async def kill(self, patience_s: float) -> None:
+        """Do nothing more, not even what is queued; a step under way is waited for a little."""
+        self._bury()
+        self._queue.put(None)
+        await asyncio.wait({self._ended}, timeout=patience_s)
+
+    def _ask(self, request: _Request) -> None:
+        if self._dead:
+            raise StoreEnded("the store's thread has ended")
+        self._queue.put(request)
+
+    def _bury(self) -> None:
+        """On the loop: whoever waits, or asks from now on, is told that this is over."""
+        self._dead = True
+        while True:
+            try:
+                request = self._queue.get_nowait()
+            except Empty:
+                return
+            if request is not None and not request.future.done():
+                request.future.set_exception(StoreEnded("the store's thread has ended"))
 
     # --- on the thread ----------------------------------------------------------------------
+
+    def _crash(self, where: str, error: BaseException) -> NoReturn:
+        self._dead = True
+        self._crash_host(where, error)
 
     def _run(self) -> None:
         try:
             store = self._open_store()
         except BaseException as error:
             self._tell(self._opened, error=error)
+            self._tell(self._ended, result=None)
             return
         self._tell(self._opened, result=None)
         try:
-            self._serve(store)
+            store = self._serve(store)
+        except StoreEnded:
+            pass
         except BaseException as error:
-            crash("store thread", error)  # the loop would beat on, and every lane hang
-        store.close()
+            # the loop would beat on, and every lane hang
+            with contextlib.suppress(StoreEnded):
+                self._crash("store thread", error)
+        with contextlib.suppress(SpoolError):
+            store.close()
+        for request in self._batch:
+            self._tell(request.future, error=StoreEnded("the store's thread has ended"))
+        with contextlib.suppress(RuntimeError):  # the loop is gone; nobody waits any more
+            self._loop.call_soon_threadsafe(self._bury)
+        self._tell(self._ended, result=None)
 
-    def _serve(self, store: WorkerStore) -> None:
+    def _serve(self, store: WorkerStore) -> WorkerStore:
+        """Serve requests to the end; returns the store that is open then."""
         while True:
             first = self._next(store)
             requests: list[_Request | None] = [first]
@@ -138,14 +206,21 @@ class DBThread:
                     requests.append(self._queue.get_nowait())
                 except Empty:
                     break
-            self._exchange(store, [r for r in requests if r is not None and r.work is not None])
-            for request in requests:
-                if request is not None and request.call is not None:
+            self._batch = [request for request in requests if request is not None]
+            self._exchange(store, [request for request in self._batch if request.work is not None])
+            for request in self._batch:
+                if request.call is not None and not self._dead:
                     self._call(store, request)
+            if self._dead:
+                return store
+            self._batch = []
+            if self._unsynced is not None and (None in requests or self._fresh is not None):
+                self._sync(store)
+            if self._fresh is not None:
+                store.close()
+                store, self._fresh = self._fresh, None
             if None in requests:
-                if self._unsynced is not None:
-                    self._sync(store)
-                return
+                return store
 
     def _next(self, store: WorkerStore) -> _Request | None:
         """The next request; results that wait for the disk are synced while none comes."""
@@ -188,18 +263,19 @@ class DBThread:
         except BaseException as error:
             # A broken invariant, that is a bug: it must not take its neighbours along, and
             # whoever awaits it must not wait for ever.
-            if len(requests) > 1:
+            if len(requests) > 1 and not self._dead:
                 for request in requests:
                     self._exchange(store, [request])
             else:
-                self._tell(requests[0].future, error=error)
+                for request in requests:
+                    self._tell(request.future, error=error)
             return
         self._last_write = time.monotonic()
         if self._unsynced is None:
             self._unsynced = self._last_write
         overdue = self._last_write - self._unsynced >= SYNC_S
         if overdue or any(request.durable for request in requests):
-            self._sync(store)  # what escapes from it ends the process: the exchange is committed
+            self._sync(store)  # what escapes from it ends the worker: the exchange is committed
         for request in requests:
             assert request.work is not None
             lanes = frozenset(claim.lane for claim in request.work.claims)
@@ -211,10 +287,12 @@ class DBThread:
         """Try until the spool takes it: what was sent must be recorded."""
         told = False
         while True:
+            if self._dead:
+                raise StoreEnded("the store's thread has ended")
             try:
                 return step()
             except SpoolReplaced as error:
-                crash("store", error)  # a fresh process opens what has the name now
+                self._crash("store", error)  # a fresh one opens what has the name now
             except SpoolError as error:
                 if not told:
                     events.engine_failed(where="store", error=str(error))

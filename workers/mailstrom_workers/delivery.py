@@ -1,4 +1,8 @@
-"""A delivery worker process, started by the supervisor (``mailstrom_workers.delivery``)."""
+"""The work of a delivery worker, and its process (``python -m mailstrom_workers.delivery``).
+
+The configuration of the engine that leads a spool is told to its clients: limits, ages, streams.
+An engine inside an application leads where there is no supervisor.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +12,11 @@ import sys
 from mailstrom import events
 from mailstrom.config import Config, nameserver_name, nameservers
 from mailstrom.errors import MailstromError
-from mailstrom.storage.base import WorkerStore
-from mailstrom_workers.boot import Child, main
+from mailstrom.storage.base import StreamPolicy, WorkerStore
+from mailstrom.types import PRIORITY_RANK
 from mailstrom_workers.context import Context, Settings
 from mailstrom_workers.engine import Engine
+from mailstrom_workers.presence import Presence
 from mailstrom_workers.resolver import Resolver
 from mailstrom_workers.router import use_routes
 
@@ -23,6 +28,7 @@ def resolver_of(config: Config) -> Resolver:
         config.dns.timeout,
         own_names=(config.hostname,),
         allow_loopback=config.dns.allow_loopback,
+        tcp=config.dns.tcp,
         tls=config.dns.tls,
         tls_hostname=nameserver_name(config.dns),
     )
@@ -33,46 +39,70 @@ def tell(store: WorkerStore, config: Config) -> None:
     store.tell("lanes_limit", config.sites.connections)
     store.tell("max_age_ms", int(config.retry.max_age * 1000))
     store.tell("idempotency_window_ms", int(config.spool.idempotency_window * 1000))
+    store.use_streams(streams_of(config))
 
 
-async def deliver(child: Child) -> None:
+def streams_of(config: Config) -> list[StreamPolicy]:
+    """The streams of a configuration, as the store takes them."""
+    return [
+        StreamPolicy(
+            name=name,
+            priority=PRIORITY_RANK[stream.priority],
+            max_age_ms=None if stream.max_age is None else int(stream.max_age * 1000),
+            on_doubt=stream.on_doubt,
+            require_tls=stream.require_tls,
+            max_size=stream.max_size,
+            max_recipients=stream.max_recipients,
+        )
+        for name, stream in config.stream.items()
+    ]
+
+
+async def deliver(presence: Presence) -> None:
     """Deliver until drained."""
     ctx = Context(
-        worker=child.worker,
-        db=child.db,
-        settings=Settings.of(child.config),
-        resolver=resolver_of(child.config),
-        draining=child.draining,
+        worker=presence.worker,
+        db=presence.db,
+        settings=Settings.of(presence.config),
+        resolver=resolver_of(presence.config),
+        draining=presence.draining,
     )
     engine = Engine(ctx)
-    child.sessions = lambda: engine.sessions
-    await child.db.call(lambda store: tell(store, child.config))
-    reloads = asyncio.create_task(_reload(child, ctx))
+    presence.sessions = lambda: engine.sessions
+    presence.hang_up = engine.hang_up
     try:
-        running = asyncio.create_task(engine.run())
-        await child.ready()
-        await running
+        if presence.leads():
+            await presence.db.insist(lambda store: tell(store, presence.config))
+        reloads = asyncio.create_task(_reload(presence, ctx))
+        try:
+            running = asyncio.create_task(engine.run())
+            await presence.ready()
+            await running
+        finally:
+            reloads.cancel()
     finally:
-        reloads.cancel()
         await ctx.resolver.close()
 
 
-async def _reload(child: Child, ctx: Context) -> None:
+async def _reload(presence: Presence, ctx: Context) -> None:
     """Take over a new configuration between transactions; sessions are renewed at their next."""
     while True:
-        await child.reloaded.wait()
-        child.reloaded.clear()
+        await presence.reloaded.wait()
+        presence.reloaded.clear()
+        config = presence.config
         try:
-            resolver = resolver_of(child.config)
+            resolver = resolver_of(config)
         except MailstromError as error:  # the old one goes on
-            events.config_rejected(error=str(error), file=child.config.origin)
+            events.config_rejected(error=str(error), file=config.origin)
             continue
         # Lookups under way end with the old resolver, which nobody closes under them.
-        ctx.resolver, ctx.settings = resolver, Settings.of(child.config)
-        await ctx.db.insist(lambda store: tell(store, child.config))
+        ctx.resolver, ctx.settings = resolver, Settings.of(config)
+        await ctx.db.insist(lambda store, config=config: tell(store, config))  # type: ignore[misc]
         await use_routes(ctx)
         ctx.wake()
 
 
 if __name__ == "__main__":
+    from mailstrom_workers.boot import main
+
     sys.exit(main(deliver))

@@ -10,9 +10,10 @@ import asyncio
 
 from mailstrom import events
 from mailstrom.errors import SpoolError
-from mailstrom.storage.base import DueDomain, Lane
+from mailstrom.storage.base import DueDomain, Lane, WorkerStore
 from mailstrom_workers import router
 from mailstrom_workers.context import Context
+from mailstrom_workers.dbthread import StoreEnded
 from mailstrom_workers.lane import LaneRun
 
 LOOK_S = 0.05
@@ -47,6 +48,7 @@ class Engine:
         await router.use_routes(ctx)
         while not ctx.draining.is_set():
             try:
+                await ctx.look_for_room()
                 await self._look()
                 await self._wait()
             except SpoolError as error:  # busy or full: look again later
@@ -66,6 +68,7 @@ class Engine:
                 return
             except TimeoutError:
                 pass
+            await ctx.look_for_room()
             if self._barren and loop.time() < self._next_lease:
                 continue
             if await self._is_due():
@@ -109,17 +112,19 @@ class Engine:
         if not due or want <= 0 or paused or ctx.draining.is_set():
             return woken
         limit = ctx.settings.config.sites.connections
-        lanes = await ctx.db.call(
-            lambda store: store.lease(
-                ctx.worker, want=want, limit=limit, workers=store.live_workers(), now_ms=now_ms
-            )
-        )
-        for lane in lanes:
-            self._start_lane(lane, limit)
-        return woken or bool(lanes)
 
-    def _start_lane(self, lane: Lane, limit: int) -> None:
-        run = LaneRun(self.ctx, lane, limit)
+        def lease(store: WorkerStore) -> list[tuple[Lane, bool]]:
+            workers = store.live_workers()
+            lanes = store.lease(ctx.worker, want=want, limit=limit, workers=workers, now_ms=now_ms)
+            return [(lane, store.failures(lane.site) > 0) for lane in lanes]
+
+        leased = await ctx.db.call(lease)
+        for lane, failing in leased:
+            self._start_lane(lane, limit, failing)
+        return woken or bool(leased)
+
+    def _start_lane(self, lane: Lane, limit: int, failing: bool) -> None:
+        run = LaneRun(self.ctx, lane, limit, failing=failing)
         task = asyncio.create_task(run.run(), name=f"lane {lane.token}")
         self._lanes[task] = run
         task.add_done_callback(self._lane_ended)
@@ -143,8 +148,17 @@ class Engine:
         if task.cancelled():
             return
         error = task.exception()
-        if error is not None:
+        if error is not None and not isinstance(error, StoreEnded):
             events.engine_failed(where=task.get_name(), error=error)
+
+    def hang_up(self) -> None:
+        """Cut every connection at once and give up every lane and lookup: the worker is over."""
+        for task, run in list(self._lanes.items()):
+            if run.connected is not None:
+                run.connected.session.abort()
+            task.cancel()
+        for route in list(self._routes):
+            route.cancel()
 
     async def _drain(self) -> None:
         """Lanes finish their transaction and release the rest; lookups are given up."""

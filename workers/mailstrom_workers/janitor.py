@@ -1,7 +1,12 @@
-"""The janitor process: lapse the dead, expire the late, keep the clock, checkpoint, purge, repair.
+"""The janitor: lapse the dead, expire the late, keep the clock, checkpoint, purge, repair.
 
-The role is a lock file that one process of a spool holds; whoever cannot get it waits for it. Every
-step is bounded and idempotent: killed at any point, the next janitor goes on.
+The role is a lock file that one worker of a spool holds; whoever cannot get it waits for it. An
+engine that does not lead (``Presence.leads``) leaves it to the supervisor's janitor, which is
+started again when it dies, and takes it only when nobody has had it for long. Every step is bounded
+and idempotent: killed at any point, the next janitor goes on.
+
+In a copy that nobody adopted the dead lapse, and nothing expires or is purged: what waits there may
+have been delivered since by the spool it was copied from.
 """
 
 from __future__ import annotations
@@ -11,6 +16,7 @@ import contextlib
 import os
 import socket
 import sys
+from collections.abc import Callable, Collection
 
 from mailstrom import events
 from mailstrom.clock import boot_id, monotonic_ms, wall_ms
@@ -20,8 +26,7 @@ from mailstrom.lockfile import LockFile, is_free
 from mailstrom.storage import run_directory
 from mailstrom.storage.base import Retention, WorkerRow, WorkerStore
 from mailstrom.types import OnDoubt
-from mailstrom_workers.boot import Child, main
-from mailstrom_workers.dbthread import crash
+from mailstrom_workers.presence import Presence
 
 ROUND_S = 0.25
 CHECKPOINT_BYTES = 4 * 1024 * 1024
@@ -31,25 +36,39 @@ PURGE_S = 60.0
 BATCH = 1_000
 SPARED_MS = 30_000
 """So long a process may miss its lock file: it looks every few seconds, and then ends."""
+PATIENCE_MS = 15_000
+"""So long the role may be free before an engine that does not lead takes it."""
+ADVICE = (
+    "this spool is a copy: what waits in it may have been delivered by the original, so nothing is"
+    " delivered, expired or purged; 'mailstrom store adopt' takes it into use"
+)
 
 
 class Janitor:
     """The janitor's rounds over one spool.
 
     Args:
-        store: the engine's half of the store, used on its own thread.
-        path: the spool's file.
+        path: name of the spool.
         worker: our own row.
         config: for ``on_doubt`` and retention.
+        mates: tells the rows of the other workers of this process.
     """
 
-    def __init__(self, path: str, worker: int, config: Config) -> None:
+    def __init__(
+        self,
+        path: str,
+        worker: int,
+        config: Config,
+        mates: Callable[[], Collection[int]] = tuple,
+    ) -> None:
         self._path = path
         self._worker = worker
+        self._mates = mates
         self.config = config
         self._checkpointed = 0.0
         self._purged = 0.0
         self._poisoned = False
+        self._copied = False
         self._missing: dict[int, int] = {}
 
     def round(self, store: WorkerStore) -> None:
@@ -63,9 +82,10 @@ class Janitor:
         """
         store.verify()
         trouble: SpoolError | None = None
-        for step in (
-            self._repair, self._checkpoint, self._lapse, self._clock, self._expire, self._purge
-        ):  # fmt: skip
+        steps = [self._repair, self._checkpoint, self.lapse, self._clock]
+        if not self._is_copy(store):
+            steps += [self._expire, self._purge]
+        for step in steps:
             try:
                 step(store)
             except SpoolReplaced:
@@ -75,11 +95,24 @@ class Janitor:
         if trouble is not None:
             raise trouble
 
+    def _is_copy(self, store: WorkerStore) -> bool:
+        """Whether nothing may end here; said once, and again only for another copy."""
+        try:
+            copied = store.copied
+        except SpoolError:
+            return True  # cannot be told now: the next round is near
+        if copied and not self._copied:
+            events.store_copied(advice=ADVICE, store=self._path)
+        self._copied = copied
+        return copied
+
     def _spared(self, row: WorkerRow) -> bool:
         """Whether a process without its lock file may live: here, since this boot, and not long."""
         if row.boot != boot_id() or not row.boot or row.host != socket.gethostname():
             return False
-        if row.pid == os.getpid() or not _exists(row.pid):
+        if row.pid == os.getpid() and row.seq not in self._mates():
+            return False  # of a process that had our id before us
+        if not _exists(row.pid):
             return False
         since = self._missing.setdefault(row.seq, monotonic_ms())
         return monotonic_ms() - since < SPARED_MS
@@ -89,7 +122,7 @@ class Janitor:
             wall_ms=wall_ms(), monotonic_ms=monotonic_ms(), boot=boot_id(), limit=BATCH
         )
 
-    def _lapse(self, store: WorkerStore) -> None:
+    def lapse(self, store: WorkerStore) -> None:
         """Take back what processes held whose lock is free."""
         for row in store.workers():
             lock = os.path.join(run_directory(self._path), row.lock)
@@ -137,9 +170,8 @@ class Janitor:
         store.repair()
 
     def _checkpoint(self, store: WorkerStore) -> None:
-        try:
-            size = os.stat(f"{self._path}-wal").st_size
-        except FileNotFoundError:
+        size = store.log_bytes()
+        if size == 0:
             return
         due = monotonic_ms() / 1000 - self._checkpointed > CHECKPOINT_S
         if size < CHECKPOINT_BYTES and not due:
@@ -190,32 +222,79 @@ def _exists(pid: int) -> bool:
     return True
 
 
-async def keep(child: Child) -> None:
-    """Do rounds while this process holds the role, until drained."""
-    role = LockFile(os.path.join(run_directory(child.hello.store), "janitor.lock"))
-    janitor = Janitor(child.hello.store, child.worker, child.config)
-    await child.ready()
-    while not child.draining.is_set():
-        child.lapsed.clear()
-        janitor.config = child.config
-        try:
-            if role.held or role.acquire({"pid": os.getpid()}):
-                await child.db.call(janitor.round)
-        except SpoolReplaced as error:
-            crash("janitor", error)  # a fresh process opens what has the name now
-        except (SpoolError, OSError) as error:
-            events.engine_failed(where="janitor", error=error)
-        await _pause(child)
-    role.release()
+class Role:
+    """The janitor's role at one spool, for one worker.
+
+    Args:
+        presence: the worker; told in ``presence.role``.
+    """
+
+    def __init__(self, presence: Presence) -> None:
+        self._presence = presence
+        self._lock = LockFile(os.path.join(run_directory(presence.store), "janitor.lock"))
+        self._free_since_ms: int | None = None
+
+    def take(self) -> bool:
+        """Take it if it is free and ours to take; whether we have it."""
+        if self._lock.held or (self._may() and self._lock.acquire({"pid": os.getpid()})):
+            self._presence.role = True
+        return self._presence.role
+
+    def _may(self) -> bool:
+        if self._presence.leads():
+            return True
+        if not is_free(self._lock.path):
+            self._free_since_ms = None
+            return False
+        now_ms = monotonic_ms()
+        if self._free_since_ms is None:
+            self._free_since_ms = now_ms
+        return now_ms - self._free_since_ms > PATIENCE_MS
+
+    def give(self) -> None:
+        """Let the next one have it."""
+        self._lock.release()
+        self._presence.role = False
 
 
-async def _pause(child: Child) -> None:
-    """Until the next round, a word of the supervisor, or the drain."""
-    waits = {asyncio.create_task(child.lapsed.wait()), asyncio.create_task(child.draining.wait())}
+async def keep(presence: Presence) -> None:
+    """Do rounds while this worker holds the role, until drained."""
+    role = Role(presence)
+    janitor = Janitor(presence.store, presence.worker, presence.config, presence.mates)
+    try:
+        with contextlib.suppress(OSError):  # said by the first round
+            role.take()
+        await presence.ready()
+        while not presence.draining.is_set():
+            presence.lapsed.clear()
+            janitor.config = presence.config
+            try:
+                if role.take():
+                    await presence.db.call(janitor.round)
+            except SpoolReplaced as error:
+                presence.crash("janitor", error)  # a fresh one opens what has the name now
+            except (SpoolError, OSError) as error:
+                events.engine_failed(where="janitor", error=error)
+            await _pause(presence)
+        if presence.role:  # what outlived the drain and was ended by force
+            with contextlib.suppress(SpoolError, OSError):
+                await presence.db.call(janitor.lapse)
+    finally:
+        role.give()
+
+
+async def _pause(presence: Presence) -> None:
+    """Until the next round, a word about somebody's death, or the drain."""
+    waits = {
+        asyncio.create_task(presence.lapsed.wait()),
+        asyncio.create_task(presence.draining.wait()),
+    }
     _, pending = await asyncio.wait(waits, timeout=ROUND_S, return_when=asyncio.FIRST_COMPLETED)
     for wait in pending:
         wait.cancel()
 
 
 if __name__ == "__main__":
+    from mailstrom_workers.boot import main
+
     sys.exit(main(keep))

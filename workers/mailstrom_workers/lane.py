@@ -31,7 +31,7 @@ from mailstrom.storage.base import (
     Suspension,
     Work,
 )
-from mailstrom.types import OnDoubt, Reason, iso_ms
+from mailstrom.types import Judgement, OnDoubt, Reason, iso_ms
 from mailstrom_workers.connector import Connected, Connector
 from mailstrom_workers.context import Context
 from mailstrom_workers.ledger import Again, Ledger, Pass, Transaction
@@ -59,9 +59,10 @@ class LaneRun:
         ctx: the worker's context.
         lane: the lease.
         lanes: how many lanes the site may have, to share what is due.
+        failing: whether the site's last pass failed; this lane then finds out for all.
     """
 
-    def __init__(self, ctx: Context, lane: Lane, lanes: int) -> None:
+    def __init__(self, ctx: Context, lane: Lane, lanes: int, *, failing: bool = False) -> None:
         self.ctx = ctx
         self.lane = lane
         self.connector = Connector(ctx, lane)
@@ -69,6 +70,7 @@ class LaneRun:
         self.ledger = Ledger(ctx, lane)
         self.work_came = asyncio.Event()
         self.idle = False
+        self._failing = failing
         self._ended = False  # the spool gives this lane nothing more: too many since a reload
         self._claim = claim_size(lane.due, lanes, CLAIM_MESSAGES)
 
@@ -293,6 +295,9 @@ class LaneRun:
         ]
         if verdicts[0].judgement is None:  # nothing was answered, so to nobody
             self.connector.blame(verdicts[0])
+        if self._failing and any(v.judgement is Judgement.DELIVERED for v in verdicts):
+            self._failing = False  # as the store will find with these verdicts
+            events.site_resumed(site=self.lane.site_key, host=connected.host.name)
         return self.ledger.apply(transaction, verdicts, connected, started_ms, run)
 
     async def _open(

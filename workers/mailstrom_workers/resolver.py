@@ -1,8 +1,8 @@
 """The resolver: which hosts serve a domain, and at which addresses.
 
-The only engine module that knows dnspython. Contract: answers ``types.Route`` and ``Addresses``;
-trouble is a value, never an exception. It asks; what the answers mean for mail is decided in
-``policy.answers`` (RFC 5321 section 5.1, RFC 7505).
+With ``nameservers`` the only engine module that knows dnspython. Contract: answers ``types.Route``
+and ``Addresses``; trouble is a value, never an exception. It asks; what the answers mean for mail
+is decided in ``policy.answers`` (RFC 5321 section 5.1, RFC 7505).
 
 * A CNAME is followed and its target is processed instead; more than 8 links, a loop, SERVFAIL,
   REFUSED, silence and broken answers are temporary trouble and nothing else.
@@ -27,11 +27,9 @@ import dns.asyncresolver
 import dns.exception
 import dns.message
 import dns.name
-import dns.nameserver
 import dns.rdtypes.ANY.MX
 import dns.resolver
 
-from mailstrom.errors import ConfigError
 from mailstrom.policy.answers import (
     LETTERS,
     NEGATIVE_TTL_S,
@@ -50,13 +48,12 @@ from mailstrom.policy.answers import (
 from mailstrom.policy.routing import Family, interleave, refused_address
 from mailstrom.smtp.reply import visible
 from mailstrom.types import Route
+from mailstrom_workers.nameservers import reasons, stub_resolver
 
 MAX_IN_FLIGHT = 128
 MAX_LINKS = 8
 MAX_RECORDS = 100
 MAX_CACHED = 10_000
-DNS_PORT = 53
-DNS_TLS_PORT = 853  # RFC 7858
 
 Kind = Literal["MX", "A", "AAAA"]
 
@@ -105,14 +102,15 @@ class Resolver:
         own_names: names this engine answers to; as an MX they mean a loop.
         allow_loopback: deliver to loopback addresses too.
         tls: DNS over TLS; port 53 then means 853.
-        tls_hostname: name in the resolvers' certificate.
+        tls_hostname: name in the nameservers' certificate, which is demanded.
+        tcp: never ask by UDP.
         tls_ca_file: CA certificates to trust instead of the system's.
         prefer: the address family that begins. IPv4 by default: many receivers judge mail over
             IPv6 more severely, and IPv6 has its turn second in any case.
         random: numbers from 0 to below 1, for the order among a host's addresses.
 
     Raises:
-        ConfigError: no usable system configuration, or ``tls`` without nameservers.
+        ConfigError: see ``nameservers.stub_resolver``.
     """
 
     def __init__(
@@ -124,6 +122,7 @@ class Resolver:
         tls: bool = False,
         tls_hostname: str | None = None,
         *,
+        tcp: bool = False,
         tls_ca_file: str | None = None,
         prefer: Family = "ipv4",
         random: Callable[[], float] = random_source.random,
@@ -133,7 +132,14 @@ class Resolver:
         self._allow_loopback = allow_loopback
         self._prefer: Family = prefer
         self._random = random
-        self._stub = _stub(nameservers, timeout, tls, tls_hostname, tls_ca_file)
+        self._stub = stub_resolver(
+            nameservers,
+            timeout,
+            tcp=tcp,
+            tls=tls,
+            tls_hostname=tls_hostname,
+            tls_ca_file=tls_ca_file,
+        )
         self._backend = dns.asyncbackend.get_backend("asyncio")
         self._in_flight = asyncio.Semaphore(MAX_IN_FLIGHT)
         self._asking: dict[tuple[str, Kind], asyncio.Task[Answer]] = {}
@@ -264,7 +270,7 @@ class Resolver:
                 async with asyncio.timeout(self._timeout + 1.0):
                     return await self._follow(name, kind)
             except (dns.exception.DNSException, OSError, EOFError, TimeoutError) as error:
-                return _trouble(name, kind, str(error) or type(error).__name__)
+                return _trouble(name, kind, reasons(error))
 
     async def _follow(self, name: str, kind: Kind) -> Answer:
         loop = asyncio.get_running_loop()
@@ -304,39 +310,6 @@ class Resolver:
             asked = target  # a server that does not follow CNAMEs itself
 
 
-def _stub(
-    nameservers: Sequence[tuple[str, int]] | None,
-    timeout: float,
-    tls: bool,
-    tls_hostname: str | None,
-    tls_ca_file: str | None,
-) -> dns.asyncresolver.Resolver:
-    if nameservers is None:
-        if tls:
-            raise ConfigError("[dns] tls needs nameservers: name them, or a resolver by word")
-        try:
-            stub = dns.asyncresolver.Resolver(configure=True)
-        except dns.resolver.NoResolverConfiguration as error:
-            raise ConfigError(
-                f"the system names no DNS servers ({error}); set [dns] nameservers"
-            ) from error
-    else:
-        stub = dns.asyncresolver.Resolver(configure=False)
-        servers: list[str | dns.nameserver.Nameserver] = []
-        for ip, port in nameservers:
-            if tls:
-                secure = DNS_TLS_PORT if port == DNS_PORT else port
-                verify = tls_ca_file or True
-                servers.append(dns.nameserver.DoTNameserver(ip, secure, tls_hostname, verify))
-            else:
-                servers.append(dns.nameserver.Do53Nameserver(ip, port))
-        stub.nameservers = servers
-    # Every server has its turn within the lookup's time, and a lost datagram a second chance.
-    stub.timeout = timeout / min(max(len(stub.nameservers), 2), 4)
-    stub.lifetime = timeout
-    return stub
-
-
 def _records(rrset: Iterable[object], kind: Kind) -> Iterable[tuple[int, str]]:
     for rdata in rrset:
         if kind == "MX":
@@ -362,7 +335,7 @@ def _whole(ip: str) -> _Cached:
 
 
 def _trouble(name: str, kind: Kind, text: str) -> Answer:
-    sentence = f"{kind} lookup of {name} failed: {visible(text)[:300]}"
+    sentence = f"{kind} lookup of {name} failed: {visible(text)[:600]}"
     return Answer(outcome=Outcome.TEMPORARY, name=name, text=sentence)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 
 from mailstrom import events
-from mailstrom.config import relay_hosts
+from mailstrom.config import nameserver_name, relay_hosts
 from mailstrom.policy.refusal import judge_route
 from mailstrom.policy.routing import provider, site_key
 from mailstrom.policy.verdict import Action
@@ -23,12 +23,18 @@ MOST_TEMPORARY_S = 300
 
 
 def policy_name(settings: Settings) -> str:
-    """What cached routes depend on; another name expires them all."""
+    """What cached routes depend on; another name expires them all.
+
+    Whom we ask belongs to it: behind another resolver a name may lead elsewhere, and what failed
+    with the old one must not wait for its time.
+    """
     config = settings.config
     if settings.relay:
         hosts = ",".join(f"{h.name}:{h.port}" for h in relay_hosts(config.relay))
         return f"relay {hosts}"
-    return f"mx port={config.delivery.port} hostname={config.hostname}"
+    dns = config.dns
+    asked = f"{','.join(dns.nameservers) or dns.resolver} tls={nameserver_name(dns) or 'no'}"
+    return f"mx port={config.delivery.port} hostname={config.hostname} dns={asked}"
 
 
 async def use_routes(ctx: Context) -> None:

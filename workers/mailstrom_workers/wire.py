@@ -14,6 +14,7 @@ Must not know: transactions, messages, the database, what a failure means for a 
 from __future__ import annotations
 
 import asyncio
+import base64
 import errno
 import ipaddress
 import socket
@@ -40,6 +41,7 @@ __all__ = [
 ]
 
 _CLOSING = 421
+_TELLING = 4  # cutting out a shorter password would only tell where it stands
 _IP_BIND_ADDRESS_NO_PORT = 24  # Linux: the port is chosen at connect, so sources do not run out
 
 
@@ -104,6 +106,15 @@ def _reply(code: int, message: str) -> Reply | None:
     if not 200 <= code <= 599:
         return None
     return Reply.of(code, _lines(message))
+
+
+def _secrets(policy: SessionPolicy) -> list[str]:
+    """What a server that repeats our commands in its replies would disclose, as text."""
+    password, user = policy.password or "", policy.username or ""
+    if len(password) < _TELLING:
+        return []
+    sent = (password, f"\0{user}\0{password}", f"user={user}\x01auth=Bearer {password}\x01\x01")
+    return [password, *(base64.b64encode(one.encode()).decode() for one in sent)]
 
 
 def _lines(message: str) -> tuple[str, ...]:
@@ -303,9 +314,10 @@ class _Opening:
         if isinstance(problem, _Refused):
             cause, detail = problem.cause, str(problem)
         elif isinstance(problem, aiosmtplib.SMTPResponseException):
-            reply = _reply(problem.code, problem.message)
+            message = self._without_secrets(problem.message)
+            reply = _reply(problem.code, message)
             if reply is None or not (reply.transient or reply.permanent):
-                words = visible("; ".join(_lines(problem.message)))[:200]
+                words = visible("; ".join(_lines(message)))[:200]
                 cause, detail = "garbage", f"not an answer to what was asked: {words}"
             else:
                 cause = "auth" if self.stage is Stage.AUTH and reply.code != _CLOSING else "reply"
@@ -320,6 +332,12 @@ class _Opening:
             text=f"{self.stage} at {target.host} [{target.address}]:{target.port}: {detail}",
             facts=self.facts,
         )
+
+    def _without_secrets(self, message: str) -> str:
+        if self.stage is Stage.AUTH:
+            for secret in _secrets(self.policy):
+                message = message.replace(secret, "[password]")
+        return message
 
     def _classify(self, problem: Exception) -> tuple[Cause, str]:
         inner = problem
@@ -336,7 +354,7 @@ class _Opening:
             raise problem
         if self.stage is Stage.STARTTLS and self.policy.tls == "implicit" and cause == "closed":
             cause = "tls"
-        return cause, _SENTENCES.get(cause) or visible(str(inner))[:300]
+        return cause, _SENTENCES.get(cause) or visible(self._without_secrets(str(inner)))[:300]
 
     def close(self) -> None:
         """Drops the connection, whatever its state."""

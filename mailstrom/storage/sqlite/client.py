@@ -1,7 +1,12 @@
-"""The client's half of the SQLite store: insert and read rows, durable before it returns.
+"""The client's half of the SQLite store: insert, change and read rows, durable before it returns.
 
-Used by one writing thread (the client room's committer) and any number of reading threads, each
-reader with a connection of its own from a pool. Nothing here knows asyncio, DNS or SMTP.
+Used by one writing thread (the client room's committer: ``enqueue``, ``change``, ``recent``,
+``adopt``) and any number of reading threads, each reader with a connection of its own from a pool.
+This file owns connections and transactions; what the verbs do within one lives in ``submissions``,
+``changes``, ``finding``, ``asking``, ``streams`` and ``copies``. Nothing here knows asyncio, DNS or
+SMTP.
+
+One method a verb and little else, so that the file is long and flat.
 """
 
 from __future__ import annotations
@@ -9,9 +14,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
 import apsw
 
@@ -25,14 +32,20 @@ from mailstrom.errors import (
     SpoolReadOnly,
     SpoolReplaced,
 )
-from mailstrom.storage.client import Submission
-from mailstrom.storage.sqlite import forks, schema
-from mailstrom.storage.sqlite.connection import abandon, connect, only_reads, spool_errors
-from mailstrom.storage.sqlite.durable import Sync, WalSync, system_sync
+from mailstrom.storage.client import Selection, Submission, Target
+from mailstrom.storage.sqlite import asking, changes, copies, finding, forks, schema, streams
+from mailstrom.storage.sqlite.connection import abandon, only_reads, spool_errors
+from mailstrom.storage.sqlite.durable import Sync, system_sync
+from mailstrom.storage.sqlite.place import FilePlace, Place
 from mailstrom.storage.sqlite.rows import decode_statuses, digest, named_rows
 from mailstrom.storage.sqlite.sql import STATEMENTS, run
 from mailstrom.storage.sqlite.submissions import UNFIT, encode, refusal
-from mailstrom.types import MessageStatus
+from mailstrom.types import Change, Event, MessageStatus, QueueStats, Suppression
+
+_T = TypeVar("_T")
+
+_MOST_PASSED = 64
+"""Readers of events of some types whose progress is remembered."""
 
 
 class SQLiteClientStore:
@@ -42,6 +55,7 @@ class SQLiteClientStore:
         path: the database file; created if missing.
         busy_ms: how long to wait for another writer.
         sync: what makes the -wal file durable; tests record it or make it fail.
+        place: where the spool lives, if that is no file.
     """
 
     def __init__(
@@ -50,15 +64,21 @@ class SQLiteClientStore:
         *,
         busy_ms: int = 5_000,
         sync: Sync = system_sync,
+        place: Place | None = None,
     ) -> None:
         self.path = path
         self._busy_ms = busy_ms
-        self._sync = WalSync(path, sync)
+        self._place: Place = place or FilePlace(path, sync)
+        self._sync = self._place.durable
         self._writer: apsw.Connection | None = None
         self._readers: list[apsw.Connection] = []
+        self._watcher: apsw.Connection | None = None
+        self._watchers = 0
+        self._watching = threading.RLock()  # only taken within ``forks.inside``
+        self._passed: dict[tuple[int, frozenset[str]], int] = {}
         self._unusable: str | None = None
         with forks.inside():
-            schema.prepare(path, busy_ms=busy_ms)
+            self._place.prepare(busy_ms=busy_ms)
         forks.watch(self)
 
     # --- connections ------------------------------------------------------------------------
@@ -70,7 +90,7 @@ class SQLiteClientStore:
     def _write_connection(self) -> apsw.Connection:
         self._usable()
         if self._writer is None:
-            connection = connect(self.path, busy_ms=self._busy_ms)
+            connection = self._place.connect(busy_ms=self._busy_ms)
             try:
                 schema.require(connection, self.path, client=True)
                 self._sync.bind()
@@ -89,7 +109,7 @@ class SQLiteClientStore:
             try:
                 connection = self._readers.pop()
             except IndexError:
-                connection = connect(self.path, read_only=True, busy_ms=self._busy_ms)
+                connection = self._place.connect(read_only=True, busy_ms=self._busy_ms)
             try:
                 with spool_errors(self.path, "reading"):
                     yield connection
@@ -101,10 +121,17 @@ class SQLiteClientStore:
                 else:
                     connection.close()
 
+    @contextlib.contextmanager
+    def _snapshot(self) -> Iterator[apsw.Connection]:
+        """A reading connection that sees one state of the spool throughout."""
+        with self._reader() as connection, connection:
+            yield connection
+
     def let_go(self) -> None:
         """Close the idle connections before a fork; see ``forks``."""
         writer, self._writer = self._writer, None
-        for connection in [writer, *self._readers]:
+        watcher, self._watcher = self._watcher, None
+        for connection in [writer, watcher, *self._readers]:
             if connection is not None:
                 connection.close()
         self._readers.clear()
@@ -121,7 +148,7 @@ class SQLiteClientStore:
         self._unusable = self._unusable or "this client is closed; open a new one"
         with forks.inside():
             self.let_go()
-        self._sync.close()
+        self._place.close()
 
     # --- writing ----------------------------------------------------------------------------
 
@@ -228,7 +255,9 @@ class SQLiteClientStore:
                 f"idempotency key {key!r} was used for a different message"
                 f" ({found[0][0] if found else 'now gone'}); use a new key for new content"
             )
-        return InvalidMessage(f"the spool refuses this message: {error}", rule="constraint")
+        return streams.refusal(connection, submission, error) or InvalidMessage(
+            f"the spool refuses this message: {error}", rule="constraint"
+        )
 
     def _rollback(self, connection: apsw.Connection) -> None:
         with contextlib.suppress(apsw.Error):
@@ -267,43 +296,130 @@ class SQLiteClientStore:
             for submission, row in zip(submissions, rows, strict=True)
         ]
 
-    def cancel(self, ids: Sequence[str], recipient: str | None, now_ms: int) -> int:
-        """See ``ClientStore.cancel``."""
-        return self._change("cancel", ids, recipient, now_ms)
-
-    def retry(self, ids: Sequence[str], recipient: str | None, now_ms: int) -> int:
-        """See ``ClientStore.retry``."""
-        return self._change("retry", ids, recipient, now_ms)
-
-    def _change(self, verb: str, ids: Sequence[str], recipient: str | None, now_ms: int) -> int:
-        self._sync.check()
-        values = {"ids": json.dumps(ids), "address": recipient, "now_ms": now_ms}
-        with forks.inside(), spool_errors(self.path, f"{verb} of recipients"):
+    def _write(self, doing: str, step: Callable[[apsw.Connection], _T]) -> _T:
+        """Run one step as one immediate transaction."""
+        with forks.inside(), spool_errors(self.path, doing):
             connection = self._write_connection()
             connection.execute("BEGIN IMMEDIATE")
             try:
-                changed = [row[0] for row in _CHANGES[verb](connection, values)]
+                result = step(connection)
                 connection.execute("COMMIT")
             except BaseException:
                 self._rollback(connection)
                 raise
+        return result
+
+    def change(self, change: Change, targets: Sequence[Target], now_ms: int) -> int:
+        """See ``ClientStore.change``."""
+        self._sync.check()
+        if not targets:
+            return 0
+        changed = self._write(
+            f"{change} of recipients", lambda c: changes.change(c, change, targets, now_ms)
+        )
         if changed:
-            self._durable(ids[0])
-        return len(changed)
+            self._durable(targets[0].id)
+        return changed
+
+    def recent(self, limit: int) -> list[MessageStatus]:
+        """See ``ClientStore.recent``.
+
+        The cursor moves in a transaction of its own, after the messages were read, and only from
+        where it stood then: the lock is not held while reading, and of two clients that look at the
+        same time one looks again. It is no mail and is not synced: a power cut at worst tells of a
+        completion twice.
+        """
+        moved = False
+        while not moved:
+            with self._snapshot() as connection:
+                look = asking.recent(connection, max(0, limit))
+                found = self._statuses(connection, look.ids)
+            step = partial(asking.move, look=look)
+            moved = look.top == look.after or self._write("moving the cursor of recent()", step)
+        return [found[id] for id in look.ids]
+
+    def adopt(self, now_ms: int) -> bool:
+        """See ``ClientStore.adopt``."""
+        self._sync.check()
+        adopted = self._write("adopting a copy", copies.adopt)
+        if adopted:
+            self._sync()
+        return adopted
 
     # --- reading ----------------------------------------------------------------------------
 
     def statuses(self, ids: Sequence[str]) -> dict[str, MessageStatus]:
         """See ``ClientStore.statuses``."""
+        with self._snapshot() as connection:  # one snapshot for both reads
+            return self._statuses(connection, ids)
+
+    def _statuses(
+        self, connection: apsw.Connection, ids: Sequence[str]
+    ) -> dict[str, MessageStatus]:
         values = {"ids": json.dumps(list(ids))}
-        with self._reader() as connection, connection:  # one snapshot for both reads
-            messages = run(connection, "status_messages", values)
-            recipients = run(connection, "status_recipients", values)
-        return decode_statuses(messages, recipients)
+        messages = run(connection, "status_messages", values)
+        return decode_statuses(messages, run(connection, "status_recipients", values))
+
+    def targets(
+        self, selection: Selection, *, change: Change | None, limit: int, after: int = 0
+    ) -> list[Target]:
+        """See ``ClientStore.targets``; what is due now is told by this machine's clock."""
+        now_ms = time.time_ns() // 1_000_000
+        with self._reader() as connection:
+            return finding.targets(
+                connection, selection, change=change, limit=limit, after=after, now_ms=now_ms
+            )
+
+    def find(
+        self, selection: Selection, *, limit: int, after: str | None = None
+    ) -> list[MessageStatus]:
+        """See ``ClientStore.find``."""
+        with self._snapshot() as connection:
+            ids = finding.find(connection, selection, limit=limit, after=after)
+            found = self._statuses(connection, ids)
+        return [found[id] for id in ids]
+
+    def events(self, after: int, types: Sequence[str], limit: int) -> list[Event]:
+        """See ``ClientStore.events``.
+
+        How far a reader of rare types has looked is remembered, so that it does not look there
+        again while it waits for the next one.
+        """
+        words = frozenset(types)
+        start = max(after, self._passed.pop((after, words), after))
+        with self._snapshot() as connection:
+            found = asking.events(connection, start, types, limit)
+            if words and len(found) < limit:
+                reached = max(start, run(connection, "last_event")[0][0])
+                while len(self._passed) >= _MOST_PASSED:
+                    self._passed.pop(next(iter(self._passed)), None)
+                self._passed[found[-1].id if found else after, words] = reached
+        return found
+
+    def stats(self, now_ms: int) -> QueueStats:
+        """See ``ClientStore.stats``."""
+        with self._snapshot() as connection:
+            return asking.stats(connection, now_ms)
+
+    def suppressions(self, addresses: Sequence[str], limit: int) -> list[Suppression]:
+        """See ``ClientStore.suppressions``."""
+        with self._reader() as connection:
+            return asking.suppressions(connection, addresses, limit)
+
+    def revision(self) -> int:
+        """See ``ClientStore.revision``: SQLite's ``data_version`` of one connection kept for it."""
+        with forks.inside(), self._watching, spool_errors(self.path, "looking for commits"):
+            self._usable()
+            if self._watcher is None:
+                self._watcher = self._place.connect(read_only=True, busy_ms=self._busy_ms)
+                self._watchers += 1
+            rows: list[Any] = self._watcher.execute("PRAGMA data_version").fetchall()
+            # A new connection counts from the beginning: its numbers must differ from the last's.
+            return (self._watchers << 32) + int(rows[0][0])
 
     def content(self, id: str) -> bytes | None:
         """See ``ClientStore.content``."""
-        with self._reader() as connection, connection:
+        with self._snapshot() as connection:
             rows = run(connection, "content_of", {"id": id})
             if not rows or rows[0][2] is not None:
                 return None
@@ -336,10 +452,15 @@ class SQLiteClientStore:
                 connection.authorizer = None
                 connection.set_progress_handler(None)
 
+    def backup(self, target: str) -> None:
+        """See ``ClientStore.backup``."""
+        with self._reader() as connection:
+            copies.backup(connection, self.path, target)
+
     def check(self) -> list[str]:
         """See ``ClientStore.check``."""
         findings: list[str] = []
-        with self._reader() as connection, connection:
+        with self._snapshot() as connection:
             for row in connection.execute("PRAGMA integrity_check"):
                 if row[0] != "ok":
                     findings.append(str(row[0]))
@@ -347,27 +468,6 @@ class SQLiteClientStore:
                 if name.startswith("check_"):
                     findings.extend(str(row[0]) for row in connection.execute(sql))
         return findings
-
-
-def _cancel(connection: apsw.Connection, values: dict[str, Any]) -> list[Any]:
-    changed = run(connection, "cancel", values)
-    after = {"recipients": json.dumps([row[0] for row in changed]), "now_ms": values["now_ms"]}
-    for name in ("finish_messages", "count_hour", "cancel_events"):
-        run(connection, name, after)
-    return changed
-
-
-def _retry(connection: apsw.Connection, values: dict[str, Any]) -> list[Any]:
-    for name in ("retry_sites", "retry_domains"):
-        run(connection, name, values)
-    changed = run(connection, "retry", values)
-    after = {"recipients": json.dumps([row[0] for row in changed]), "now_ms": values["now_ms"]}
-    for name in ("reopen_messages", "domains_due"):
-        run(connection, name, after)
-    return changed
-
-
-_CHANGES = {"cancel": _cancel, "retry": _retry}
 
 
 def _raise_first(results: Sequence[str | Exception]) -> None:

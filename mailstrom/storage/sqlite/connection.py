@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import resource
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from mailstrom.errors import (
 
 APPLICATION_ID = 0x4D535452  # "MSTR"
 PAGE_BYTES = 4096
+_GROWTH = 64 * 1024  # less than what a small commit may need
 CLIENT_CHECKPOINT_FRAMES = 16_384
 """A client checkpoints only when the WAL passes 64 MiB, that is when no engine does."""
 
@@ -80,6 +82,33 @@ def only_reads(
     return apsw.SQLITE_OK if allowed else apsw.SQLITE_DENY
 
 
+def _full_sentence(path: str, doing: str) -> str:
+    return (
+        f"{path}: the disk is full, or the spool has reached its limit ({doing});"
+        " nothing was written: free some space, then try again"
+    )
+
+
+def has_room(path: str) -> bool:
+    """Whether the spool's files can grow at all; a full disk is not always told as one."""
+    largest, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        space = os.statvfs(os.path.dirname(os.path.abspath(path)))
+        sizes = [os.stat(f).st_size for f in (path, f"{path}-wal") if os.path.exists(f)]
+    except OSError:
+        return True  # not a matter of room
+    limited = largest != resource.RLIM_INFINITY and max(sizes, default=0) + _GROWTH > largest
+    return space.f_bavail > 0 and not limited
+
+
+def read_only_sentence(path: str, doing: str) -> str:
+    """What to say where this user may not write."""
+    return (
+        f"{path}: cannot be written by this user ({doing}; user id {os.geteuid()}): run as its"
+        " owner, or let this user write the spool, its -wal and -shm files and their directory"
+    )
+
+
 @contextmanager
 def spool_errors(path: str, doing: str) -> Iterator[None]:
     """Translate apsw's exceptions; the text says what was being done to which file."""
@@ -91,11 +120,11 @@ def spool_errors(path: str, doing: str) -> Iterator[None]:
             " nothing was written, try again"
         ) from error
     except apsw.FullError as error:
-        raise SpoolFull(f"{path}: the disk is full ({doing}); nothing was written") from error
+        raise SpoolFull(_full_sentence(path, doing)) from error
     except apsw.NotADBError as error:
         raise NotASpool(f"{path}: this file is not a Mailstrom spool; name another one") from error
     except (apsw.ReadOnlyError, apsw.PermissionsError) as error:
-        raise SpoolReadOnly(f"{path}: cannot be written by this user ({doing})") from error
+        raise SpoolReadOnly(read_only_sentence(path, doing)) from error
     except apsw.CorruptError as error:
         raise SpoolCorrupt(
             f"{path}: SQLite found the file damaged ({doing}); stop Mailstrom and restore a backup"
@@ -107,6 +136,8 @@ def spool_errors(path: str, doing: str) -> Iterator[None]:
     except apsw.ConstraintError as error:  # a bug of ours, not the disk's: never tried again
         raise ValueError(f"{path}: {doing} would break an invariant: {error}") from error
     except apsw.Error as error:
+        if isinstance(error, apsw.IOError) and not has_room(path):
+            raise SpoolFull(_full_sentence(path, doing)) from error
         raise SpoolError(f"{path}: {doing}: {error}") from error
 
 
@@ -137,6 +168,42 @@ def _pragma(connection: apsw.Connection, name: str, value: str | int) -> None:
         raise SpoolError(f"{connection.filename}: PRAGMA {name} is {got!r}, wanted {value!r}")
 
 
+def require_sqlite() -> None:
+    """Raise if SQLite itself is too old.
+
+    Raises:
+        SpoolError: says which version, and what to install.
+    """
+    version = apsw.sqlite_lib_version()
+    if tuple(map(int, version.split("."))) < _MINIMUM:
+        raise SpoolError(
+            f"SQLite {version} can corrupt a WAL shared by processes; install apsw 3.53 or newer"
+        )
+
+
+def mark_new(connection: apsw.Connection) -> None:
+    """What must be said before the first page of a database is written, and is fixed then."""
+    connection.execute(f"PRAGMA page_size = {PAGE_BYTES}").fetchall()
+    connection.execute("PRAGMA auto_vacuum = INCREMENTAL").fetchall()
+
+
+def set_pragmas(
+    connection: apsw.Connection, own: Mapping[str, int], read_only: bool = False
+) -> None:
+    """Set and read back the pragmas of a kind of place, then those of every connection.
+
+    Args:
+        own: those that differ between a file and memory.
+        read_only: only SELECT.
+    """
+    for name, value in own.items():
+        _pragma(connection, name, value)
+    _pragma(connection, "temp_store", 2)
+    _pragma(connection, "foreign_keys", 0)
+    if read_only:
+        _pragma(connection, "query_only", 1)
+
+
 def connect(
     path: str,
     *,
@@ -157,11 +224,7 @@ def connect(
     Raises:
         SpoolError: or a subclass that says what is wrong with the file.
     """
-    version = apsw.sqlite_lib_version()
-    if tuple(map(int, version.split("."))) < _MINIMUM:
-        raise SpoolError(
-            f"SQLite {version} can corrupt a WAL shared by processes; install apsw 3.53 or newer"
-        )
+    require_sqlite()
     with contextlib.suppress(OSError):
         if 0 < os.stat(path).st_size < 512:  # SQLite would take so short a file as empty
             raise NotASpool(f"{path}: this file is not a Mailstrom spool; name another one")
@@ -173,34 +236,65 @@ def connect(
             connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
             connection.set_busy_timeout(busy_ms)
             if create and connection.execute("PRAGMA page_count").fetchall()[0][0] == 0:
-                connection.execute(f"PRAGMA page_size = {PAGE_BYTES}").fetchall()
-                connection.execute("PRAGMA auto_vacuum = INCREMENTAL").fetchall()
-            if not _is_spool(connection, create):
-                raise NotASpool(f"{path}: is an SQLite database but not a Mailstrom spool")
-            for name, fixed in (("page_size", PAGE_BYTES), ("auto_vacuum", _INCREMENTAL)):
-                found = connection.execute(f"PRAGMA {name}").fetchall()[0][0]
-                if found != fixed:
-                    raise NotASpool(
-                        f"{path}: was not created by Mailstrom ({name} is {found}, not {fixed});"
-                        " name another file"
-                    )
+                mark_new(connection)
+            _require_ours(connection, path, create)
             mode = connection.execute("PRAGMA journal_mode = WAL").fetchall()[0][0]
             if mode != "wal":
                 raise SpoolError(f"{path}: SQLite refuses WAL mode here (journal mode is {mode})")
             # The commit itself does not sync; the caller syncs the -wal file after the lock is
             # free (durable.WalSync), which is what makes it durable.
-            _pragma(connection, "synchronous", 1)
-            _pragma(connection, "wal_autocheckpoint", checkpoint_frames)
-            _pragma(connection, "temp_store", 2)
-            _pragma(connection, "foreign_keys", 0)
-            if read_only:
-                _pragma(connection, "query_only", 1)
+            own = {"synchronous": 1, "wal_autocheckpoint": checkpoint_frames}
+            set_pragmas(connection, own, read_only)
             keep = array("i", [1])
             connection.file_control("main", apsw.SQLITE_FCNTL_PERSIST_WAL, keep.buffer_info()[0])
         except BaseException:
             connection.close()
             raise
     return connection
+
+
+@contextmanager
+def looking(path: str) -> Iterator[apsw.Connection | None]:
+    """A connection that leaves no trace, not even a -wal or -shm file; None where it would not see.
+
+    It sees the database file alone, so it is given where the -wal file holds nothing; and only for
+    a look at what does not change while somebody else writes.
+
+    Raises:
+        SpoolError: or a subclass: the file is none of ours, or damaged.
+    """
+    try:
+        blind = os.stat(path).st_size == 0
+        with contextlib.suppress(FileNotFoundError):
+            blind = blind or os.stat(f"{path}-wal").st_size > 0
+    except OSError:
+        blind = True
+    if blind:
+        yield None
+        return
+    quoted = path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+    flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
+    with spool_errors(path, "looking at it"):
+        connection = apsw.Connection(f"file:{quoted}?immutable=1", flags=flags)
+        try:
+            _require_ours(connection, path, create=True)
+            yield connection
+        finally:
+            connection.close()
+
+
+def _require_ours(connection: apsw.Connection, path: str, create: bool) -> None:
+    if not _is_spool(connection, create):
+        raise NotASpool(
+            f"{path}: is an SQLite database but not a Mailstrom spool; name another file"
+        )
+    for name, fixed in (("page_size", PAGE_BYTES), ("auto_vacuum", _INCREMENTAL)):
+        found = connection.execute(f"PRAGMA {name}").fetchall()[0][0]
+        if found != fixed:
+            raise NotASpool(
+                f"{path}: was not created by Mailstrom ({name} is {found}, not {fixed});"
+                " name another file"
+            )
 
 
 def _is_spool(connection: apsw.Connection, create: bool) -> bool:

@@ -21,6 +21,7 @@ import os
 from collections.abc import Callable
 
 from mailstrom.errors import SpoolError, SpoolReadOnly, SpoolReplaced
+from mailstrom.storage.sqlite.connection import read_only_sentence
 
 Sync = Callable[[int], None]
 
@@ -145,8 +146,12 @@ class WalSync:
                 os.close(directory)
         except OSError as error:
             self.close()
-            kind = SpoolReadOnly if error.errno in (errno.EACCES, errno.EROFS) else SpoolError
-            raise kind(f"{self._wal}: cannot be opened for writing: {error.strerror}") from error
+            if error.errno in (errno.EACCES, errno.EROFS):
+                doing = f"{self._wal}: {error.strerror}"
+                raise SpoolReadOnly(read_only_sentence(self._path, doing)) from error
+            raise SpoolError(
+                f"{self._wal}: cannot be opened for writing: {error.strerror}"
+            ) from error
 
     def verify(self) -> None:
         """Raise unless the files are those that our connection has open.

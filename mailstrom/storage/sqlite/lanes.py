@@ -13,6 +13,7 @@ from typing import Any
 import apsw
 
 from mailstrom.storage.base import Lane, Suspension
+from mailstrom.storage.sqlite import copies
 from mailstrom.storage.sqlite.rows import decode_hosts
 from mailstrom.storage.sqlite.settling import record, site_event
 from mailstrom.storage.sqlite.sql import run
@@ -46,6 +47,8 @@ def lease(
     """
     if not run(connection, "worker_alive", {"worker": worker}):
         return []  # lapsed: it would never be taken back
+    if copies.marked(connection):
+        return []
     share = -(-limit // max(1, workers))
     lanes: list[Lane] = []
     values = {"now_ms": now_ms, "worker": worker, "limit": limit, "share": share}

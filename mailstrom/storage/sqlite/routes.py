@@ -11,7 +11,7 @@ import json
 import apsw
 
 from mailstrom.storage.base import DueDomain, Refusal, RouteAnswer
-from mailstrom.storage.sqlite import settling
+from mailstrom.storage.sqlite import copies, settling
 from mailstrom.storage.sqlite.rows import decode_hosts, encode_hosts
 from mailstrom.storage.sqlite.sql import run
 from mailstrom.types import DELIVERABLE, Judgement, Route, RouteResult, Stage
@@ -34,6 +34,8 @@ def due(connection: apsw.Connection, worker: int, limit: int, now_ms: int) -> li
 
     DNS trouble is none: whoever looks at the domain before its pause is over wants to know anew.
     """
+    if copies.marked(connection):
+        return []
     values = {"worker": worker, "now_ms": now_ms, "most": limit}
     domains = []
     for name, result, hosts, expires_ms, error, failures in run(connection, "due_domains", values):

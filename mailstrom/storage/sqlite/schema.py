@@ -7,6 +7,7 @@ clients go on while a newer engine runs.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from functools import cache
@@ -15,10 +16,13 @@ from typing import Any
 
 import apsw
 
-from mailstrom.errors import SchemaMismatch, SpoolError
+from mailstrom.errors import SchemaMismatch, SpoolError, SpoolFull, SpoolReadOnly
 from mailstrom.storage.sqlite.connection import (
     APPLICATION_ID,
     connect,
+    has_room,
+    looking,
+    read_only_sentence,
     refuse_network_file_system,
     spool_errors,
 )
@@ -95,15 +99,44 @@ def prepare(path: str, *, busy_ms: int = 10_000, engine: bool = False) -> None:
     refuse_network_file_system(path)
     shared = bool(os.stat(folder).st_mode & stat.S_ISGID)
     _make_file(path, shared)
+    with looking(path) as connection:
+        if connection is not None and _user_version(connection) > version():
+            require(connection, path, client=not engine)
     connection = connect(path, create=True, busy_ms=busy_ms)
     try:
         with spool_errors(path, "creating the schema"):
-            while _user_version(connection) < version():
-                _migrate_one(connection)
+            migrate(connection)
         require(connection, path, client=not engine)
+        if engine:
+            _require_sound(connection, path)
         _make_run_directory(path, shared)
     finally:
         connection.close()
+
+
+def migrate(connection: apsw.Connection) -> None:
+    """Bring the schema up to ``version()``, one transaction a step."""
+    while _user_version(connection) < version():
+        _migrate_one(connection)
+
+
+def _require_sound(connection: apsw.Connection, path: str) -> None:
+    """Raise where an engine could only start and fail: no right or room to write, or damage.
+
+    Looks at the first page of each table: whoever wants to know all runs ``store check``.
+    """
+    files = [file for file in (f"{path}-wal", f"{path}-shm") if os.path.exists(file)]
+    if connection.readonly("main") or not all(os.access(file, os.W_OK) for file in files):
+        raise SpoolReadOnly(read_only_sentence(path, "an engine writes"))
+    if not has_room(path):
+        raise SpoolFull(
+            f"{path}: the disk is full, so an engine could not record what it does;"
+            " free some space, then start it again"
+        )
+    with spool_errors(path, "looking at its tables"):
+        tables = connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")
+        for (name,) in tables.fetchall():
+            connection.execute(f'SELECT 1 FROM "{name}" LIMIT 1').fetchall()
 
 
 def _make_file(path: str, shared: bool) -> None:
@@ -117,7 +150,7 @@ def _make_file(path: str, shared: bool) -> None:
     except FileExistsError:
         return
     except OSError as error:
-        raise SpoolError(f"{path}: cannot be created ({error.strerror})") from error
+        raise _not_created(path, error) from error
     try:
         os.fchmod(fd, mode)
     finally:
@@ -132,7 +165,18 @@ def _make_run_directory(path: str, shared: bool) -> None:
     except FileExistsError:
         pass
     except OSError as error:
-        raise SpoolError(f"{folder}: cannot be created ({error.strerror})") from error
+        raise _not_created(folder, error) from error
+
+
+def _not_created(path: str, error: OSError) -> SpoolError:
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return SpoolReadOnly(
+            f"{path}: cannot be created ({error.strerror}): user id {os.geteuid()} may not write"
+            " its directory; let it, or name another place"
+        )
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return SpoolFull(f"{path}: cannot be created ({error.strerror}); free some space")
+    return SpoolError(f"{path}: cannot be created ({error.strerror}); name another place")
 
 
 def _migrate_one(connection: apsw.Connection) -> None:

@@ -137,6 +137,8 @@ def _settle_late(connection: apsw.Connection, settlement: Settlement, now_ms: in
     row = _attempt_row(settlement, worker[0][0] if worker else None, late=True)
     quiet = {settlement.recipient} if settlement.state == "claimed" else set()
     record(connection, [row], now_ms, counted=[seq for (seq,) in moved], quiet=quiet)
+    if not moved and not quiet:
+        run(connection, "uncounted_event", {"recipient": settlement.recipient})
 
 
 def record(

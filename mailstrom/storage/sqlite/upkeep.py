@@ -13,7 +13,7 @@ from typing import Any
 import apsw
 
 from mailstrom.storage.base import Lapsed, Retention
-from mailstrom.storage.sqlite import clocks, lanes
+from mailstrom.storage.sqlite import clocks, copies, lanes
 from mailstrom.storage.sqlite.sql import STATEMENTS, run
 from mailstrom.types import OnDoubt
 
@@ -123,8 +123,11 @@ def _take_back(
 
 
 def expire(connection: apsw.Connection, limit: int, now_ms: int) -> int:
-    """Fail what is too old, in every state but ``sending``; nothing while a jump is unshifted."""
-    if run(connection, "jumps_pending"):
+    """Fail what is too old, in every state but ``sending``; nothing while a jump is unshifted.
+
+    Nor in a copy: nobody tried to deliver what waits there.
+    """
+    if run(connection, "jumps_pending") or copies.marked(connection):
         return 0
     rows = run(connection, "expired", {"now_ms": now_ms, "most": limit})
     if not rows:
@@ -140,9 +143,9 @@ def expire(connection: apsw.Connection, limit: int, now_ms: int) -> int:
 def purge(connection: apsw.Connection, retention: Retention, limit: int, now_ms: int) -> int:
     """Delete content, then whole messages, then everything else past its time, then free pages.
 
-    Nothing for an hour after the clock jumped: what looks old then may not be.
+    Nothing for an hour after the clock jumped: what looks old then may not be. Nothing in a copy.
     """
-    if clocks.unsettled(connection, now_ms):
+    if clocks.unsettled(connection, now_ms) or copies.marked(connection):
         return 0
     deleted = _purge_bodies(connection, now_ms - retention.bodies_ms, limit, now_ms)
     deleted += _purge_messages(connection, now_ms - retention.attempts_ms, limit)
@@ -207,6 +210,8 @@ def _purge_messages(connection: apsw.Connection, before_ms: int, limit: int) -> 
 
 def vacuum(connection: apsw.Connection) -> int:
     """Give free pages back to the file system, a bounded number; returns how many."""
+    if copies.marked(connection):
+        return 0
     free, pages = _pragma(connection, "freelist_count"), _pragma(connection, "page_count")
     surplus = min(free - max(SPARE_PAGES, pages // 10), VACUUM_PAGES)
     if surplus <= 0:

@@ -27,15 +27,18 @@ from mailstrom.storage.base import (
     Lapsed,
     Retention,
     RouteAnswer,
+    StreamPolicy,
     Suspension,
     Work,
     WorkerRow,
 )
 from mailstrom.storage.sqlite import claims, clocks, forks, lanes, routes, schema, upkeep
-from mailstrom.storage.sqlite.connection import connect, spool_errors
-from mailstrom.storage.sqlite.durable import Sync, WalSync, system_sync
+from mailstrom.storage.sqlite.connection import spool_errors
+from mailstrom.storage.sqlite.durable import Sync, system_sync
+from mailstrom.storage.sqlite.place import FilePlace, Place
 from mailstrom.storage.sqlite.rows import digest
 from mailstrom.storage.sqlite.sql import STATEMENTS, run
+from mailstrom.storage.sqlite.streams import use as put_streams
 from mailstrom.types import OnDoubt
 
 _T = TypeVar("_T")
@@ -55,6 +58,7 @@ class SQLiteWorkerStore:
         sync: what makes the -wal file durable.
         doubt_delays_ms: how long a recipient waits that was lost on the wire, by how often it was
             lost in a row before; the last one repeats.
+        place: where the spool lives, if that is no file.
     """
 
     def __init__(
@@ -64,13 +68,15 @@ class SQLiteWorkerStore:
         busy_ms: int = 10_000,
         sync: Sync = system_sync,
         doubt_delays_ms: Sequence[int] = lanes.DOUBT_DELAYS_MS,
+        place: Place | None = None,
     ) -> None:
         self.path = path
         self._busy_ms = busy_ms
         self._doubt_delays_ms = tuple(doubt_delays_ms)
         self._open: apsw.Connection | None = None
         self._unusable: str | None = None
-        self._sync = WalSync(path, sync)
+        self._place: Place = place or FilePlace(path, sync)
+        self._sync = self._place.durable
         with forks.inside():
             self._connection()
         forks.watch(self)
@@ -80,7 +86,7 @@ class SQLiteWorkerStore:
         if self._unusable is not None:
             raise SpoolError(f"{self.path}: {self._unusable}")
         if self._open is None:
-            connection = connect(self.path, busy_ms=self._busy_ms, checkpoint_frames=0)
+            connection = self._place.connect(busy_ms=self._busy_ms, checkpoint_frames=0)
             try:
                 schema.require(connection, self.path, client=False)
                 self._sync.bind()
@@ -199,6 +205,24 @@ class SQLiteWorkerStore:
         """See ``WorkerStore.tell``; kept in ``meta``."""
         values = {"key": key, "value": value}
         self._write("writing meta", lambda c: run(c, "meta_set", values))
+
+    def use_streams(self, streams: Sequence[StreamPolicy]) -> None:
+        """See ``WorkerStore.use_streams``."""
+        self._write("setting the streams", lambda c: put_streams(c, streams))
+
+    @property
+    def copied(self) -> bool:
+        """See ``WorkerStore.copied``."""
+        return bool(self._read("looking for the mark of a copy", STATEMENTS["copied"], {}))
+
+    def room_bytes(self) -> int | None:
+        """See ``WorkerStore.room_bytes``."""
+        with forks.inside(), spool_errors(self.path, "looking for room"):
+            return self._place.room_bytes(self._connection())
+
+    def log_bytes(self) -> int:
+        """See ``WorkerStore.log_bytes``."""
+        return self._place.log_bytes()
 
     # --- routes -----------------------------------------------------------------------------
 
@@ -431,4 +455,4 @@ class SQLiteWorkerStore:
         self._unusable = self._unusable or "this store is closed"
         with forks.inside():
             self.let_go()
-        self._sync.close()
+        self._place.close()

@@ -6,8 +6,9 @@ from collections import namedtuple
 from datetime import UTC, datetime
 from typing import Any, ClassVar
 
+from mailstrom.cli import ids
 from mailstrom.errors import MessageNotFound
-from mailstrom.types import MessageStatus, Reason, RecipientStatus, Status
+from mailstrom.types import MessageStatus, QueueStats, Reason, RecipientStatus, Status
 
 NOW = datetime(2030, 1, 31, 8, 0, tzinfo=UTC)
 
@@ -61,15 +62,19 @@ class FakeClient:
     messages: ClassVar[dict[str, MessageStatus]] = {}
     rows: ClassVar[list[Any]] = []
     findings: ClassVar[list[str]] = []
+    matching: ClassVar[int] = 0
+    copied: ClassVar[bool] = False
     error: ClassVar[BaseException | None] = None
     calls: ClassVar[list[tuple[Any, ...]]] = []
 
     @classmethod
     def reset(cls) -> None:
         cls.messages, cls.rows, cls.findings, cls.error, cls.calls = {}, [], [], None, []
+        cls.matching, cls.copied = 0, False
 
     def __init__(self, store: str | None = None, *, config: str | None = None) -> None:
         self.calls.append(("open", store, config))
+        self.path = "/fake.db"
 
     @classmethod
     def create(cls, path: str) -> FakeClient:
@@ -103,15 +108,35 @@ class FakeClient:
             raise TimeoutError
         return status
 
-    def cancel(self, id: str, *, recipient: str | None = None) -> int:
-        self.calls.append(("cancel", id, recipient))
-        return 1
+    def change_all(self, change: str, *, dry_run: bool = False, **filters: Any) -> int:
+        self.calls.append(("change_all", str(change), dry_run, filters))
+        return self.matching
 
-    def retry(self, id: str, *, recipient: str | None = None) -> int:
-        self.calls.append(("retry", id, recipient))
-        return 1
+    def resolve(self, id: str, outcome: str, *, recipient: str | None = None) -> int:
+        self.calls.append(("resolve", id, outcome, recipient))
+        return self.matching
+
+    def stats(self) -> QueueStats:
+        return QueueStats(
+            waiting={"queued": 3},
+            finished={},
+            oldest_due_at=None,
+            suspended_sites=0,
+            workers=0,
+            copied=self.copied,
+        )
+
+    def backup(self, target: str) -> None:
+        self.calls.append(("backup", target))
+        self._maybe_fail()
+
+    def adopt(self) -> bool:
+        self.calls.append(("adopt",))
+        return self.copied
 
     def query(self, sql: str, params: Any = ()) -> list[Any]:
+        if sql == ids.ENDING:  # every text is an id here
+            return named_rows("id", (params[0],))
         self.calls.append(("query", sql, list(params)))
         self._maybe_fail()
         return list(self.rows)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from mailstrom import errors
+from mailstrom.cli.app import COMMANDS
 from mailstrom.cli.exits import MEANINGS, Exit, exit_of
 from mailstrom.types import Status
 
@@ -81,6 +82,17 @@ def test_a_bug_shows_its_traceback(run: Any, fake: Any) -> None:
         ("send", "/no/such/file"),
         ("send", "-"),  # standard input is empty
         ("queue", "cancel"),
+        ("queue", "hold", "--yes"),
+        ("queue", "release", "--dry-run"),
+        ("show",),
+        ("resolve", "x"),
+        ("report", "nonsense"),
+        ("report", "domains", "--format", "xml"),
+        ("tail", "--type", "nonsense"),
+        ("tail", "-n", "1", "--since", "1h"),
+        ("store", "backup"),
+        ("store", "purge", "--older-than", "old"),
+        ("destinations", "show"),
         ("queue", "retry", "--yes"),
         ("queue", "list", "--status", "partial"),
         ("queue", "list", "--limit", "-1"),
@@ -117,7 +129,7 @@ def test_version(run: Any) -> None:
 def test_help_names_every_command(run: Any) -> None:
     done = run("--help")
     assert done.code == 0
-    for name in ("serve", "send", "status", "queue", "sql", "store", "config", "demo", "version"):
+    for name in COMMANDS:
         assert f"\n  {name} " in done.out
         assert run(name, "--help").code == 0
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
 import termios
 from pathlib import Path
 
 import pytest
+
+from mailstrom import Mailstrom
 
 
 def python(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
@@ -31,7 +35,18 @@ def test_python_m_mailstrom_is_the_command_line() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["version"], ["--help"], ["status", "--help"], ["queue", "cancel", "--help"]]
+    "arguments",
+    [
+        ["version"],
+        ["--help"],
+        ["status", "--help"],
+        ["queue", "cancel", "--help"],
+        ["show", "--help"],
+        ["tail", "--help"],
+        ["report", "domains", "--help"],
+        ["destinations", "--help"],
+        ["completion", "bash"],
+    ],
 )
 def test_small_commands_load_no_library_but_click(arguments: list[str]) -> None:
     program = f"""
@@ -86,7 +101,13 @@ def test_on_a_terminal_nothing_to_copy_is_ever_broken(width: int, tmp_path: Path
         check=True,
     )
     id = sent.stdout.decode().strip()
-    for arguments in (["queue", "list"], ["status", id], ["sql", "select * from recipients"]):
+    for arguments in (
+        ["queue", "list"],
+        ["queue", "next"],
+        ["status", id],
+        ["show", id],
+        ["sql", "select * from recipients"],
+    ):
         lines = on_terminal([*arguments, "--store", store], width)
         assert max(map(len, lines)) <= width
         assert any(id in line for line in lines)
@@ -120,3 +141,61 @@ def test_the_dns_servers_help_keeps_its_lines() -> None:
     assert done.returncode == 0
     assert '\n    "broken.test":      "SERVFAIL",\n' in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 100
+
+
+def test_show_raw_is_the_bytes_on_the_wire(tmp_path: Path) -> None:
+    store = str(tmp_path / "s.db")
+    mail = b"From: a@x.test\r\nTo: b@y.test\r\nSubject: x\r\n\r\n.\x00\xff\xfe\r\nend\r\n".replace(
+        b"\x00", b"\x1b"
+    )
+    with Mailstrom(store) as ms:
+        id = ms.send(mail)
+        stored = ms.raw(id)
+    shown = subprocess.run(
+        [sys.executable, "-P", "-m", "mailstrom", "show", id[-8:], "--raw", "--store", store],
+        capture_output=True,
+        timeout=60,
+        check=True,
+    )
+    assert shown.stdout == stored
+    assert shown.stdout.endswith(b"\r\n\r\n.\x1b\xff\xfe\r\nend\r\n")
+
+
+def test_tail_follows_until_it_is_interrupted(tmp_path: Path) -> None:
+    store = str(tmp_path / "s.db")
+    with (
+        Mailstrom(store) as ms,
+        subprocess.Popen(
+            [sys.executable, "-P", "-m", "mailstrom", "tail", "--json", "--store", store],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+        ) as tail,
+    ):
+        assert tail.stdout is not None
+        for number in range(3):
+            id = ms.send(b"From: a@x.test\r\nTo: b@y.test\r\n\r\nhello\r\n")
+            event = json.loads(tail.stdout.readline())
+            assert (event["type"], event["message_id"]) == ("message.accepted", id), number
+        tail.send_signal(signal.SIGINT)
+        rest, errors = tail.communicate(timeout=30)
+        assert (tail.returncode, rest, errors) == (0, b"", b"")
+
+
+def test_tail_ends_well_when_its_reader_leaves(tmp_path: Path) -> None:
+    store = str(tmp_path / "s.db")
+    with Mailstrom(store) as ms:
+        first = ms.send(b"From: a@x.test\r\nTo: b@y.test\r\n\r\nhello\r\n")
+        with subprocess.Popen(
+            [sys.executable, "-P", "-m", "mailstrom", "tail", "--store", store],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+        ) as tail:
+            assert tail.stdout is not None
+            assert first in tail.stdout.readline().decode()
+            tail.stdout.close()
+            ms.send(b"From: a@x.test\r\nTo: b@y.test\r\n\r\nhello\r\n")
+            assert tail.stderr is not None
+            assert tail.stderr.read() == b""
+            assert tail.wait(30) == 0

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime, timedelta
 from typing import Any
+
+import pytest
 
 
 def json_lines(text: str) -> list[dict[str, Any]]:
@@ -39,12 +42,36 @@ def test_queue_list_shows_what_waits(run: Any, fake: Any) -> None:
 def test_queue_list_filters_travel_as_parameters(run: Any, fake: Any) -> None:
     evil = "x' or 1=1 --"
     run(
-        *("queue", "list", "m1", "m2", "--status", "failed", "--domain", "X.test"),
-        *("--recipient", evil, "--sender", "s@x.test", "--limit", "0"),
+        *("queue", "list", "m1", "m2", "--status", "failed", "--domain", "X.Täst"),
+        *("--recipient", "A@X.test", "--sender", "", "--limit", "0", "--reason", "bounced"),
+        *("--tag", evil, "--stream", "s", "--newer-than", "2030-01-31T08:00:00Z"),
+        *("--older-than", "2030-01-31T09:00:00+01:00"),
     )
     ((sql, parameters),) = queries(fake)
-    assert parameters == ["m1", "m2", "failed", "x.test", evil, "s@x.test", -1]
+    moment = 1_896_076_800_000
+    assert parameters == [
+        *("m1", "m2", "failed", "bounced", "x.xn--tst-qla", "A@x.test", "", "s", evil),
+        *(moment, moment, -1),
+    ]
     assert evil not in sql
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--recipient", "nobody"),
+        ("--domain", "a b"),
+        ("--status", "gone"),
+        ("--reason", "gone"),
+        ("--older-than", "yesterday"),
+        ("--newer-than", "-1h"),
+    ],
+)
+def test_a_filter_that_can_match_nothing_is_a_usage_error(
+    run: Any, fake: Any, arguments: tuple[str, ...]
+) -> None:
+    assert run("queue", "list", *arguments).code == 64
+    assert fake.FakeClient.calls == []
 
 
 def test_queue_list_says_when_it_was_cut(run: Any, fake: Any) -> None:
@@ -64,58 +91,109 @@ def test_queue_list_all_and_ids_show_final_ones_too(run: Any, fake: Any) -> None
 
 def test_queue_count(run: Any, fake: Any) -> None:
     fake.FakeClient.rows = fake.named_rows("status recipients messages", ("queued", 3, 2))
-    assert run("queue", "count").out.splitlines()[1].split() == ["queued", "3", "2"]
+    done = run("queue", "count")
+    assert done.out.splitlines()[1].split() == ["queued", "3", "2"]
+    assert done.err == ""
     assert json_lines(run("queue", "count", "--json").out) == [
         {"status": "queued", "recipients": 3, "messages": 2}
     ]
 
 
+def test_counting_in_a_copy_says_what_it_waits_for(run: Any, fake: Any) -> None:
+    fake.FakeClient.copied = True
+    assert "'mailstrom store adopt'" in run("queue", "count").err
+    fake.FakeClient.messages = {"m1": fake.message("m1", fake.recipient("a@x.test"))}
+    assert "'mailstrom store adopt'" in run("status", "m1").err
+
+
 def changes(fake: Any) -> list[tuple[Any, ...]]:
-    return [call for call in fake.FakeClient.calls if call[0] in {"cancel", "retry"}]
+    return [call[1:] for call in fake.FakeClient.calls if call[0] == "change_all"]
 
 
-def test_cancelling_whole_messages_calls_the_client_once_each(run: Any, fake: Any) -> None:
-    fake.FakeClient.rows = waiting(fake, ("m1", "a@x.test"), ("m1", "b@x.test"), ("m2", "a@x.test"))
-    done = run("queue", "cancel", "--all", "--yes", "--json")
-    assert changes(fake) == [("cancel", "m1", None), ("cancel", "m2", None)]
-    assert queries(fake)[0][1] == ["queued", "deferred", "held", -1]
-    assert json_lines(done.out) == [{"matched": 3, "cancelled": 2}]
+@pytest.mark.parametrize(
+    ("verb", "done", "filters"),
+    [
+        ("cancel", "cancelled", {"status": ("queued", "deferred", "held")}),
+        ("hold", "held", {"status": ("queued", "deferred")}),
+        ("release", "released", {"status": ("held",), "reason": ("user", "poison")}),
+        ("retry", "retried", {"status": ("deferred",)}),
+    ],
+)
+def test_a_change_counts_and_acts_through_the_client(
+    run: Any, fake: Any, verb: str, done: str, filters: dict[str, Any]
+) -> None:
+    fake.FakeClient.matching = 3
+    answer = run("queue", verb, "--all", "--yes", "--json")
+    assert changes(fake) == [(verb, True, filters), (verb, False, filters)]
+    assert json_lines(answer.out) == [{"matched": 3, done: 3, "dry_run": False}]
+    assert queries(fake) == []  # --yes needs no preview
+    assert run("queue", verb, "--all", "--yes").out == f"{done} 3 recipients\n"
 
 
-def test_retrying_a_message_never_reopens_its_failed_recipients(run: Any, fake: Any) -> None:
-    # the client's retry(id) would: so only the deferred ones are named to it
-    fake.FakeClient.rows = waiting(fake, ("m1", "a@x.test"), ("m1", "b@x.test"))
-    done = run("queue", "retry", "m1", "--yes", "--json")
-    assert queries(fake)[0][1] == ["m1", "deferred", -1]
-    assert changes(fake) == [("retry", "m1", "a@x.test"), ("retry", "m1", "b@x.test")]
-    assert json_lines(done.out) == [{"matched": 2, "retried": 2}]
+def test_every_filter_reaches_the_client(run: Any, fake: Any) -> None:
+    fake.FakeClient.matching = 1
+    run(
+        *("queue", "retry", "m1", "m2", "m1", "--status", "failed", "--reason", "bounced"),
+        *("--domain", "X.test", "--recipient", "A@X.test", "--sender", "s@x.test", "--tag", "t"),
+        *(
+            "--stream",
+            "bulk",
+            "--older-than",
+            "2030-01-31T08:00:00Z",
+            "--newer-than",
+            "2h",
+            "--yes",
+        ),
+    )
+    (verb, dry_run, filters) = changes(fake)[-1]
+    since = filters.pop("since")
+    assert abs(datetime.now(UTC) - timedelta(hours=2) - since) < timedelta(minutes=5)
+    assert (verb, dry_run, filters) == (
+        "retry",
+        False,
+        {
+            "ids": ("m1", "m2"),
+            "status": ("failed",),
+            "reason": ("bounced",),
+            "domain": ("x.test",),
+            "recipient": ("A@x.test",),
+            "sender": ("s@x.test",),
+            "tag": ("t",),
+            "stream": ("bulk",),
+            "until": datetime(2030, 1, 31, 8, tzinfo=UTC),
+        },
+    )
 
 
-def test_a_change_of_some_recipients_touches_only_those(run: Any, fake: Any) -> None:
-    fake.FakeClient.rows = waiting(fake, ("m1", "a@x.test"), ("m2", "b@x.test"))
-    done = run("queue", "cancel", "--domain", "x.test", "--yes")
-    assert changes(fake) == [("cancel", "m1", "a@x.test"), ("cancel", "m2", "b@x.test")]
-    assert done.out == "cancelled 2 recipients\n"
-
-
-def test_a_change_asks_and_no_is_no(run: Any, fake: Any) -> None:
-    fake.FakeClient.rows = waiting(fake, ("m1", "a@x.test"))
-    done = run("queue", "cancel", "m1", stdin=b"n\n")
+def test_a_change_shows_some_asks_and_no_is_no(run: Any, fake: Any) -> None:
+    fake.FakeClient.matching = 7
+    fake.FakeClient.rows = waiting(fake, ("m1", "a@x.test"), ("m1", "b\x1b@x.test"))
+    done = run("queue", "cancel", "m1", stdin=b"n\n", person=True)
     assert done.code == 1
-    assert "cancel 1 recipient?" in done.err
-    assert changes(fake) == []
-    assert run("queue", "cancel", "m1").code == 1  # nobody there to answer
-    assert changes(fake) == []
-    assert run("queue", "cancel", "m1", stdin=b"y\n").code == 0
-    assert changes(fake) == [("cancel", "m1", None)]
+    assert "m1  a@x.test  deferred (remote)\nm1  b\\x1b@x.test  deferred (remote)\n" in done.err
+    assert "... and 5 more\nCancel 7 recipients? [y/N]" in done.err
+    assert [dry_run for _, dry_run, _ in changes(fake)] == [True]
+    assert run("queue", "cancel", "m1", stdin=b"y\n", person=True).out == "cancelled 7 recipients\n"
+    assert [dry_run for _, dry_run, _ in changes(fake)] == [True, True, False]
+
+
+def test_a_change_that_nobody_can_confirm_is_a_usage_error(run: Any, fake: Any) -> None:
+    fake.FakeClient.matching = 1
+    done = run("queue", "cancel", "m1", stdin=b"y\n")
+    assert done.code == 64
+    assert "say --yes" in done.err
+    assert [dry_run for _, dry_run, _ in changes(fake)] == [True]
 
 
 def test_a_dry_run_changes_nothing(run: Any, fake: Any) -> None:
+    fake.FakeClient.matching = 2
     fake.FakeClient.rows = waiting(fake, ("m1", "a@x.test"))
-    done = run("queue", "retry", "m1", "--dry-run", "--json")
-    assert done.code == 0
-    assert json_lines(done.out)[0]["address"] == "a@x.test"
-    assert changes(fake) == []
+    done = run("queue", "retry", "m1", "--dry-run")
+    assert (done.code, done.out) == (0, "would be retried: 2 recipients\n")
+    assert "m1  a@x.test  deferred (remote)\n... and 1 more\n" in done.err
+    done = run("queue", "retry", "m1", "--dry-run", "--json", "--yes")
+    assert json_lines(done.out) == [{"matched": 2, "retried": 0, "dry_run": True}]
+    assert [dry_run for _, dry_run, _ in changes(fake)] == [True, True]
 
 
 def test_a_change_that_matches_nothing_exits_1(run: Any, fake: Any) -> None:
@@ -126,3 +204,30 @@ def test_a_change_that_matches_nothing_exits_1(run: Any, fake: Any) -> None:
     assert done.err == "mailstrom: no queued, deferred or held recipient matches\n"
     assert run("queue", "list").err.startswith("no recipient waits")
     assert run("queue", "list", "m1").err == "no recipient matches\n"
+
+
+def test_resolving_says_what_was_decided(run: Any, fake: Any) -> None:
+    fake.FakeClient.matching = 2
+    done = run("resolve", "m1", "delivered", "--recipient", "a@x.test")
+    assert (done.code, done.out) == (0, "resolved 2 recipients\n")
+    assert ("resolve", "m1", "delivered", "a@x.test") in fake.FakeClient.calls
+    assert json_lines(run("resolve", "m1", "retry", "--json").out) == [
+        {"id": "m1", "outcome": "retry", "resolved": 2}
+    ]
+    fake.FakeClient.matching = 0
+    done = run("resolve", "m1", "failed")
+    assert (done.code, done.err) == (1, "mailstrom: no recipient of m1 is held in doubt\n")
+    assert run("resolve", "m1", "lost").code == 64
+
+
+def test_backup_and_adopt_call_the_client(
+    run: Any, fake: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir("/")
+    assert run("store", "backup", "copy.db").out == "/copy.db\n"
+    assert ("backup", "copy.db") in fake.FakeClient.calls
+    assert run("store", "adopt", "copy.db").code == 1  # no copy
+    fake.FakeClient.copied = True
+    assert run("store", "adopt", "copy.db").code == 64  # nobody to ask
+    assert ("adopt",) not in fake.FakeClient.calls
+    assert run("store", "adopt", "copy.db", "--yes").out == "adopted /fake.db\n"

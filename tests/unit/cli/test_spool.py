@@ -42,7 +42,8 @@ def test_a_message_from_send_to_cancel(run: Any) -> None:
         {"status": "queued", "recipients": 1, "messages": 1},
     ]
     again = run("queue", "retry", id, "--status", "cancelled", "--yes")
-    assert again.out == "retried 0 recipients\n"  # cancelled is final: send it anew instead
+    assert again.code == 1  # cancelled is final: send it anew instead
+    assert again.err == "mailstrom: no cancelled recipient matches\n"
     assert run("queue", "cancel", id, "--yes").out == "cancelled 1 recipient\n"
     assert run("queue", "list").out == ""
     assert run("store", "check").out == "ok\n"
@@ -97,6 +98,16 @@ def test_a_place_where_nothing_can_be_made_exits_73(run: Any) -> None:
         ("queue", "count", "--all"),
         ("queue", "retry", "x", "--yes"),
         ("queue", "cancel", "x", "--yes"),
+        ("queue", "next"),
+        ("queue", "hold", "--all", "--dry-run"),
+        ("show", "x"),
+        ("resolve", "x", "retry"),
+        ("destinations",),
+        ("report", "domains"),
+        ("tail", "--no-follow"),
+        ("store", "backup", "copy.db"),
+        ("store", "adopt"),
+        ("store", "purge", "--yes"),
         ("sql", "select 1"),
         ("store", "check"),
     ],
@@ -136,3 +147,30 @@ def test_store_init_says_in_json_whether_it_made_the_spool(run: Any, tmp_path: P
     for created in (True, False):
         done = run("store", "init", path, "--json")
         assert rows(done.out) == [{"store": path, "created": created}]
+
+
+@pytest.mark.parametrize(
+    "arguments", [("send",), ("store", "init"), ("queue", "count"), ("status", "x")]
+)
+def test_a_spool_that_ends_with_this_process_is_refused(
+    run: Any, arguments: tuple[str, ...]
+) -> None:
+    done = run(*arguments, "--store", "memory:here", stdin=MAIL)
+    assert (done.code, done.out) == (78, "")
+    assert "memory:here" in done.err
+
+
+def test_a_scheme_that_nobody_installed_exits_78(run: Any) -> None:
+    for arguments in (("send",), ("queue", "count")):
+        done = run(*arguments, "--store", "nowhere:x", stdin=MAIL)
+        assert (done.code, done.out) == (78, "")
+
+
+def test_a_spool_may_be_named_with_its_scheme(run: Any, tmp_path: Path) -> None:
+    path = tmp_path / "spool.db"
+    (made,) = rows(run("store", "init", f"sqlite://{path}", "--json").out)
+    assert made["created"] is True
+    assert path.exists()
+    assert run("queue", "count", "--store", f"sqlite://{path}").code == 0
+    (made,) = rows(run("store", "init", f"sqlite://{path}", "--json").out)
+    assert made["created"] is False

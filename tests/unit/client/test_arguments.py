@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from email.message import EmailMessage
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ ID, MESSAGE = object(), object()
 WRONG: list[tuple[str, tuple[Any, ...], dict[str, Any], str, type[Exception]]] = [
     *[
         (verb, (value,), {}, "id", TypeError)
-        for verb in ("status", "wait", "raw", "cancel", "retry")
+        for verb in ("status", "wait", "raw", "message", "cancel", "hold", "release", "retry")
         for value in (None, 5, b"x", ["x"], object())
     ],
     ("wait", (ID,), {"timeout": "x"}, "timeout", TypeError),
@@ -30,10 +31,86 @@ WRONG: list[tuple[str, tuple[Any, ...], dict[str, Any], str, type[Exception]]] =
     ("wait", (ID,), {"timeout": NAN}, "timeout", ValueError),
     *[
         (verb, (ID,), {"recipient": value}, "recipient", InvalidMessage)
-        for verb in ("cancel", "retry")
+        for verb in ("cancel", "hold", "release", "retry")
         for value in (5, b"b@example.org", "", "nobody", ["b@example.org"])
     ],
     ("cancel", ("",), {"recipient": 5}, "recipient", InvalidMessage),
+    ("resolve", (5, "retry"), {}, "id", TypeError),
+    ("resolve", (ID, 5), {}, "outcome", TypeError),
+    ("resolve", (ID, "deliverd"), {}, "outcome", ValueError),
+    ("resolve", (ID, "cancel"), {}, "outcome", ValueError),
+    ("resolve", (ID, "retry"), {"recipient": "nobody"}, "recipient", InvalidMessage),
+    ("statuses", (None,), {}, "ids", TypeError),
+    ("statuses", ("one-id",), {}, "ids", TypeError),
+    ("statuses", (b"one-id",), {}, "ids", TypeError),
+    ("statuses", ([5],), {}, "ids", TypeError),
+    *[
+        (verb, (), {"limit": value}, "limit", kind)
+        for verb in ("recent", "find", "events")
+        for value, kind in (
+            (0, ValueError),
+            (-1, ValueError),
+            (1 << 63, ValueError),
+            (None, TypeError),
+            (True, TypeError),
+            (1.5, TypeError),
+            ("5", TypeError),
+        )
+    ],
+    *[
+        (verb, given, {name: value}, name, kind)
+        for verb, given in (("find", ()), ("change_all", ("hold",)))
+        for name, value, kind in (
+            ("status", "delayed", ValueError),
+            ("status", 5, TypeError),
+            ("status", ["held", 5], TypeError),
+            ("reason", "because", ValueError),
+            ("reason", b"dns", TypeError),
+            ("recipient", "nobody", InvalidMessage),
+            ("recipient", [5], TypeError),
+            ("domain", "a..b", InvalidMessage),
+            ("domain", "", InvalidMessage),
+            ("domain", 5, TypeError),
+            ("sender", 5, TypeError),
+            ("sender", "x@", InvalidMessage),
+            ("tag", 5, TypeError),
+            ("tag", "\ud800", ValueError),
+            ("stream", 5, TypeError),
+            ("since", 5, TypeError),
+            ("since", "1h", TypeError),
+            ("since", timedelta(-1), ValueError),
+            ("until", datetime(2031, 1, 1), ValueError),  # noqa: DTZ001
+        )
+    ],
+    ("find", (), {"after": 5}, "after", TypeError),
+    ("find", (), {"after": "nothing-here"}, "nothing-here", MessageNotFound),
+    ("find", (), {"after": "\ud800"}, "after", MessageNotFound),
+    ("change_all", (5,), {"everything": True}, "change", TypeError),
+    ("change_all", ("resolve",), {"everything": True}, "change", ValueError),
+    ("change_all", ("hold",), {}, "everything", ValueError),
+    ("change_all", ("hold",), {"everything": True, "tag": "x"}, "everything", ValueError),
+    ("change_all", ("hold",), {"everything": 1}, "everything", TypeError),
+    ("change_all", ("hold",), {"dry_run": "no", "tag": "x"}, "dry_run", TypeError),
+    ("change_all", ("hold",), {"ids": 5}, "ids", TypeError),
+    *[
+        (verb, (), {"types": value}, "types", kind)
+        for verb in ("events", "follow")
+        for value, kind in ((5, TypeError), ("message.acepted", ValueError), ([5], TypeError))
+    ],
+    *[
+        (verb, (value,), {}, "after", kind)
+        for verb in ("events", "follow")
+        for value, kind in (("5", TypeError), (-1, ValueError), (True, TypeError))
+    ],
+    ("backup", (None,), {}, "target", TypeError),
+    ("backup", (b"x",), {}, "target", TypeError),
+    ("start", ("2",), {}, "workers", TypeError),
+    ("start", (0,), {}, "workers", ValueError),
+    ("start", (True,), {}, "workers", TypeError),
+    ("start", (), {"config": 5}, "config", TypeError),
+    ("start", (), {"config": b"x"}, "config", TypeError),
+    ("stop", ("5",), {}, "timeout", TypeError),
+    ("stop", (NAN,), {}, "timeout", ValueError),
     ("query", (5,), {}, "sql", TypeError),
     ("query", (None,), {}, "sql", TypeError),
     ("query", (b"SELECT 1",), {}, "sql", TypeError),
@@ -116,7 +193,7 @@ def test_a_wrong_argument_is_named_and_nothing_happens(
 
 def test_the_table_leaves_no_public_method_out() -> None:
     public = {name for name, _ in inspect.getmembers(Mailstrom, callable) if name[0] != "_"}
-    without_arguments = {"check", "close"}
+    without_arguments = {"adopt", "check", "close", "stats", "worker_status"}
     assert public == {row[0] for row in WRONG} | without_arguments
 
 
@@ -189,8 +266,11 @@ def test_wait_takes_any_number(client: Mailstrom, message: bytes) -> None:
 @pytest.mark.parametrize("id", ["", "\ud800", "a\0b", "ü"])
 def test_text_that_is_no_id_is_not_found(client: Mailstrom, id: str) -> None:
     verbs: list[Callable[[str], object]] = [
-        client.status, client.wait, client.raw, client.cancel, client.retry
+        client.status, client.wait, client.raw, client.message, client.cancel, client.hold,
+        client.release, client.retry, lambda id: client.resolve(id, "retry"),
     ]  # fmt: skip
+    assert client.statuses([id]) == {}
+    assert client.change_all("cancel", ids=id) == 0
     for verb in verbs:
         with pytest.raises(MessageNotFound):
             verb(id)

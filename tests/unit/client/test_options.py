@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
@@ -9,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mailstrom import InvalidMessage, Mailstrom
+from mailstrom import InvalidMessage, Mailstrom, OnDoubt, Priority
 from mailstrom.client import options
+from mailstrom.client.api import SendOptions
 
 NOW = 1_700_000_000_000
 FAR = datetime(2031, 1, 1, tzinfo=UTC)
@@ -18,7 +20,7 @@ FAR = datetime(2031, 1, 1, tzinfo=UTC)
 REFUSED: list[tuple[str, Any]] = [
     ("priority", "urgent"),
     ("priority", 0),
-    ("priority", None),
+    ("priority", b"high"),
     ("stream", ""),
     ("stream", "x" * 65),
     ("stream", "a\r\nBcc: x@example.com"),
@@ -74,6 +76,8 @@ def test_a_bad_option_is_named_and_nothing_is_written(
     ("option", "value"),
     [
         ("priority", "high"),
+        ("priority", Priority.LOW),
+        ("priority", None),
         ("stream", "x" * 64),
         ("tags", ("a", "a", "b")),
         ("tags", iter(["a"])),
@@ -82,6 +86,7 @@ def test_a_bad_option_is_named_and_nothing_is_written(
         ("idempotency_key", "k" * 256),
         ("require_tls", True),
         ("on_doubt", "hold"),
+        ("on_doubt", OnDoubt.RETRY),
         ("send_at", FAR),
         ("send_at", timedelta(minutes=5)),
         ("send_at", datetime(2001, 1, 1, tzinfo=UTC)),
@@ -116,8 +121,30 @@ def test_spans_count_from_now(ms: int) -> None:
     assert options.moment_ms("send_at", timedelta(milliseconds=ms), NOW) == NOW + ms
 
 
+def test_without_a_priority_it_is_the_streams_or_normal(client: Mailstrom, message: bytes) -> None:
+    ids = [client.send(message), client.send(message, priority=None, stream="bulk")]
+    client.send(message, priority="low")
+    rows = client.query("SELECT priority FROM messages WHERE id IN (?, ?)", ids)
+    assert rows == [("normal",), ("normal",)]
+
+
 def test_an_unknown_option_is_a_programming_error(client: Mailstrom, message: bytes) -> None:
     with pytest.raises(TypeError, match="prio"):
         client.send(message, prio="high")  # type: ignore[call-arg]
-    with pytest.raises(TypeError, match="prio"):
+    with pytest.raises(TypeError, match=r"send_many\(\): unknown option 'prio'; did .* 'priority'"):
         client.send_many([message], prio="high")
+    with pytest.raises(TypeError, match=r"messages\[1\]: unknown option 'xyz'; there are sender, "):
+        client.send_many([message, (message, {"xyz": 1})])  # type: ignore[typeddict-unknown-key]
+    assert client.query("SELECT count(*) FROM messages") == [(0,)]
+
+
+def test_a_key_for_all_messages_of_many_is_refused(client: Mailstrom, message: bytes) -> None:
+    with pytest.raises(TypeError, match=r"idempotency_key is one message's"):
+        client.send_many([message, message], idempotency_key="k")
+    ids = client.send_many([(message, {"idempotency_key": "k"})] * 2)
+    assert ids[0] == ids[1]
+
+
+def test_the_names_of_options_are_those_of_send() -> None:
+    parameters = list(inspect.signature(Mailstrom.send).parameters)
+    assert parameters[2:] == list(options.NAMES) == list(SendOptions.__annotations__)

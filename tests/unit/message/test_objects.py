@@ -279,7 +279,8 @@ def test_what_cannot_be_rendered_is_refused_by_name(
 )
 def test_headers_that_may_stand_once_do(name: str) -> None:
     message = legacy()
-    value = {"Subject": "s", "Content-Type": "text/plain"}.get(name, "x@y.example")
+    values = {"Subject": "s", "Content-Type": "text/plain", "Date": "1 Jan 2026 00:00:00 +0000"}
+    value = values.get(name, "x@y.example")
     del message[name]
     message[name] = value
     message[name.upper()] = value

@@ -1,7 +1,10 @@
 -- Lease, claim, open, settle, release. Every statement about a recipient is guarded by its lane.
 
 -- name: due_sites
-SELECT seq FROM site WHERE ready_ms <= :now_ms ORDER BY ready_ms LIMIT 1000;
+-- None in a copy that nobody adopted.
+SELECT seq FROM site
+ WHERE ready_ms <= :now_ms AND NOT EXISTS (SELECT 1 FROM meta WHERE key = 'copied_ms')
+ ORDER BY ready_ms LIMIT 1000;
 
 -- name: ready_sites
 -- canary: nothing is known of the site, or it failed last time; one lane finds out for all. Sites
@@ -207,6 +210,12 @@ SELECT value ->> 3, 'recipient.' || (value ->> 10), r.message, r.seq,
   FROM json_each(:rows) j JOIN recipient r ON r.seq = j.value ->> 0
  ORDER BY j.key;
 
+-- name: uncounted_event
+-- The late verdict that was just recorded changed nothing; whoever counts by events passes it over.
+UPDATE event SET detail = json_set(detail, '$.counted', 0)
+ WHERE id = (SELECT max(id) FROM event)
+   AND recipient = :recipient AND detail ->> 'late' = 1;
+
 -- name: deferral_events
 -- A deferral that was decided after its attempts were recorded: it says what the last one said.
 INSERT INTO event (at_ms, type, message, recipient, detail)
@@ -323,6 +332,8 @@ SELECT :at_ms, :type, json_object('site', key, 'until_ms', suspended_until_ms, '
   FROM site WHERE seq = :site;
 
 -- name: next_due
+-- Nothing is due in a copy that nobody adopted.
 SELECT min(v) FROM (SELECT min(ready_ms) AS v FROM site
                     UNION ALL
-                    SELECT min(ready_ms) FROM domain WHERE due_ms IS NOT NULL AND router IS NULL);
+                    SELECT min(ready_ms) FROM domain WHERE due_ms IS NOT NULL AND router IS NULL)
+ WHERE NOT EXISTS (SELECT 1 FROM meta WHERE key = 'copied_ms');

@@ -103,7 +103,7 @@ SELECT coalesce(max(id), 0) FROM event;
 -- name: failed_since
 SELECT m.id, r.address, r.reason, r.enhanced_code, r.reply_text
   FROM event e JOIN recipient r ON r.seq = e.recipient JOIN message m ON m.seq = e.message
- WHERE e.id > :event AND e.type = 'recipient.failed'
+ WHERE e.id > :event AND e.type = 'recipient.failed' AND e.detail ->> 'by' IS NULL
    AND CASE WHEN :domain IS NULL THEN e.detail ->> 'stage' IS NULL
             ELSE e.detail ->> 'stage' = 'route' AND r.domain = :domain END
  ORDER BY e.id LIMIT 1000;

@@ -1,0 +1,144 @@
+"""One way for every bulk change: count, show a few, ask, act, say how many.
+
+The client counts and acts (``Mailstrom.change_all``: pages of short transactions), the preview is a
+look at the views. A change that nobody confirms changes nothing: without ``--yes`` somebody must be
+at the terminal, and without any filter ``--all`` must be said.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from mailstrom.cli.exits import Exit
+from mailstrom.cli.output import print_json
+from mailstrom.cli.selection import Selection
+from mailstrom.printable import printable
+from mailstrom.types import Change
+
+if TYPE_CHECKING:
+    from mailstrom.client import Mailstrom
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+SHOWN = 5  # recipients of a preview
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verb:
+    """A change as a command.
+
+    Args:
+        word: of the command.
+        done: what it says afterwards.
+        statuses, reasons: whom it touches where the user names none; the client guards the rest.
+    """
+
+    change: Change
+    word: str
+    done: str
+    statuses: tuple[str, ...]
+    reasons: tuple[str, ...] = ()
+
+
+VERBS = (
+    Verb(
+        change=Change.CANCEL,
+        word="cancel",
+        done="cancelled",
+        statuses=("queued", "deferred", "held"),
+    ),
+    Verb(change=Change.HOLD, word="hold", done="held", statuses=("queued", "deferred")),
+    Verb(
+        change=Change.RELEASE,
+        word="release",
+        done="released",
+        statuses=("held",),
+        reasons=("user", "poison"),
+    ),
+    Verb(change=Change.RETRY, word="retry", done="retried", statuses=("deferred",)),
+)
+
+
+def change_options(function: F) -> F:
+    """Adds ``--yes`` and ``--dry-run``."""
+    function = click.option("--yes", is_flag=True, help="Do not ask.")(function)
+    return click.option(
+        "--dry-run", is_flag=True, help="Say what would be changed, change nothing."
+    )(function)
+
+
+def ask(question: str) -> None:
+    """Ends the command unless a person says yes.
+
+    Raises:
+        UsageError: nobody is at the terminal to be asked.
+        Abort: the answer was no.
+    """
+    if not sys.stdin.isatty():
+        raise click.UsageError(
+            f"{question} Nobody is at the terminal to answer: say --yes, or look with --dry-run"
+        )
+    click.confirm(question, abort=True, err=True)
+
+
+def apply(
+    client: Mailstrom,
+    verb: Verb,
+    selection: Selection,
+    *,
+    yes: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> int:
+    """Carry out one bulk change; the exit code.
+
+    Args:
+        selection: with ``found_in`` done; ``named`` or ``everything``.
+    """
+    chosen = selection.limited_to(verb.statuses, verb.reasons)
+    filters = chosen.filters()
+    matched = client.change_all(verb.change, dry_run=True, **filters)
+    if not matched:
+        click.echo(f"mailstrom: no {either(chosen.status)} recipient matches", err=True)
+        return Exit.FAILED
+    if dry_run and as_json:
+        print_json({"matched": matched, verb.done: 0, "dry_run": True})
+        return Exit.OK
+    if dry_run or not yes:
+        _preview(client, chosen, matched)
+    if dry_run:
+        click.echo(f"would be {verb.done}: {recipients(matched)}")
+        return Exit.OK
+    if not yes:
+        ask(f"{verb.word.capitalize()} {recipients(matched)}?")
+    changed = client.change_all(verb.change, **filters)
+    if as_json:
+        print_json({"matched": matched, verb.done: changed, "dry_run": False})
+    else:
+        click.echo(f"{verb.done} {recipients(changed)}")
+    return Exit.OK
+
+
+def either(words: tuple[str, ...]) -> str:
+    """``a, b or c``."""
+    *most, last = words
+    return f"{', '.join(most)} or {last}" if most else last
+
+
+def recipients(number: int) -> str:
+    """``1 recipient``, ``2 recipients``."""
+    return f"{number:,} recipient{'' if number == 1 else 's'}"
+
+
+def _preview(client: Mailstrom, chosen: Selection, matched: int) -> None:
+    rows = client.query(*chosen.rows_sql(SHOWN))
+    for row in rows:
+        words = f"{row.status} ({row.reason})" if row.reason else row.status
+        click.echo(f"{row.message_id}  {printable(f'{row.address}  {words}')}", err=True)
+    if matched > len(rows):
+        click.echo(f"... and {matched - len(rows):,} more", err=True)

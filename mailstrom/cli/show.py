@@ -1,0 +1,209 @@
+"""``mailstrom show``: everything that is known about one message, for a person.
+
+The envelope and the message's own options, then each recipient with what happens to it next and
+why it was not sent yet, and every attempt with the connection it was made on. ``--headers``,
+``--source`` and ``--raw`` print the message itself instead.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mailstrom.cli.ids import full_id
+from mailstrom.cli.output import cell, fold, print_json
+from mailstrom.cli.spool import json_option, opened, spool_options
+from mailstrom.cli.status import reply
+from mailstrom.cli.times import span_text
+from mailstrom.cli.waiting import engine, next_step, of_message
+from mailstrom.printable import printable
+from mailstrom.types import Reason
+
+if TYPE_CHECKING:
+    from mailstrom.client import Mailstrom
+    from mailstrom.types import MessageStatus, RecipientStatus
+
+_ATTEMPTS = """
+select a.recipient, a.number, a.started_at, a.ended_at, a.ended_ms - a.started_ms as ms, a.stage,
+       a.host, a.address, a.reply_code, a.enhanced_code, a.reply_text, a.verdict, a.reason,
+       a.in_doubt, a.late, a.worker, a.session_id, s.source, s.messages, s.ehlo, s.tls_wanted,
+       s.tls_reached, s.tls_version, s.tls_cipher, s.tls_peer, s.tls_verified, s.end_cause
+  from attempts a left join sessions s on s.id = a.session_id
+ where a.message_id = ? order by a.recipient, a.id
+"""
+_ATTEMPT_FIELDS = (
+    "number", "started_at", "ended_at", "stage", "host", "address", "reply_code", "enhanced_code",
+    "reply_text", "verdict", "reason", "in_doubt", "late", "worker",
+)  # fmt: skip
+_SESSION_FIELDS = (
+    "source", "messages", "ehlo", "tls_wanted", "tls_reached", "tls_version", "tls_cipher",
+    "tls_peer", "tls_verified", "end_cause",
+)  # fmt: skip
+_FLAGS = frozenset({"in_doubt", "late", "tls_verified"})
+
+
+@click.command("show")
+@click.argument("id")
+@click.option("--headers", "part", flag_value="headers", help="Print the header block.")
+@click.option(
+    "--source",
+    "part",
+    flag_value="source",
+    help="Print the message with unsafe characters escaped.",
+)
+@click.option("--raw", "part", flag_value="raw", help="Print the exact bytes that go on the wire.")
+@spool_options
+@json_option
+def command(
+    id: str, part: str | None, config: str | None, store: str | None, as_json: bool
+) -> None:
+    """Tell everything about the message ID: what was tried, what comes next, and why not yet.
+
+    ID may be a unique end of at least six characters. Exit 1 if there is no such message.
+    """
+    if part and as_json:
+        raise click.UsageError(f"--json and --{part} exclude each other")
+    with opened(config, store) as client:
+        id = full_id(client, id)
+        if part:
+            _content(client.raw(id), part)
+        else:
+            _tell(client, id, as_json)
+
+
+def _content(content: bytes, part: str) -> None:
+    if part == "raw":
+        sys.stdout.flush()
+        sys.stdout.buffer.write(content)
+        sys.stdout.buffer.flush()
+        return
+    text = content if part == "source" else content.partition(b"\r\n\r\n")[0]
+    for line in text.decode("utf-8", "surrogateescape").removesuffix("\r\n").split("\r\n"):
+        click.echo("\t".join(printable(piece, 2_000_000) for piece in line.split("\t")))
+
+
+def _tell(client: Mailstrom, id: str, as_json: bool) -> None:
+    status = client.status(id)
+    ((stream, priority, message_id, key),) = client.query(
+        "select stream, priority, message_id, idempotency_key from messages where id = ?", (id,)
+    )
+    spool = engine(client)
+    steps = {fact.address: next_step(fact, spool) for fact in of_message(client, id)}
+    attempts: dict[str, list[Any]] = {}
+    for row in client.query(_ATTEMPTS, (id,)):
+        attempts.setdefault(row.recipient, []).append(row)
+    more = {
+        "stream": stream,
+        "priority": priority,
+        "message_id": message_id,
+        "idempotency_key": key,
+    }
+    if as_json:
+        print_json(_record(status, more, steps, attempts))
+        return
+    _envelope(status, more)
+    for recipient in status.recipients.values():
+        click.echo()
+        _recipient(recipient, steps.get(recipient.address), attempts.get(recipient.address, []))
+
+
+def _record(
+    status: MessageStatus,
+    more: dict[str, Any],
+    steps: dict[str, str],
+    attempts: dict[str, list[Any]],
+) -> dict[str, object]:
+    told = status.to_dict() | more
+    told["recipients"] = {
+        address: recipient.to_dict()
+        | {
+            "next": steps.get(address),
+            "attempts_made": [_attempt_record(row) for row in attempts.get(address, ())],
+        }
+        for address, recipient in status.recipients.items()
+    }
+    return told
+
+
+def _attempt_record(row: Any) -> dict[str, object]:
+    def value(name: str) -> object:
+        found = getattr(row, name)
+        return bool(found) if name in _FLAGS and found is not None else found
+
+    made: dict[str, object] = {name: value(name) for name in _ATTEMPT_FIELDS}
+    session = {name: value(name) for name in _SESSION_FIELDS}
+    known = row.tls_reached is not None
+    made["session"] = {"id": row.session_id, **session} if known else None
+    return made
+
+
+def _envelope(status: MessageStatus, more: dict[str, Any]) -> None:
+    told = status.to_dict()
+    lines = [
+        ("id", status.id),
+        ("status", status.status),
+        ("sender", status.sender or "<> (the null sender)"),
+        ("subject", status.subject),
+        ("message-id", more["message_id"]),
+        ("stream", f"{more['stream']}, priority {more['priority']}"),
+        ("key", more["idempotency_key"]),
+        ("tags", ", ".join(status.tags)),
+        ("metadata", json.dumps(status.metadata, ensure_ascii=False) if status.metadata else ""),
+        ("size", f"{status.size:,} bytes"),
+        ("accepted", told["created_at"]),
+        ("not before", told["send_at"] if status.send_at != status.created_at else None),
+        ("expires", told["expires_at"] if status.finished_at is None else None),
+        ("finished", told["finished_at"]),
+    ]
+    for name, value in lines:
+        if value:
+            fold(f"{name + ':':<12} ", cell(value))
+
+
+def _recipient(recipient: RecipientStatus, step: str | None, attempts: list[Any]) -> None:
+    number = f"{recipient.attempts} attempt{'' if recipient.attempts == 1 else 's'}"
+    known = recipient.reason == Reason.IN_DOUBT
+    doubt = ", in doubt" if recipient.in_doubt and not known else ""
+    fold("", f"{cell(recipient.address)}: {_verdict(recipient)}{doubt}, {number}")
+    if step:
+        fold("  next: ", cell(step))
+    for row in attempts:
+        where = f"{row.host} [{row.address}]" if row.address else row.host or "no host"
+        fold(
+            f"  {row.number:>3}. ",
+            cell(f"{row.started_at} {row.stage}, {where}: {_verdict_of(row)}"),
+            f" ({span_text(row.ms)})",
+        )
+        words = reply(row.reply_code, row.enhanced_code, row.reply_text)
+        if words:
+            fold("       ", cell(words))
+        if row.tls_reached is not None:
+            fold("       ", cell(_session(row)))
+
+
+def _verdict(recipient: RecipientStatus) -> str:
+    reason = f" ({recipient.reason})" if recipient.reason else ""
+    return f"{recipient.status}{reason}"
+
+
+def _verdict_of(row: Any) -> str:
+    doubt = row.in_doubt and row.reason != Reason.IN_DOUBT
+    marks = [row.reason, "in doubt" if doubt else None, "late" if row.late else None]
+    said = ", ".join(mark for mark in marks if mark)
+    return f"{row.verdict} ({said})" if said else str(row.verdict)
+
+
+def _session(row: Any) -> str:
+    parts = [f"session {row.session_id}, worker {row.worker}"]
+    if row.tls_reached == "none":
+        parts.append(f"no TLS (wanted: {row.tls_wanted})")
+    else:
+        verified = "verified" if row.tls_verified else "not verified"
+        parts.append(f"{row.tls_version} {row.tls_cipher} ({row.tls_reached}, {verified})")
+    parts.append(f"{row.messages} message{'' if row.messages == 1 else 's'}")
+    if row.end_cause:
+        parts.append(f"ended: {row.end_cause}")
+    return "; ".join(parts)

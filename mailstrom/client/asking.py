@@ -1,0 +1,362 @@
+"""Asking: verbs that only read, of a message, of the queue, of what happened.
+
+Any thread may ask; a reader waits for no writer. Long answers are read in pages, so that no read
+holds the spool's log for long.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from mailstrom.client import arguments, selecting, waiting
+from mailstrom.client.handle import Handle
+from mailstrom.client.rooms import message_room
+from mailstrom.clock import wall_ms
+from mailstrom.errors import MessageNotFound
+from mailstrom.storage.client import Selection
+from mailstrom.types import Event, MessageStatus, QueueStats, Suppression
+from mailstrom.words import EVENT_WORDS
+
+if TYPE_CHECKING:
+    from email.message import EmailMessage
+
+PAGE = 500
+"""Most messages of one read."""
+EVENT_PAGE = 1_000
+
+
+class Suppressions:
+    """Addresses that are not to be mailed; ``Mailstrom.suppressions``."""
+
+    def __init__(self, client: Asking) -> None:
+        self._client = client
+
+    def list(self, limit: int = 10_000) -> list[Suppression]:
+        """Suppressed addresses, sorted.
+
+        Args:
+            limit: most of them.
+        """
+        arguments.count("limit", limit)
+        return self._client._store.suppressions((), limit)
+
+    def get(self, address: str) -> Suppression | None:
+        """Why an address is not to be mailed, or None where it may be.
+
+        Raises:
+            InvalidAddress: it is no address.
+        """
+        key = selecting.address_key("address", address, self._client._timeout)
+        found = self._client._store.suppressions((key,), 1)
+        return found[0] if found else None
+
+
+class Asking(Handle):
+    """The verbs that read."""
+
+    # --- one message ------------------------------------------------------------------------
+
+    def status(self, id: str) -> MessageStatus:
+        """What is known about a message and each of its recipients.
+
+        Raises:
+            MessageNotFound: no such id here.
+        """
+        arguments.text("id", id)
+        found = self._store.statuses([id]) if id.isascii() else {}
+        if id not in found:
+            raise MessageNotFound(f"no message {id!r} in {self.path}")
+        return found[id]
+
+    def wait(self, id: str, timeout: float | None = None) -> MessageStatus:
+        """Wait until every recipient is final.
+
+        Args:
+            timeout: seconds; 0 or less looks once, None waits for ever.
+
+        Raises:
+            MessageNotFound: no such id here.
+            TimeoutError: not final in time.
+        """
+        arguments.text("id", id)
+        if timeout is not None:
+            timeout = arguments.number("timeout", timeout)
+
+        def look() -> MessageStatus | None:
+            status = self.status(id)
+            return status if status.completed else None
+
+        found = waiting.until(look, self._store.revision, timeout)
+        if found is None:
+            raise not_completed(id, timeout)
+        return found
+
+    def raw(self, id: str) -> bytes:
+        """The bytes that go on the wire.
+
+        Raises:
+            MessageNotFound: no such id here, or its content was purged.
+            SpoolCorrupt: the content is damaged on disk.
+        """
+        # No id holds anything else, and a lone surrogate would be an error of the driver.
+        content = self._store.content(id) if arguments.text("id", id).isascii() else None
+        if content is None:
+            raise MessageNotFound(f"no content of message {id!r} in {self.path}")
+        return content
+
+    def message(self, id: str) -> EmailMessage:
+        """What goes on the wire as an ``EmailMessage``.
+
+        Header lines and bodies are as they are there; ``raw()`` has the very octets, also of a
+        multipart whose boundaries are written in an odd way.
+
+        Raises:
+            MessageNotFound: no such id here, or its content was purged.
+            SpoolCorrupt: the content is damaged on disk.
+        """
+        content = self.raw(id)
+        message_room(self._timeout)  # brings the email package, from signal handlers, too
+        from email import message_from_bytes
+
+        from mailstrom.client.lossless import LOSSLESS
+
+        return message_from_bytes(content, policy=LOSSLESS)
+
+    # --- many messages ----------------------------------------------------------------------
+
+    def statuses(self, ids: Iterable[str]) -> dict[str, MessageStatus]:
+        """Status of each id, in the order given; unknown ids are left out.
+
+        Raises:
+            TypeError: not an iterable of texts; ``status()`` takes a single one.
+        """
+        wanted = [id for id in arguments.texts("ids", ids) if id.isascii()]
+        found: dict[str, MessageStatus] = {}
+        for start in range(0, len(wanted), PAGE):
+            page = wanted[start : start + PAGE]
+            known = self._store.statuses(page)
+            found.update((id, known[id]) for id in page if id in known)
+        return found
+
+    def recent(self, limit: int = 10_000) -> list[MessageStatus]:
+        """Messages completed since they were last told of here, then those that are not complete.
+
+        A completed message is told of once, over all clients of the spool; again if it was reopened
+        and is completed anew. Oldest first. To look without that, use ``find()``.
+
+        Args:
+            limit: most of them; what is completed and beyond it is told of by the next call.
+        """
+        arguments.count("limit", limit)
+        found: list[MessageStatus] = self._committer.call(lambda: self._store.recent(limit))
+        return found
+
+    def find(
+        self,
+        *,
+        status: str | Iterable[str] | None = None,
+        reason: str | Iterable[str] | None = None,
+        recipient: str | Iterable[str] | None = None,
+        domain: str | Iterable[str] | None = None,
+        sender: str | Iterable[str] | None = None,
+        tag: str | Iterable[str] | None = None,
+        stream: str | Iterable[str] | None = None,
+        since: datetime | timedelta | None = None,
+        until: datetime | timedelta | None = None,
+        limit: int = 100,
+        after: str | None = None,
+    ) -> list[MessageStatus]:
+        """Messages, newest first; a message is found when one of its recipients matches.
+
+        Each filter is a word or a list of words, of which one must hold; all filters given must
+        hold. An empty list matches nothing.
+
+        Args:
+            status: recipient status words, or ``partial`` for messages.
+            reason: recipient reason words.
+            recipient: addresses.
+            domain: domains of recipients, U-labels or A-labels.
+            sender: envelope senders; ``""`` is the null sender.
+            tag: tags of the message.
+            stream: streams of the message.
+            since: accepted at or after (aware datetime, or timedelta back from now).
+            until: accepted before (as ``since``).
+            limit: most messages.
+            after: the last id of the page before.
+
+        Raises:
+            MessageNotFound: no such message as ``after``.
+            InvalidAddress: ``recipient``, ``domain`` or ``sender`` is none.
+            ValueError: an unknown word; names those that are near it.
+        """
+        filters: selecting.Filters = {
+            "status": status, "reason": reason, "recipient": recipient, "domain": domain,
+            "sender": sender, "tag": tag, "stream": stream, "since": since, "until": until,
+        }  # fmt: skip
+        arguments.count("limit", limit)
+        if after is not None and not arguments.text("after", after).isascii():
+            raise MessageNotFound(f"after: no message {after!r} in {self.path}")
+        meant = selecting.selection(filters, wall_ms(), self._timeout)
+        found: list[MessageStatus] = []
+        while meant is not None and len(found) < limit:
+            size = min(PAGE, limit - len(found))
+            page = self._page(meant, size, found, after)
+            found.extend(page)
+            if len(page) < size:
+                break
+        return found
+
+    def _page(
+        self, meant: Selection, size: int, found: list[MessageStatus], after: str | None
+    ) -> list[MessageStatus]:
+        """What comes behind ``found``; the last of those may have been purged meanwhile."""
+        for place in range(len(found) - 1, -1, -1):
+            try:
+                return self._store.find(meant, limit=size, after=found[place].id)
+            except MessageNotFound:
+                continue
+        return self._store.find(meant, limit=size, after=after)
+
+    # --- what happened ----------------------------------------------------------------------
+
+    def events(
+        self,
+        after: int | None = None,
+        *,
+        types: str | Iterable[str] | None = None,
+        limit: int = 1000,
+    ) -> list[Event]:
+        """What happened, in order.
+
+        Args:
+            after: id of the last event known; None begins with the oldest that is kept.
+            types: event words (see the ``events`` view); None is all.
+            limit: most events; more begin after the last one's id.
+
+        Raises:
+            ValueError: an unknown word; names those that are near it.
+        """
+        start, wanted = cursor(after), vocabulary(types)
+        arguments.count("limit", limit)
+        return [] if wanted == () else self._store.events(start, wanted or (), limit)
+
+    def follow(
+        self, after: int | None = None, *, types: str | Iterable[str] | None = None
+    ) -> Iterator[Event]:
+        """Events as they come, for ever.
+
+        Args:
+            after: id of the last event known; None begins with what happens from now on, 0 with
+                the oldest that is kept.
+            types: event words; None is all.
+
+        Raises:
+            ValueError: an unknown word; names those that are near it.
+        """
+        wanted = vocabulary(types)
+        start = self._newest(0) if after is None else cursor(after)
+        return self._following(start, wanted)
+
+    def _following(self, after: int, types: tuple[str, ...] | None) -> Iterator[Event]:
+        while True:
+            found = waiting.until(
+                lambda start=after: self._ahead(start, types),  # type: ignore[misc]
+                self._store.revision,
+                None,
+            )
+            assert found is not None  # without a timeout it waits for ever
+            after, events = found
+            yield from events
+
+    def _ahead(
+        self, after: int, types: tuple[str, ...] | None
+    ) -> tuple[int, Sequence[Event]] | None:
+        """The next events and where to go on; None where there are none.
+
+        With ``types``, what was passed over is not read again: the second value may be empty.
+        """
+        newest = self._newest(after) if types is not None else after
+        events = [] if types == () else self._store.events(after, types or (), EVENT_PAGE)
+        if len(events) == EVENT_PAGE:
+            return events[-1].id, events
+        last = max(events[-1].id if events else after, newest)
+        return (last, events) if last > after else None
+
+    def _newest(self, after: int) -> int:
+        """Id of the newest event, at least ``after``; ids grow, so a search by halves finds it."""
+
+        def beyond(id: int) -> bool:
+            return bool(self._store.events(id, (), 1))
+
+        if not beyond(after):
+            return after
+        low, step = after, 1
+        while beyond(low + step):
+            low, step = low + step, step * 2
+        high = low + step
+        while high - low > 1:  # something lies beyond low, nothing beyond high
+            middle = (low + high) // 2
+            low, high = (middle, high) if beyond(middle) else (low, middle)
+        return high
+
+    # --- the spool --------------------------------------------------------------------------
+
+    def stats(self) -> QueueStats:
+        """Counters of the queue; cheap enough for every few seconds."""
+        return self._store.stats(wall_ms())
+
+    @property
+    def suppressions(self) -> Suppressions:
+        """Addresses that are not to be mailed: ``.list()`` and ``.get(address)``."""
+        return Suppressions(self)
+
+    def query(
+        self,
+        sql: str,
+        params: Sequence[object] | Mapping[str, object] = (),
+        *,
+        seconds: float = 30.0,
+    ) -> list[Any]:
+        """Rows of a read-only statement on the public views, as named tuples.
+
+        Args:
+            params: values for each ``?`` (list or tuple) or each ``:name`` (dict).
+            seconds: the statement is stopped after this time, so that it cannot hold back the WAL.
+
+        Raises:
+            SpoolError: bad SQL, an attempt to write, or out of time (``SpoolBusy``).
+            TypeError, ValueError: a value that SQLite has no kind for, or a missing ``:name``.
+        """
+        values = arguments.bindings(params)
+        limit = arguments.seconds("seconds", seconds)
+        try:
+            return self._store.query(arguments.statement(sql), values, limit)
+        except KeyError as error:
+            raise ValueError(f"params: has no value for {error.args[0]!r}") from error
+
+    def check(self) -> list[str]:
+        """Broken invariants of the spool, a sentence each; empty when it is sound.
+
+        Reads the whole file: for a person or a test, not for every minute.
+
+        Raises:
+            SpoolError: or a subclass, when the spool cannot be read.
+        """
+        return self._store.check()
+
+
+def cursor(after: object) -> int:
+    """Where a reader of events stands; None is the beginning."""
+    return 0 if after is None else arguments.count("after", after, least=0)
+
+
+def vocabulary(types: object) -> tuple[str, ...] | None:
+    """Event words, checked; None is all of them."""
+    return arguments.known("types", types, EVENT_WORDS)
+
+
+def not_completed(id: str, timeout: float | None) -> TimeoutError:
+    """The error of a wait that took too long."""
+    return TimeoutError(f"message {id} was not completed within {timeout:g} s")

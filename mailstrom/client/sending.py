@@ -1,0 +1,282 @@
+"""Sending: a message and its options become a ``Submission``, and that is stored durably.
+
+Everything is checked before anything is written. Nothing here touches the network.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime, timedelta
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from mailstrom.client import arguments, options
+from mailstrom.client.commit import STORED
+from mailstrom.client.handle import Handle
+from mailstrom.client.identity import new_id
+from mailstrom.client.rooms import message_room
+from mailstrom.clock import wall_ms
+from mailstrom.errors import InvalidMessage
+from mailstrom.storage.client import Submission
+from mailstrom.types import from_ms
+
+if TYPE_CHECKING:
+    from email.message import Message
+
+    from mailstrom.message import Prepared
+
+    AnyMessage = Message | bytes | bytearray | memoryview
+
+CHUNK_MESSAGES = 500
+CHUNK_BYTES = 1024 * 1024
+
+
+class SendOptions(TypedDict, total=False):
+    """Keyword arguments of ``send()`` and, as defaults for all, of ``send_many()``."""
+
+    sender: str | None
+    recipients: Iterable[str] | None
+    send_at: datetime | timedelta | None
+    expires_at: datetime | timedelta | None
+    priority: str | None
+    stream: str
+    tags: Iterable[str]
+    metadata: Mapping[str, object] | None
+    idempotency_key: str | None
+    require_tls: bool
+    on_doubt: str | None
+
+
+class Chunk:
+    """Submissions of ``send_many`` until there are enough of them for a transaction."""
+
+    __slots__ = ("_size", "items")
+
+    def __init__(self) -> None:
+        self.items: list[Submission] = []
+        self._size = 0
+
+    def full_for(self, submission: Submission) -> bool:
+        """Whether this one belongs into the next chunk."""
+        size = self._size + len(submission.content)
+        return bool(self.items) and (size > CHUNK_BYTES or len(self.items) >= CHUNK_MESSAGES)
+
+    def add(self, submission: Submission) -> None:
+        """Take one more."""
+        self.items.append(submission)
+        self._size += len(submission.content)
+
+    @property
+    def full(self) -> bool:
+        """Whether it should be stored before the next message is even looked at."""
+        return len(self.items) >= CHUNK_MESSAGES or self._size >= CHUNK_BYTES
+
+
+class Sending(Handle):
+    """The verbs that send."""
+
+    def send(
+        self,
+        message: AnyMessage,
+        /,
+        *,
+        sender: str | None = None,
+        recipients: Iterable[str] | None = None,
+        send_at: datetime | timedelta | None = None,
+        expires_at: datetime | timedelta | None = None,
+        priority: str | None = None,
+        stream: str = "default",
+        tags: Iterable[str] = (),
+        metadata: Mapping[str, object] | None = None,
+        idempotency_key: str | None = None,
+        require_tls: bool = False,
+        on_doubt: str | None = None,
+    ) -> str:
+        """Accept a message: when this returns, it survives power loss.
+
+        Args:
+            message: ``EmailMessage``, ``Message``, or the bytes of an RFC 5322 message.
+            sender: envelope sender; ``""`` is the null sender. Default: Sender or From.
+            recipients: envelope recipients. Default: To, Cc and Bcc (Bcc never leaves).
+            send_at: not before this time (aware datetime, or timedelta from now).
+            expires_at: give up at this time (as ``send_at``). Default: the stream's ``max_age``,
+                else the engine's ``[retry] max_age``, counted from ``send_at``.
+            priority: ``high``, ``normal`` or ``low``. Default: the stream's, else ``normal``.
+            stream: the named policy it belongs to; one that no configuration names is fine.
+            tags: at most 50 words to find it by.
+            metadata: flat dict of texts, numbers and bools kept with it.
+            idempotency_key: a second send with this key and the same content returns the first id.
+            require_tls: never send it unencrypted; False leaves that to stream and engine.
+            on_doubt: ``retry`` or ``hold`` where it cannot be known whether it was delivered.
+                Default: the stream's, else the engine's.
+
+        Returns:
+            The message id, to ask ``status()`` with.
+
+        Raises:
+            InvalidMessage: (or InvalidAddress) cannot be sent as given; nothing was stored.
+            IdempotencyConflict: the key was used for a different message.
+            SpoolBusy, SpoolFull, SpoolReadOnly, SpoolError: not stored.
+            OutcomeUnknown: the disk failed half-way; ``.key`` is the id to ask for later.
+        """
+        submission = self._submission(
+            message,
+            sender=sender,
+            recipients=recipients,
+            send_at=send_at,
+            expires_at=expires_at,
+            priority=priority,
+            stream=stream,
+            tags=tags,
+            metadata=metadata,
+            idempotency_key=idempotency_key,
+            require_tls=require_tls,
+            on_doubt=on_doubt,
+        )
+        return self._committer.enqueue(submission)
+
+    def send_many(
+        self,
+        messages: Iterable[AnyMessage | tuple[AnyMessage, SendOptions]],
+        /,
+        **defaults: Any,
+    ) -> list[str]:
+        """Accept a stream of messages in durable chunks, in bounded memory.
+
+        Each chunk is all or nothing: 500 messages, or about a mebibyte. An item is a message, or a
+        pair of a message and its own options, which go before ``defaults`` (the keyword arguments
+        of ``send()``, but for ``idempotency_key``, which is one message's).
+
+        Returns:
+            The ids, in order.
+
+        Raises:
+            InvalidMessage: before the bad message's chunk is written; ``.ids`` lists what was
+                accepted until then. Every other error, too, has ``.ids``: those of ``send()`` and
+                what ``messages`` itself raises. ``OutcomeUnknown.key`` answers for its chunk.
+            TypeError: not an iterable of messages and pairs, or an unknown option.
+        """
+        ids: list[str] = []
+        with Telling(ids):
+            options.require_defaults(defaults)
+            chunk = Chunk()
+            for place, item in enumerate(arguments.messages(messages)):
+                submission = self._item(place, item, defaults)
+                if chunk.full_for(submission):
+                    ids.extend(self._stored(chunk))
+                    chunk = Chunk()
+                chunk.add(submission)
+                if chunk.full:
+                    ids.extend(self._stored(chunk))
+                    chunk = Chunk()
+            if chunk.items:
+                ids.extend(self._stored(chunk))
+        return ids
+
+    def _stored(self, chunk: Chunk) -> list[str]:
+        stored: list[str] = self._committer.call(
+            self._storing(chunk.items), chunk.items[0].id, STORED
+        )
+        return stored
+
+    def _storing(self, items: list[Submission]) -> Callable[[], list[str | Exception]]:
+        return lambda: self._store.enqueue(items, wall_ms(), atomic=True)
+
+    def _item(self, place: int, item: object, defaults: Mapping[str, Any]) -> Submission:
+        message, own = arguments.item(place, item)
+        options.require_options(f"messages[{place}]", own)
+        return self._submission(message, **{**defaults, **own})
+
+    def _submission(
+        self,
+        message: object,
+        *,
+        sender: str | None = None,
+        recipients: Iterable[str] | None = None,
+        send_at: datetime | timedelta | None = None,
+        expires_at: datetime | timedelta | None = None,
+        priority: str | None = None,
+        stream: str = "default",
+        tags: Iterable[str] = (),
+        metadata: Mapping[str, object] | None = None,
+        idempotency_key: str | None = None,
+        require_tls: bool = False,
+        on_doubt: str | None = None,
+    ) -> Submission:
+        room = message_room(self._timeout)
+        now = wall_ms()
+        due = options.moment_ms("send_at", send_at, now)
+        due = now if due is None else max(due, now)
+        expires = options.moment_ms("expires_at", expires_at, now)
+        if expires is not None and expires <= due:
+            raise InvalidMessage(
+                "expires_at: lies before the message may be sent",
+                header="expires_at",
+                value=expires_at,
+                rule="option",
+            )
+        prepared: Prepared = room.compose(
+            message,
+            sender=sender,
+            recipients=recipients,
+            now=from_ms(now),
+            id_domain_fallback=_host_name(),
+        )
+        key = None
+        if idempotency_key is not None:
+            key = (
+                options.word("idempotency_key", idempotency_key, 256),
+                room.fingerprint(prepared),
+            )
+        return Submission(
+            id=new_id(now),
+            content=prepared.content,
+            sender=prepared.sender,
+            recipients=prepared.recipients,
+            subject=prepared.subject,
+            message_id=prepared.message_id,
+            stream=options.word("stream", stream, 64),
+            priority=options.rank(priority),
+            tags=options.tag_list(arguments.tags(tags)),
+            metadata=options.flat(metadata),
+            created_ms=now,
+            send_ms=due,
+            expires_ms=expires,
+            on_doubt=options.doubt(on_doubt),
+            require_tls=options.flag("require_tls", require_tls),
+            eightbit=prepared.eightbit,
+            smtputf8=prepared.smtputf8,
+            idempotency=key,
+        )
+
+
+class Telling:
+    """Around a stream: whatever is raised inside tells in ``.ids`` what was accepted.
+
+    No generator made a context manager: that writes to the exception, which may be frozen.
+    """
+
+    __slots__ = ("_ids",)
+
+    def __init__(self, ids: list[str]) -> None:
+        self._ids = ids
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with contextlib.suppress(AttributeError, TypeError):
+            if error is not None:
+                error.ids = self._ids  # type: ignore[attr-defined]
+
+
+def _host_name() -> str:
+    name = socket.gethostname()
+    return name if "." in name else "localhost.localdomain"

@@ -1,0 +1,80 @@
+-- Events, what was completed lately, counters, suppressions.
+
+-- name: events_after
+SELECT id, at_ms, type, message_id, recipient, detail FROM events
+ WHERE id > :after ORDER BY id LIMIT :most;
+
+-- name: events_after_of
+SELECT id, at_ms, type, message_id, recipient, detail FROM events
+ WHERE id > :after AND type IN (SELECT value FROM json_each(:types)) ORDER BY id LIMIT :most;
+
+-- name: recent_completed
+-- Messages by the last event that made one of their recipients final, behind the cursor. A late
+-- verdict that changed nothing is marked (counted: 0) and tells of no completion.
+SELECT e.id, m.id
+  FROM event e CROSS JOIN message m ON m.seq = e.message
+ WHERE e.id > :after AND e.message IS NOT NULL AND m.finished_ms IS NOT NULL
+   AND e.type IN ('recipient.delivered', 'recipient.failed', 'message.cancelled')
+   AND e.detail ->> 'counted' IS NOT 0
+   AND NOT EXISTS (SELECT 1 FROM event l
+                    WHERE l.message = e.message AND l.id > e.id
+                      AND l.type IN ('recipient.delivered', 'recipient.failed',
+                                     'message.cancelled')
+                      AND l.detail ->> 'counted' IS NOT 0)
+ ORDER BY e.id LIMIT :most;
+
+-- name: recent_incomplete
+SELECT id FROM message
+ WHERE seq IN (SELECT seq FROM message WHERE finished_ms IS NULL ORDER BY seq LIMIT :most)
+ ORDER BY seq;
+
+-- name: recent_move
+-- Only from where it was read: of two clients that look at the same time one looks again.
+INSERT INTO meta (key, value) SELECT 'recent_event', :top
+ WHERE coalesce((SELECT value FROM meta WHERE key = 'recent_event'), 0) = :after
+    ON CONFLICT (key) DO UPDATE SET value = excluded.value
+RETURNING value;
+
+-- name: waiting
+-- Recipients that are not final, through the indexes that hold only those.
+SELECT n.status, count(*)
+  FROM (SELECT seq FROM recipient WHERE due_ms IS NOT NULL AND site IS NOT NULL
+        UNION ALL
+        SELECT seq FROM recipient WHERE due_ms IS NOT NULL AND site IS NULL
+        UNION ALL
+        SELECT seq FROM recipient WHERE lane IS NOT NULL
+        UNION ALL
+        SELECT seq FROM recipient WHERE state = 'held') w
+  CROSS JOIN recipient_now n ON n.seq = w.seq
+ GROUP BY n.status;
+
+-- name: finished_lately
+SELECT status, sum(recipients) FROM hour_stat
+ WHERE hour_ms > :now_ms - 86400000 AND status IN ('delivered', 'failed', 'cancelled')
+ GROUP BY status;
+
+-- name: oldest_due
+-- A seek per site and priority, and one per domain that waits for a route.
+SELECT min(due) FROM (
+  SELECT (SELECT min(due_ms) FROM recipient r
+           WHERE r.site = s.seq AND r.priority = p.column1 AND r.due_ms IS NOT NULL) AS due
+    FROM site s, (VALUES (0), (1), (2)) p
+  UNION ALL
+  SELECT (SELECT min(due_ms) FROM recipient r
+           WHERE r.domain = d.name AND r.due_ms IS NOT NULL AND r.site IS NULL)
+    FROM domain d WHERE d.due_ms IS NOT NULL)
+ WHERE due <= :now_ms;
+
+-- name: engine_now
+SELECT (SELECT count(*) FROM site WHERE suspended_until_ms > :now_ms),
+       (SELECT count(*) FROM worker
+         WHERE kind = 'delivery' AND state IN ('starting', 'ready', 'draining')),
+       EXISTS (SELECT 1 FROM meta WHERE key = 'copied_ms');
+
+-- name: suppressions_all
+SELECT address, scope, reason, created_ms, expires_ms, evidence FROM suppressions
+ ORDER BY address, scope LIMIT :most;
+
+-- name: suppressions_of
+SELECT address, scope, reason, created_ms, expires_ms, evidence FROM suppressions
+ WHERE address IN (SELECT value FROM json_each(:addresses)) ORDER BY address, scope LIMIT :most;

@@ -1,0 +1,110 @@
+"""What clients ask for beside statuses: events, recent completions, counters, suppressions.
+
+Steps of one read; the only write is the cursor of ``recent``, a number in ``meta``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import apsw
+
+from mailstrom.storage.sqlite.sql import run
+from mailstrom.types import FINAL, Event, QueueStats, Status, Suppression, from_ms
+
+_WAITING = (Status.QUEUED, Status.SENDING, Status.DEFERRED, Status.HELD)
+
+
+class Recent(NamedTuple):
+    """A look for completed messages: their ids, and where the cursor stood and should move."""
+
+    ids: list[str]
+    after: int
+    top: int
+
+
+def recent(connection: apsw.Connection, limit: int) -> Recent:
+    """Messages completed since the cursor, in the order of their ends; then incomplete ones."""
+    found = run(connection, "meta_get", {"key": "recent_event"})
+    after = int(found[0][0]) if found else 0
+    completed = run(connection, "recent_completed", {"after": after, "most": limit})
+    if len(completed) == limit:
+        top = completed[-1][0] if completed else after
+    else:
+        top = max(after, run(connection, "last_event")[0][0])
+    ids = [row[1] for row in completed]
+    if len(ids) < limit:
+        left = {"most": limit - len(ids)}
+        ids += [row[0] for row in run(connection, "recent_incomplete", left)]
+    return Recent(ids, after, top)
+
+
+def move(connection: apsw.Connection, look: Recent) -> bool:
+    """Move the cursor behind what was seen; False if somebody else moved it since."""
+    return bool(run(connection, "recent_move", {"after": look.after, "top": look.top}))
+
+
+def events(
+    connection: apsw.Connection, after: int, types: Sequence[str], limit: int
+) -> list[Event]:
+    """Events behind ``after``, in order."""
+    values = {"after": after, "most": max(0, limit), "types": json.dumps(list(types))}
+    rows = run(connection, "events_after_of" if types else "events_after", values)
+    found = []
+    for id, at_ms, type, message_id, recipient, detail in rows:
+        at = from_ms(at_ms)
+        assert at is not None
+        found.append(
+            Event(
+                id=id,
+                at=at,
+                type=type,
+                message_id=message_id,
+                recipient=recipient,
+                detail=json.loads(detail),
+            )
+        )
+    return found
+
+
+def stats(connection: apsw.Connection, now_ms: int) -> QueueStats:
+    """Counters of the queue; final recipients are not looked at."""
+    waiting = {str(status): 0 for status in _WAITING}
+    waiting.update(run(connection, "waiting"))
+    finished = {str(status): 0 for status in sorted(FINAL - {Status.PARTIAL})}
+    finished.update(run(connection, "finished_lately", {"now_ms": now_ms}))
+    suspended, workers, copied = run(connection, "engine_now", {"now_ms": now_ms})[0]
+    return QueueStats(
+        waiting=waiting,
+        finished=finished,
+        oldest_due_at=from_ms(run(connection, "oldest_due", {"now_ms": now_ms})[0][0]),
+        suspended_sites=suspended,
+        workers=workers,
+        copied=bool(copied),
+    )
+
+
+def suppressions(
+    connection: apsw.Connection, addresses: Sequence[str], limit: int
+) -> list[Suppression]:
+    """Suppressed addresses, sorted."""
+    values = {"addresses": json.dumps(list(addresses)), "most": max(0, limit)}
+    found = []
+    for address, scope, reason, created_ms, expires_ms, evidence in run(
+        connection, "suppressions_of" if addresses else "suppressions_all", values
+    ):
+        created = from_ms(created_ms)
+        assert created is not None
+        found.append(
+            Suppression(
+                address=address,
+                scope=scope,
+                reason=reason,
+                created_at=created,
+                expires_at=from_ms(expires_ms),
+                evidence=evidence,
+            )
+        )
+    return found

@@ -1,0 +1,85 @@
+"""What people may change about recipients; steps of one transaction.
+
+The recipients that a change touches are found first and then changed by number, so that counting
+(``targets``) and doing read the same fragment. A recipient on the wire is never touched; a claimed
+one counts as waiting and is taken from its lane, whose guard then refuses to open it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import apsw
+
+from mailstrom.storage.client import Target
+from mailstrom.storage.sqlite.sql import STATEMENTS, run
+from mailstrom.types import Change
+
+
+class _Steps(NamedTuple):
+    """A change as named statements, in order, and the event that tells of it."""
+
+    touches: str
+    """The fragment that says which recipients."""
+    before: tuple[str, ...]
+    statement: str
+    after: tuple[str, ...]
+    event: str | None = None
+    detail: str = "{}"
+
+
+_FINAL = ("count_hour", "finish_messages")
+_RESOLVED = '{"by": "resolve"}'
+_RESOLVED_FAILED = '{"by": "resolve", "reason": "in_doubt"}'
+
+_CHANGES = {
+    Change.CANCEL: _Steps("touches_cancel", (), "cancel", _FINAL, "message.cancelled"),
+    Change.HOLD: _Steps("touches_hold", (), "hold", ("count_hour",), "message.held"),
+    Change.RELEASE: _Steps("touches_release", (), "release", ("domains_due",), "message.released"),
+    Change.RETRY: _Steps(
+        "touches_retry",
+        ("retry_sites", "retry_domains"),
+        "retry",
+        ("reopen_messages", "domains_due"),
+    ),
+    Change.RESOLVE_DELIVERED: _Steps(
+        "touches_resolve", (), "resolve_delivered", _FINAL, "recipient.delivered", _RESOLVED
+    ),
+    Change.RESOLVE_RETRY: _Steps(
+        "touches_resolve", (), "release", ("domains_due",), "message.released", _RESOLVED
+    ),
+    Change.RESOLVE_FAILED: _Steps(
+        "touches_resolve", (), "resolve_failed", _FINAL, "recipient.failed", _RESOLVED_FAILED
+    ),
+}
+
+
+def touches(change: Change) -> str:
+    """The fragment (over ``recipient r``, ``message m``) that says what a change would touch."""
+    return STATEMENTS[_CHANGES[change].touches]
+
+
+def change(
+    connection: apsw.Connection, change: Change, targets: Sequence[Target], now_ms: int
+) -> int:
+    """Change the targets that are in a state for it; returns how many recipients that were."""
+    steps = _CHANGES[change]
+    wanted = json.dumps([[target.id, target.address] for target in targets])
+    found = connection.execute(
+        f"{STATEMENTS['change_targets']} {touches(change)}", {"targets": wanted, "now_ms": now_ms}
+    )
+    recipients = [row[0] for row in found]
+    if not recipients:
+        return 0
+    values = {"recipients": json.dumps(recipients), "now_ms": now_ms}
+    for name in (*steps.before, steps.statement, *steps.after):
+        run(connection, name, values)
+    if steps.event is not None:
+        run(
+            connection,
+            "change_events",
+            {**values, "type": steps.event, "detail": steps.detail},
+        )
+    return len(recipients)

@@ -1,0 +1,121 @@
+"""Messages and recipients of a selection: statements put together from named fragments.
+
+What is sought and what is walked is told at the head of ``finding.sql``. A walk stops at the limit
+and goes on where the page before ended, so that nothing is looked at twice over all pages.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import apsw
+
+from mailstrom.errors import MessageNotFound
+from mailstrom.storage.client import Selection, Target
+from mailstrom.storage.sqlite.changes import touches
+from mailstrom.storage.sqlite.sql import STATEMENTS, run
+from mailstrom.types import Change, Status
+
+_NEWEST = 1 << 62
+_WAITING = frozenset({Status.QUEUED, Status.SENDING, Status.DEFERRED, Status.HELD})
+_STATES: dict[str, tuple[str, ...]] = {
+    Status.QUEUED: ("queued", "claimed"),
+    Status.DEFERRED: ("queued", "deferred", "claimed"),
+}
+"""States of rows that the view may show under another word; the others it shows as they are."""
+_PLAIN = frozenset(Status) - {Status.QUEUED, Status.DEFERRED, Status.PARTIAL}
+_HELD_CHANGES = frozenset(
+    {Change.RELEASE, Change.RESOLVE_DELIVERED, Change.RESOLVE_RETRY, Change.RESOLVE_FAILED}
+)
+_OF_MESSAGES = ("ids", "tags", "senders", "streams", "since_ms", "until_ms")
+_OF_RECIPIENTS = ("recipients", "domains", "statuses", "reasons")
+
+
+def find(
+    connection: apsw.Connection, selection: Selection, *, limit: int, after: str | None
+) -> list[str]:
+    """Ids of a selection's messages, newest first.
+
+    Raises:
+        MessageNotFound: no such message as ``after``.
+    """
+    values = _values(selection)
+    values |= {"after": _NEWEST, "most": max(0, limit)}
+    if after is not None:
+        found = run(connection, "message_seq", {"id": after})
+        if not found:
+            raise MessageNotFound(
+                f"no message {after!r} to go on after; it was purged, or never in this spool:"
+                " begin again without it"
+            )
+        values["after"] = found[0][0]
+    parts = [STATEMENTS["find_head"], *_of_messages(selection)]
+    words = set(selection.statuses)
+    if words == {Status.HELD}:
+        parts.append(STATEMENTS["by_holding"])
+    elif words and words <= _WAITING:
+        parts.append(STATEMENTS["by_unfinished"])
+    inner = _of_recipients(selection)
+    if inner:
+        parts.append(" AND ".join([STATEMENTS["find_recipient"], *inner]) + ")")
+    sql = " AND ".join(parts) + " " + STATEMENTS["find_tail"]
+    return [row[1] for row in connection.execute(sql, values)]
+
+
+def targets(
+    connection: apsw.Connection,
+    selection: Selection,
+    *,
+    change: Change | None,
+    limit: int,
+    after: int,
+    now_ms: int,
+) -> list[Target]:
+    """Recipients of a selection in the spool's order, those only that ``change`` would touch."""
+    head, tail = "targets_walk", "targets_tail"
+    if selection.ids or selection.tags:
+        head, tail = "targets_sought", "targets_sought_tail"
+    elif change in _HELD_CHANGES or set(selection.statuses) == {Status.HELD}:
+        head = "targets_held"
+    parts = [STATEMENTS[head], *_of_messages(selection), *_of_recipients(selection)]
+    if change is not None:
+        parts.append(f"({touches(change)})")
+    values = {**_values(selection), "after": after, "most": max(0, limit), "now_ms": now_ms}
+    sql = " AND ".join(parts) + " " + STATEMENTS[tail]
+    return [Target(*row) for row in connection.execute(sql, values)]
+
+
+def _of_messages(selection: Selection) -> list[str]:
+    return [
+        STATEMENTS[f"by_{name}"]
+        for name in _OF_MESSAGES
+        if getattr(selection, name) not in ((), None)
+    ]
+
+
+def _of_recipients(selection: Selection) -> list[str]:
+    names = [f"by_{name}" for name in _OF_RECIPIENTS if getattr(selection, name)]
+    words = set(selection.statuses)
+    if Status.PARTIAL in words:
+        names[names.index("by_statuses")] = "by_statuses_or_partial"
+    elif words:
+        names.insert(0, "by_states")
+        if words <= _PLAIN:
+            names.remove("by_statuses")
+    return [STATEMENTS[name] for name in names]
+
+
+def _values(selection: Selection) -> dict[str, Any]:
+    """Every field as a parameter: words as JSON arrays, times as they are."""
+    values: dict[str, Any] = {
+        name: json.dumps(getattr(selection, name))
+        for name in ("ids", "tags", "senders", "streams", *_OF_RECIPIENTS)
+    }
+    states = {state for word in selection.statuses for state in _STATES.get(word, (word,))}
+    return {
+        **values,
+        "states": json.dumps(sorted(states)),
+        "since_ms": selection.since_ms,
+        "until_ms": selection.until_ms,
+    }

@@ -1,0 +1,144 @@
+"""Where a SQLite spool lives, and everything that differs with it.
+
+The stores run the same statements wherever the database is. What a file and a database in memory do
+not share is behind ``Place``: how a connection is made, what makes a commit durable, where lock
+files go, how much room is left, how long the log is. ``FilePlace`` is the file in WAL mode;
+``memory.MemoryPlace`` the other. Neither knows a verb.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Protocol
+
+import apsw
+
+from mailstrom.storage.sqlite import schema
+from mailstrom.storage.sqlite.connection import CLIENT_CHECKPOINT_FRAMES, connect
+from mailstrom.storage.sqlite.durable import Sync, WalSync, run_directory, system_sync
+
+
+class Durable(Protocol):
+    """What makes commits durable, and knows whether that still works; see ``durable.WalSync``."""
+
+    def __call__(self) -> None:
+        """Make every commit so far durable, or raise a ``SpoolError``."""
+        ...
+
+    def check(self) -> None:
+        """Raise a ``SpoolError`` where nothing may be acknowledged now."""
+        ...
+
+    def poison(self, error: OSError) -> None:
+        """Stop acknowledgements everywhere: the disk failed."""
+        ...
+
+    def heal(self) -> None:
+        """Let acknowledgements go on."""
+        ...
+
+    def fresh(self) -> None:
+        """Sync regardless of the flag; part of a repair."""
+        ...
+
+    def bind(self) -> None:
+        """Take hold of what the connection that was opened just now writes to."""
+        ...
+
+    def verify(self) -> None:
+        """Raise ``SpoolReplaced`` where commits no longer reach the spool of this name."""
+        ...
+
+    def close(self) -> None:
+        """Let go; idempotent."""
+        ...
+
+
+class Place(Protocol):
+    """One spool's whereabouts, as one store (client's or engine's half) holds them."""
+
+    name: str
+    """What errors call the spool."""
+    durable: Durable
+
+    def prepare(self, *, busy_ms: int, engine: bool = False) -> None:
+        """Create the spool if it is missing and migrate it if it is older; see ``schema``."""
+        ...
+
+    def connect(
+        self,
+        *,
+        read_only: bool = False,
+        busy_ms: int,
+        checkpoint_frames: int = CLIENT_CHECKPOINT_FRAMES,
+    ) -> apsw.Connection:
+        """A connection with the house's pragmas; ``checkpoint_frames`` 0 is the engine's."""
+        ...
+
+    def run_directory(self) -> str:
+        """The directory for lock files; it exists."""
+        ...
+
+    def room_bytes(self, connection: apsw.Connection) -> int | None:
+        """Free space where results go; None where nobody can tell."""
+        ...
+
+    def log_bytes(self) -> int:
+        """Size of the write-ahead log; 0 where there is none."""
+        ...
+
+    def close(self) -> None:
+        """This store is done with it; idempotent."""
+        ...
+
+
+class FilePlace:
+    """A database file in WAL mode on a local disk.
+
+    Args:
+        path: the database file.
+        sync: what makes the -wal file durable; tests record it or make it fail.
+    """
+
+    def __init__(self, path: str, sync: Sync = system_sync) -> None:
+        self.name = path
+        self.durable: Durable = WalSync(path, sync)
+
+    def prepare(self, *, busy_ms: int, engine: bool = False) -> None:
+        """See ``Place.prepare``."""
+        schema.prepare(self.name, busy_ms=busy_ms, engine=engine)
+
+    def connect(
+        self,
+        *,
+        read_only: bool = False,
+        busy_ms: int,
+        checkpoint_frames: int = CLIENT_CHECKPOINT_FRAMES,
+    ) -> apsw.Connection:
+        """See ``Place.connect``."""
+        return connect(
+            self.name, read_only=read_only, busy_ms=busy_ms, checkpoint_frames=checkpoint_frames
+        )
+
+    def run_directory(self) -> str:
+        """Beside the file; made with the spool."""
+        return run_directory(self.name)
+
+    def room_bytes(self, connection: apsw.Connection) -> int | None:
+        """What the file system has left for this user."""
+        try:
+            space = os.statvfs(os.path.dirname(os.path.abspath(self.name)))
+        except OSError:
+            return 0  # a directory that is gone takes no results
+        return space.f_bavail * space.f_frsize
+
+    def log_bytes(self) -> int:
+        """The -wal file's length, of which a checkpoint may leave the start unused."""
+        try:
+            return os.stat(f"{self.name}-wal").st_size
+        except FileNotFoundError:
+            return 0
+
+    def close(self) -> None:
+        """Close the -wal file's descriptor."""
+        self.durable.close()

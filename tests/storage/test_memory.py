@@ -1,0 +1,47 @@
+"""The memory store is a store."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from mailstrom.storage import open_client_store, open_worker_store
+from mailstrom.storage.base import WorkerStore
+from mailstrom.storage.client import ClientStore
+from tests.storage.contract import StoreContract
+
+_numbers = itertools.count(1)
+
+
+class MemoryStores:
+    """Stores on one memory spool; with the last that closes it is gone."""
+
+    def __init__(self) -> None:
+        self.name = f"memory:contract-{next(_numbers)}"
+        self.opened = ExitStack()
+
+    def client(self) -> ClientStore:
+        """A new client store; the first creates the spool."""
+        store = open_client_store(self.name)
+        self.opened.callback(store.close)
+        return store
+
+    def worker(self) -> WorkerStore:
+        """A new worker store."""
+        store = open_worker_store(self.name)
+        self.opened.callback(store.close)
+        return store
+
+
+@pytest.fixture
+def stores() -> Iterator[MemoryStores]:
+    found = MemoryStores()
+    with found.opened:
+        yield found
+
+
+class TestMemory(StoreContract):
+    """Run the conformance suite."""

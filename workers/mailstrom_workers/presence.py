@@ -1,0 +1,229 @@
+"""An engine worker as others see it: a lock file, a row, beats, and how both end.
+
+One piece for a child process of the supervisor (``boot``) and for an engine inside an application
+(``embedded``). The lock file is taken before the row can be seen, so that the row is never mistaken
+for a dead one; a worker whose row says that it is dead, or whose lock file lost its name, ends: it
+would get no lane again. There are two ends. ``run`` returns: everything was given back, the row
+says stopped, the file is gone. ``cut``: nothing is written any more and the lock is freed with the
+row as it is, which is what a killed process leaves; the janitor takes back what it held.
+
+Must not know: pipes, signals, the supervisor's protocol, what the work is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import socket
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass, field
+
+from mailstrom import events
+from mailstrom.clock import boot_id, wall_ms
+from mailstrom.config import Config
+from mailstrom.errors import SpoolError, SpoolReplaced
+from mailstrom.lockfile import LockFile
+from mailstrom.storage import open_worker_store, run_directory
+from mailstrom.storage.base import WorkerStore
+from mailstrom.types import OnDoubt
+from mailstrom_workers.dbthread import Crash, DBThread
+
+ROW_BEAT_S = 5.0
+LOCK_TRIES = 500
+LOCK_WAIT_S = 0.01
+
+
+def _nothing() -> None:
+    return
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Presence:
+    """A registered worker.
+
+    Args:
+        kind: ``delivery`` or ``janitor``.
+        slot: its place among its kind.
+        store: name of the spool.
+        config: what holds now; a reload replaces it and sets ``reloaded``.
+        leads: asked whether this engine's configuration is the spool's, or another engine's is.
+        worker: the number of its row.
+        crash: how it ends when it must not go on.
+        sessions: tells how many connections are open.
+        hang_up: cuts them.
+        on_ready: called once the row says ready.
+        mates: tells the rows of the other workers of this process.
+        role: whether it holds the janitor's role.
+    """
+
+    kind: str
+    slot: int
+    store: str
+    config: Config
+    leads: Callable[[], bool]
+    worker: int
+    db: DBThread
+    lock: LockFile
+    crash: Crash
+    draining: asyncio.Event = field(default_factory=asyncio.Event)
+    reloaded: asyncio.Event = field(default_factory=asyncio.Event)
+    lapsed: asyncio.Event = field(default_factory=asyncio.Event)
+    sessions: Callable[[], int] = lambda: 0
+    hang_up: Callable[[], None] = _nothing
+    on_ready: Callable[[], None] = _nothing
+    mates: Callable[[], Collection[int]] = tuple
+    role: bool = False
+    state: str = "starting"
+
+    async def ready(self) -> None:
+        """The work has begun: the row says so before anybody else hears it."""
+        self.state = "ready"
+        now_ms = wall_ms()
+        await self.db.insist(
+            lambda store: store.beat(self.worker, state="ready", sessions=0, now_ms=now_ms)
+        )
+        self.on_ready()
+        events.worker_ready(kind=self.kind, pid=os.getpid(), slot=self.slot, worker=self.worker)
+
+    def drain(self) -> None:
+        """Claim nothing more, finish what is on the wire, give the rest back."""
+        if self.state != "ended":
+            self.state = "draining"
+        self.draining.set()
+
+    async def adopt(self, config: Config) -> None:
+        """Go on with another configuration, between transactions.
+
+        Raises:
+            SpoolError: the store could not take over its part; the rest holds.
+        """
+        before, self.config = self.config, config
+        self.reloaded.set()
+        if before.retry.schedule != config.retry.schedule:
+            await self.db.reopen(lambda: _open(self.store, config))
+
+    async def run(self, work: Work) -> None:
+        """Work to the end, with beats; then retire and free the lock."""
+        beats = asyncio.create_task(self._beats())
+        try:
+            await work(self)
+            self.state = "ended"
+        finally:
+            beats.cancel()
+        worker, now_ms = self.worker, wall_ms()
+        on_doubt = OnDoubt(self.config.delivery.on_doubt)
+        await self.db.insist(
+            lambda store: store.retire(worker, state="stopped", now_ms=now_ms, on_doubt=on_doubt)
+        )
+        await self.db.close()
+        self.lock.release(delete=True)
+
+    async def cut(self, patience_s: float) -> None:
+        """End as by a kill: connections cut, nothing written, lock freed with the row as it is.
+
+        Args:
+            patience_s: how long a step of the store that is under way is waited for.
+        """
+        self.hang_up()
+        await self.db.kill(patience_s)
+        self.lock.release()
+
+    async def _beats(self) -> None:
+        """Write the heartbeat into our row, for people; end if the row says that we are dead."""
+        while True:
+            await asyncio.sleep(ROW_BEAT_S)
+            await self._beat()
+
+    async def _beat(self) -> None:
+        state, sessions, now_ms = self.state, self.sessions(), wall_ms()
+
+        def step(store: WorkerStore) -> bool:
+            store.verify()
+            store.beat(self.worker, state=state, sessions=sessions, now_ms=now_ms)
+            return any(row.seq == self.worker for row in store.workers())
+
+        try:
+            alive = await self.db.call(step)
+        except SpoolReplaced as error:
+            self.crash("beat", error)
+        except SpoolError:
+            return  # busy or full: the next beat is near, and the janitor needs the thread
+        if self.state != "ended" and not (alive and self.lock.named):
+            self.crash(
+                "row", SpoolError("this worker was taken for dead, or its lock file is gone")
+            )
+
+
+Work = Callable[[Presence], Awaitable[None]]
+
+
+async def enter(
+    *,
+    kind: str,
+    slot: int,
+    store: str,
+    config: Config,
+    crash: Crash,
+    leads: Callable[[], bool],
+    restarts: int = 0,
+) -> Presence:
+    """Take a lock file of our own, open the store, register.
+
+    Args:
+        restarts: how often its place was filled before.
+
+    Raises:
+        SpoolError: the lock cannot be taken, or the spool not be opened; nothing is left behind.
+    """
+    name = f"{kind}-{os.getpid()}-{secrets.token_hex(4)}.lock"
+    folder = run_directory(store)
+    os.makedirs(folder, exist_ok=True)
+    lock = LockFile(os.path.join(folder, name))
+    for _ in range(LOCK_TRIES):
+        if lock.acquire({"pid": os.getpid(), "kind": kind}):
+            break
+        await asyncio.sleep(LOCK_WAIT_S)  # a janitor probes it: moments
+    else:
+        raise SpoolError(f"{lock.path}: cannot be locked; is another process holding it?")
+
+    def register(store: WorkerStore) -> int:
+        return store.register(
+            kind=kind,
+            pid=os.getpid(),
+            host=socket.gethostname(),
+            boot=boot_id(),
+            lock=name,
+            restarts=restarts,
+            now_ms=wall_ms(),
+        ).seq
+
+    db = DBThread(lambda: _open(store, config), crash=crash)
+    try:
+        await db.start()
+    except BaseException:
+        lock.release(delete=True)
+        raise
+    try:
+        worker = await db.call(register)
+    except BaseException:
+        await db.kill(0.0)
+        lock.release()  # the row may be there: a janitor finds it dead
+        raise
+    return Presence(
+        kind=kind,
+        slot=slot,
+        store=store,
+        config=config,
+        leads=leads,
+        worker=worker,
+        db=db,
+        lock=lock,
+        crash=crash,
+    )
+
+
+def _open(store: str, config: Config) -> WorkerStore:
+    # Lost on the wire once: sent again at once; lost again: after the pauses of any retry.
+    delays_ms = (0, *(int(seconds * 1000) for seconds in config.retry.schedule))
+    return open_worker_store(store, doubt_delays_ms=delays_ms)
