@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from functools import cache
-from pathlib import Path
 
 _MONOTONIC = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
@@ -27,6 +26,7 @@ def monotonic_ms() -> int:
 def boot_id() -> str:
     """A name for this boot of the machine; empty where the system has none."""
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as stream:
+            return stream.read().strip()
     except OSError:
         return ""

@@ -81,7 +81,7 @@ EVENTS: Mapping[str, Event] = {
     "store.copied": Event("warning", "The spool is a copy: nothing is delivered until adopted."),
     "store.poisoned": Event("critical", "A sync failed: nothing is acknowledged until it heals."),
     "log.dropped": Event("warning", "Lines were dropped, since nobody read the log."),
-    "engine.failed": Event("critical", "An unexpected error; the process ends or starts afresh."),
+    "engine.failed": Event("critical", "An unexpected error: where, and what it was."),
 }
 
 _LEVELS: Mapping[str, int] = {

@@ -6,7 +6,6 @@ Everything is checked before anything is written. Nothing here touches the netwo
 from __future__ import annotations
 
 import contextlib
-import socket
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
 from types import TracebackType
@@ -278,5 +277,7 @@ class Telling:
 
 
 def _host_name() -> str:
+    import socket  # only a message without any domain of its own needs it
+
     name = socket.gethostname()
     return name if "." in name else "localhost.localdomain"

@@ -353,7 +353,7 @@ class Config(Table, frozen=True, kw_only=True):
         str,
         Meta(
             min_length=1,
-            description="The spool's file.",
+            description="The spool's file, or `scheme:rest` for a store of another kind.",
             extra={"unit": "path", "restart": True},
         ),
     ]

@@ -14,7 +14,7 @@ UNITS = {
     "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3,
 }  # fmt: skip
 
-_FORM = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,3})?) ?([A-Za-z]+)")
+_FORM = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,3})?) ?([A-Za-z]+)")
 _WORDS = {unit.lower(): count for unit, count in UNITS.items()}
 
 

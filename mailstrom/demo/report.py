@@ -97,6 +97,7 @@ _ELSEWHERE = (
     ("mailstrom send", "put a message into a spool, durably, and print its id"),
     ("mailstrom serve", "run the engine on it"),
     ("mailstrom status ID", "ask for a message, each recipient on its own"),
+    ("mailstrom show ID", "the same with every attempt, and what happens next"),
     ("mailstrom queue list", "what waits, where, and why"),
     ("mailstrom sql QUERY", "any question to the views; schema_info describes them"),
 )

@@ -296,7 +296,7 @@ def _refusal(
         header = header.name
     where = "the message" if header is None else f"header {header}"
     return InvalidMessage(
-        f"{where} {what}, at octet {position}; {RULES[rule].remedy}",
+        f"{where} {what}, at octet {position}; {RULES[rule].advice}",
         header=header,
         value=value,
         rule=rule,

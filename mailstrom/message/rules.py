@@ -21,6 +21,11 @@ class Rule:
     sentence: str
     remedy: str
 
+    @property
+    def advice(self) -> str:
+        """The remedy within a longer sentence."""
+        return f"{self.remedy[0].lower()}{self.remedy[1:]}"
+
 
 _ROWS: tuple[tuple[str, str, str], ...] = (
     # -- the message as a whole

@@ -57,7 +57,7 @@ class Cursor:
         kind = InvalidAddress if rule.startswith("address") else InvalidMessage
         near = repr(self.text[at : at + 40])
         return kind(
-            f"header {self.header} {what} at octet {position}, near {near}; {RULES[rule].remedy}",
+            f"header {self.header} {what} at octet {position}, near {near}; {RULES[rule].advice}",
             header=self.header,
             value=self.text,
             rule=rule,

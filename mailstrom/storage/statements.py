@@ -6,9 +6,9 @@ Names are unique in a dialect; an unknown or doubled name is an error at load, n
 
 from __future__ import annotations
 
+import os
 import re
 from functools import cache
-from importlib import resources
 
 _NAME = re.compile(r"^-- name: ([a-z_]+)[ \t]*$", re.MULTILINE)
 
@@ -34,12 +34,23 @@ def parse(text: str, origin: str) -> dict[str, str]:
 def load(dialect: str) -> dict[str, str]:
     """All statements of a dialect (a folder beside this file, ``sql/<dialect>``)."""
     found: dict[str, str] = {}
-    folder = resources.files("mailstrom.storage").joinpath("sql", dialect)
-    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
-        if not entry.name.endswith(".sql"):
-            continue
-        for name, text in parse(entry.read_text("utf-8"), entry.name).items():
+    for file, content in sql_files(dialect).items():
+        for name, text in parse(content, file).items():
             if name in found:
-                raise ValueError(f"{entry.name}: statement {name!r} stands in another file, too")
+                raise ValueError(f"{file}: statement {name!r} stands in another file, too")
             found[name] = text
+    return found
+
+
+def sql_files(*folder: str) -> dict[str, str]:
+    """Name -> text of the ``.sql`` files in a folder below ``sql``, sorted by name.
+
+    By plain files: importlib.resources would cost every client's start more than its spool.
+    """
+    place = os.path.join(os.path.dirname(__file__), "sql", *folder)
+    found = {}
+    for name in sorted(os.listdir(place)):
+        if name.endswith(".sql"):
+            with open(os.path.join(place, name), encoding="utf-8") as stream:
+                found[name] = stream.read()
     return found

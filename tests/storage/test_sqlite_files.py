@@ -18,6 +18,7 @@ from mailstrom.errors import (
     SpoolError,
 )
 from mailstrom.storage import open_client_store, prepare, run_directory
+from mailstrom.storage.sqlite import connection as connection_module
 from mailstrom.storage.sqlite import schema
 from mailstrom.storage.sqlite.client import SQLiteClientStore
 from mailstrom.storage.sqlite.connection import (
@@ -254,12 +255,9 @@ def test_a_network_file_system_is_refused(
     folder.mkdir()
     point = os.path.realpath(folder).replace(" ", "\\040")
     text = MOUNTS.format(point=point, kind=kind)
-    real = Path.read_text
-
-    def read(self: Path, *args: str) -> str:
-        return text if str(self) == "/proc/self/mountinfo" else real(self, *args)
-
-    monkeypatch.setattr(Path, "read_text", read)
+    table = tmp_path / "mountinfo"
+    table.write_text(text)
+    monkeypatch.setattr(connection_module, "MOUNT_TABLE", str(table))
     refuse_network_file_system(str(tmp_path / "local.db"))
     if not refused:
         refuse_network_file_system(str(folder / "spool.db"))

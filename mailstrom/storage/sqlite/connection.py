@@ -14,7 +14,6 @@ import resource
 from array import array
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 
 import apsw
 
@@ -32,6 +31,9 @@ PAGE_BYTES = 4096
 _GROWTH = 64 * 1024  # less than what a small commit may need
 CLIENT_CHECKPOINT_FRAMES = 16_384
 """A client checkpoints only when the WAL passes 64 MiB, that is when no engine does."""
+
+MOUNT_TABLE = "/proc/self/mountinfo"
+"""What is mounted where (Linux)."""
 
 _MINIMUM = (3, 53, 0)
 _INCREMENTAL = 2
@@ -144,7 +146,8 @@ def spool_errors(path: str, doing: str) -> Iterator[None]:
 def refuse_network_file_system(path: str) -> None:
     """Raise if the file's directory is on a network file system (WAL needs shared memory)."""
     try:
-        lines = Path("/proc/self/mountinfo").read_text().splitlines()
+        with open(MOUNT_TABLE, encoding="utf-8", errors="surrogateescape") as stream:
+            lines = stream.read().splitlines()
     except OSError:
         return
     real = os.path.realpath(os.path.dirname(os.path.abspath(path)))

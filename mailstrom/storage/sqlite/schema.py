@@ -11,7 +11,6 @@ import errno
 import os
 import stat
 from functools import cache
-from importlib import resources
 from typing import Any
 
 import apsw
@@ -27,6 +26,7 @@ from mailstrom.storage.sqlite.connection import (
     spool_errors,
 )
 from mailstrom.storage.sqlite.durable import run_directory
+from mailstrom.storage.statements import sql_files
 
 MIN_CLIENT_VERSION = 1
 """The oldest schema version whose clients may still enqueue into the current schema."""
@@ -42,12 +42,8 @@ DEFAULTS: dict[str, object] = {
 @cache
 def migrations() -> dict[int, str]:
     """Number -> SQL, in order, without gaps."""
-    folder = resources.files("mailstrom.storage").joinpath("sql", "sqlite", "migrations")
-    found = {
-        int(entry.name.split("_")[0]): entry.read_text("utf-8")
-        for entry in folder.iterdir()
-        if entry.name.endswith(".sql")
-    }
+    files = sql_files("sqlite", "migrations")
+    found = {int(name.split("_")[0]): text for name, text in files.items()}
     if sorted(found) != list(range(1, len(found) + 1)):
         raise ValueError(f"migrations must be numbered without gaps: {sorted(found)}")
     return dict(sorted(found.items()))
