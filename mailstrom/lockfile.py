@@ -6,6 +6,9 @@ descriptors are not inherited by started programs (close-on-exec).
 ``flock`` belongs to the open file, which a forked child shares: one that kept the descriptor would
 keep a dead parent's lock for as long as it lives. So a child closes what it inherited, at once, and
 a fork waits while a descriptor is being opened or closed here.
+
+Who only asks (``is_free``) locks for a moment, and shared: askers never take each other for the
+holder. One who takes the lock may meet an asker, and tries again.
 """
 
 from __future__ import annotations
@@ -148,7 +151,7 @@ def _is_free(path: str | os.PathLike[str]) -> bool:
     except PermissionError:
         return False  # another user's, and nobody knows: never taken for dead
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(fd)
         return False

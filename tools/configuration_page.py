@@ -92,8 +92,9 @@ def configuration() -> Iterator[str]:
         "HUP makes a running engine read the file again. What it then starts anew (connections,"
         " claims, look-ups, retries) follows the new settings; what runs is not cut off. Keys"
         " marked *read at the start only* need a restart: when they changed, `config.reloaded`"
-        " names them in `restart_needed`. A file that is unusable changes nothing"
-        " (`config.rejected`)."
+        " names them in `restart_needed`. A file that is unusable, looks cut off or names another"
+        " `store` changes nothing (`config.rejected`), see"
+        " [deploy](../howto/deploy.md#configuration)."
     )
     yield ""
     yield (

@@ -1,9 +1,9 @@
 """``AsyncMailstrom``: the client's verbs, awaitable.
 
 The same names, arguments, results and errors as ``Mailstrom``, over one of these: nothing is
-decided here. The event loop is never kept waiting: sending is called back by the committer, reading
-runs on a few threads, waiting looks at the spool's revision. One object serves any loop, one after
-the other or several in threads.
+decided here. The event loop is never kept waiting: what writes is called back by the committer,
+reading runs on a few threads, waiting looks at the spool's revision. Iterables given as arguments
+are read in the loop. One object serves any loop, one after the other or several in threads.
 
 Cancelling an awaited verb that changes something leaves open whether it was done.
 """
@@ -20,10 +20,12 @@ from typing import TYPE_CHECKING, Any
 from mailstrom.aio.sending import AsyncSending
 from mailstrom.aio.threads import Threads
 from mailstrom.aio.watch import Finals, Watch
-from mailstrom.client import arguments
+from mailstrom.client import arguments, rooms
 from mailstrom.client.api import Mailstrom
 from mailstrom.client.asking import cursor, not_completed, vocabulary
-from mailstrom.types import Event, MessageStatus, QueueStats, Suppression, WorkerStatus
+from mailstrom.client.changing import resolving
+from mailstrom.client.commit import CHANGED, Request
+from mailstrom.types import Change, Event, MessageStatus, QueueStats, Suppression, WorkerStatus
 
 if TYPE_CHECKING:
     from email.message import EmailMessage
@@ -109,7 +111,9 @@ class AsyncMailstrom(AsyncSending):
 
         What a cancelled call found counts as told: ``find()`` knows it still.
         """
-        return await self._threads.write(self._ms.recent, limit)
+        request = Request(call=self._ms._telling(limit), doubt=CHANGED)
+        found: list[MessageStatus] = await self._written(request)
+        return found
 
     async def find(
         self,
@@ -129,13 +133,13 @@ class AsyncMailstrom(AsyncSending):
         """Messages, newest first; see ``Mailstrom.find``."""
         return await self._threads.read(
             self._ms.find,
-            status=status,
-            reason=reason,
-            recipient=recipient,
-            domain=domain,
-            sender=sender,
-            tag=tag,
-            stream=stream,
+            status=arguments.settled(status),
+            reason=arguments.settled(reason),
+            recipient=arguments.settled(recipient),
+            domain=arguments.settled(domain),
+            sender=arguments.settled(sender),
+            tag=arguments.settled(tag),
+            stream=arguments.settled(stream),
             since=since,
             until=until,
             limit=limit,
@@ -182,6 +186,7 @@ class AsyncMailstrom(AsyncSending):
         limit: int = 1000,
     ) -> list[Event]:
         """What happened, in order; see ``Mailstrom.events``."""
+        types = arguments.settled(types)
         return await self._threads.read(self._ms.events, after, types=types, limit=limit)
 
     def follow(
@@ -245,23 +250,37 @@ class AsyncMailstrom(AsyncSending):
 
     async def cancel(self, id: str, *, recipient: str | None = None) -> int:
         """Cancel recipients; see ``Mailstrom.cancel``."""
-        return await self._threads.write(self._ms.cancel, id, recipient=recipient)
+        return await self._change(Change.CANCEL, id, recipient)
 
     async def hold(self, id: str, *, recipient: str | None = None) -> int:
         """Keep recipients back; see ``Mailstrom.hold``."""
-        return await self._threads.write(self._ms.hold, id, recipient=recipient)
+        return await self._change(Change.HOLD, id, recipient)
 
     async def release(self, id: str, *, recipient: str | None = None) -> int:
         """Let held recipients go; see ``Mailstrom.release``."""
-        return await self._threads.write(self._ms.release, id, recipient=recipient)
+        return await self._change(Change.RELEASE, id, recipient)
 
     async def retry(self, id: str, *, recipient: str | None = None) -> int:
         """Make recipients due now; see ``Mailstrom.retry``."""
-        return await self._threads.write(self._ms.retry, id, recipient=recipient)
+        return await self._change(Change.RETRY, id, recipient)
 
     async def resolve(self, id: str, outcome: str, *, recipient: str | None = None) -> int:
         """Decide recipients in doubt; see ``Mailstrom.resolve``."""
-        return await self._threads.write(self._ms.resolve, id, outcome, recipient=recipient)
+        return await self._change(resolving(outcome), id, recipient)
+
+    async def _change(self, change: Change, id: str, recipient: str | None) -> int:
+        self._threads.require_open()
+        if recipient is None or rooms.loaded():
+            target = self._ms._target(id, recipient)
+        else:
+            target = await self._threads.compose(self._ms._target, id, recipient)
+        changed = 0
+        if id.isascii():
+            call = self._ms._changing(change, [target])
+            changed = await self._written(Request(call=call, key=id, doubt=CHANGED))
+        if changed == 0:
+            await self.status(id)  # raises where there is no such message
+        return changed
 
     async def change_all(
         self,
@@ -289,14 +308,14 @@ class AsyncMailstrom(AsyncSending):
             change,
             dry_run=dry_run,
             everything=everything,
-            ids=ids,
-            status=status,
-            reason=reason,
-            recipient=recipient,
-            domain=domain,
-            sender=sender,
-            tag=tag,
-            stream=stream,
+            ids=arguments.settled(ids),
+            status=arguments.settled(status),
+            reason=arguments.settled(reason),
+            recipient=arguments.settled(recipient),
+            domain=arguments.settled(domain),
+            sender=arguments.settled(sender),
+            tag=arguments.settled(tag),
+            stream=arguments.settled(stream),
             since=since,
             until=until,
         )
@@ -307,7 +326,8 @@ class AsyncMailstrom(AsyncSending):
 
     async def adopt(self) -> bool:
         """Let an engine deliver what waits in this copy; see ``Mailstrom.adopt``."""
-        return await self._threads.write(self._ms.adopt)
+        done: bool = await self._written(Request(call=self._ms._adopting(), doubt=CHANGED))
+        return done
 
     # --- running ----------------------------------------------------------------------------
 

@@ -1,9 +1,10 @@
 """Sending from an event loop: no thread waits for the disk, the committer calls back.
 
-A small message given as bytes is composed in the loop, since that is quicker than a thread's turn;
-everything else on a thread. Then the submission joins the others in the client's queue, so that a
-thousand concurrent sends share a few commits. A send that is cancelled before the committer took it
-is withdrawn: nothing is stored; after that it may be stored although nobody learns its id.
+A small message given as bytes is composed in the loop where it has few recipients, since that is
+quicker than a thread's turn; everything else on a thread. Then the submission joins the others in
+the client's queue, so that a thousand concurrent sends share a few commits. A send that is
+cancelled before the committer took it is withdrawn: nothing is stored; after that it may be stored
+although nobody learns its id.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
     from mailstrom.client.sending import AnyMessage
 
 SMALL_BYTES = 16 * 1024
-"""Composing so much takes less than a millisecond."""
+FEW = 100
+"""Composing so much, with so many recipients, tags and metadata, takes less than a millisecond."""
 _BREATH = 50
 """Items of a plain iterable between two turns that the loop gets."""
 
@@ -117,6 +119,7 @@ class AsyncSending:
         ids: list[str] = []
         with Telling(ids):
             options.require_defaults(defaults)
+            defaults = options.settled(defaults)
             chunk = Chunk()
             async with contextlib.aclosing(_numbered(messages)) as items:
                 async for place, item in items:
@@ -136,10 +139,11 @@ class AsyncSending:
 
     async def _composed(self, message: object, given: Mapping[str, Any]) -> Submission:
         self._threads.require_open()
-        small = isinstance(message, bytes | bytearray | memoryview) and len(message) <= SMALL_BYTES
+        own = options.settled(given)
+        small = _small(message) and all(_few(own.get(name)) for name in options.MANY)
         if small and rooms.loaded():
-            return self._ms._submission(message, **given)
-        return await self._threads.write(self._ms._submission, message, **given)
+            return self._ms._submission(message, **own)
+        return await self._threads.compose(self._ms._submission, message, **own)
 
     async def _stored(self, chunk: Chunk) -> list[str]:
         call = self._ms._storing(chunk.items)
@@ -169,6 +173,18 @@ class AsyncSending:
             request.withdraw()
             raise
         return request.outcome()
+
+
+def _small(message: object) -> bool:
+    return isinstance(message, bytes | bytearray | memoryview) and len(message) <= SMALL_BYTES
+
+
+def _few(values: object) -> bool:
+    """Whether an argument is not long; metadata also in its texts."""
+    if isinstance(values, dict):
+        texts = (value for value in values.values() if isinstance(value, str))
+        return len(values) <= FEW and sum(map(len, texts)) <= SMALL_BYTES
+    return not isinstance(values, list) or len(values) <= FEW
 
 
 async def _numbered(messages: object) -> AsyncGenerator[tuple[int, object], None]:

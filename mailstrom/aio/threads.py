@@ -1,8 +1,9 @@
 """The few threads on which an ``AsyncMailstrom`` waits for the disk.
 
-Reads, writes and the watch have pools of their own: slow reports must not keep ``send()`` waiting,
-nor those who wait for a change. Threads start when they are needed. What takes very long (starting
-and ending an engine, a backup) goes to the loop's own pool.
+Reading, composing and the watch have pools of their own: slow reports must not keep ``send()``
+waiting, nor those who wait for a change. Nothing here waits for its turn to write: the committer
+calls back. Threads start when they are needed. What takes very long (starting and ending an engine,
+a backup, a bulk change) goes to the loop's own pool.
 
 A forked child begins with new pools: the parent's threads do not exist there.
 """
@@ -18,7 +19,7 @@ from typing import ParamSpec, TypeVar
 
 from mailstrom.errors import SpoolError
 
-_SIZES = {"read": 4, "write": 2, "watch": 1}
+_SIZES = {"read": 4, "compose": 2, "watch": 1}
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -36,9 +37,9 @@ class Threads:
         """Run a verb that reads; its exception is raised here."""
         return await self._run("read", functools.partial(function, *args, **kwargs))
 
-    async def write(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run a verb that waits for its turn to write, or composes a message."""
-        return await self._run("write", functools.partial(function, *args, **kwargs))
+    async def compose(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run what only computes: a message made ready, an address normalised."""
+        return await self._run("compose", functools.partial(function, *args, **kwargs))
 
     async def watch(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a short look at what changed."""

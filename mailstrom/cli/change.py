@@ -1,8 +1,9 @@
-"""One way for every bulk change: count, show a few, ask, act, say how many.
+"""One way for every bulk change: choose, show a few, ask, act, say how many.
 
-The client counts and acts (``Mailstrom.change_all``: pages of short transactions), the preview is a
-look at the views. A change that nobody confirms changes nothing: without ``--yes`` somebody must be
-at the terminal, and without any filter ``--all`` must be said.
+The client chooses and acts (``mailstrom.client.choosing``, pages of short transactions): what is
+counted, shown and changed are the same recipients, whatever arrives before the answer. A change
+that nobody confirms changes nothing: without ``--yes`` somebody must be at the terminal, and
+without any filter ``--all`` must be said.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from mailstrom.types import Change
 
 if TYPE_CHECKING:
     from mailstrom.client import Mailstrom
+    from mailstrom.client.choosing import Chosen
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -100,27 +102,33 @@ def apply(
     Args:
         selection: with ``found_in`` done; ``named`` or ``everything``.
     """
-    chosen = selection.limited_to(verb.statuses, verb.reasons)
-    filters = chosen.filters()
-    matched = client.change_all(verb.change, dry_run=True, **filters)
-    if not matched:
-        click.echo(f"mailstrom: no {either(chosen.status)} recipient matches", err=True)
+    meant = selection.limited_to(verb.statuses, verb.reasons)
+    chosen = client._chosen(verb.change, shown=SHOWN, **meant.filters())
+    if not chosen.count:
+        click.echo(f"mailstrom: no {either(meant.status)} recipient matches", err=True)
         return Exit.FAILED
     if dry_run and as_json:
-        print_json({"matched": matched, verb.done: 0, "dry_run": True})
+        print_json({"matched": chosen.count, verb.done: 0, "more": 0, "dry_run": True})
         return Exit.OK
     if dry_run or not yes:
-        _preview(client, chosen, matched)
+        _preview(client, chosen)
     if dry_run:
-        click.echo(f"would be {verb.done}: {recipients(matched)}")
+        click.echo(f"would be {verb.done}: {recipients(chosen.count)}")
         return Exit.OK
     if not yes:
-        ask(f"{verb.word.capitalize()} {recipients(matched)}?")
-    changed = client.change_all(verb.change, **filters)
+        ask(f"{verb.word.capitalize()} {recipients(chosen.count)}?")
+    changed = chosen.apply()
     if as_json:
-        print_json({"matched": matched, verb.done: changed, "dry_run": False})
+        found = {"matched": chosen.count, verb.done: changed, "more": chosen.others}
+        print_json({**found, "dry_run": False})
     else:
         click.echo(f"{verb.done} {recipients(changed)}")
+    if chosen.others:
+        click.echo(
+            f"mailstrom: {recipients(chosen.others)} more matched since then and"
+            f" {'was' if chosen.others == 1 else 'were'} left alone",
+            err=True,
+        )
     return Exit.OK
 
 
@@ -135,10 +143,14 @@ def recipients(number: int) -> str:
     return f"{number:,} recipient{'' if number == 1 else 's'}"
 
 
-def _preview(client: Mailstrom, chosen: Selection, matched: int) -> None:
-    rows = client.query(*chosen.rows_sql(SHOWN))
-    for row in rows:
-        words = f"{row.status} ({row.reason})" if row.reason else row.status
-        click.echo(f"{row.message_id}  {printable(f'{row.address}  {words}')}", err=True)
-    if matched > len(rows):
-        click.echo(f"... and {matched - len(rows):,} more", err=True)
+def _preview(client: Mailstrom, chosen: Chosen) -> None:
+    messages = client.statuses([target.id for target in chosen.first])
+    shown = 0
+    for id, address, _ in chosen.first:
+        row = messages[id].recipients.get(address or "") if id in messages else None
+        if row is not None:
+            words = f"{row.status} ({row.reason})" if row.reason else row.status
+            click.echo(f"{id}  {printable(f'{address}  {words}')}", err=True)
+            shown += 1
+    if chosen.count > shown:
+        click.echo(f"... and {chosen.count - shown:,} more", err=True)

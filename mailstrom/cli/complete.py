@@ -14,19 +14,17 @@ from mailstrom.words import EVENT_WORDS
 
 def stream_words(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Names of the configured streams, and ``default``."""
-    import tomllib
-
     from mailstrom.client.locate import configuration_file
     from mailstrom.errors import ConfigError
+    from mailstrom.tomlfile import tables
 
     names = {"default"}
     try:
         file = configuration_file(ctx.params.get("config"), os.environ)
         if file is not None:
-            with open(file, "rb") as stream:
-                table = tomllib.load(stream).get("stream")
+            table = tables(file).get("stream")
             names.update(table if isinstance(table, dict) else ())
-    except (ConfigError, OSError, ValueError):
+    except ConfigError:
         pass  # the command itself will say it
     return sorted(name for name in names if name.startswith(incomplete))
 

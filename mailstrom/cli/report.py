@@ -20,6 +20,7 @@ from mailstrom.cli.selection import domains as domain_names
 from mailstrom.cli.spool import opened, spool_options
 from mailstrom.cli.times import ms_of, past, span_text
 from mailstrom.errors import SpoolBusy
+from mailstrom.types import iso_ms
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -120,16 +121,17 @@ def report_options(function: F) -> F:
 @command.command("summary")
 @report_options
 def summary(**given: Any) -> None:
-    """Recipients by outcome since then, and what waits now.
+    """Recipients by outcome since the hour in which --since begins, and what waits now.
 
     Deferred and held count how often that happened; delivered, failed and cancelled count
-    recipients. The mean time runs from acceptance to the outcome. Whole hours.
+    recipients. The mean time runs from acceptance to the outcome.
     """
     with _question(given) as ask:
         condition, values = ask.limits("stream", "domain")
         found = ask(_SUMMARY.format(condition=condition), (ask.hour_ms, *values))
         waiting = ask.client.stats().waiting if not condition else {}
-    rows = [("since", *row) for row in found]
+        hour = str(iso_ms(ask.hour_ms))
+    rows = [(f"since {hour[:10]} {hour[11:16]}Z", *row) for row in found]
     rows += [("now", word, None, number, None, None) for word, number in waiting.items() if number]
     columns = ("when", "status", "reason", "recipients", "bytes", "mean_ms")
     _print(given, Answer(columns, rows, {"mean_ms": span_text}, columns[3:], "reason"))

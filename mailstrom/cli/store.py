@@ -1,4 +1,4 @@
-"""``mailstrom store init|check|backup|adopt|purge``: the spool as a whole."""
+"""``mailstrom store init|check|backup|restore|adopt|purge``: the spool as a whole."""
 
 from __future__ import annotations
 
@@ -72,6 +72,25 @@ def backup(target: str, config: str | None, store: str | None, as_json: bool) ->
         print_json({"store": source, "target": os.path.abspath(target)})
     else:
         click.echo(os.path.abspath(target))
+
+
+@command.command("restore")
+@click.argument("copy")
+@click.argument("path", required=False)
+@spool_options
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@json_option
+def restore(
+    copy: str, path: str | None, config: str | None, store: str | None, yes: bool, as_json: bool
+) -> int:
+    """Put COPY in the place of the spool PATH, which nobody may have open.
+
+    COPY stays. What was at PATH is kept beside it as PATH.replaced-TIME, with its -wal. Nothing is
+    delivered from the new spool until 'mailstrom store adopt'. Interrupted, say it again.
+    """
+    from mailstrom.cli.restore import run
+
+    return run(copy, path or store, config, yes=yes, as_json=as_json)
 
 
 @command.command("adopt")

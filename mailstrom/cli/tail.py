@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -23,7 +22,12 @@ if TYPE_CHECKING:
     from mailstrom.types import Event
 
 PAGE = 1000
-PAUSE_S = 0.25  # between two looks; a look without news is one seek in an index
+NEAR = 0.75  # how alike a word must be to one that is offered instead
+
+_BEFORE = (
+    "select coalesce((select min(id) - 1 from events where at_ms >= ?),"
+    " (select max(id) from events), 0) as id"
+)
 
 # part of a word behind the dot -> colour on a terminal
 _COLOURS = {
@@ -77,7 +81,10 @@ def command(
     with opened(config, store) as client:
         try:
             after = _start(client, words, since, 10 if last is None else last)
-            for event in _events(client, after, words, follow=not no_follow):
+            events = (
+                _there(client, after, words) if no_follow else client.follow(after, types=words)
+            )
+            for event in events:
                 if as_json:
                     print_json(event.to_dict())
                 else:
@@ -86,57 +93,51 @@ def command(
             return
 
 
-def _words(types: Sequence[str]) -> list[str]:
-    """Whole words; one half of a word stands for all that have it."""
+def _words(types: Sequence[str]) -> list[str] | None:
+    """Whole words; one half of a word stands for all that have it. None is all."""
     if not types:
-        return []
+        return None
     from difflib import get_close_matches
 
     found: dict[str, None] = {}
     for text in types:
         matching = [word for word in EVENT_WORDS if text in (word, *word.split("."))]
         if not matching:
-            near = get_close_matches(
-                text, [*EVENT_WORDS, *(word.partition(".")[2] for word in EVENT_WORDS)], 3
+            halves = [word.partition(".")[2] for word in EVENT_WORDS]
+            near = get_close_matches(text, [*EVENT_WORDS, *halves], 3, NEAR)
+            hint = (
+                f"did you mean {', '.join(dict.fromkeys(near))}?"
+                if near
+                else f"there are {', '.join(EVENT_WORDS)}"
             )
-            hint = f"; did you mean {', '.join(dict.fromkeys(near))}?" if near else ""
-            raise click.UsageError(f"{text!r} is no type of event{hint}")
+            raise click.UsageError(f"{printable(text, 80)!r} is no type of event; {hint}")
         found.update(dict.fromkeys(matching))
     return list(found)
 
 
-def _start(client: Mailstrom, words: Sequence[str], since: datetime | None, last: int) -> int:
-    """The id after which to begin."""
+def _start(
+    client: Mailstrom, words: Sequence[str] | None, since: datetime | None, last: int
+) -> int | None:
+    """The id after which to begin; None is what happens from now on."""
     if since is not None:
-        (row,) = client.query("select min(id) as id from events where at_ms >= ?", (ms_of(since),))
-        return _newest(client) if row.id is None else int(row.id) - 1
+        (row,) = client.query(_BEFORE, (ms_of(since),))
+        return int(row.id)
     if last == 0:
-        return _newest(client)
+        return None
     chosen = f"where type in ({', '.join('?' * len(words))})" if words else ""
     rows = client.query(
-        f"select id from events {chosen} order by id desc limit 1 offset ?", (*words, last - 1)
+        f"select id from events {chosen} order by id desc limit 1 offset ?",
+        (*(words or ()), last - 1),
     )
     return int(rows[0].id) - 1 if rows else 0
 
 
-def _newest(client: Mailstrom) -> int:
-    (row,) = client.query("select coalesce(max(id), 0) as id from events")
-    return int(row.id)
-
-
-def _events(
-    client: Mailstrom, after: int, words: Sequence[str], *, follow: bool
-) -> Iterator[Event]:
-    while True:
-        newest = _newest(client)
-        while newest > after:
-            page = client.events(after, types=words or None, limit=PAGE)
-            yield from page
-            # what was there before the look and is not in it is of another type
-            after = page[-1].id if len(page) == PAGE else max(newest, *(e.id for e in page), after)
-        if not follow:
-            return
-        time.sleep(PAUSE_S)
+def _there(client: Mailstrom, after: int | None, words: Sequence[str] | None) -> Iterator[Event]:
+    """What is there by now and no more."""
+    while after is not None:
+        page = client.events(after, types=words, limit=PAGE)
+        yield from page
+        after = page[-1].id if len(page) == PAGE else None
 
 
 def _line(event: Event) -> str:

@@ -18,6 +18,8 @@ from mailstrom.types import from_ms
 
 _SPAN = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)(ms|s|m|h|d)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+LONGEST = timedelta(days=36_500)
+"""A span of more is a slip of the finger, and beyond what dates can be counted with."""
 _STEPS = ((86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1_000, "s"))
 
 
@@ -29,9 +31,18 @@ def now() -> datetime:
 
 
 def parse_span(text: str) -> timedelta | None:
-    """The span that a text such as ``90s`` or ``4h`` says; None where it says none."""
+    """The span that a text such as ``90s`` or ``4h`` says; None where it says none.
+
+    Raises:
+        BadParameter: more than a hundred years.
+    """
     match = _SPAN.fullmatch(text)
-    return None if match is None else timedelta(seconds=float(match[1]) * _SECONDS[match[2]])
+    if match is None:
+        return None
+    seconds = float(match[1]) * _SECONDS[match[2]]
+    if seconds > LONGEST.total_seconds():
+        raise click.BadParameter(f"{text!r} is too long: at most {LONGEST.days}d")
+    return timedelta(seconds=seconds)
 
 
 def _moment(text: str, sign: int) -> datetime:

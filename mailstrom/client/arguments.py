@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from mailstrom.errors import InvalidMessage
 
@@ -17,9 +18,14 @@ LONGEST_TIMEOUT_S = 86_400.0
 """A day: more than anybody waits for a lock, and fits what SQLite and the threads can count."""
 
 _BINDABLE = (str, int, float, bytes, bytearray, memoryview)
-_INTEGERS = range(-(1 << 63), 1 << 63)
+_MOST_SHOWN = 80  # characters of a value that an error repeats
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MS = timedelta(milliseconds=1)
+
+
+def shown(value: str) -> str:
+    """A caller's text as an error quotes it: on one line, and cut where it is long."""
+    return repr(value if len(value) <= _MOST_SHOWN else f"{value[: _MOST_SHOWN - 1]}…")
 
 
 def text(name: str, value: object) -> str:
@@ -89,8 +95,9 @@ def count(name: str, value: object, least: int = 1) -> int:
     """
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name}: must be a whole number, not {_kind(value)}")
-    if value < least or value not in _INTEGERS:
-        raise ValueError(f"{name}: must be {least} or more and fit 64 bits, not {value}")
+    if value < least or not _fits(value):
+        given = f"{value:d}" if _fits(value) else "a number of more"
+        raise ValueError(f"{name}: must be {least} or more and fit 64 bits, not {given}")
     return value
 
 
@@ -114,6 +121,18 @@ def texts(name: str, value: object) -> tuple[str, ...]:
     if isinstance(value, str | bytes | bytearray) or not isinstance(value, Iterable):
         raise TypeError(f"{name}: must be a list of texts, not {_kind(value)}")
     return tuple(dict.fromkeys(text(f"an item of {name}", one) for one in value))
+
+
+def settled(value: Any) -> Any:
+    """An iterable argument as a list of its own, a mapping as a dict; all else as it is.
+
+    For what is looked at in another thread: a generator runs in its owner's, and what the owner
+    changes afterwards is no matter.
+    """
+    if isinstance(value, Mapping):
+        return dict(value)
+    one = isinstance(value, str | bytes | bytearray | memoryview)
+    return list(value) if isinstance(value, Iterable) and not one else value
 
 
 def words(name: str, value: object) -> tuple[str, ...] | None:
@@ -145,7 +164,7 @@ def known(name: str, value: object, vocabulary: Collection[str]) -> tuple[str, .
             from difflib import get_close_matches
 
             near = get_close_matches(word, vocabulary, 4) or sorted(vocabulary)
-            raise ValueError(f"{name}: {word!r} is no such word; there are {', '.join(near)}")
+            raise ValueError(f"{name}: {shown(word)} is no such word; there are {', '.join(near)}")
     return found
 
 
@@ -194,7 +213,7 @@ def bindings(params: object) -> tuple[object, ...] | dict[str, object]:
     """
     if isinstance(params, Mapping):
         for name, value in params.items():
-            _bindable(f"params[{text('a name in params', name)!r}]", value)
+            _bindable(f"params[{shown(text('a name in params', name))}]", value)
         return dict(params)
     if not isinstance(params, Sequence) or isinstance(params, _BINDABLE):
         raise TypeError(f"params: must be a list, tuple or dict of values, not {_kind(params)}")
@@ -258,10 +277,15 @@ def item(place: int, value: object) -> tuple[object, Mapping[str, object]]:
 def _bindable(where: str, value: object) -> None:
     if value is not None and not isinstance(value, _BINDABLE):
         raise TypeError(f"{where}: must be text, a number, bytes or None, not {_kind(value)}")
-    if isinstance(value, int) and value not in _INTEGERS:
+    if isinstance(value, int) and not _fits(value):
         raise ValueError(f"{where}: SQLite's integers have 64 bits; pass text or a float")
     if isinstance(value, str) and not _encodable(value):
         raise ValueError(f"{where}: holds a lone surrogate, which is no character")
+
+
+def _fits(value: int) -> bool:
+    # Compared, since a range looks through all its members for an instance of a subclass of int.
+    return -(1 << 63) <= value < 1 << 63
 
 
 def _encodable(value: str) -> bool:

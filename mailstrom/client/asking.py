@@ -6,7 +6,7 @@ holds the spool's log for long.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +67,7 @@ class Asking(Handle):
         arguments.text("id", id)
         found = self._store.statuses([id]) if id.isascii() else {}
         if id not in found:
-            raise MessageNotFound(f"no message {id!r} in {self.path}")
+            raise MessageNotFound(f"no message {arguments.shown(id)} in {self.path}")
         return found[id]
 
     def wait(self, id: str, timeout: float | None = None) -> MessageStatus:
@@ -103,7 +103,7 @@ class Asking(Handle):
         # No id holds anything else, and a lone surrogate would be an error of the driver.
         content = self._store.content(id) if arguments.text("id", id).isascii() else None
         if content is None:
-            raise MessageNotFound(f"no content of message {id!r} in {self.path}")
+            raise MessageNotFound(f"no content of message {arguments.shown(id)} in {self.path}")
         return content
 
     def message(self, id: str) -> EmailMessage:
@@ -149,9 +149,11 @@ class Asking(Handle):
         Args:
             limit: most of them; what is completed and beyond it is told of by the next call.
         """
+        return self._committer.call(self._telling(limit))
+
+    def _telling(self, limit: int) -> Callable[[], list[MessageStatus]]:
         arguments.count("limit", limit)
-        found: list[MessageStatus] = self._committer.call(lambda: self._store.recent(limit))
-        return found
+        return lambda: self._store.recent(limit)
 
     def find(
         self,
@@ -197,7 +199,7 @@ class Asking(Handle):
         }  # fmt: skip
         arguments.count("limit", limit)
         if after is not None and not arguments.text("after", after).isascii():
-            raise MessageNotFound(f"after: no message {after!r} in {self.path}")
+            raise MessageNotFound(f"after: no message {arguments.shown(after)} in {self.path}")
         meant = selecting.selection(filters, wall_ms(), self._timeout)
         found: list[MessageStatus] = []
         while meant is not None and len(found) < limit:
@@ -324,6 +326,8 @@ class Asking(Handle):
         Args:
             params: values for each ``?`` (list or tuple) or each ``:name`` (dict).
             seconds: the statement is stopped after this time, so that it cannot hold back the WAL.
+                In a memory spool, where commits wait for it, after half the client's ``timeout`` at
+                the latest.
 
         Raises:
             SpoolError: bad SQL, an attempt to write, or out of time (``SpoolBusy``).
@@ -334,7 +338,9 @@ class Asking(Handle):
         try:
             return self._store.query(arguments.statement(sql), values, limit)
         except KeyError as error:
-            raise ValueError(f"params: has no value for {error.args[0]!r}") from error
+            raise ValueError(
+                f"params: has no value for {arguments.shown(error.args[0])}"
+            ) from error
 
     def check(self) -> list[str]:
         """Broken invariants of the spool, a sentence each; empty when it is sound.

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Unpack
 
 from mailstrom.client import arguments, selecting
 from mailstrom.client.asking import Asking
 from mailstrom.clock import wall_ms
 from mailstrom.storage.client import Selection, Target
 from mailstrom.types import Change
+
+if TYPE_CHECKING:
+    from mailstrom.client.choosing import Chosen
 
 PAGE = 500
 """Recipients of one transaction."""
@@ -112,24 +116,27 @@ class Changing(Asking):
             InvalidAddress: ``recipient`` is no address.
             ValueError: another word.
         """
-        arguments.text("outcome", outcome)
-        arguments.known("outcome", outcome, _OUTCOMES)
-        return self._change(_OUTCOMES[outcome], id, recipient)
+        return self._change(resolving(outcome), id, recipient)
 
     def _change(self, change: Change, id: str, recipient: str | None) -> int:
-        arguments.text("id", id)
-        address = None
-        if recipient is not None:
-            address = selecting.address_key("recipient", recipient, self._timeout)
-        changed = self._changed(change, [Target(id, address)], id) if id.isascii() else 0
+        target = self._target(id, recipient)
+        changed = self._changed(change, [target], id) if id.isascii() else 0
         if changed == 0:
             self.status(id)  # raises where there is no such message
         return changed
 
+    def _target(self, id: str, recipient: str | None) -> Target:
+        """What a verb for one message means; no store has an id that is not ASCII."""
+        arguments.text("id", id)
+        if recipient is None:
+            return Target(id)
+        return Target(id, selecting.address_key("recipient", recipient, self._timeout))
+
     def _changed(self, change: Change, targets: list[Target], key: str) -> int:
-        return int(
-            self._committer.call(lambda: self._store.change(change, targets, wall_ms()), key)
-        )
+        return self._committer.call(self._changing(change, targets), key)
+
+    def _changing(self, change: Change, targets: list[Target]) -> Callable[[], int]:
+        return lambda: self._store.change(change, targets, wall_ms())
 
     def change_all(
         self,
@@ -169,13 +176,35 @@ class Changing(Asking):
             InvalidAddress: ``recipient``, ``domain`` or ``sender`` is none.
             SpoolError: or OutcomeUnknown; ``.changed`` tells how many were changed before.
         """
-        arguments.text("change", change)
-        arguments.known("change", change, tuple(Change))
+        only_count = arguments.flag("dry_run", dry_run)
         filters: selecting.Filters = {
             "status": status, "reason": reason, "recipient": recipient, "domain": domain,
             "sender": sender, "tag": tag, "stream": stream, "since": since, "until": until,
         }  # fmt: skip
-        only_count = arguments.flag("dry_run", dry_run)
+        word, parts = self._meant(change, everything, ids, filters)
+        pages = (page for part in parts for page in self._pages(part, word))
+        return sum(map(len, pages)) if only_count else self._change_pages(word, pages)
+
+    def _chosen(
+        self,
+        change: str,
+        *,
+        shown: int = 0,
+        everything: bool = False,
+        ids: Iterable[str] | None = None,
+        **filters: Unpack[selecting.Filters],
+    ) -> Chosen:
+        """What ``change_all()`` would change now, to be shown first and then changed."""
+        from mailstrom.client.choosing import Chosen  # an application never asks anybody
+
+        return Chosen(self, *self._meant(change, everything, ids, filters), shown)
+
+    def _meant(
+        self, change: str, everything: bool, ids: object, filters: selecting.Filters
+    ) -> tuple[Change, list[Selection]]:
+        """A bulk change and what it goes over, in pieces."""
+        arguments.text("change", change)
+        arguments.known("change", change, tuple(Change))
         wanted = None
         if ids is not None:
             wanted = (ids,) if isinstance(ids, str) else arguments.texts("ids", ids)
@@ -187,16 +216,15 @@ class Changing(Asking):
                 else "change_all: no filter is given; say everything=True to change all recipients"
             )
         meant = selecting.selection(filters, wall_ms(), self._timeout)
+        return Change(change), list(_parts(meant, wanted))
+
+    def _change_pages(self, change: Change, pages: Iterable[list[Target]]) -> int:
         count = 0
         try:
-            for part in _parts(meant, wanted):
-                for page in self._pages(part, Change(change)):
-                    if only_count:
-                        count += len(page)
-                        continue
-                    if count:
-                        time.sleep(PAUSE_S)
-                    count += self._changed(Change(change), page, page[0].id)
+            for page in pages:
+                if count:
+                    time.sleep(PAUSE_S)
+                count += self._changed(change, page, page[0].id)
         except BaseException as error:
             error.changed = count  # type: ignore[attr-defined]
             raise
@@ -205,7 +233,7 @@ class Changing(Asking):
     def _pages(self, selection: Selection, change: Change) -> Iterable[list[Target]]:
         after = 0
         while True:
-            page = self._store.targets(selection, change=change, limit=PAGE, after=after)
+            page = self._store.targets(selection, wall_ms(), change=change, limit=PAGE, after=after)
             if page:
                 yield page
                 after = page[-1].place
@@ -223,21 +251,38 @@ class Changing(Asking):
         Args:
             target: path of a file that does not exist yet.
 
+        A fork of this process does not wait for it: the copy begins anew, up to ten times.
+
         Raises:
+            SpoolBusy: this process forked so often that no copy could be finished.
             SpoolError: it exists, or cannot be written; nothing is left of it.
         """
-        self._store.backup(os.path.abspath(arguments.path("target", target)))
+        self._store.backup(os.path.abspath(arguments.path("target", target)), wall_ms())
 
     def adopt(self) -> bool:
         """Let an engine deliver what waits in this copy of a spool (see ``backup()``).
 
         Be sure that the original delivers no more: what it delivered after the copy was made would
-        be delivered again.
+        be delivered again. What lay in the copy expires later by the time it lay there.
 
         Returns:
             Whether it was a copy.
         """
-        return bool(self._committer.call(lambda: self._store.adopt(wall_ms())))
+        return self._committer.call(self._adopting())
+
+    def _adopting(self) -> Callable[[], bool]:
+        return lambda: self._store.adopt(wall_ms())
+
+
+def resolving(outcome: str) -> Change:
+    """The change that a word of ``resolve()`` stands for.
+
+    Raises:
+        ValueError: another word.
+    """
+    arguments.text("outcome", outcome)
+    arguments.known("outcome", outcome, _OUTCOMES)
+    return _OUTCOMES[outcome]
 
 
 def _parts(meant: Selection | None, ids: tuple[str, ...] | None) -> Iterable[Selection]:

@@ -15,7 +15,7 @@ import _thread
 import contextlib
 from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, TypeVar
 
 from mailstrom.errors import OutcomeUnknown, SpoolBusy, SpoolError
 from mailstrom.storage.client import ClientStore, Submission
@@ -26,6 +26,8 @@ SYNC_GRACE_S = 60.0
 """How much longer than its timeout a caller waits for a disk that has begun and not answered."""
 STORED = "the message may or may not be stored"
 CHANGED = "what was asked may or may not have been done"
+
+Result = TypeVar("Result")
 
 
 class Request:
@@ -134,9 +136,10 @@ class Committer:
         assert isinstance(result, str)
         return result
 
-    def call(self, function: Callable[[], Any], key: str = "", doubt: str = CHANGED) -> Any:
+    def call(self, function: Callable[[], Result], key: str = "", doubt: str = CHANGED) -> Result:
         """Run a writing function of the store in its turn; its exception is raised here."""
-        return self._run(Request(call=function, key=key, doubt=doubt))
+        found: Result = self._run(Request(call=function, key=key, doubt=doubt))
+        return found
 
     def stop(self) -> None:
         """Let the thread end after what is queued; later calls raise SpoolError."""

@@ -3,6 +3,9 @@
 Kept apart from the client, so that a client that is dropped can end its engine: nothing here, and
 nothing that the engine holds, refers to it.
 
+No lock is held while an engine starts or ends: ``stop()`` comes through whoever starts it, and from
+wherever it is called, a handler of the engine's own log lines included.
+
 Ends: ``stop()``; the client is closed or dropped; the interpreter exits (all engines share
 ``EXIT_S`` then). A fork leaves the engine to the parent: the child has none.
 """
@@ -16,14 +19,16 @@ import os
 import threading
 import time
 from collections.abc import Mapping
-from importlib import import_module
-from typing import Protocol
+from typing import Any, Protocol
 
+from mailstrom.client.rooms import load
 from mailstrom.types import EngineState, WorkerStatus
 
 EXIT_S = 5.0
 """How long what is on the wire may take to end when the interpreter exits."""
 ENGINE = "mailstrom_workers.embedded"
+LOAD_S = 60.0
+"""How long its modules may take to load; seconds on the slowest machine."""
 
 Config = str | os.PathLike[str] | Mapping[str, object] | None
 
@@ -35,7 +40,7 @@ class Engine(Protocol):
     """What ``mailstrom_workers.embedded.EmbeddedEngine`` does."""
 
     def start(self) -> None:
-        """Return once it delivers, or raise."""
+        """Return once it delivers, or raise; also when it was stopped before that."""
         ...
 
     def stop(self, timeout: float) -> bool:
@@ -43,7 +48,7 @@ class Engine(Protocol):
         ...
 
     def status(self) -> WorkerStatus:
-        """How it is."""
+        """How it is; starting from when it was made."""
         ...
 
     def forked(self) -> None:
@@ -63,6 +68,7 @@ class Embedding:
         self._store = store
         self._config = config
         self._engine: Engine | None = None
+        # Guards the two words that say which engine is ours, never its start or its end.
         # Reentrant: a signal handler may stop what the interrupted code is starting.
         self._turn = threading.RLock()
 
@@ -70,18 +76,18 @@ class Embedding:
         """Start an engine; returns once it delivers.
 
         Raises:
-            RuntimeError: one runs already.
+            RuntimeError: one runs already, or this one was stopped before it was ready.
             ConfigError, SpoolError: it cannot run.
         """
+        room: Any = load(ENGINE, LOAD_S)
         with self._turn:
-            if self._engine is not None:
-                if self._engine.status().state not in _OVER:
-                    raise RuntimeError(
-                        f"{self._store}: this Mailstrom delivers already; stop() it first, or say"
-                        " workers=... at its start for more workers"
-                    )
-                self._engine.stop(0.0)
-            engine: Engine = import_module(ENGINE).EmbeddedEngine(
+            before = self._engine
+            if before is not None and before.status().state not in _OVER:
+                raise RuntimeError(
+                    f"{self._store}: this Mailstrom delivers already; stop() it first, or say"
+                    " workers=... at its start for more workers"
+                )
+            engine: Engine = room.EmbeddedEngine(
                 self._store, workers=workers, config=self._config if config is None else config
             )
             if not _running:
@@ -89,24 +95,30 @@ class Embedding:
                 atexit.register(_exit)
             self._engine = engine
             _running.add(self)
-            try:
-                engine.start()
-            except BaseException:
-                with contextlib.suppress(Exception):  # what went wrong first is raised
-                    engine.stop(0.0)
-                self._forget()
-                raise
+        try:
+            if before is not None:
+                before.stop(0.0)
+            engine.start()
+        except BaseException:
+            with contextlib.suppress(Exception):  # what went wrong first is raised
+                engine.stop(0.0)
+            self._forget(engine)
+            raise
 
     def stop(self, timeout: float) -> bool:
-        """End the engine; True if it finished what was on the wire, or there is none."""
-        with self._turn:
-            engine = self._engine
-            if engine is None:
-                return True
-            try:
-                return engine.stop(timeout)
-            finally:
-                self._forget()
+        """End the engine; True if it finished what was on the wire, or there is none.
+
+        Whoever calls meanwhile waits for the same end. One that could not be awaited is kept: it
+        may not be told stopped while it is not.
+        """
+        engine = self._engine
+        if engine is None:
+            return True
+        try:
+            return engine.stop(timeout)
+        finally:
+            if engine.status().state in _OVER:
+                self._forget(engine)
 
     def status(self) -> WorkerStatus:
         """How the engine is; stopped where there is none."""
@@ -136,9 +148,11 @@ class Embedding:
         if engine is not None:
             engine.forked()
 
-    def _forget(self) -> None:
-        self._engine = None
-        _running.discard(self)
+    def _forget(self, engine: Engine) -> None:
+        with self._turn:
+            if self._engine is engine:  # another may have been started since
+                self._engine = None
+                _running.discard(self)
 
 
 def _exit() -> None:

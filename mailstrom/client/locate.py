@@ -3,8 +3,8 @@
 A relative path starts at the file that names it, else at the working directory. A name with a
 scheme (``memory:NAME``, or a scheme that an installed package brings) is its store's affair.
 
-The thin client reads a configuration file for one key only (``store``), with tomllib alone; the
-engine's full reading of the same files is ``mailstrom.config``.
+The thin client reads a configuration file for one key only (``store``), without the package
+``mailstrom.config``, which is the engine's full reading of the same files.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from mailstrom.storage.schemes import FILES, path_of, scheme_of
 
 SYSTEM_FILE = "/etc/mailstrom/mailstrom.toml"
 SYSTEM_STORE = "/var/lib/mailstrom/spool.db"
+
+LONGEST_PATH = 4096  # characters; what no system takes, no error repeats
 
 
 def _xdg(environ: Mapping[str, str], variable: str, below_home: str) -> str | None:
@@ -74,7 +76,8 @@ def configuration_file(
     named = argument or environ.get("MAILSTROM_CONFIG")
     if named:
         if not os.path.isfile(named):
-            raise ConfigError(f"{named}: no such configuration file; create it or name another")
+            shown = named if len(named) <= LONGEST_PATH else arguments.shown(named)
+            raise ConfigError(f"{shown}: no such configuration file; create it or name another")
         return plain_path(named)
     if os.path.lexists(SYSTEM_FILE):
         return SYSTEM_FILE
@@ -122,6 +125,7 @@ def locate_store(
 
 def _name(store: str, origin: str, folder: str = "") -> str:
     """The name of a spool as ``mailstrom.storage`` takes it."""
+    _require_short(store, origin)
     if scheme_of(store) == FILES:
         return _path(path_of(store), origin, folder)
     try:
@@ -131,7 +135,16 @@ def _name(store: str, origin: str, folder: str = "") -> str:
         raise ConfigError(f"{origin}: {error}") from None
 
 
+def _require_short(name: str, origin: str) -> None:
+    if len(name) > LONGEST_PATH:
+        raise ConfigError(
+            f"{origin}: {arguments.shown(name)} has {len(name)} characters, and no spool's name has"
+            f" more than {LONGEST_PATH}; name another"
+        )
+
+
 def _path(path: str, origin: str, folder: str = "") -> str:
+    _require_short(path, origin)
     if not path or "\0" in path:
         raise ConfigError(f"{origin}: {path!r} is no path; write a path or sqlite:///path")
     try:
@@ -149,14 +162,9 @@ def _path(path: str, origin: str, folder: str = "") -> str:
 
 
 def _store_key(file: str) -> str | None:
-    import tomllib
+    from mailstrom.tomlfile import tables
 
-    try:
-        with open(file, "rb") as stream:
-            table = tomllib.load(stream)
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{file}: cannot be read: {error}") from error
-    store = table.get("store")
+    store = tables(file).get("store")
     if store is not None and not isinstance(store, str):
-        raise ConfigError(f"{file}: store must be a path in quotes, not {store!r}")
+        raise ConfigError(f"{file}: store must be a path in quotes, not {type(store).__name__}")
     return store

@@ -6,7 +6,9 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
+from mailstrom.client import arguments
 from mailstrom.errors import InvalidMessage
 from mailstrom.types import PRIORITY_RANK, OnDoubt, Priority
 
@@ -15,6 +17,8 @@ NAMES = (
     "idempotency_key", "require_tls", "on_doubt",
 )  # fmt: skip
 """Options of ``send()``, in its order."""
+MANY = ("recipients", "tags", "metadata")
+"""Those that hold as many values as one likes."""
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\x80-\x9f\u2028\u2029\ud800-\udfff]")
 _MOST_TAGS = 50
@@ -42,7 +46,7 @@ def require_options(where: str, given: Iterable[str]) -> None:
 
             near = get_close_matches(name, NAMES, 1)
             advice = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(NAMES)}"
-            raise TypeError(f"{where}: unknown option {name!r}; {advice}")
+            raise TypeError(f"{where}: unknown option {arguments.shown(name)}; {advice}")
 
 
 def require_defaults(given: Iterable[str]) -> None:
@@ -57,6 +61,13 @@ def require_defaults(given: Iterable[str]) -> None:
             "send_many(): idempotency_key is one message's; give it in a pair,"
             " (message, {'idempotency_key': ...})"
         )
+
+
+def settled(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options whose iterables were read, once, here: they may be looked at again, and elsewhere."""
+    return {
+        name: arguments.settled(value) if name in MANY else value for name, value in given.items()
+    }
 
 
 def word(option: str, value: object, most: int) -> str:

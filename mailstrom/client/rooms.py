@@ -1,8 +1,8 @@
-"""The message room, loaded at the first ``send()`` and never half.
+"""Rooms that a client loads when it first needs them, and never half: the message room, the engine.
 
-Why in a thread of its own: a signal handler may interrupt an import and send. In the same thread it
-would find the modules half made (ImportError); so another thread imports, and whoever needs the
-room, handlers included, waits for that one.
+Why in a thread of its own: a signal handler may interrupt an import, and send, or raise (^C). In
+the same thread it would find the modules half made, or leave them so; so another thread imports,
+and whoever needs the room, handlers included, waits for that one.
 
 A fork waits for that import, too: the child would inherit the locks of half-made modules, and no
 thread that ever frees them. Where it waited in vain the child says so at once.
@@ -11,11 +11,16 @@ thread that ever frees them. Where it waited in vain the child says so at once.
 from __future__ import annotations
 
 import _thread
+from importlib import import_module
 from types import ModuleType
 from typing import Any
 
 from mailstrom.errors import SpoolBusy, SpoolError
 from mailstrom.storage.sqlite import forks
+
+MESSAGE = "mailstrom.message"
+GRACE_S = 5.0
+"""How much longer than a call's timeout its first import may take."""
 
 _room: ModuleType | None = None
 
@@ -51,42 +56,57 @@ def message_room(timeout: float) -> Any:
         timeout: seconds to wait for the import.
 
     Raises:
+        SpoolBusy, SpoolError: as ``load`` does; nothing was written.
+    """
+    global _room
+    if _room is None:
+        _room = load(MESSAGE, timeout)
+    return _room
+
+
+def load(name: str, timeout: float) -> ModuleType:
+    """A module, imported on a thread of its own; quick where it was imported before.
+
+    Args:
+        name: the module's full name.
+        timeout: seconds to wait for the import.
+
+    Raises:
         SpoolBusy: the import does not come to an end, since the interrupted code is itself
             importing what the room needs; nothing was written.
         SpoolError: no thread could be started, or this process was forked in the middle of a call.
     """
-    if _room is not None:
-        return _room
     if _loading.lost:
         raise SpoolError(
             "this process was forked while Mailstrom was loading; nothing was written: send once"
             " before forking, or start it with the multiprocessing method 'spawn'"
         )
+    found: list[ModuleType] = []
     failed: list[BaseException] = []
     done = _thread.allocate_lock()
     done.acquire()
     try:
-        _thread.start_new_thread(_load, (done, failed))
+        _thread.start_new_thread(_load, (name, done, found, failed))
     except Exception as error:  # RuntimeError, or MemoryError: the process has its limit
         raise SpoolError(
-            f"no thread could be started to load the message room with ({error}); nothing was"
+            f"no thread could be started to load {name} with ({error}); nothing was"
             " written: try again with fewer threads, or raise the limit of processes (ulimit -u)"
         ) from error
-    if not done.acquire(timeout=timeout + 5.0):
-        raise SpoolBusy("the message room could not be loaded in time; nothing was written")
+    if not done.acquire(timeout=timeout + GRACE_S):
+        raise SpoolBusy(f"{name} could not be loaded in time; nothing was written")
     if failed:
         raise failed[0]
-    return _room
+    return found[0]
 
 
-def _load(done: Any, failed: list[BaseException]) -> None:
+def _load(name: str, done: Any, found: list[ModuleType], failed: list[BaseException]) -> None:
     global _room
     with forks.inside():  # to the end: a child never finds the room made and its waiter not told
         _loading.running.add(done)
         try:
-            import mailstrom.message
-
-            _room = mailstrom.message
+            found.append(import_module(name))
+            if name == MESSAGE:
+                _room = found[0]
         except BaseException as error:  # belongs to the caller
             failed.append(error)
         _loading.running.discard(done)

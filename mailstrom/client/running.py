@@ -36,7 +36,7 @@ class Running(Handle):
                 Default: the file that this Mailstrom was opened with, else the one in force.
 
         Raises:
-            RuntimeError: it runs already.
+            RuntimeError: it runs already, or was stopped before it was ready.
             ConfigError: the configuration is unusable; nothing was started.
             SpoolError: the spool cannot be used.
         """
@@ -47,6 +47,9 @@ class Running(Handle):
         if not self._finalizer.alive:
             raise SpoolError("this client is closed; open a new one")
         self._embedding.start(workers, chosen)
+        if not self._finalizer.alive:  # closed since, by another thread that saw no engine yet
+            self._embedding.stop(0.0)
+            raise SpoolError("this client is closed; open a new one")
 
     def stop(self, timeout: float = 30) -> bool:
         """End the delivery that ``start()`` began; what is on the wire is finished first.

@@ -6,10 +6,11 @@ Everything is checked before anything is written. Nothing here touches the netwo
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 from mailstrom.client import arguments, options
 from mailstrom.client.commit import STORED
@@ -160,6 +161,7 @@ class Sending(Handle):
         ids: list[str] = []
         with Telling(ids):
             options.require_defaults(defaults)
+            defaults = options.settled(defaults)
             chunk = Chunk()
             for place, item in enumerate(arguments.messages(messages)):
                 submission = self._item(place, item, defaults)
@@ -175,13 +177,11 @@ class Sending(Handle):
         return ids
 
     def _stored(self, chunk: Chunk) -> list[str]:
-        stored: list[str] = self._committer.call(
-            self._storing(chunk.items), chunk.items[0].id, STORED
-        )
-        return stored
+        return self._committer.call(self._storing(chunk.items), chunk.items[0].id, STORED)
 
-    def _storing(self, items: list[Submission]) -> Callable[[], list[str | Exception]]:
-        return lambda: self._store.enqueue(items, wall_ms(), atomic=True)
+    def _storing(self, items: list[Submission]) -> Callable[[], list[str]]:
+        # All or none: an exception among them is raised.
+        return lambda: cast("list[str]", self._store.enqueue(items, wall_ms(), atomic=True))
 
     def _item(self, place: int, item: object, defaults: Mapping[str, Any]) -> Submission:
         message, own = arguments.item(place, item)
@@ -277,7 +277,5 @@ class Telling:
 
 
 def _host_name() -> str:
-    import socket  # only a message without any domain of its own needs it
-
-    name = socket.gethostname()
+    name = os.uname().nodename  # no import here: a signal handler may have interrupted the same one
     return name if "." in name else "localhost.localdomain"

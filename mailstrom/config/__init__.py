@@ -20,6 +20,7 @@ from mailstrom.config.derived import (
 from mailstrom.config.listing import Setting, describe, restart_needed
 from mailstrom.config.loading import from_json, from_tables, load, to_json
 from mailstrom.config.places import default_store
+from mailstrom.config.reloading import require_kept
 from mailstrom.config.settings import (
     Config,
     Delivery,
@@ -61,6 +62,7 @@ __all__ = [
     "nameservers",
     "relay_hosts",
     "relay_password",
+    "require_kept",
     "restart_needed",
     "stage_timeouts",
     "to_json",

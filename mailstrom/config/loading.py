@@ -1,15 +1,14 @@
 """Finds, reads and checks the configuration, and hands it to child processes.
 
-TOML by tomllib, each value converted on its own by msgspec so that an error names the file, the
-table and the key. Unknown keys are errors with the nearest name. Precedence: an argument, the
-environment, the file, the default; ``Config.sources`` remembers which it was.
+TOML by ``mailstrom.tomlfile``, each value converted on its own by msgspec so that an error names
+the file, the table and the key. Unknown keys are errors with the nearest name. Precedence: an
+argument, the environment, the file, the default; ``Config.sources`` remembers which it was.
 """
 
 from __future__ import annotations
 
 import os
 import socket
-import tomllib
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -23,8 +22,7 @@ from mailstrom.config.places import default_store, find_file, plain_path
 from mailstrom.config.settings import Config, Table
 from mailstrom.errors import ConfigError
 from mailstrom.storage.schemes import FILES, path_of, require_known
-
-LARGEST_FILE = 1 << 20  # bytes; more is not a configuration
+from mailstrom.tomlfile import tables as read_tables
 
 # variable -> table, key
 ENVIRONMENT = {
@@ -46,6 +44,7 @@ def load(
     *,
     environ: Mapping[str, str] = os.environ,
     store: str | os.PathLike[str] | None = None,
+    whole: bool = False,
 ) -> Config:
     """The effective configuration.
 
@@ -54,6 +53,7 @@ def load(
             or ``$XDG_CONFIG_HOME/mailstrom/mailstrom.toml``; none of them is fine.
         environ: also ``MAILSTROM_STORE``, ``MAILSTROM_LOG_LEVEL``, ``MAILSTROM_LOG_FORMAT``.
         store: the spool named by the user; before everything else.
+        whole: refuse a file that looks half written; see ``tomlfile.tables``.
     Raises:
         ConfigError: a named file is missing, a file is unreadable or no TOML, a key is unknown, a
             value is out of bounds, or settings contradict each other.
@@ -61,7 +61,8 @@ def load(
     file = find_file(path, environ)
     if file is None:
         return _effective({}, _Source("configuration", Path.cwd()), environ, store)
-    return _effective(_parse(file), _Source(str(file), file.parent), environ, store, str(file))
+    raw = read_tables(file, whole=whole)
+    return _effective(raw, _Source(str(file), file.parent), environ, store, str(file))
 
 
 def from_tables(
@@ -79,8 +80,12 @@ def from_tables(
     Raises:
         ConfigError: as for ``load``.
     """
-    raw: dict[str, Any] = {str(name): _as_parsed(value) for name, value in tables.items()}
-    return _effective(raw, _Source("the configuration given", Path.cwd()), environ, store)
+    source = _Source("the configuration given", Path.cwd())
+    try:
+        raw: dict[str, Any] = {str(name): _as_parsed(value) for name, value in tables.items()}
+    except RecursionError:
+        raise _nested(source) from None
+    return _effective(raw, source, environ, store)
 
 
 def _as_parsed(value: object) -> object:
@@ -99,7 +104,10 @@ def _effective(
 ) -> Config:
     """Tables, then the environment, then an argument, then defaults; checked as a whole."""
     sources: dict[str, str] = {}
-    values = _table(Config, raw, "", source, sources)
+    try:
+        values = _table(Config, raw, "", source, sources)
+    except RecursionError:
+        raise _nested(source) from None
 
     here = Path.cwd()
     for variable, (table, key) in ENVIRONMENT.items():
@@ -145,23 +153,8 @@ def _own_name() -> str:
     return name.lower() if is_fqdn(name) else "localhost"
 
 
-def _parse(file: Path) -> dict[str, Any]:
-    try:
-        with file.open("rb") as stream:
-            data = stream.read(LARGEST_FILE + 1)
-    except OSError as error:
-        raise ConfigError(
-            f"{file}: cannot be read: {error.strerror or error};"
-            f" make it readable for user id {os.geteuid()}"
-        ) from error
-    if len(data) > LARGEST_FILE:
-        raise ConfigError(f"{file}: longer than {LARGEST_FILE} bytes; is this the right file?")
-    try:
-        return tomllib.loads(data.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{file}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{file}: not TOML: {error}") from error
+def _nested(source: _Source) -> ConfigError:
+    return ConfigError(f"{source.name}: not usable: tables or lists are nested too deeply")
 
 
 def _dotted(table: str, key: str) -> str:
@@ -238,7 +231,10 @@ def _written(raw: object) -> str:
     """A raw value as the file has it, shortened."""
     if isinstance(raw, dict):
         return "a table"
-    text = schema.toml(raw)
+    try:
+        text = schema.toml(raw)
+    except ValueError:  # Python writes no integer of so many digits
+        return "a number of thousands of digits"
     return text if len(text) <= 100 else f"{text[:100]}..."
 
 

@@ -15,6 +15,8 @@ from mailstrom.errors import ConfigError
 SYSTEM_FILE = Path("/etc/mailstrom/mailstrom.toml")
 SYSTEM_STORE = Path("/var/lib/mailstrom/spool.db")
 
+LONGEST_PATH = 4096  # characters; what no system takes, no error repeats
+
 
 def _xdg(environ: Mapping[str, str], variable: str, below_home: str) -> Path:
     named = environ.get(variable, "")
@@ -52,12 +54,14 @@ def find_file(path: str | os.PathLike[str] | None, environ: Mapping[str, str]) -
     """
     for named, by in ((path, "--config"), (environ.get("MAILSTROM_CONFIG"), "MAILSTROM_CONFIG")):
         if named:
-            file = Path(plain_path(named))
-            if not file.is_file():
+            place = plain_path(named)
+            if not os.path.isfile(place):  # false, too, where the name is too long for a file
+                shown = place if len(place) <= LONGEST_PATH else f"{place[:80]}…"
                 raise ConfigError(
-                    f"{file}: no such configuration file (named by {by}); create it or name another"
+                    f"{shown}: no such configuration file (named by {by}); create it or name"
+                    " another"
                 )
-            return file
+            return Path(place)
     for file in (
         SYSTEM_FILE,
         _xdg(environ, "XDG_CONFIG_HOME", ".config") / "mailstrom/mailstrom.toml",

@@ -103,6 +103,13 @@ class _Reader:
                 raise self._refusal("has text behind an address", "address-syntax")
 
     def _entry(self) -> Mailbox | Group:
+        name = self._mailbox_or_name()
+        if isinstance(name, Mailbox):
+            return name
+        return Group(name=name, members=self._members())
+
+    def _mailbox_or_name(self) -> Mailbox | str:
+        """A mailbox, or the name of a group with its colon."""
         plain = _NAMED.match(self.text, self.at)  # what most mail has, at a third of the time
         if plain is not None:
             self.at = plain.end()
@@ -114,7 +121,7 @@ class _Reader:
         if self._take("<"):
             return Mailbox(name=name, address=self._angle())
         if name and self._take(":"):
-            return Group(name=name, members=self._members())
+            return name
         raise self._refusal("is not an address", "address-syntax")
 
     def _members(self) -> tuple[Mailbox, ...]:
@@ -127,10 +134,10 @@ class _Reader:
                 raise self._refusal("has a group that does not end with ;", "address-group")
             if self._take(","):
                 continue
-            entry = self._entry()
-            if isinstance(entry, Group):
+            member = self._mailbox_or_name()
+            if not isinstance(member, Mailbox):  # before it is read: groups nest to no depth
                 raise self._refusal("has a group inside a group", "address-group")
-            members.append(entry)
+            members.append(member)
             self._skip()
             if self.text[self.at : self.at + 1] not in (",", ";"):
                 raise self._refusal("has text behind an address", "address-syntax")

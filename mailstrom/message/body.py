@@ -1,15 +1,13 @@
 """MIME trees: every leaf 7-bit with legal lines, every boundary unique (RFC 2045 to 2049).
 
-A leaf keeps its transfer encoding where its octets are legal as they stand; else text becomes
-quoted-printable and the rest base64, octet for octet. Nested messages are rendered without adding
-anything. Parts under multipart/signed and multipart/encrypted are copied or the message is refused:
-a signature that breaks on the way is worse than an error. Depth and number of parts are bounded.
-The caller's tree is only read. Knows nothing of envelopes.
+Leaves are rendered in ``leaf``. Nested messages are rendered without adding anything. Parts under
+multipart/signed and multipart/encrypted are copied or the message is refused: a signature that
+breaks on the way is worse than an error. Depth and number of parts are bounded. The caller's tree
+is only read. Knows nothing of envelopes.
 """
 
 from __future__ import annotations
 
-import binascii
 import os
 import re
 from collections.abc import Sequence
@@ -18,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from mailstrom.errors import InvalidMessage
 from mailstrom.message.header import (
-    LINE_LIMIT,
     Field,
     render_field,
     render_parameters,
     render_verbatim,
 )
 from mailstrom.message.header_value import check_name, parameters_of, wire_text
+from mailstrom.message.leaf import CRLF, LITERAL_ENCODINGS, render_leaf, too_long_line
 from mailstrom.message.parameters import Parameterised
 
 if TYPE_CHECKING:
@@ -32,16 +30,13 @@ if TYPE_CHECKING:
 
 DEPTH_LIMIT = 50
 PARTS_LIMIT = 10_000
-CRLF = b"\r\n"
 
 _BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,\-./:=? ]{0,69}[0-9A-Za-z'()+_,\-./:=?]").fullmatch
-_LITERAL_ENCODINGS = frozenset({"", "7bit", "8bit", "binary"})
 _ONCE = frozenset(
     {"content-type", "content-transfer-encoding", "content-disposition", "content-id",
      "mime-version"}
 )  # fmt: skip
 _EXACT = frozenset({"multipart/signed", "multipart/encrypted"})
-_BASE64_LINE = 57  # octets that make a line of 76
 
 
 @dataclass(slots=True, kw_only=True)
@@ -95,6 +90,7 @@ def render_entity(
     depth: int = 0,
     nested: bool = False,
     signed: bool = False,
+    framed: bool = False,
     default_type: str = "text/plain",
 ) -> Entity:
     """Render a message object or one of its parts.
@@ -105,6 +101,7 @@ def render_entity(
         depth: distance from the root.
         nested: inside message/rfc822: fields are copied where they are legal.
         signed: covered by a signature or encryption: copied or refused.
+        framed: directly inside a multipart, where a delimiter follows the body.
         default_type: type of a part without Content-Type (RFC 2046 section 5.1.5).
 
     Returns:
@@ -143,7 +140,8 @@ def render_entity(
     elif kind.startswith("message/") and isinstance(payload, list):
         change = _message(payload, kind, encoding, budget, depth, signed)
     else:
-        change = _leaf(payload, content_type, kind, encoding)
+        body, kept = render_leaf(payload, content_type, encoding, signed=signed, framed=framed)
+        change = _Change(body=body, encoding=kept)
     if signed and (change.content_type is not None or change.encoding is not None):
         raise _refusal(
             "a part under multipart/signed or multipart/encrypted is not 7-bit with legal lines",
@@ -204,6 +202,7 @@ def _multipart(
             depth=depth + 1,
             nested=nested,
             signed=signed or kind in _EXACT,
+            framed=True,
             default_type=default_type,
         ).wire()
         for part in parts
@@ -238,6 +237,12 @@ def _message(
     ]
     if kind == "message/delivery-status":
         # Blocks of fields separated by blank lines (RFC 3464 section 2.1).
+        if any(part.body.strip() for part in rendered):
+            raise _refusal(
+                f"{kind} holds a block with a body",
+                "such a block has fields alone (RFC 3464 section 2.1)",
+                "message-payload",
+            )
         body = CRLF.join(b"".join(one.wire for one in part.fields) for part in rendered)
     elif len(rendered) == 1:
         body = rendered[0].wire()
@@ -256,7 +261,7 @@ def _message(
 
 def _container_encoding(kind: str, encoding: str) -> str | None:
     """Containers of 7-bit parts need no transfer encoding (RFC 2045 section 6.4)."""
-    if encoding not in _LITERAL_ENCODINGS:
+    if encoding not in LITERAL_ENCODINGS:
         raise _refusal(
             f"{kind} has Content-Transfer-Encoding {encoding!r}",
             "containers may only be 7bit, 8bit or binary (RFC 2045 section 6.4)",
@@ -265,110 +270,6 @@ def _container_encoding(kind: str, encoding: str) -> str | None:
             encoding,
         )
     return "" if encoding in ("8bit", "binary") else None
-
-
-def _leaf(payload: object, content_type: Parameterised, kind: str, encoding: str) -> _Change:
-    octets = _octets(payload, content_type)
-    lines = _lines(octets)
-    if lines is not None:
-        # "8bit" or "binary" over 7-bit lines only asks servers for what the part does not need.
-        return _Change(body=lines, encoding="7bit" if encoding in ("8bit", "binary") else None)
-    if encoding == "base64":
-        try:
-            octets = binascii.a2b_base64(b"".join(octets.split()), strict_mode=True)
-        except binascii.Error as error:
-            raise _refusal(
-                f"a part says base64 and is not ({error})",
-                "encode it, or leave the encoding to Mailstrom",
-                "transfer-encoding",
-                "Content-Transfer-Encoding",
-                encoding,
-            ) from None
-        return _Change(body=_base64(octets), encoding="base64")
-    if encoding not in _LITERAL_ENCODINGS:
-        if encoding != "quoted-printable" or not octets.isascii() or b"\0" in octets:
-            raise _refusal(
-                f"a part with Content-Transfer-Encoding {encoding!r} has octets it may not have",
-                "encode the part, or leave the encoding to Mailstrom",
-                "transfer-encoding",
-                "Content-Transfer-Encoding",
-                encoding,
-            )
-        octets = binascii.a2b_qp(octets)
-    if kind.startswith("text/"):
-        return _Change(body=_quoted_printable(octets), encoding="quoted-printable")
-    return _Change(body=_base64(octets), encoding="base64")
-
-
-def _octets(payload: object, content_type: Parameterised) -> bytes:
-    """Payload of a leaf as the octets it stands for before any line-end conversion."""
-    if payload is None:
-        return b""
-    if isinstance(payload, (bytes, bytearray)):
-        return bytes(payload)
-    if not isinstance(payload, str):
-        raise _refusal(
-            f"a part's payload is a {type(payload).__name__}",
-            "set it to text or bytes",
-            "payload-type",
-        )
-    try:
-        return payload.encode("ascii", "surrogateescape")
-    except UnicodeEncodeError:
-        charset = content_type.get("charset")
-    try:
-        if charset is not None:
-            return payload.encode(charset)
-    except (LookupError, ValueError):
-        pass
-    raise _refusal(
-        f"a part holds non-ASCII text that its charset ({charset}) cannot express",
-        "use set_content(text), or set_payload(text, 'utf-8')",
-        "body-charset",
-        "Content-Type",
-        charset,
-    )
-
-
-def _lines(octets: bytes) -> bytes | None:
-    """The octets as CRLF lines if they are legal 7-bit mail as they stand, else None."""
-    if not octets.isascii() or b"\0" in octets:
-        return None
-    if b"\r" in octets:
-        octets = octets.replace(CRLF, b"\n")
-        if b"\r" in octets:
-            return None
-    octets = octets.replace(b"\n", CRLF)
-    return None if too_long_line(octets) is not None else octets
-
-
-def too_long_line(octets: bytes) -> int | None:
-    """Start of the first CRLF line over 998 octets without its CRLF (RFC 5322 section 2.1.1).
-
-    Looks at about one octet in 998: from each line start the last LF within reach is the next stop.
-    """
-    at, end = 0, len(octets)
-    while end - at > LINE_LIMIT:
-        last = octets.rfind(b"\n", at, at + LINE_LIMIT + 2)
-        if last < 0:
-            return at
-        at = last + 1
-    return None
-
-
-def _quoted_printable(octets: bytes) -> bytes:
-    """Quoted-printable of text: line ends stay line ends, everything else survives exactly."""
-    lines = octets.replace(CRLF, b"\n").split(b"\n")
-    encoded = CRLF.join(binascii.b2a_qp(line, istext=False) for line in lines)
-    # Soft breaks come as a bare LF.
-    return re.sub(rb"(?<!\r)\n", CRLF, encoded)
-
-
-def _base64(octets: bytes) -> bytes:
-    return b"".join(
-        binascii.b2a_base64(octets[at : at + _BASE64_LINE], newline=False) + CRLF
-        for at in range(0, len(octets), _BASE64_LINE)
-    )
 
 
 def _flat_text(text: object) -> bytes | None:

@@ -19,10 +19,13 @@ from typing import TYPE_CHECKING, Any
 from mailstrom.errors import InvalidAddress, InvalidMessage
 from mailstrom.message.address import Address, parse_address, parse_domain
 from mailstrom.message.address_list import Entries, Mailbox, mailboxes, parse_address_list
-from mailstrom.message.body import CRLF, Entity, render_entity
+from mailstrom.message.body import Entity, render_entity
 from mailstrom.message.date import lenient_date, render_date
 from mailstrom.message.encoded_word import decode_words
+from mailstrom.message.grammar import message_ids
 from mailstrom.message.header import Field
+from mailstrom.message.leaf import CRLF
+from mailstrom.message.mime import has_utf8_fields
 from mailstrom.message.plain import read_plain, unfolded
 
 if TYPE_CHECKING:
@@ -39,8 +42,6 @@ _ONCE = frozenset(
 )  # fmt: skip
 _OMITTED_IF_EMPTY = frozenset({"sender", "reply-to", "to", "cc"})
 _TRACE = frozenset({"received", "return-path"})
-# Printable ASCII round one @; stricter readers exist, but what others made is not ours to rewrite.
-_MESSAGE_ID = re.compile(r'<(?:"(?:[^"\\]|\\.)*+"|[!-;=?A-~]++)@[!-;=?A-~]++>').fullmatch
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
@@ -55,7 +56,7 @@ class Prepared:
         message_id: value of the Message-ID field, angle brackets included.
         subject: decoded, for display: at most 998 characters, controls replaced by spaces.
         eightbit: whether ``content`` holds an octet over 127 (needs 8BITMIME, RFC 6152).
-        smtputf8: whether an address or a header needs SMTPUTF8 (RFC 6531).
+        smtputf8: whether an address, a header or a part's header needs SMTPUTF8 (RFC 6531, 6532).
     """
 
     content: bytes
@@ -131,6 +132,10 @@ def compose(
     if not content.endswith(CRLF):
         content += CRLF
     sender_utf8 = envelope_sender is not None and envelope_sender.smtputf8
+    if from_bytes and not utf8 and head.isascii() and "content-type" in by_key:
+        # Objects have no such part: theirs are rendered in ASCII.
+        typed = unfolded(by_key["content-type"])
+        utf8 = not entity.body.isascii() and has_utf8_fields(typed, entity.body)
     return Prepared(
         content=content,
         sender="" if envelope_sender is None else envelope_sender.key,
@@ -347,7 +352,8 @@ def _id_domain(sender: Address | None, author: Field, fallback: str) -> str:
 
 def _message_id(one: Field) -> str:
     text = one.text if one.text is not None else unfolded(one)
-    if _MESSAGE_ID(text) is None or not text.isprintable():
+    found = message_ids(text, header="Message-ID")
+    if found is None or len(found) != 1 or not found[0].isprintable():
         raise _refusal(
             f"the Message-ID header is not <left@right> in printable ASCII: {text[:60]!r}",
             "remove it (Mailstrom makes one) or write <unique@domain>",
@@ -355,7 +361,7 @@ def _message_id(one: Field) -> str:
             "Message-ID",
             text,
         )
-    return text
+    return found[0]
 
 
 def _subject(one: Field | None) -> str:

@@ -15,6 +15,7 @@ from functools import cache
 DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
+FIRST_YEAR = 1900  # RFC 5322 section 3.3
 FWS = r"(?:[ \t]*\r\n)?[ \t]+"
 _NAMES = {name.lower(): number for number, name in enumerate(MONTHS, 1)}
 # RFC 5322 section 4.3; military letters and unknown names mean -0000 there.
@@ -113,6 +114,8 @@ def lenient_date(text: str) -> datetime | None:
 
 def _moment(match: re.Match[str], zone: str) -> datetime | None:
     year = int(match[4]) if len(match[4]) < 6 else 0
+    if len(match[4]) > 3 and year < FIRST_YEAR:
+        return None
     if len(match[4]) == 2:
         year += 2000 if year < 50 else 1900
     elif len(match[4]) == 3:

@@ -69,24 +69,25 @@ def decode_words(text: str) -> str:
     if "=?" not in text:
         return text
     parts: list[str] = []
-    pending = b""
+    # Joined once: thousands of adjacent words would copy each other's octets again and again.
+    pending: list[bytes] = []
     pending_charset = ""
-    pending_source = ""
+    sources: list[str] = []
     end = 0
     for match in WORD.finditer(text):
         between = text[end : match.start()]
         charset = match[1].lower()
         adjacent = bool(pending_charset) and not between.strip(" \t")
         if not (adjacent and charset == pending_charset):
-            parts.append(_decoded(pending, pending_charset, pending_source))
-            pending, pending_source = b"", ""
+            parts.append(_decoded(pending, pending_charset, sources))
+            pending, sources = [], []
         if not adjacent:
             parts.append(between)
-        pending += _octets(match[2], match[3])
-        pending_source += match[0]
+        pending.append(_octets(match[2], match[3]))
+        sources.append(match[0])
         pending_charset = charset
         end = match.end()
-    parts.append(_decoded(pending, pending_charset, pending_source))
+    parts.append(_decoded(pending, pending_charset, sources))
     parts.append(text[end:])
     return "".join(parts)
 
@@ -113,10 +114,10 @@ def _octets(encoding: str, payload: str) -> bytes:
         return raw
 
 
-def _decoded(octets: bytes, charset: str, source: str) -> str:
+def _decoded(pieces: list[bytes], charset: str, sources: list[str]) -> str:
     if not charset:
         return ""
     try:
-        return octets.decode(charset, "replace")
+        return b"".join(pieces).decode(charset, "replace")
     except (LookupError, ValueError):
-        return source
+        return "".join(sources)

@@ -1,9 +1,10 @@
 """What a message means, as 32 octets: the payload hash behind idempotency keys.
 
-Covers the envelope, the header fields but Date, Message-ID, MIME-Version, transfer encodings and
-boundaries, and the decoded leaf parts, so that building the same mail twice gives the same hash.
-Runs only where an idempotency key was given. It reads ``Prepared.content`` leniently: what does
-not parse is hashed as it stands; two different messages never collide by being malformed.
+Covers the envelope, the header fields but Date and Message-ID (Resent-, too), MIME-Version,
+transfer encodings and boundaries, and the decoded leaf parts, so that building the same mail twice
+gives the same hash: what ``compose`` adds is never in it. Runs only where an idempotency key was
+given. It reads ``Prepared.content`` leniently: what does not parse is hashed as it stands; two
+different messages never collide by being malformed.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 from mailstrom.errors import InvalidMessage
 from mailstrom.message.body import DEPTH_LIMIT
 from mailstrom.message.encoded_word import decode_words
+from mailstrom.message.mime import split_parts
 from mailstrom.message.parameters import Parameterised, parse_parameterised
 
 if TYPE_CHECKING:
@@ -23,7 +25,8 @@ if TYPE_CHECKING:
 
 _FIELD = re.compile(rb"([^:\r\n]+):((?:[^\r\n]|\r\n[ \t])*)\r\n")
 _IGNORED = frozenset({"mime-version", "content-transfer-encoding"})
-_IGNORED_AT_TOP = _IGNORED | {"date", "message-id"}
+# What compose adds where it is missing: a second try of the same mail gets other values.
+_IGNORED_AT_TOP = _IGNORED | {"date", "message-id", "resent-date", "resent-message-id"}
 
 
 def fingerprint(prepared: Prepared) -> bytes:
@@ -84,8 +87,8 @@ def _body(
 ) -> None:
     kind = content_type.value.lower()
     if kind.startswith("multipart/") and depth < DEPTH_LIMIT:
-        parts = _split(body, content_type.get("boundary"))
-        if parts:
+        parts, closed = split_parts(body, content_type.get("boundary"))
+        if parts and closed:
             _feed(digest, b"multipart", len(parts).to_bytes(4, "big"))
             for part in parts:
                 _entity(digest, part, _IGNORED, depth + 1)
@@ -95,21 +98,6 @@ def _body(
         _entity(digest, body, _IGNORED, depth + 1)
         return
     _feed(digest, b"leaf", _decoded(body, encoding))
-
-
-def _split(body: bytes, boundary: str | None) -> list[bytes]:
-    """Parts between delimiter lines (RFC 2046 section 5.1.1); empty if the frame is broken."""
-    if not boundary:
-        return []
-    delimiter = re.escape(b"\r\n--" + boundary.encode("utf-8", "surrogatepass"))
-    pieces = re.split(delimiter + rb"(--)?[ \t]*(?=\r\n|\Z)", b"\r\n" + body)
-    parts: list[bytes] = []
-    # pieces: preamble, closing?, part, closing?, part, ..., closing "--", epilogue
-    for closing, part in zip(pieces[1::2], pieces[2::2], strict=True):
-        if closing:
-            return parts
-        parts.append(part[2:])
-    return []
 
 
 def _decoded(body: bytes, encoding: str) -> bytes:

@@ -14,6 +14,8 @@ COMMENT_DEPTH = 32
 
 _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*+)"')
 _COMMENT_STEP = re.compile(r"(?:[^()\\]|\\.)*+")
+# Printable ASCII round one @; stricter readers exist, but what others made is not ours to rewrite.
+_MESSAGE_ID = re.compile(r'<(?:"(?:[^"\\]|\\.)*+"|[!-;=?A-~]++)@[!-;=?A-~]++>')
 _ESCAPED = re.compile(r"\\(.)")
 
 # ASCII controls but TAB, C1 controls, and the separators that some readers take for line breaks.
@@ -77,6 +79,30 @@ def quoted_string(text: str, at: int) -> tuple[str, int] | None:
     if "\\" in content:
         content = _ESCAPED.sub(r"\1", content)
     return content, match.end()
+
+
+def message_ids(text: str, *, header: str) -> list[str] | None:
+    """Identifiers of section 3.6.4, comments and white space round them left out.
+
+    Args:
+        text: unfolded header value.
+        header: header name for the error inside.
+
+    Returns:
+        The identifiers with their angle brackets, or None: something else stands there, too.
+    """
+    found: list[str] = []
+    try:
+        at = skip_cfws(text, 0, header)
+        while at < len(text):
+            match = _MESSAGE_ID.match(text, at)
+            if match is None:
+                return None
+            found.append(match[0])
+            at = skip_cfws(text, match.end(), header)
+    except InvalidMessage:  # a comment that does not close
+        return None
+    return found
 
 
 def quote(text: str) -> str:

@@ -16,9 +16,9 @@ from datetime import UTC, datetime
 from enum import Enum
 
 from mailstrom.message.address_list import Entries, Group, Mailbox
-from mailstrom.message.date import lenient_date, render_date, strict_date
+from mailstrom.message.date import FIRST_YEAR, lenient_date, render_date, strict_date
 from mailstrom.message.encoded_word import decode_words, encode_words
-from mailstrom.message.grammar import CONTROL, LINE_BREAK, quote, refusal
+from mailstrom.message.grammar import CONTROL, LINE_BREAK, message_ids, quote, refusal
 from mailstrom.message.header_value import (
     SURROGATE,
     check_name,
@@ -71,6 +71,10 @@ _KINDS: dict[str, Kind] = {
     **dict.fromkeys(("date", "resent-date"), Kind.DATE),
     **dict.fromkeys(("content-type", "content-disposition"), Kind.PARAMETERS),
 }  # fmt: skip
+# Written one after another without comments; what else stands in them (4.5.4) stays as it is.
+_IDENTIFIERS = frozenset(
+    {"message-id", "in-reply-to", "references", "resent-message-id", "content-id"}
+)
 _STRUCTURED_PREFIXES = ("list-", "arc-", "received-")
 
 _ATOMS = re.compile(
@@ -279,7 +283,12 @@ def _render_structured(name: str, key: str, text: str) -> Field:
         )
     if CONTROL.search(text):
         raise refusal(name, "holds a control character", "remove it", text, "header-control")
-    return Field(key=key, wire=fold(name, _WORDS.findall(text)), text=text)
+    words = _WORDS.findall(text)
+    ids = message_ids(text, header=name) if key in _IDENTIFIERS else None
+    if ids:
+        text = " ".join(ids)
+        words = [one if number == 0 else " " + one for number, one in enumerate(ids)]
+    return Field(key=key, wire=fold(name, words), text=text)
 
 
 def _render_date(name: str, key: str, value: object) -> Field:
@@ -291,17 +300,17 @@ def _render_date(name: str, key: str, value: object) -> Field:
         moment = getattr(value, "datetime", None)
         if moment is None:
             moment = lenient_date(text)
-    if not isinstance(moment, datetime):
+    if not isinstance(moment, datetime) or moment.year < FIRST_YEAR:
         raise refusal(
             name,
             "is not a date of RFC 5322 section 3.3",
-            "set it to an aware datetime, or leave it out",
-            text,
+            "set it to an aware datetime of 1900 or later, or leave it out",
+            text or value,
             "date-syntax",
         )
     # The registry object keeps no sign whether it was made of "-0000" (UTC, its local zone unknown)
-    # or of a naive datetime; only a datetime has microseconds.
-    if moment.tzinfo is None and (not text or moment.microsecond):
+    # or of a naive datetime: both are sent as "-0000". A datetime as it stands is told apart.
+    if moment.tzinfo is None and not text:
         raise refusal(
             name, "is a datetime without a time zone", "use datetime.now(UTC)", moment, "date-naive"
         )

@@ -183,9 +183,10 @@ def _decode(parts: list[tuple[str, bool]], header: str, text: str) -> str:
         _, mark, first = rest.partition("'")
         if not mark:
             raise _refusal_syntax(header, text)
-    octets = b""
-    for piece, escaped in [(first, extended), *parts[1:]]:
-        octets += unquote_to_bytes(piece) if escaped else piece.encode("utf-8", "surrogatepass")
+    octets = b"".join(
+        unquote_to_bytes(piece) if escaped else piece.encode("utf-8", "surrogatepass")
+        for piece, escaped in [(first, extended), *parts[1:]]
+    )
     try:
         return octets.decode(charset or "utf-8")
     except (LookupError, ValueError):

@@ -11,9 +11,10 @@ from __future__ import annotations
 import re
 
 from mailstrom.errors import InvalidMessage
-from mailstrom.message.body import CRLF, Entity, too_long_line
+from mailstrom.message.body import Entity
 from mailstrom.message.grammar import CONTROL
 from mailstrom.message.header import Field
+from mailstrom.message.leaf import CRLF, too_long_line
 
 _FIELD = re.compile(rb"([!-9;-~]{1,200}):[^\r\n]*(?:\r\n[ \t][^\r\n]*)*\r\n")
 _BLANK_FOLD = re.compile(rb"\r\n[ \t]+\r\n")

@@ -88,7 +88,7 @@ _ONCE = frozenset(
 ) - {"comments", "keywords"}  # fmt: skip
 
 
-def parse(data: bytes) -> Parsed:
+def parse(data: bytes | bytearray | memoryview) -> Parsed:
     """Read a message by the letter of RFC 5322, 6532 and 6854.
 
     Args:
@@ -99,8 +99,15 @@ def parse(data: bytes) -> Parsed:
 
     Raises:
         InvalidMessage: the first violation: ``.header``, ``.value``, ``.rule``, ``.position``
-            (InvalidAddress where it is inside an address).
+            (InvalidAddress where it is inside an address). What is no bytes has no position.
     """
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        raise InvalidMessage(
+            f"the message is a {type(data).__name__}; {RULES['message-type'].advice}",
+            value=data,
+            rule="message-type",
+        )
+    data = bytes(data)
     fields: list[ParsedField] = []
     seen: set[str] = set()
     at = 0

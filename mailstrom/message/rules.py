@@ -29,7 +29,8 @@ class Rule:
 
 _ROWS: tuple[tuple[str, str, str], ...] = (
     # -- the message as a whole
-    ("message-type", "The message is none of EmailMessage, Message, bytes.", "Pass one of them."),
+    ("message-type", "The message is none of EmailMessage, Message, bytes (the strict reader takes"
+     " bytes alone).", "Pass one of them."),
     ("nul", "There is a NUL octet.", "Encode the part as base64."),
     ("line-endings", "Bytes mix CRLF, bare CR and bare LF (the strict reader wants CRLF).",
      "Use one line end throughout, and encode parts that hold others."),
@@ -61,9 +62,10 @@ _ROWS: tuple[tuple[str, str, str], ...] = (
      "Keep one; several authors go into one header."),
     ("date-missing", "There is no Date header (strict reader only; when sending, one is added).",
      "Set one (RFC 5322 section 3.6)."),
-    ("date-syntax", "A date is not one of RFC 5322 section 3.3, or never was.",
+    ("date-syntax", "A date is not one of RFC 5322 section 3.3 (1900 or later), or never was.",
      "Set the header to an aware datetime, or leave it out."),
-    ("date-naive", "A date is a datetime without a time zone.", "Use datetime.now(UTC)."),
+    ("date-naive", "A Message of the older class holds a datetime without a time zone (EmailMessage"
+     " makes text of one that says -0000, which is UTC, and is sent).", "Use datetime.now(UTC)."),
     ("message-id", "A Message-ID is not <left@right> in printable ASCII.",
      "Leave it out (Mailstrom makes one) or write <unique@domain>."),
     ("phrase", "Keywords are not words separated by commas.", "Quote what is not plain words."),
@@ -117,13 +119,15 @@ _ROWS: tuple[tuple[str, str, str], ...] = (
      "Write [192.0.2.1] or [IPv6:2001:db8::1]."),
     # -- MIME
     ("payload-type", "A part's payload is neither text nor octets.", "Use set_content()."),
-    ("body-charset", "A part holds text that its charset cannot express.",
+    ("body-charset", "A part holds text that its charset cannot express, or octets that are no text"
+     " in it (UTF-16 and UTF-32, which set_content() spoils).",
      "Use set_content(text), or set_payload(text, 'utf-8')."),
     ("transfer-encoding", "A part's transfer encoding does not fit its octets.",
      "Leave the encoding to Mailstrom."),
     ("multipart-payload", "A multipart holds something else than parts.", "Attach messages."),
     ("multipart-empty", "A multipart has no parts.", "Attach at least one."),
-    ("message-payload", "A message/ part does not hold one message.", "Attach one a part."),
+    ("message-payload", "A message/ part does not hold one message, or a block of a delivery status"
+     " has a body.", "Attach one a part; put text into a part of its own."),
     ("mime-too-deep", "MIME parts nest deeper than 50.", "Attach the message as one file."),
     ("mime-too-many-parts", "There are more than 10,000 parts.", "Attach an archive."),
     ("nested-smtputf8", "A nested message has an address that needs SMTPUTF8.",

@@ -128,7 +128,13 @@ class ClientStore(Protocol):
         ...
 
     def targets(
-        self, selection: Selection, *, change: Change | None, limit: int, after: int = 0
+        self,
+        selection: Selection,
+        now_ms: int,
+        *,
+        change: Change | None,
+        limit: int,
+        after: int = 0,
     ) -> list[Target]:
         """Recipients of a selection, in the spool's order from ``after`` (a ``place``) on.
 
@@ -182,7 +188,7 @@ class ClientStore(Protocol):
         """A number that differs when somebody committed since it was last asked here; cheap."""
         ...
 
-    def backup(self, target: str) -> None:
+    def backup(self, target: str, now_ms: int) -> None:
         """Copy the spool, consistent, while it is in use; the copy is marked (``adopt``).
 
         Args:
@@ -194,7 +200,10 @@ class ClientStore(Protocol):
         ...
 
     def adopt(self, now_ms: int) -> bool:
-        """Let an engine deliver what waits in a copy; False where this is no copy."""
+        """Let an engine deliver what waits in a copy; False where this is no copy.
+
+        Expiry of what is unfinished moves by the time it lay there: nobody could deliver it then.
+        """
         ...
 
     def close(self) -> None:

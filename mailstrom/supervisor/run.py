@@ -18,7 +18,7 @@ from typing import NoReturn
 from msgspec.structs import replace
 
 from mailstrom import events
-from mailstrom.config import Config, load, worker_count
+from mailstrom.config import Config, load, require_kept, worker_count
 from mailstrom.errors import (
     ConfigError,
     NotASpool,
@@ -117,7 +117,7 @@ def serve(
             worker_count(config),
             store=store,
             commands=commands,
-            reload=lambda: _with_workers((reload or _reading_again(config))(), workers),
+            reload=lambda running: _reloaded(running, store, reload, workers),
             timing=timing or Timing(),
         ).run()
     finally:
@@ -152,10 +152,29 @@ def _with_workers(config: Config, workers: int | None) -> Config:
     return replace(config, delivery=replace(config.delivery, workers=workers), sources=sources)
 
 
-def _reading_again(config: Config) -> Callable[[], Config]:
-    """Loads anew what ``config`` was loaded from; only a store named by an option stays named."""
-    store = config.store if config.sources.get("store") == "--store" else None
-    return lambda: load(config.origin, store=store)
+def _reloaded(
+    running: Config, store: str, reload: Callable[[], Config] | None, workers: int | None
+) -> Config:
+    """The configuration of now, if this engine may go on with it.
+
+    Raises:
+        ConfigError: it is unusable, looks cut off, lacks what a reload may not lose, or names
+            another spool than the one that is served.
+    """
+    config = _with_workers(reload() if reload is not None else _read_again(running), workers)
+    require_kept(running, config)
+    if canonical(config.store) != store:
+        raise ConfigError(
+            f"{config.origin or 'the configuration'}: store is {config.store}, and this engine"
+            f" serves {store}: restart it to serve another spool"
+        )
+    return config
+
+
+def _read_again(running: Config) -> Config:
+    """What ``running`` was loaded from, as it is now; a store named by an option stays named."""
+    store = running.store if running.sources.get("store") == "--store" else None
+    return load(running.origin, store=store, whole=True)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -11,8 +11,8 @@ count; the kernel's wake-up byte turns the loop, which does the work. Rules:
 * First TERM or INT: deliveries drain, the janitor after the last of them; what outlives the drain
   timeout is killed; exit 0. Second: all stop, killed after ``Timing.stop_s``; exit 1. Third: killed
   now. What comes within ``Timing.same_s`` is the same one again: ``timeout`` and some terminals
-  signal the process and its group. HUP: a configuration that loads goes to every child, one that
-  does not changes nothing; what only a restart can change is named in the log.
+  signal the process and its group. HUP: a configuration that may be adopted goes to every child;
+  any other changes nothing, whatever is wrong. What only a restart can change is logged.
 
 No SMTP, no DNS, no spool: this process must not be able to fail for a reason that lies in a mail.
 """
@@ -33,7 +33,7 @@ from types import FrameType
 from mailstrom import __version__, events
 from mailstrom.clock import monotonic_ms
 from mailstrom.config import Config, restart_needed, to_json
-from mailstrom.control import ControlError, Drain, Lapse, Reload, Stop
+from mailstrom.control import ControlError, Drain, Lapse, Reload, Stop, encode_command
 from mailstrom.errors import ConfigError
 from mailstrom.supervisor.children import Child, Slot, child_environment, spawn
 
@@ -128,7 +128,7 @@ class Supervision:
         workers: number of delivery children.
         store: absolute path of the spool.
         commands: argv by kind of child.
-        reload: loads the configuration anew; raises ConfigError when it is unusable.
+        reload: loads the configuration anew, given the one in force, which stays if it raises.
         timing: the parent's own patience.
     """
 
@@ -139,7 +139,7 @@ class Supervision:
         *,
         store: str,
         commands: Mapping[str, Sequence[str]],
-        reload: Callable[[], Config],
+        reload: Callable[[Config], Config],
         timing: Timing,
     ) -> None:
         self._config = config
@@ -219,13 +219,16 @@ class Supervision:
     def _adopt(self) -> None:
         """Take a freshly loaded configuration, whole or not at all."""
         try:
-            config = self._reload()
+            config = self._reload(self._config)
             command = Reload(config=self._values(config))
-            for child in self._living():
-                child.send(command)
-        except (ConfigError, ControlError, OSError) as error:
-            events.config_rejected(error=str(error), file=self._config.origin)
+            encode_command(command)  # raises where it is too long: before any child has it
+        except Exception as error:  # a file can be broken in ways that nobody thought of
+            known = isinstance(error, ConfigError | ControlError | OSError)
+            text = str(error) if known else f"{type(error).__name__}: {error}"
+            events.config_rejected(error=text, file=self._config.origin)
             return
+        for child in self._living():
+            child.send(command)
         levels = logging.getLevelNamesMapping()
         before, self._config = self._config, config
         quieter = levels[config.log.level.upper()] > levels[before.log.level.upper()]

@@ -18,6 +18,8 @@ SERVFAIL REFUSED  that rcode (also FORMERR, NOTIMP)
 TIMEOUT           no answer at all; TCP: the connection stays open, silent
 TRUNCATE          UDP: empty with TC set; TCP: the values
 TRUNCATE_DEAD     UDP: empty with TC set; TCP: closed without an answer
+TRUNCATE_EMPTY    UDP and TCP: empty with TC set
+TRUNCATE_PART     UDP and TCP: the first of the values, with TC set
 GARBAGE           bytes that are no DNS message
 WRONG_ID          the values under another id
 WRONG_QUESTION    the values of this name as the answer to another question
@@ -67,8 +69,8 @@ The zone is one JSON object of names, for example:
   }
 
 Fault words instead of an answer: NODATA NXDOMAIN SERVFAIL REFUSED FORMERR NOTIMP TIMEOUT TRUNCATE
-TRUNCATE_DEAD GARBAGE WRONG_ID WRONG_QUESTION. One JSON line is printed when the server is ready;
-SIGTERM ends it."""
+TRUNCATE_DEAD TRUNCATE_EMPTY TRUNCATE_PART GARBAGE WRONG_ID WRONG_QUESTION. One JSON line is
+printed when the server is ready; SIGTERM ends it."""
 
 Answer = str | Sequence[str] | Mapping[str, object]
 Entry = str | Mapping[str, object]
@@ -78,8 +80,8 @@ MAX_LINKS = 100
 TCP_IDLE_S = 30.0
 _RCODES = frozenset({"SERVFAIL", "REFUSED", "FORMERR", "NOTIMP"})
 _FAULTS = _RCODES | {
-    "NODATA", "NXDOMAIN", "TIMEOUT", "TRUNCATE", "TRUNCATE_DEAD", "GARBAGE", "WRONG_ID",
-    "WRONG_QUESTION",
+    "NODATA", "NXDOMAIN", "TIMEOUT", "TRUNCATE", "TRUNCATE_DEAD", "TRUNCATE_EMPTY", "TRUNCATE_PART",
+    "GARBAGE", "WRONG_ID", "WRONG_QUESTION",
 }  # fmt: skip
 
 
@@ -268,6 +270,10 @@ class DNSServer:
             response.flags |= dns.flags.TC
         elif fault == "TRUNCATE_DEAD":
             return b""
+        elif fault in ("TRUNCATE_EMPTY", "TRUNCATE_PART"):
+            response.flags |= dns.flags.TC
+            if fault == "TRUNCATE_PART":
+                self._fill(response, name, kind, values[:1], ttl_s)
         elif fault in ("NXDOMAIN", "NODATA"):
             self._deny(response, fault)
         else:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from mailstrom import Mailstrom
 from tests.support.engine import Engine, Tables, running
 from tests.support.network import Network
 
@@ -70,3 +71,20 @@ def make_engine(network: Network, tmp_path: Path) -> Iterator[MakeEngine]:
     finally:
         for engine in made:
             engine.close()
+
+
+@pytest.fixture(params=["memory", "file"])
+def ms(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Mailstrom]:
+    """A client on a spool of each kind; sound at the end."""
+    with Mailstrom("memory:" if request.param == "memory" else tmp_path / "spool.db") as ms:
+        yield ms
+        ms.stop()
+        assert ms.check() == []
+
+
+@pytest.fixture
+def file_ms(tmp_path: Path) -> Iterator[Mailstrom]:
+    with Mailstrom(tmp_path / "spool.db") as ms:
+        yield ms
+        ms.stop()
+        assert ms.check() == []

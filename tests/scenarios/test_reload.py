@@ -191,6 +191,33 @@ def test_a_bad_file_is_rejected_by_name_and_the_old_one_stays(
     engine.configure(settings)
 
 
+def test_a_file_cut_off_while_mail_goes_to_a_relay_sends_none_of_it_elsewhere(
+    network: Network, make_engine: MakeEngine
+) -> None:
+    """Without the rule: mode "mx", and the domain, which the DNS does not know, bounces."""
+    relay = network.host()
+    engine = make_engine(
+        workers=1,
+        settings={
+            "delivery": {"mode": "relay"},
+            "relay": {"hosts": [f"{relay.host}:{network.port}"], "tls": "none"},
+        },
+    ).start()
+    whole = engine.config.read_text()
+    cuts = [0, whole.index("[delivery]"), whole.index("[relay]"), whole.index('tls = "none"')]
+
+    for number, end in enumerate(cuts, 1):
+        engine.config.write_text(whole[:end])
+        engine.signal(signal.SIGHUP)
+        rejected = engine.wait_log("config.rejected", count=number)[-1]["error"]
+        assert "is empty" in rejected or "no longer says" in rejected or "needs" in rejected
+        assert engine.final(engine.send(f"u{number}@anywhere.test")).succeeded
+
+    assert len(relay.dots) == len(cuts)
+    assert engine.log("config.reloaded") == []
+    engine.config.write_text(whole)
+
+
 @pytest.mark.parametrize("how", ["sizes", "recipients"])
 def test_a_stream_refuses_what_is_too_much_from_the_reload_on(
     network: Network, make_engine: MakeEngine, how: str

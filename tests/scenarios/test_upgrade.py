@@ -130,7 +130,7 @@ def test_an_old_client_goes_on_in_a_spool_that_a_new_engine_migrates(
         assert user_version(spool) == OLD_SCHEMA
 
         with sound(Engine(network, tmp_path, workers=2)) as engine:
-            assert user_version(spool) == schema.version() > OLD_SCHEMA
+            assert user_version(spool) == schema.VERSION > OLD_SCHEMA
             engine.start()
             while_running = [
                 client.send(f"v{n}@{domain}", idempotency_key=f"while-{n}") for n in range(5)
@@ -172,7 +172,7 @@ def test_an_old_client_starts_on_a_migrated_spool(
             id = client.send(f"a@{domain}", priority="high", tags=["old"], metadata={"n": 1})
             status = engine.final(id)
         assert (status.succeeded, status.tags, status.metadata) == (True, ("old",), {"n": 1})
-        assert user_version(engine.store) == schema.version()
+        assert user_version(engine.store) == schema.VERSION
     assert len(host.dots) == 2
 
 
@@ -203,7 +203,7 @@ def test_an_old_engine_refuses_a_migrated_spool(old: Path, tmp_path: Path) -> No
 
     assert ran.returncode == 78, ran.stderr
     sentence = ran.stderr.decode()
-    assert f"schema {schema.version()} is newer than this Mailstrom's {OLD_SCHEMA}" in sentence
+    assert f"schema {schema.VERSION} is newer than this Mailstrom's {OLD_SCHEMA}" in sentence
     assert "upgrade Mailstrom" in sentence
     with Mailstrom(spool) as ms:
         assert str(ms.status(id).status) == "queued"
@@ -222,7 +222,7 @@ def test_an_engine_that_was_running_goes_on_when_a_new_client_migrates_its_spool
             eventually(lambda: client.call("status", first)["succeeded"], what="the first")
             assert user_version(spool) == OLD_SCHEMA
             with Mailstrom(spool) as ms:
-                assert user_version(spool) == schema.version()
+                assert user_version(spool) == schema.VERSION
                 second = ms.send(text(f"b@{domain}").encode())
                 third = client.send(f"c@{domain}")
                 assert ms.wait(second, DEADLINE_S).succeeded

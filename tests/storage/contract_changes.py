@@ -54,7 +54,7 @@ class ChangeContract:
         id = _each(spool)
         before = spool.client.statuses([id])[id].recipients
         wanted = {f"{name}@example.org" for name in touched}
-        found = spool.client.targets(Selection(ids=(id,)), change=Change(word), limit=100)
+        found = spool.client.targets(Selection(ids=(id,)), T0, change=Change(word), limit=100)
         assert {target.address for target in found} == wanted
         assert change(spool.client, word, [id], None, T0 + HOUR) == len(wanted)
         after = spool.client.statuses([id])[id].recipients
@@ -231,7 +231,7 @@ class ChangeContract:
         ids = [spool.send("a@example.org", "b@example.org") for _ in range(5)]
         pages: list[Target] = []
         after = 0
-        while page := spool.client.targets(Selection(), change=None, limit=3, after=after):
+        while page := spool.client.targets(Selection(), T0, change=None, limit=3, after=after):
             assert len(page) <= 3
             after = page[-1].place
             pages += page
@@ -250,7 +250,7 @@ class ChangeContract:
         for word, status in (("hold", "held"), ("release", "queued"), ("cancel", "cancelled")):
             changed, after = 0, 0
             while page := spool.client.targets(
-                selection, change=Change(word), limit=3, after=after
+                selection, T0, change=Change(word), limit=3, after=after
             ):
                 changed += spool.client.change(Change(word), page, T0)
                 after = page[-1].place
@@ -260,8 +260,8 @@ class ChangeContract:
         spool.sound()
 
     def test_a_scheduled_message_is_no_target_of_retry(self, spool: Spool) -> None:
-        far = T0 * 2  # views and targets look at the real clock
-        spool.send("a@example.org", send_ms=far, expires_ms=far + DAY)
+        later = spool.send("a@example.org", send_ms=T0 + HOUR, expires_ms=T0 + DAY)
         now = spool.send("b@example.org")
-        found = spool.client.targets(Selection(), change=Change.RETRY, limit=9)
-        assert [target.id for target in found] == [now]
+        for at, wanted in ((T0, [now]), (T0 + HOUR - 1, [now]), (T0 + HOUR, [later, now])):
+            found = spool.client.targets(Selection(), at, change=Change.RETRY, limit=9)
+            assert [target.id for target in found] == wanted, "no clock but the caller's"

@@ -57,7 +57,7 @@ class CopyContract:
         id, lane, (row,) = spool.sending("a@example.org", tags=("t",), metadata={"n": 1})
         spool.settle(lane, row, "delivered")
         other = spool.send("b@example.org", content=b"x" * 600_000)
-        spool.client.backup(str(tmp_path / "copy.db"))
+        spool.client.backup(str(tmp_path / "copy.db"), T0)
         assert not spool.engine.copied
         assert not spool.client.stats(T0).copied
         assert spool.engine.next_due_ms(T0) is not None
@@ -76,13 +76,13 @@ class CopyContract:
     ) -> None:
         folder = tmp_path / "copies"
         folder.mkdir()
-        spool.client.backup(str(folder / "copy.db"))
+        spool.client.backup(str(folder / "copy.db"), T0)
         assert os.listdir(folder) == ["copy.db"]
         assert stat.S_IMODE((folder / "copy.db").stat().st_mode) == 0o600
         shared = tmp_path / "shared"
         shared.mkdir()
         shared.chmod(0o2770)
-        spool.client.backup(str(shared / "copy.db"))
+        spool.client.backup(str(shared / "copy.db"), T0)
         assert stat.S_IMODE((shared / "copy.db").stat().st_mode) == 0o660
 
     @pytest.mark.parametrize("name", ["copy.db", "copy.db-wal", "copy.db-journal"])
@@ -91,13 +91,13 @@ class CopyContract:
         folder.mkdir()
         (folder / name).write_bytes(b"precious")
         with pytest.raises(SpoolError, match=f"{name}: exists"):
-            spool.client.backup(str(folder / "copy.db"))
+            spool.client.backup(str(folder / "copy.db"), T0)
         assert os.listdir(folder) == [name]
         assert (folder / name).read_bytes() == b"precious"
 
     def test_a_copy_into_a_missing_directory_says_so(self, spool: Spool, tmp_path: Path) -> None:
         with pytest.raises(SpoolError, match="cannot be written"):
-            spool.client.backup(str(tmp_path / "missing" / "copy.db"))
+            spool.client.backup(str(tmp_path / "missing" / "copy.db"), T0)
         assert not (tmp_path / "missing").exists()
         assert spool.send()
 
@@ -108,7 +108,7 @@ class CopyContract:
         spool.send("b@example.net")
         spool.route()
         change(spool.client, "cancel", [ids[1]], None, T0)
-        spool.client.backup(str(tmp_path / "copy.db"))
+        spool.client.backup(str(tmp_path / "copy.db"), T0)
         late = T0 + 40 * DAY
         with _opened(tmp_path / "copy.db") as copy:
             more = copy.send("c@example.org", created_ms=T0, expires_ms=late + DAY)
@@ -132,10 +132,69 @@ class CopyContract:
             assert not again.engine.copied, "adopted for good"
         assert not spool.client.adopt(T0)
 
+    def test_time_that_mail_lay_in_a_copy_is_no_age(self, spool: Spool, tmp_path: Path) -> None:
+        soon = spool.send("soon@example.org", expires_ms=T0 + HOUR)
+        later = spool.send("later@example.org", send_ms=T0 + DAY, expires_ms=T0 + DAY + HOUR)
+        far = spool.send("far@example.org", send_ms=T0 + 9 * DAY, expires_ms=T0 + 9 * DAY + HOUR)
+        held = spool.send("held@example.org", expires_ms=T0 + HOUR)
+        change(spool.client, "hold", [held], None, T0)
+        done = spool.send("done@example.org", expires_ms=T0 + HOUR)
+        change(spool.client, "cancel", [done], None, T0)
+        spool.client.backup(str(tmp_path / "copy.db"), T0 + HOUR // 2)
+        now = T0 + 2 * DAY
+        with _opened(tmp_path / "copy.db") as copy:
+            came = copy.send("came@example.org", created_ms=now - 5, send_ms=now - 5,
+                             expires_ms=now + 5)  # fmt: skip
+            assert copy.client.adopt(now)
+            assert copy.engine.expire(9, now) == 0
+            expiry = {
+                id: round(status.expires_at.timestamp() * 1000) - now
+                for id, status in copy.client.statuses([soon, later, far, held, done, came]).items()
+            }
+            assert expiry == {
+                soon: HOUR // 2,
+                later: HOUR,
+                far: 7 * DAY + HOUR,
+                held: HOUR // 2,
+                done: HOUR - 2 * DAY,
+                came: 10,
+            }
+            assert not copy.client.adopt(now + DAY), "counted once"
+            assert copy.engine.expire(9, now + HOUR // 2) == 3
+            assert copy.status(soon) == {"soon@example.org": "failed"}
+            copy.sound()
+        assert spool.engine.expire(9, T0 + HOUR) == 2, "the original's mail ages as it did"
+
+    def test_a_clock_that_was_set_back_takes_no_time_from_a_copy(
+        self, spool: Spool, tmp_path: Path
+    ) -> None:
+        id = spool.send(expires_ms=T0 + HOUR)
+        spool.client.backup(str(tmp_path / "copy.db"), T0)
+        with _opened(tmp_path / "copy.db") as copy:
+            assert copy.client.adopt(T0 - DAY)
+            assert copy.engine.expire(9, T0 + HOUR - 1) == 0
+            assert copy.engine.expire(9, T0 + HOUR) == 1
+            assert copy.only(id).reason is Reason.EXPIRED
+
+    def test_a_clock_that_jumps_while_mail_lies_in_a_copy_is_counted_once(
+        self, spool: Spool, tmp_path: Path
+    ) -> None:
+        id = spool.send(expires_ms=T0 + HOUR)
+        spool.engine.keep_clock(wall_ms=T0, monotonic_ms=0, boot="b", limit=100)
+        spool.client.backup(str(tmp_path / "copy.db"), T0)
+        with _opened(tmp_path / "copy.db") as copy:
+            ahead = T0 + 100 * DAY  # it jumped; but half an hour went by, too
+            late = {"monotonic_ms": HOUR // 2, "boot": "b", "limit": 100}
+            while copy.engine.keep_clock(wall_ms=ahead + HOUR // 2, **late):
+                pass
+            assert copy.client.adopt(ahead + HOUR // 2)
+            expires = copy.client.statuses([id])[id].expires_at.timestamp() * 1000
+            assert round(expires) == ahead + HOUR + HOUR // 2
+
     def test_a_copy_of_a_copy_is_a_copy(self, spool: Spool, tmp_path: Path) -> None:
-        spool.client.backup(str(tmp_path / "one.db"))
+        spool.client.backup(str(tmp_path / "one.db"), T0)
         with _opened(tmp_path / "one.db") as one:
-            one.client.backup(str(tmp_path / "two.db"))
+            one.client.backup(str(tmp_path / "two.db"), T0)
             one.client.adopt(T0)
         with _opened(tmp_path / "two.db") as two:
             assert two.engine.copied
@@ -146,7 +205,7 @@ class CopyContract:
         id, lane, rows = spool.sending("wire@example.org")
         waiting = spool.send("claimed@example.org")
         spool.claim(lane)
-        spool.client.backup(str(tmp_path / "copy.db"))
+        spool.client.backup(str(tmp_path / "copy.db"), T0)
         with _opened(tmp_path / "copy.db") as copy:
             assert copy.status(id) == {"wire@example.org": "sending"}
             lapsed = copy.engine.lapse(spool.worker, boot="boot-1", now_ms=T0 + HOUR)
@@ -182,7 +241,7 @@ class CopyContract:
         thread.start()
         try:
             for number in range(3):
-                spool.client.backup(str(tmp_path / f"copy-{number}.db"))
+                spool.client.backup(str(tmp_path / f"copy-{number}.db"), T0)
         finally:
             stop.set()
             thread.join()

@@ -5,6 +5,8 @@ finds nothing and the counts agree. At the end an engine alone must bring everyt
 
 Store-independent: a store's test module derives a class that names its ``stores`` and its case
 (``SpoolMachine.TestCase``), as ``test_sqlite_machine`` does.
+
+Past 400 lines: one model and its rules, none of which can be read without the others.
 """
 
 from __future__ import annotations
@@ -156,7 +158,7 @@ class SpoolMachine(RuleBasedStateMachine):
     def change_page(self, who: int, word: str) -> None:
         """Two of those that it would touch, wherever they are."""
         wanted = [key for key, row in self.rows.items() if row.touched(word)]
-        page = self.clients[who].targets(Selection(), change=Change(word), limit=2)
+        page = self.clients[who].targets(Selection(), T0, change=Change(word), limit=2)
         assert len(page) == min(2, len(wanted))
         assert {(target.id, target.address) for target in page} <= set(wanted)
         assert self.clients[who].change(Change(word), page, self.now) == len(page)

@@ -279,13 +279,13 @@ CASES: dict[str, Case] = {
     "garbage behind the header": Case(
         make=_garbage_behind_the_header,
         error="SpoolCorrupt",
-        words=("damaged", "restore a backup"),
+        words=("damaged", "mailstrom store restore COPY"),
         codes=(1, 1, 1),
     ),
     "garbage in the pages": Case(
         make=_garbage_in_the_pages,
         error="SpoolCorrupt",
-        words=("damaged", "restore a backup"),
+        words=("damaged", "mailstrom store restore COPY"),
         codes=(1, 1, 1),
     ),
     "held by another writer": Case(

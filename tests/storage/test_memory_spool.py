@@ -292,6 +292,25 @@ def test_senders_readers_and_an_engine_share_it(stores: MemoryStores) -> None:
     spool.sound()
 
 
+def test_a_query_is_stopped_before_a_commit_that_waits_for_it_would_fail(
+    stores: MemoryStores,
+) -> None:
+    client = open_client_store(stores.name, busy_ms=400)
+    stores.opened.callback(client.close)
+    endless = (
+        "WITH RECURSIVE n(v) AS (SELECT 1 UNION ALL SELECT v + 1 FROM n)"
+        " SELECT count(*) FROM n, messages"
+    )
+    with pytest.raises(SpoolBusy, match=r"longer than 0\.2 s .*commits wait for it .*backup"):
+        client.query(endless, (), 3_600.0)
+    with pytest.raises(SpoolBusy, match=r"longer than 0\.01 s and was stopped; narrow it$"):
+        client.query(endless, (), 0.01)
+    hasty = open_client_store(stores.name, busy_ms=0)
+    stores.opened.callback(hasty.close)
+    with pytest.raises(SpoolBusy, match=r"longer than 0\.1 s"):
+        hasty.query(endless, (), 3_600.0)
+
+
 @pytest.mark.parametrize("messages", [1, 3], ids=["one statement", "a transaction"])
 def test_a_commit_waits_for_a_reader_until_its_time_is_over_and_leaves_nothing(
     stores: MemoryStores, messages: int
@@ -382,7 +401,7 @@ def test_a_copy_of_it_is_a_spool_in_a_file(stores: MemoryStores, tmp_path: Path)
     client = stores.client()
     one = submission()
     client.enqueue([one], T0)
-    client.backup(str(tmp_path / "copy.db"))
+    client.backup(str(tmp_path / "copy.db"), T0)
     with Mailstrom(tmp_path / "copy.db") as copy:
         assert copy.raw(one.id) == one.content
         assert copy.check() == []

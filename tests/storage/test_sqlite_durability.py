@@ -1,4 +1,7 @@
-"""Accepted is durable: commit, then sync with the lock free, then the answer; and its failures."""
+"""Accepted is durable: commit, then sync with the lock free, then the answer; and its failures.
+
+Past 400 lines: one order of steps, seen from each side, on one disk that records and fails.
+"""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def test_every_connection_has_the_pragmas_of_the_house(
         "page_size": 4096,
         "auto_vacuum": 2,
         "application_id": APPLICATION_ID,
-        "user_version": schema.version(),
+        "user_version": schema.VERSION,
     }
     assert {name: value(connection, f"PRAGMA {name}") for name in wanted} == wanted
     keep = array("i", [-1])
@@ -290,7 +290,7 @@ def test_a_newer_spool_takes_clients_that_it_says_it_takes(
     older.close()
     with pytest.raises(SchemaMismatch, match="schema 99 is newer"):
         SQLiteWorkerStore(path)
-    _pretend(path, version=99, min_client=schema.version() + 1)
+    _pretend(path, version=99, min_client=schema.VERSION + 1)
     before = fingerprint(path)
     with pytest.raises(SchemaMismatch, match="upgrade Mailstrom"):
         SQLiteClientStore(path)
@@ -302,6 +302,7 @@ def test_a_newer_spool_takes_clients_that_it_says_it_takes(
 def _older(monkeypatch: pytest.MonkeyPatch, last: int) -> None:
     kept = {number: sql for number, sql in schema.migrations().items() if number <= last}
     monkeypatch.setattr(schema, "migrations", lambda: kept)
+    monkeypatch.setattr(schema, "VERSION", last)
 
 
 def test_an_older_spool_is_migrated_and_keeps_its_mail(

@@ -71,6 +71,10 @@ def version_of(path: str) -> int:
     return int(str(rows[0][0]))
 
 
+def test_the_version_that_is_written_is_the_last_migration() -> None:
+    assert max(schema.migrations()) == schema.VERSION
+
+
 def test_a_spool_of_the_first_release_is_migrated_with_all_that_is_in_it(
     stores: SQLiteStores,
 ) -> None:
@@ -82,13 +86,15 @@ def test_a_spool_of_the_first_release_is_migrated_with_all_that_is_in_it(
     assert isinstance(sent, list)
     assert version_of(stores.path) == 3
     client = stores.client()
-    assert version_of(stores.path) == schema.version() > 3
+    assert version_of(stores.path) == schema.VERSION > 3
     found = client.statuses(sent)
     assert [one.id for one in found.values()] == sent
     assert found[sent[0]].tags == ("t",)
     assert client.content(sent[1]) is not None
     assert client.check() == []
-    assert client.change(Change.HOLD, client.targets(Selection(), change=None, limit=9), T0) == 2
+    assert (
+        client.change(Change.HOLD, client.targets(Selection(), T0, change=None, limit=9), T0) == 2
+    )
     assert {one.id for one in client.recent(9)} == set(sent)
 
 

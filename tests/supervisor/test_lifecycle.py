@@ -1,4 +1,7 @@
-"""A real supervisor over scripted children: start, death, silence, drain, stop, reload, orphans."""
+"""A real supervisor over scripted children: start, death, silence, drain, stop, reload, orphans.
+
+Past 400 lines: one life from its start to its end, with two helpers that every story uses.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +27,9 @@ from mailstrom.supervisor.run import serve
 child = sys.argv[2:]
 sys.exit(serve(load(sys.argv[1]), commands={"delivery": child, "janitor": child}))
 """
+BROKEN_READER = SERVE.replace("serve(", "serve(reload=broken, config=", 1).replace(
+    "child =", "def broken():\n    raise ZeroDivisionError('a bug')\nchild ="
+)
 
 
 def ready(supervised: Supervised) -> None:
@@ -412,11 +418,58 @@ def test_a_reload_never_moves_to_another_spool(stage: Stage) -> None:
     supervised = stage.start()
     ready(supervised)
     text = stage.config.read_text()
-    stage.config.write_text(text.replace(str(stage.store), str(stage.folder / "other.db")))
-    supervised.signal(signal.SIGHUP)
+    other = stage.folder / "other.db"
+    for number, wanted in enumerate((str(other), "memory:", "sqlite:///"), 1):
+        stage.config.write_text(text.replace(str(stage.store), wanted))
+        supervised.signal(signal.SIGHUP)
+        error = supervised.wait("config.rejected", count=number)[-1]["error"]
+        assert str(stage.config) in error
+        if wanted == str(other):
+            assert f"store is {other}, and this engine serves {stage.store}: restart it" in error
+    assert not supervised.traced("reload")
 
+    linked = stage.folder / "linked.db"  # another name of the same spool
+    linked.symlink_to(stage.store)
+    stage.config.write_text(text.replace(str(stage.store), str(linked)))
+    supervised.signal(signal.SIGHUP)
     assert supervised.wait_traced("reload")[0]["config"]["store"] == str(stage.store)
-    assert supervised.wait("config.reloaded")[0]["restart_needed"] == ["store"]
+
+
+CUT_OFF = {
+    "empty": ("", "is empty"),
+    "a comment": ("# Mailstrom\n", "is empty"),
+    "no store": ("[sites]\nconnections = 3\n", "no longer says hostname, store"),
+    "nested": ("x = " + "[" * 5_000 + "]" * 5_000, "nested too deeply"),
+    "digits": ("x = " + "9" * 5_000, "digits"),
+    "nul": ("\0" * 100, "not TOML"),
+}
+
+
+def test_hup_survives_whatever_the_file_holds_and_says_why_it_stays(stage: Stage) -> None:
+    supervised = stage.start()
+    ready(supervised)
+    whole = stage.config.read_text()
+    for number, (text, words) in enumerate(CUT_OFF.values(), 1):
+        stage.config.write_text(text)
+        supervised.signal(signal.SIGHUP)
+        assert words in supervised.wait("config.rejected", count=number)[-1]["error"]
+    stage.config.write_text(whole)
+    supervised.signal(signal.SIGHUP)
+    supervised.wait("config.reloaded")
+    assert len(supervised.wait_traced("reload", count=2)) == 2
+
+
+def test_hup_survives_what_nobody_thought_of(stage: Stage) -> None:
+    supervised = stage.run(
+        [sys.executable, "-P", "-c", BROKEN_READER, str(stage.config), *stage.fakechild("well")],
+        cwd=stage.folder,
+    )
+    ready(supervised)
+    supervised.signal(signal.SIGHUP)
+    assert supervised.wait("config.rejected")[0]["error"] == "ZeroDivisionError: a bug"
+    supervised.signal(signal.SIGHUP)
+    supervised.wait("config.rejected", count=2)
+    assert not supervised.traced("reload")
 
 
 def test_hup_names_what_only_a_restart_can_change(stage: Stage) -> None:

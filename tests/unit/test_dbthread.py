@@ -303,3 +303,43 @@ def test_a_store_that_cannot_be_opened_anew_leaves_the_old_one(store: FakeStore)
 
     asyncio.run(story())
     assert store.steps == ["release 1"]
+
+
+def test_killed_while_it_opens_it_closes_what_it_gets(store: FakeStore) -> None:
+    opening, on = threading.Event(), threading.Event()
+
+    def slow() -> WorkerStore:
+        opening.set()
+        assert on.wait(20)
+        return cast(WorkerStore, store)
+
+    async def story() -> None:
+        db = DBThread(slow, crash=end)
+        start = asyncio.ensure_future(db.start())
+        await asyncio.to_thread(opening.wait, 20)
+        start.cancel()
+        await db.kill(0.0)
+        with pytest.raises(StoreEnded):
+            await db.call(release(1))
+        on.set()
+        await db.kill(20)
+
+    asyncio.run(story())
+    assert store.closed
+    assert store.steps == []
+
+
+def test_a_worker_that_ends_after_a_reopening_closes_the_new_store(store: FakeStore) -> None:
+    fresh = FakeStore()
+    fresh.trouble = [KeyError("no such lane")]
+
+    async def story() -> None:
+        db = await thread_of(store)
+        await db.reopen(lambda: cast(WorkerStore, fresh))
+        await db.call(lambda now: None)
+        with pytest.raises(StoreEnded):
+            await db.insist(release(1))
+        await db.kill(20)
+
+    asyncio.run(story())
+    assert (store.closed, fresh.closed) == (True, True)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from mailstrom import lockfile
 from mailstrom.lockfile import LockFile, holder, is_free
 
 
@@ -46,6 +47,23 @@ def test_one_holds_it_and_is_named(lock: LockFile) -> None:
     assert holder(lock.path) == {"pid": 7}
     lock.release(delete=True)
     assert (lock.held, lock.path.exists(), is_free(lock.path)) == (False, False, True)
+
+
+def test_who_asks_while_another_asks_takes_nobody_for_the_holder(
+    lock: LockFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock.path.touch()
+    let_go, answers = lockfile._let_go, []
+
+    def meanwhile(fd: int) -> None:
+        monkeypatch.setattr(lockfile, "_let_go", let_go)
+        answers.append((is_free(lock.path), lock.acquire()))
+        let_go(fd)
+
+    monkeypatch.setattr(lockfile, "_let_go", meanwhile)
+    assert is_free(lock.path)
+    assert answers == [(True, False)]  # who takes it tries again
+    assert lock.acquire()
 
 
 def test_a_forked_child_holds_nothing(lock: LockFile) -> None:

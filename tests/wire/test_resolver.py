@@ -55,6 +55,8 @@ def names(found: Route) -> list[str]:
 
 CHAIN = {f"c{i}.test": {"CNAME": [f"c{i + 1}.test"]} for i in range(30)}
 
+MAIL: Zone = {"d.test": {"MX": ["10 a.test"]}}
+
 # zone, result, host names
 ROUTES: dict[str, tuple[Zone, RouteResult, list[str]]] = {
     "mx sorted by preference": (
@@ -112,6 +114,16 @@ ROUTES: dict[str, tuple[Zone, RouteResult, list[str]]] = {
     ),
     "truncated and tcp dead": (
         {"d.test": {"MX": "TRUNCATE_DEAD", "A": ["192.0.2.1"]}},
+        RouteResult.TEMPORARY,
+        [],
+    ),
+    "truncated by tcp, too, and empty": (
+        {"d.test": {"MX": "TRUNCATE_EMPTY", "A": "TRUNCATE_EMPTY", "AAAA": "TRUNCATE_EMPTY"}},
+        RouteResult.TEMPORARY,
+        [],
+    ),
+    "truncated by tcp, too, with some": (
+        {"d.test": {"MX": {"values": ["20 b.test", "10 a.test"], "fault": "TRUNCATE_PART"}}},
         RouteResult.TEMPORARY,
         [],
     ),
@@ -556,6 +568,41 @@ def test_trouble_names_each_server_and_what_it_said() -> None:
     error = asyncio.run(ask())
     assert error is not None
     assert error.startswith("MX lookup of d.test failed: ")
+
+
+@pytest.mark.parametrize("transport", ["udp", "tcp", "tls"])
+def test_what_is_cut_off_over_a_stream_is_no_answer_and_the_next_server_has_its_turn(
+    transport: str, tmp_path: Path
+) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("dns.us.test").configure_cert(context)
+    tls = context if transport == "tls" else None
+    cut: Zone = {"d.test": dict.fromkeys(("MX", "A", "AAAA"), "TRUNCATE_EMPTY")}
+
+    def resolver(*servers: DNSServer) -> Resolver:
+        return Resolver(
+            [(server.host, server.port) for server in servers],
+            5.0,
+            tcp=transport == "tcp",
+            tls=tls is not None,
+            tls_hostname="dns.us.test" if tls else None,
+            tls_ca_file=str(tmp_path / "ca.pem") if tls else None,
+        )
+
+    async def ask() -> None:
+        async with DNSServer(cut, tls=tls) as bad, DNSServer(MAIL, tls=tls) as good:
+            alone = await resolver(bad).route("d.test")
+            assert alone.result is RouteResult.TEMPORARY
+            assert alone.error is not None
+            assert "its answer is cut off" in alone.error
+            address = await resolver(bad).addresses("d.test")
+            assert address.error is AddressError.TEMPORARY
+            both = await resolver(bad, good).route("d.test")
+            assert names(both) == ["a.test"]
+
+    asyncio.run(ask())
 
 
 def test_tls_needs_a_name_and_readable_certificates(tmp_path: Path) -> None:

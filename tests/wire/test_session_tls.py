@@ -19,6 +19,7 @@ import trustme
 
 from mailstrom.smtp.client import Fault
 from mailstrom.types import Stage
+from mailstrom_workers.credentials import KEPT_BACK
 from mailstrom_workers.wire import SessionPolicy, Target
 from tests.wire.peer import (
     CONTENT,
@@ -68,7 +69,7 @@ class TlsPeer(Peer):
         self.encrypted = False
         self.credentials: list[bytes] = []
         self.auth_reply = "235 2.7.0 welcome"
-        self.challenges = {"LOGIN": [b"Password:"], "CRAM-MD5": [b"<1@x>"]}
+        self.challenges = {"LOGIN": [b"Username:", b"Password:"], "CRAM-MD5": [b"<1@x>"]}
 
     async def turn(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         asked = self.commands[-1:] == ["STARTTLS"] and not self.encrypted
@@ -442,6 +443,155 @@ def test_a_server_that_repeats_the_password_does_not_make_us_tell_it(
             assert form not in told
 
     run(body)
+
+
+ECHOES = {
+    "cut short": "you said AUTH PLAIN {plain:.16}...",
+    "its end alone": "nobody uses ...{plain_end}",
+    "over two lines": "5.7.8 you said {plain:.9}\r\n{{code}} 5.7.8 {plain_rest}",
+    "a letter a line": "{spread}",
+    "in other letters": "YOU SAID {plain_upper}",
+    "in clear and cut": "no user with {password:.5}",
+}
+
+
+@pytest.mark.parametrize("password", ["s3cr3t-pässword", "k9!", "7"])
+@pytest.mark.parametrize("echo", ECHOES)
+def test_no_piece_of_a_password_that_a_server_repeats_is_told(
+    echo: str, password: str, server_tls: ssl.SSLContext
+) -> None:
+    plain = base64.b64encode(f"\0user\0{password}".encode()).decode()
+    reply = (
+        ECHOES[echo]
+        .format(
+            plain=plain,
+            plain_end=plain[-9:],
+            plain_rest=plain[9:],
+            plain_upper=plain.upper(),
+            spread="\r\n{code}-".join(plain).removesuffix("{code}-"),
+            password=password,
+        )
+        .replace("{code}", "535")
+    )
+
+    async def body() -> None:
+        peer = TlsPeer(server_tls)
+        lines = reply.split("\r\n")
+        lines = [line.removeprefix("535-").removeprefix("535 ") for line in lines]
+        head = [f"535-{line}" for line in lines[:-1]]
+        peer.auth_reply = "\r\n".join([*head, f"535 5.7.8 {lines[-1]}"])
+        async with serving(peer) as target:
+            failure = await refused(target, replace(login(), password=password))
+        assert failure.reply is not None
+        assert (failure.reply.code, failure.reply.enhanced) == (535, "5.7.8")
+        assert failure.reply.text == KEPT_BACK
+        assert failure.text.endswith(KEPT_BACK)
+
+    run(body)
+
+
+def test_words_that_hold_no_piece_of_the_password_are_told(server_tls: ssl.SSLContext) -> None:
+    words = "Username and key not accepted, user. See https://mail.example.org/?p=BadCredentials"
+
+    async def body() -> None:
+        for password in ("s3cr3t-pässword", "ya29." + "A0ArdaM" * 200):  # a token holds much
+            peer = TlsPeer(server_tls)
+            peer.auth_reply = f"535-5.7.8 {words}\r\n535 5.7.8 x1 - gsmtp"
+            async with serving(peer) as target:
+                failure = await refused(target, replace(login(), password=password))
+            assert failure.reply is not None
+            assert failure.reply.text == f"{words} x1 - gsmtp"
+
+    run(body)
+
+
+PROMPTS = {
+    "as usual": ([b"Username:", b"Password:"], [b"user", b"secret"]),
+    "other words": ([b"User Name\0", b"Password\0"], [b"user", b"secret"]),
+    "telling": ([b"Login:", b"Password of user:"], [b"user", b"secret"]),
+    "password first": ([b"password", b"username"], [b"secret", b"user"]),
+}
+
+
+@pytest.mark.parametrize("case", PROMPTS)
+def test_login_answers_what_is_asked(case: str, server_tls: ssl.SSLContext) -> None:
+    prompts, answers = PROMPTS[case]
+
+    async def body() -> None:
+        peer = TlsPeer(server_tls)
+        peer.challenges["LOGIN"] = prompts
+        async with serving(peer) as target:
+            session = await opened(target, replace(login(mechanism="LOGIN"), password="secret"))
+            assert peer.commands[-1] == "AUTH LOGIN"  # nothing that a server could pass over
+            assert peer.credentials == answers
+            await session.quit()
+
+    run(body)
+
+
+@pytest.mark.parametrize(
+    "line", ["334 Username:", "334 username", "334 VXNlcm5hbWU6\x20", "334-\r\n334 Username:"]
+)
+def test_login_takes_prompts_in_clear(line: str, server_tls: ssl.SSLContext) -> None:
+    async def body() -> None:
+        peer = AskingPeer(server_tls, [line, "334 Password:", "235 welcome"])
+        async with serving(peer) as target:
+            (await opened(target, replace(login(mechanism="LOGIN"), password="secret"))).abort()
+        assert peer.said == ["dXNlcg==", "c2VjcmV0"]
+
+    run(body)
+
+
+STRANGE = {
+    "another language": (["334 QmVudXR6ZXI="], []),
+    "nothing": (["334 "], []),
+    "twice the same": (["334 VXNlcm5hbWU6", "334 VXNlcm5hbWU6"], ["dXNlcg=="]),
+    "a third": (
+        ["334 VXNlcm5hbWU6", "334 UGFzc3dvcmQ6", "334 UGFzc3dvcmQ6"], ["dXNlcg==", "c2VjcmV0"]
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("then", ["501 cancelled", "close"])
+@pytest.mark.parametrize("case", STRANGE)
+def test_login_is_cancelled_where_a_prompt_is_not_understood(
+    case: str, then: str, server_tls: ssl.SSLContext
+) -> None:
+    asked, answered = STRANGE[case]
+
+    async def body() -> None:
+        peer = AskingPeer(server_tls, [*asked, then])
+        async with serving(peer) as target:
+            policy = replace(login(mechanism="LOGIN"), password="secret")
+            failure = await refused(target, policy)
+        assert peer.said == [*answered, "*"]
+        assert (failure.stage, failure.cause) == (Stage.AUTH, "garbage")
+        assert "LOGIN asks" in failure.text
+        assert "c2VjcmV0" not in failure.text
+
+    run(body)
+
+
+class AskingPeer(TlsPeer):
+    """Answers AUTH and each line behind it with the next of ``lines``."""
+
+    def __init__(self, context: ssl.SSLContext, lines: list[str]) -> None:
+        super().__init__(context)
+        self.lines = lines
+        self.said: list[str] = []
+
+    async def authenticate(
+        self, mechanism: str, initial: list[str], writer: asyncio.StreamWriter
+    ) -> bool:
+        reader: asyncio.StreamReader = writer.transport.get_protocol()._stream_reader  # type: ignore[attr-defined]
+        for line in self.lines:
+            if line == "close":
+                return False
+            writer.write(f"{line}\r\n".encode())
+            await writer.drain()
+            if line.startswith("334"):
+                self.said.append((await reader.readline()).decode().strip())
+        return True
 
 
 def test_a_token_refused_by_a_challenge_is_told_by_the_reply_behind_it(

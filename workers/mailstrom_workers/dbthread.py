@@ -78,6 +78,7 @@ class DBThread:
         self._opened: asyncio.Future[None] = self._loop.create_future()
         self._ended: asyncio.Future[None] = self._loop.create_future()
         self._dead = False
+        self._store: WorkerStore | None = None
         self._fresh: WorkerStore | None = None
         self._batch: list[_Request] = []  # what was taken from the queue and may be unanswered
         self._last_write = 0.0
@@ -139,6 +140,10 @@ class DBThread:
         self._ask(_Request(future, change, None, False))
         await future
 
+    def here(self) -> bool:
+        """Whether the caller is on this thread, in a step or in a line that it logs."""
+        return threading.current_thread() is self._thread
+
     async def close(self) -> None:
         """Run what is queued, close the store, end the thread."""
         self._queue.put(None)
@@ -174,30 +179,32 @@ class DBThread:
 
     def _run(self) -> None:
         try:
-            store = self._open_store()
+            self._store = self._open_store()
         except BaseException as error:
             self._tell(self._opened, error=error)
             self._tell(self._ended, result=None)
             return
         self._tell(self._opened, result=None)
         try:
-            store = self._serve(store)
+            self._serve(self._store)
         except StoreEnded:
             pass
         except BaseException as error:
             # the loop would beat on, and every lane hang
             with contextlib.suppress(StoreEnded):
                 self._crash("store thread", error)
-        with contextlib.suppress(SpoolError):
-            store.close()
+        for opened in (self._store, self._fresh):
+            with contextlib.suppress(SpoolError):
+                if opened is not None:
+                    opened.close()
         for request in self._batch:
             self._tell(request.future, error=StoreEnded("the store's thread has ended"))
         with contextlib.suppress(RuntimeError):  # the loop is gone; nobody waits any more
             self._loop.call_soon_threadsafe(self._bury)
         self._tell(self._ended, result=None)
 
-    def _serve(self, store: WorkerStore) -> WorkerStore:
-        """Serve requests to the end; returns the store that is open then."""
+    def _serve(self, store: WorkerStore) -> None:
+        """Serve requests to the end; another store may be open then."""
         while True:
             first = self._next(store)
             requests: list[_Request | None] = [first]
@@ -212,15 +219,16 @@ class DBThread:
                 if request.call is not None and not self._dead:
                     self._call(store, request)
             if self._dead:
-                return store
+                return
             self._batch = []
             if self._unsynced is not None and (None in requests or self._fresh is not None):
                 self._sync(store)
             if self._fresh is not None:
                 store.close()
-                store, self._fresh = self._fresh, None
+                store = self._store = self._fresh
+                self._fresh = None
             if None in requests:
-                return store
+                return
 
     def _next(self, store: WorkerStore) -> _Request | None:
         """The next request; results that wait for the disk are synced while none comes."""

@@ -1,7 +1,8 @@
 """The work of a delivery worker, and its process (``python -m mailstrom_workers.delivery``).
 
 The configuration of the engine that leads a spool is told to its clients: limits, ages, streams.
-An engine inside an application leads where there is no supervisor.
+An engine inside an application leads where there is no supervisor, from its start or from when the
+supervisor has left; it looks now and then.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from mailstrom_workers.engine import Engine
 from mailstrom_workers.presence import Presence
 from mailstrom_workers.resolver import Resolver
 from mailstrom_workers.router import use_routes
+
+LEAD_S = 1.0
+"""How often a worker asks whether its engine leads now."""
 
 
 def resolver_of(config: Config) -> Resolver:
@@ -71,17 +75,39 @@ async def deliver(presence: Presence) -> None:
     presence.sessions = lambda: engine.sessions
     presence.hang_up = engine.hang_up
     try:
-        if presence.leads():
-            await presence.db.insist(lambda store: tell(store, presence.config))
-        reloads = asyncio.create_task(_reload(presence, ctx))
+        told = presence.leads() and await _tell(presence)
+        beside = [
+            asyncio.create_task(_reload(presence, ctx)),
+            asyncio.create_task(_lead(presence, told)),
+        ]
         try:
             running = asyncio.create_task(engine.run())
             await presence.ready()
             await running
         finally:
-            reloads.cancel()
+            for task in beside:
+                task.cancel()
     finally:
         await ctx.resolver.close()
+
+
+async def _tell(presence: Presence) -> bool:
+    """Tell the clients; not if the engine leads no more when the store's turn comes."""
+
+    def step(store: WorkerStore) -> bool:
+        leads = presence.leads()
+        if leads:
+            tell(store, presence.config)
+        return leads
+
+    return await presence.db.insist(step)
+
+
+async def _lead(presence: Presence, told: bool) -> None:
+    """Tell the clients again whenever the engine comes to lead."""
+    while True:
+        await asyncio.sleep(LEAD_S)
+        told = presence.leads() and (told or await _tell(presence))
 
 
 async def _reload(presence: Presence, ctx: Context) -> None:
@@ -97,7 +123,7 @@ async def _reload(presence: Presence, ctx: Context) -> None:
             continue
         # Lookups under way end with the old resolver, which nobody closes under them.
         ctx.resolver, ctx.settings = resolver, Settings.of(config)
-        await ctx.db.insist(lambda store, config=config: tell(store, config))  # type: ignore[misc]
+        await _tell(presence)
         await use_routes(ctx)
         ctx.wake()
 

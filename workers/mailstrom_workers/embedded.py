@@ -8,11 +8,15 @@ exact, and the supervisor's configuration stays the one that clients are told.
 An application's process is never ended, its signals and standard output are never touched. What
 ends a process of the supervisor fails this engine as a whole: connections are cut, nothing more is
 written, the locks fall, and ``status()`` says why; for the spool that is a kill, which the next
-janitor puts right. Log lines go to ``logging``.
+janitor puts right. A worker that ends by an exception is cut in the same way, at once. Log lines go
+to ``logging``.
 
 A forked child has no engine: its lock descriptors are closed by ``lockfile``, and descriptors of
 connections are replaced, so that nothing that the child does or does not do reaches the parent's
 peers or its event loop.
+
+Longer than a usual file: what other threads may do to a run, and what its own thread does
+meanwhile, is safe or not only as seen together.
 """
 
 from __future__ import annotations
@@ -65,7 +69,8 @@ class EmbeddedEngine:
             is passed over.
         logger: a logger of the standard library, or its name; ``mailstrom`` when None.
 
-    May be used from any thread. ``start`` works again after ``stop`` and after a failure.
+    It has one life: ``start`` works once, and not after ``stop``. May be used from any thread, also
+    in a handler of its own log lines, where ``stop`` asks and cannot wait.
     """
 
     def __init__(
@@ -83,7 +88,8 @@ class EmbeddedEngine:
         self._argument = config
         named = "mailstrom" if logger is None else logger
         self._logger = logging.getLogger(named) if isinstance(named, str) else named
-        self._lock = threading.Lock()
+        self._begun = threading.Lock()
+        self._stopped = False
         self._run: _Run | None = None
         _engines.add(self)
 
@@ -93,19 +99,20 @@ class EmbeddedEngine:
         Raises:
             ConfigError: the configuration is unusable; nothing was started.
             SpoolError: the spool cannot be used; nothing is left running.
-            RuntimeError: it runs already.
+            RuntimeError: it was stopped before it was ready; or started before; or this process
+                can have no more threads.
         """
-        with self._lock:
-            if self._run is not None and not self._run.over.is_set():
-                raise RuntimeError(
-                    f"the engine of {self._store} runs already in this process; stop() it first"
-                )
+        if not self._begun.acquire(blocking=False):
+            raise RuntimeError(f"this engine of {self._store} had its life; make another")
+        try:
             config = _configuration(self._store, self._argument)
             resolver_of(config)  # what only the resolver can refuse is refused here, too
             prepare(self._store, engine=True)
             run = self._run = _Run(self._store, config, self._workers, self._logger)
-            run.begin()
-        try:
+            if self._stopped:  # before it could see the run
+                run.drop()
+            else:
+                run.begin()
             if not run.settled.wait(READY_S):
                 raise SpoolBusy(
                     f"{self._store}: the engine was not ready after {READY_S:.0f} s;"
@@ -113,8 +120,12 @@ class EmbeddedEngine:
                 )
             if run.error is not None:
                 raise run.error
+            if not run.ready:
+                raise RuntimeError(
+                    f"{self._store}: the engine was stopped before it was ready; start() again"
+                )
         except BaseException:
-            run.end(0.0)
+            self.stop(0.0)
             raise
 
     def stop(self, timeout: float = 30.0) -> bool:
@@ -126,20 +137,23 @@ class EmbeddedEngine:
         Returns:
             Whether everything was finished and given back; also where nothing ran.
         """
-        run = self._run
+        self._stopped = True
+        run = self._run  # read behind the word: ``start`` sees one, or this sees the other
         return run is None or run.end(timeout)
 
     def status(self) -> WorkerStatus:
-        """What is known about it now; a failure stays told until the next ``start``."""
+        """What is known about it now; one that was made is to be started."""
         run = self._run
-        return WorkerStatus(state=EngineState.STOPPED) if run is None else run.status()
+        if run is not None:
+            return run.status()
+        return WorkerStatus(state=EngineState.STOPPED if self._stopped else EngineState.STARTING)
 
     def forked(self) -> None:
         """In a child of a fork: this engine is the parent's, here is none. Idempotent."""
         run = self._run
         if run is not None and run.pid != os.getpid():
             self._run = None
-            self._lock = threading.Lock()
+            self._stopped = True
             run.forsake()
 
 
@@ -176,6 +190,7 @@ class _Run:
 
     Attributes:
         settled: set when it is ready or has ended.
+        ready: whether it ever was.
         over: set when it has ended and nothing of it is left.
         error: what ended it, or None.
     """
@@ -183,6 +198,7 @@ class _Run:
     def __init__(self, store: str, config: Config, workers: int, logger: logging.Logger) -> None:
         self.pid = os.getpid()
         self.settled = threading.Event()
+        self.ready = False
         self.over = threading.Event()
         self.error: BaseException | None = None
         self._store = store
@@ -203,15 +219,25 @@ class _Run:
     # --- from any thread --------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Start the thread."""
-        self._thread.start()
+        """Start the thread; where that cannot be, this is over."""
+        try:
+            self._thread.start()
+        except Exception:
+            self.drop()
+            raise
+
+    def drop(self) -> None:
+        """Never begun: end it."""
+        self._loop.close()
+        self._over()
 
     def end(self, timeout_s: float) -> bool:
         """Drain for at most so long, then cut; whether it was drained."""
         self._tell(lambda: self._ask_end(timeout_s))
-        if threading.current_thread() is self._thread:
+        crew = list(self._crew.values())
+        if threading.current_thread() is self._thread or any(p.db.here() for p in crew):
             return False  # asked by a handler of our own log lines: it must not wait for itself
-        self.over.wait(timeout_s + 3 * GRACE_S)
+        self.over.wait(min(timeout_s + 3 * GRACE_S, threading.TIMEOUT_MAX))
         return self._drained
 
     def status(self) -> WorkerStatus:
@@ -267,11 +293,16 @@ class _Run:
             self._fail("engine", error)
         try:
             self._loop.run_until_complete(self._bury())
+        except BaseException as error:
+            self._fail("end", error)
         finally:
             self._loop.close()
-            self._state = EngineState.STOPPED if self.error is None else EngineState.FAILED
-            self.settled.set()
-            self.over.set()
+            self._over()
+
+    def _over(self) -> None:
+        self._state = EngineState.STOPPED if self.error is None else EngineState.FAILED
+        self.settled.set()
+        self.over.set()
 
     async def _work(self) -> None:
         """The crew's life: deliveries drain first, the janitor behind them."""
@@ -292,19 +323,34 @@ class _Run:
     def _seat(self, kind: str, number: int, work: Work) -> asyncio.Task[None]:
         task = self._loop.create_task(self._fill(kind, number, work), name=f"{kind} {number}")
         self._seats.append(task)
-        task.add_done_callback(self._left)
+        task.add_done_callback(lambda task: self._crew.pop(task, None))
         return task
 
     async def _fill(self, kind: str, number: int, work: Work) -> None:
+        """A worker from its start to its end; one that ends unasked has failed, and all with it."""
         events.bind(kind=kind, slot=number, pid=self.pid)
-        presence = await enter(
-            kind=kind,
-            slot=number,
-            store=self._store,
-            config=self._config,
-            crash=self._crash,
-            leads=self._leads,
-        )
+        presence: Presence | None = None
+        try:
+            presence = await enter(
+                kind=kind,
+                slot=number,
+                store=self._store,
+                config=self._config,
+                crash=self._crash,
+                leads=self._leads,
+            )
+            await self._serve(presence, work)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            self._fail(f"{kind} {number}", error)
+        else:
+            events.worker_stopped(kind=kind, pid=self.pid, slot=number, cause="drained")
+        finally:
+            if presence is not None:  # however it ended: what it kept, nobody else could have
+                await presence.cut(GRACE_S)
+
+    async def _serve(self, presence: Presence, work: Work) -> None:
         presence.on_ready = self._one_ready
         presence.mates = lambda: [mate.worker for mate in self._crew.values()]
         task = asyncio.current_task()
@@ -313,23 +359,19 @@ class _Run:
         if self._ending.is_set():
             presence.drain()
         await presence.run(work)
-        events.worker_stopped(kind=kind, pid=self.pid, slot=number, cause="drained")
 
     def _leads(self) -> bool:
-        return is_free(os.path.join(run_directory(self._store), SUPERVISOR_LOCK))
+        try:
+            return is_free(os.path.join(run_directory(self._store), SUPERVISOR_LOCK))
+        except OSError:  # no descriptor left, say: nobody is told, and no role kept, on a guess
+            return False
 
     def _one_ready(self) -> None:
         self._unready -= 1
         if self._unready == 0 and self._state is EngineState.STARTING:
             self._state = EngineState.READY
+            self.ready = True
             self.settled.set()
-
-    def _left(self, task: asyncio.Task[None]) -> None:
-        """A worker that ends unasked has failed, and its engine with it."""
-        self._crew.pop(task, None)
-        error = None if task.cancelled() else task.exception()
-        if error is not None:
-            self._fail(task.get_name(), error)
 
     def _ask_end(self, timeout_s: float) -> None:
         self._deadline_s = min(self._deadline_s, self._loop.time() + timeout_s)
@@ -355,7 +397,9 @@ class _Run:
         """End those that are left as by a kill."""
         left = [task for task in tasks if not task.done()]
         cuts = [self._crew[task].cut(GRACE_S) for task in left if task in self._crew]
-        await asyncio.gather(*cuts)
+        for error in await asyncio.gather(*cuts, return_exceptions=True):
+            if error is not None:
+                self._fail("cut", error)
         for task in left:
             task.cancel()
         if left:

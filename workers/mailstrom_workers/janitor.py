@@ -2,8 +2,10 @@
 
 The role is a lock file that one worker of a spool holds; whoever cannot get it waits for it. An
 engine that does not lead (``Presence.leads``) leaves it to the supervisor's janitor, which is
-started again when it dies, and takes it only when nobody has had it for long. Every step is bounded
-and idempotent: killed at any point, the next janitor goes on.
+started again when it dies, and gives it back as soon as a supervisor is there: an application may
+stand still with the lock, and nobody watches it. It stands in only when nobody has had the role for
+long, and then for one round at a time. Every step is bounded and idempotent: killed at any point,
+the next janitor goes on.
 
 In a copy that nobody adopted the dead lapse, and nothing expires or is purged: what waits there may
 have been delivered since by the spool it was copied from.
@@ -225,6 +227,9 @@ def _exists(pid: int) -> bool:
 class Role:
     """The janitor's role at one spool, for one worker.
 
+    Held on and on by the engine that leads. One that does not lead and stands in lets go of it
+    every other round, in which the supervisor's janitor finds it free.
+
     Args:
         presence: the worker; told in ``presence.role``.
     """
@@ -236,12 +241,16 @@ class Role:
 
     def take(self) -> bool:
         """Take it if it is free and ours to take; whether we have it."""
-        if self._lock.held or (self._may() and self._lock.acquire({"pid": os.getpid()})):
+        if self._lock.held:
+            if not self._presence.leads():
+                self.give()
+        elif self._may() and self._lock.acquire({"pid": os.getpid()}):
             self._presence.role = True
         return self._presence.role
 
     def _may(self) -> bool:
         if self._presence.leads():
+            self._free_since_ms = None
             return True
         if not is_free(self._lock.path):
             self._free_since_ms = None

@@ -3,7 +3,9 @@
 Beside the resolver the only engine module that knows dnspython. Contract: nameservers are asked in
 their order; plain ones by UDP, and by TCP where an answer does not fit (RFC 1035 section 4.2, RFC
 7766) or always; over TLS (RFC 7858) only behind a handshake in which the certificate checks and has
-the configured name. TLS is never relaxed: a server that cannot do it is a server that fails.
+the configured name. TLS is never relaxed: a server that cannot do it is a server that fails. So is
+one whose answer is cut off (TC) where nothing limits its length: what is missing could be anything,
+and an empty one is no "there are none" (RFC 2181 section 9).
 
 Must not know: what an answer means for mail.
 """
@@ -20,6 +22,7 @@ from typing import Any
 import dns.asyncquery
 import dns.asyncresolver
 import dns.exception
+import dns.flags
 import dns.inet
 import dns.message
 import dns.nameserver
@@ -41,7 +44,46 @@ class _NoHandshake(dns.exception.Timeout):
     """Silence where TLS should begin; the nameserver may have another turn."""
 
 
-class _TCPNameserver(dns.nameserver.Do53Nameserver):
+def _whole(response: dns.message.Message) -> dns.message.Message:
+    """An answer that came over a stream.
+
+    Raises:
+        dns.message.Truncated: it is marked as cut off; dnspython goes on with the next nameserver.
+    """
+    if response.flags & dns.flags.TC:
+        raise dns.message.Truncated(message=response)  # type: ignore[no-untyped-call]
+    return response
+
+
+class _Nameserver(dns.nameserver.Do53Nameserver):
+    """DNS by UDP, and by TCP where that does not fit."""
+
+    async def async_query(
+        self,
+        request: dns.message.QueryMessage,
+        timeout: float,
+        source: str | None,
+        source_port: int,
+        max_size: bool,
+        backend: Any,  # dnspython's own type is private to it
+        one_rr_per_rrset: bool = False,
+        ignore_trailing: bool = False,
+    ) -> dns.message.Message:
+        """Ask once; ``max_size`` means by TCP."""
+        response = await super().async_query(
+            request,
+            timeout,
+            source,
+            source_port,
+            max_size,
+            backend,
+            one_rr_per_rrset,
+            ignore_trailing,
+        )
+        return _whole(response) if max_size else response
+
+
+class _TCPNameserver(_Nameserver):
     def is_always_max_size(self) -> bool:
         return True
 
@@ -85,7 +127,7 @@ class _TLSNameserver(dns.nameserver.DoTNameserver):
         except dns.exception.Timeout as error:
             raise _NoHandshake from error
         async with connected as stream:
-            return await dns.asyncquery.tls(
+            response = await dns.asyncquery.tls(
                 request,
                 self.address,
                 timeout=max(deadline - asyncio.get_running_loop().time(), 0.001),
@@ -94,6 +136,7 @@ class _TLSNameserver(dns.nameserver.DoTNameserver):
                 ignore_trailing=ignore_trailing,
                 sock=stream,
             )
+        return _whole(response)
 
 
 def stub_resolver(
@@ -142,8 +185,8 @@ def _system(*, tcp: bool, tls: bool) -> dns.asyncresolver.Resolver:
         raise ConfigError(
             f"the system names no DNS servers ({error}); set [dns] nameservers"
         ) from error
-    if tcp:
-        stub.nameservers = [_TCPNameserver(str(ip), stub.port) for ip in stub.nameservers]
+    kind = _TCPNameserver if tcp else _Nameserver
+    stub.nameservers = [kind(str(ip), stub.port) for ip in stub.nameservers]
     return stub
 
 
@@ -151,7 +194,7 @@ def _nameserver(
     ip: str, port: int, tcp: bool, hostname: str | None, context: ssl.SSLContext | None
 ) -> dns.nameserver.Nameserver:
     if context is None:
-        return (_TCPNameserver if tcp else dns.nameserver.Do53Nameserver)(ip, port)
+        return (_TCPNameserver if tcp else _Nameserver)(ip, port)
     if hostname is None:
         raise ConfigError("[dns] tls needs tls_hostname: the name in the nameservers' certificate")
     return _TLSNameserver(ip, DNS_TLS_PORT if port == DNS_PORT else port, hostname, context)
@@ -179,6 +222,8 @@ def _reason(what: object) -> str:
         return "no TLS handshake in time; does it offer DNS over TLS on this port?"
     if isinstance(what, dns.exception.Timeout):
         return "no answer in time"
+    if isinstance(what, dns.message.Truncated):
+        return "its answer is cut off (TC), though nothing limits its length"
     if isinstance(what, OSError) and what.errno:
         return os.strerror(what.errno)
     return str(what)

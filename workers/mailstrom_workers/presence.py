@@ -5,7 +5,8 @@ One piece for a child process of the supervisor (``boot``) and for an engine ins
 for a dead one; a worker whose row says that it is dead, or whose lock file lost its name, ends: it
 would get no lane again. There are two ends. ``run`` returns: everything was given back, the row
 says stopped, the file is gone. ``cut``: nothing is written any more and the lock is freed with the
-row as it is, which is what a killed process leaves; the janitor takes back what it held.
+row as it is, which is what a killed process leaves; the janitor takes back what it held. Where
+``run`` raises, its host exits or cuts: the work has failed, and who keeps the lock keeps the mail.
 
 Must not know: pipes, signals, the supervisor's protocol, what the work is.
 """
@@ -122,12 +123,18 @@ class Presence:
     async def cut(self, patience_s: float) -> None:
         """End as by a kill: connections cut, nothing written, lock freed with the row as it is.
 
+        The lock falls whatever happens here. After a whole ``run`` there is nothing left to cut.
+
         Args:
             patience_s: how long a step of the store that is under way is waited for.
         """
-        self.hang_up()
-        await self.db.kill(patience_s)
-        self.lock.release()
+        try:
+            self.hang_up()
+        finally:
+            try:
+                await self.db.kill(patience_s)
+            finally:
+                self.lock.release()
 
     async def _beats(self) -> None:
         """Write the heartbeat into our row, for people; end if the row says that we are dead."""
@@ -203,12 +210,15 @@ async def enter(
         await db.start()
     except BaseException:
         lock.release(delete=True)
+        await db.kill(0.0)  # cancelled, the thread is still opening: it closes what it gets
         raise
     try:
         worker = await db.call(register)
     except BaseException:
-        await db.kill(0.0)
-        lock.release()  # the row may be there: a janitor finds it dead
+        try:
+            await db.kill(0.0)
+        finally:
+            lock.release()  # the row may be there: a janitor finds it dead
         raise
     return Presence(
         kind=kind,

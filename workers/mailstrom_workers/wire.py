@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import errno
 import ipaddress
 import socket
@@ -27,6 +28,7 @@ import aiosmtplib
 from mailstrom.smtp.capabilities import Capabilities
 from mailstrom.smtp.reply import Reply, visible
 from mailstrom.types import Stage
+from mailstrom_workers.credentials import discreet, prompt
 from mailstrom_workers.endpoint import Cause, SessionFacts, SessionFailure, SessionPolicy, Target
 from mailstrom_workers.tls import client_context, peer_names
 
@@ -41,7 +43,8 @@ __all__ = [
 ]
 
 _CLOSING = 421
-_TELLING = 4  # cutting out a shorter password would only tell where it stands
+_AUTHENTICATED = 235
+_CONTINUE = 334
 _IP_BIND_ADDRESS_NO_PORT = 24  # Linux: the port is chosen at connect, so sources do not run out
 
 
@@ -106,15 +109,6 @@ def _reply(code: int, message: str) -> Reply | None:
     if not 200 <= code <= 599:
         return None
     return Reply.of(code, _lines(message))
-
-
-def _secrets(policy: SessionPolicy) -> list[str]:
-    """What a server that repeats our commands in its replies would disclose, as text."""
-    password, user = policy.password or "", policy.username or ""
-    if len(password) < _TELLING:
-        return []
-    sent = (password, f"\0{user}\0{password}", f"user={user}\x01auth=Bearer {password}\x01\x01")
-    return [password, *(base64.b64encode(one.encode()).decode() for one in sent)]
 
 
 def _lines(message: str) -> tuple[str, ...]:
@@ -288,7 +282,7 @@ class _Opening:
             raise _Refused("auth", "credentials are not sent without TLS; require TLS for relays")
         exchanges: dict[str, Callable[[str, str], Awaitable[aiosmtplib.SMTPResponse]]] = {
             "PLAIN": smtp.auth_plain,
-            "LOGIN": smtp.auth_login,
+            "LOGIN": self._login,
             "CRAM-MD5": smtp.auth_crammd5,
             "XOAUTH2": smtp.auth_xoauth2,
         }
@@ -306,6 +300,24 @@ class _Opening:
         async with asyncio.timeout(policy.timeouts.auth):
             await exchanges[chosen](username, policy.password or "")
 
+    async def _login(self, username: str, password: str) -> aiosmtplib.SMTPResponse:
+        """LOGIN as the server asks for it: one that ignores an initial response is not misled."""
+        assert self.smtp is not None
+        answers = {"username": username, "password": password}
+        response = await self.smtp.execute_command(b"AUTH", b"LOGIN")
+        while response.code == _CONTINUE:
+            asked = prompt(response.message)
+            if asked not in answers:
+                with contextlib.suppress(aiosmtplib.SMTPException):
+                    await self.smtp.execute_command(b"*")
+                words = visible(self._told(response.code, response.message))[:200]
+                raise _Refused("garbage", f"what LOGIN asks for is not understood: {words}")
+            answer = base64.b64encode(answers.pop(asked).encode())
+            response = await self.smtp.execute_command(answer)
+        if response.code != _AUTHENTICATED:
+            raise aiosmtplib.SMTPAuthenticationError(response.code, response.message)
+        return response
+
     def failure(self, problem: Exception) -> SessionFailure:
         """The exception as a value. Raises it again if it is none of the known kinds (a bug)."""
         reply: Reply | None = None
@@ -314,7 +326,7 @@ class _Opening:
         if isinstance(problem, _Refused):
             cause, detail = problem.cause, str(problem)
         elif isinstance(problem, aiosmtplib.SMTPResponseException):
-            message = self._without_secrets(problem.message)
+            message = self._told(problem.code, problem.message)
             reply = _reply(problem.code, message)
             if reply is None or not (reply.transient or reply.permanent):
                 words = visible("; ".join(_lines(message)))[:200]
@@ -333,11 +345,11 @@ class _Opening:
             facts=self.facts,
         )
 
-    def _without_secrets(self, message: str) -> str:
-        if self.stage is Stage.AUTH:
-            for secret in _secrets(self.policy):
-                message = message.replace(secret, "[password]")
-        return message
+    def _told(self, code: int, words: str) -> str:
+        """What may be told of a server's words: all, but for those behind credentials."""
+        if self.stage is not Stage.AUTH:
+            return words
+        return discreet(code, words, self.policy.username or "", self.policy.password or "")
 
     def _classify(self, problem: Exception) -> tuple[Cause, str]:
         inner = problem
@@ -354,7 +366,7 @@ class _Opening:
             raise problem
         if self.stage is Stage.STARTTLS and self.policy.tls == "implicit" and cause == "closed":
             cause = "tls"
-        return cause, _SENTENCES.get(cause) or visible(self._without_secrets(str(inner)))[:300]
+        return cause, _SENTENCES.get(cause) or visible(self._told(0, str(inner)))[:300]
 
     def close(self) -> None:
         """Drops the connection, whatever its state."""

@@ -3,8 +3,8 @@
 Used by one writing thread (the client room's committer: ``enqueue``, ``change``, ``recent``,
 ``adopt``) and any number of reading threads, each reader with a connection of its own from a pool.
 This file owns connections and transactions; what the verbs do within one lives in ``submissions``,
-``changes``, ``finding``, ``asking``, ``streams`` and ``copies``. Nothing here knows asyncio, DNS or
-SMTP.
+``changes``, ``finding``, ``asking``, ``streams``, ``copies`` and ``backups``. Nothing here knows
+asyncio, DNS or SMTP.
 
 One method a verb and little else, so that the file is long and flat.
 """
@@ -33,16 +33,27 @@ from mailstrom.errors import (
     SpoolReplaced,
 )
 from mailstrom.storage.client import Selection, Submission, Target
-from mailstrom.storage.sqlite import asking, changes, copies, finding, forks, schema, streams
-from mailstrom.storage.sqlite.connection import abandon, only_reads, spool_errors
+from mailstrom.storage.sqlite import (
+    asking,
+    backups,
+    changes,
+    copies,
+    finding,
+    forks,
+    schema,
+    streams,
+)
+from mailstrom.storage.sqlite.connection import FREE_LOCK_S, abandon, only_reads, spool_errors
 from mailstrom.storage.sqlite.durable import Sync, system_sync
 from mailstrom.storage.sqlite.place import FilePlace, Place
 from mailstrom.storage.sqlite.rows import decode_statuses, digest, named_rows
 from mailstrom.storage.sqlite.sql import STATEMENTS, run
-from mailstrom.storage.sqlite.submissions import UNFIT, encode, refusal
+from mailstrom.storage.sqlite.submissions import UNFIT, Staged, encode, known, refusal, unstage
 from mailstrom.types import Change, Event, MessageStatus, QueueStats, Suppression
 
 _T = TypeVar("_T")
+_Row = dict[str, Any] | str | Exception
+"""Bindings of one submission, or what is known of it before it is inserted."""
 
 _MOST_PASSED = 64
 """Readers of events of some types whose progress is remembered."""
@@ -76,6 +87,7 @@ class SQLiteClientStore:
         self._watchers = 0
         self._watching = threading.RLock()  # only taken within ``forks.inside``
         self._passed: dict[tuple[int, frozenset[str]], int] = {}
+        self._staged: list[Staged] = []  # what no message was made of yet
         self._unusable: str | None = None
         with forks.inside():
             self._place.prepare(busy_ms=busy_ms)
@@ -158,19 +170,42 @@ class SQLiteClientStore:
         """See ``ClientStore.enqueue``."""
         self._sync.check()
         with forks.inside():
-            connection = self._write_connection()
-            rows: list[dict[str, Any] | Exception] = []
-            for submission in submissions:
-                try:
-                    rows.append(encode(self.path, connection, submission, now_ms))
-                except UNFIT as error:
-                    if atomic:
-                        raise refusal(error) from error
-                    rows.append(refusal(error))
-            results = self._insert(connection, submissions, rows, atomic)
+            try:
+                results = self._store(self._write_connection(), submissions, now_ms, atomic)
+            except SpoolBusy:
+                raise  # the next call deletes what was staged: now it would wait once more
+            except BaseException:
+                self._unstage()
+                raise
+            self._unstage()
         if any(isinstance(result, str) for result in results):
             self._durable(submissions[0].id)
         return results
+
+    def _store(
+        self,
+        connection: apsw.Connection,
+        submissions: Sequence[Submission],
+        now_ms: int,
+        atomic: bool,
+    ) -> list[str | Exception]:
+        rows: list[_Row] = []
+        for submission in submissions:
+            row: _Row
+            try:
+                row = encode(self.path, connection, submission, now_ms, self._staged)
+            except UNFIT as error:
+                row = refusal(error)
+            if atomic and isinstance(row, Exception):
+                raise row
+            rows.append(row)
+        return self._insert(connection, submissions, rows, atomic)
+
+    def _unstage(self) -> None:
+        """Delete what was staged for nothing; what cannot be deleted now is tried again later."""
+        if self._staged:
+            with contextlib.suppress(SpoolError):
+                unstage(self.path, self._write_connection(), self._staged)
 
     def _durable(self, key: str) -> None:
         try:
@@ -190,12 +225,12 @@ class SQLiteClientStore:
         self,
         connection: apsw.Connection,
         submissions: Sequence[Submission],
-        rows: Sequence[dict[str, Any] | Exception],
+        rows: Sequence[_Row],
         atomic: bool,
     ) -> list[str | Exception]:
         good = sum(isinstance(row, dict) for row in rows)
         if good == 0:
-            return [row for row in rows if isinstance(row, Exception)]
+            return [row for row in rows if not isinstance(row, dict)]
         alone = good == 1
         results: list[str | Exception] = []
         try:
@@ -203,7 +238,7 @@ class SQLiteClientStore:
                 if not alone:
                     connection.execute("BEGIN IMMEDIATE")
                 for submission, row in zip(submissions, rows, strict=True):
-                    if isinstance(row, Exception):
+                    if not isinstance(row, dict):
                         results.append(row)
                         continue
                     result = self._insert_one(connection, submission, row)
@@ -222,6 +257,10 @@ class SQLiteClientStore:
         except BaseException:
             self._rollback(connection)
             raise
+        stored = {-row["content"] for row, result, submission in zip(
+            rows, results, submissions, strict=True
+        ) if isinstance(row, dict) and row["content"] and result == submission.id}  # fmt: skip
+        self._staged = [staged for staged in self._staged if staged.seq not in stored]
         return results
 
     def _insert_one(
@@ -247,13 +286,9 @@ class SQLiteClientStore:
         self, connection: apsw.Connection, submission: Submission, error: Exception
     ) -> str | Exception:
         if submission.idempotency is not None and "idempotency" in str(error):
-            key, hash = submission.idempotency
-            found = run(connection, "idempotency_get", {"key": key})
-            if found and found[0][1] == hash:
-                return str(found[0][0])
-            return IdempotencyConflict(
-                f"idempotency key {key!r} was used for a different message"
-                f" ({found[0][0] if found else 'now gone'}); use a new key for new content"
+            return known(connection, submission) or IdempotencyConflict(
+                f"idempotency key {submission.idempotency[0]!r} was used for a message that is"
+                " gone now; use a new key for new content"
             )
         return streams.refusal(connection, submission, error) or InvalidMessage(
             f"the spool refuses this message: {error}", rule="constraint"
@@ -267,7 +302,7 @@ class SQLiteClientStore:
     def _look_up(
         self,
         submissions: Sequence[Submission],
-        rows: Sequence[dict[str, Any] | Exception],
+        rows: Sequence[_Row],
         error: SpoolError,
     ) -> list[str | Exception]:
         """After a failed commit: what is stored is stored, whatever the error said."""
@@ -288,11 +323,7 @@ class SQLiteClientStore:
         if not found and all(isinstance(row, dict) for row in rows):
             raise error
         return [
-            submission.id
-            if submission.id in found
-            else row
-            if isinstance(row, Exception)
-            else error
+            submission.id if submission.id in found else error if isinstance(row, dict) else row
             for submission, row in zip(submissions, rows, strict=True)
         ]
 
@@ -341,10 +372,15 @@ class SQLiteClientStore:
     def adopt(self, now_ms: int) -> bool:
         """See ``ClientStore.adopt``."""
         self._sync.check()
-        adopted = self._write("adopting a copy", copies.adopt)
-        if adopted:
-            self._sync()
-        return adopted
+        step = partial(copies.adopt, now_ms=now_ms)
+        more = self._write("adopting a copy", step)
+        if more is None:
+            return False
+        while more:
+            time.sleep(FREE_LOCK_S)
+            more = self._write("adopting a copy", step)
+        self._sync()
+        return True
 
     # --- reading ----------------------------------------------------------------------------
 
@@ -361,10 +397,15 @@ class SQLiteClientStore:
         return decode_statuses(messages, run(connection, "status_recipients", values))
 
     def targets(
-        self, selection: Selection, *, change: Change | None, limit: int, after: int = 0
+        self,
+        selection: Selection,
+        now_ms: int,
+        *,
+        change: Change | None,
+        limit: int,
+        after: int = 0,
     ) -> list[Target]:
-        """See ``ClientStore.targets``; what is due now is told by this machine's clock."""
-        now_ms = time.time_ns() // 1_000_000
+        """See ``ClientStore.targets``."""
         with self._reader() as connection:
             return finding.targets(
                 connection, selection, change=change, limit=limit, after=after, now_ms=now_ms
@@ -433,7 +474,9 @@ class SQLiteClientStore:
         self, sql: str, params: Sequence[object] | Mapping[str, object], seconds: float
     ) -> list[tuple[object, ...]]:
         """See ``ClientStore.query``."""
-        deadline = time.monotonic() + seconds
+        allowed = self._place.longest_read_s(self._busy_ms)
+        limit = seconds if allowed is None else min(seconds, allowed)
+        deadline = time.monotonic() + limit
         bindings: Any = dict(params) if isinstance(params, Mapping) else tuple(params)
         with self._reader() as connection:
             connection.set_progress_handler(lambda: time.monotonic() > deadline, 10_000)
@@ -441,8 +484,10 @@ class SQLiteClientStore:
             try:
                 return named_rows(connection.execute(sql, bindings))
             except apsw.InterruptError as error:
+                why = "" if limit == seconds else ", since commits wait for it in this spool"
                 raise SpoolBusy(
-                    f"the query took longer than {seconds:g} s and was stopped; narrow it"
+                    f"the query took longer than {limit:g} s and was stopped{why}; narrow it"
+                    + (", or ask a copy in a file (backup)" if why else "")
                 ) from error
             except (apsw.ReadOnlyError, apsw.AuthError) as error:
                 raise SpoolReadOnly(
@@ -452,10 +497,14 @@ class SQLiteClientStore:
                 connection.authorizer = None
                 connection.set_progress_handler(None)
 
-    def backup(self, target: str) -> None:
+    def backup(self, target: str, now_ms: int) -> None:
         """See ``ClientStore.backup``."""
-        with self._reader() as connection:
-            copies.backup(connection, self.path, target)
+        backups.backup(self._source, self.path, target, now_ms)
+
+    def _source(self) -> apsw.Connection:
+        """A connection for a copy alone; only within ``inside``."""
+        self._usable()
+        return self._place.connect(read_only=True, busy_ms=self._busy_ms)
 
     def check(self) -> list[str]:
         """See ``ClientStore.check``."""

@@ -67,7 +67,13 @@ def keep(connection: apsw.Connection, look: Look, limit: int) -> int:
         run(connection, "jump_add", values)
         run(connection, "jump_sites", {"at_ms": look.wall_ms})
         run(connection, "jump_domains", {"at_ms": look.wall_ms, "amount_ms": jump.amount_ms})
+        run(connection, "jump_copied", {"amount_ms": jump.amount_ms})
     run(connection, "clock_set", look._asdict())
+    return shift(connection, limit)
+
+
+def shift(connection: apsw.Connection, limit: int) -> int:
+    """Shift ``limit`` messages of each jump that is not done. Returns how many were passed."""
     return sum(_shift(connection, row, limit) for row in run(connection, "jumps_pending"))
 
 

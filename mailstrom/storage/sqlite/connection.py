@@ -11,6 +11,7 @@ import contextlib
 import os
 import re
 import resource
+import stat
 from array import array
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -31,6 +32,15 @@ PAGE_BYTES = 4096
 _GROWTH = 64 * 1024  # less than what a small commit may need
 CLIENT_CHECKPOINT_FRAMES = 16_384
 """A client checkpoints only when the WAL passes 64 MiB, that is when no engine does."""
+
+FREE_LOCK_S = 0.002
+"""The lock stays free for so long between the pieces of a long verb."""
+
+INTERRUPTED = b"Mailstrom: the restore of this spool was interrupted. The former one is whole: "
+"""What a file begins with that holds a spool's place while ``restore`` works; then a file name."""
+
+_SHORTEST = 512  # bytes: SQLite takes a shorter file as empty
+_LONGEST_REASON = 500  # characters of SQLite's words, which may repeat a whole statement
 
 MOUNT_TABLE = "/proc/self/mountinfo"
 """What is mounted where (Linux)."""
@@ -55,18 +65,16 @@ _NETWORK = frozenset(
     }
 )
 
-_ESCAPE = re.compile(r"\\([0-7]{3})")  # how mountinfo writes blanks in a path
-
-_inherited: list[apsw.Connection] = []
-"""Connections that a child inherited in spite of ``forks``: kept for ever, never closed there."""
+_inherited: list[object] = []
+"""What a child inherited open in spite of ``forks``: kept for ever, never closed there."""
 
 _READS = frozenset({apsw.SQLITE_SELECT, apsw.SQLITE_READ, apsw.SQLITE_RECURSIVE})
 _READ_PRAGMAS = frozenset({"table_info", "table_xinfo", "table_list", "index_list", "index_info"})
 
 
-def abandon(connection: apsw.Connection) -> None:
-    """Keep an inherited connection out of the reach of the garbage collector."""
-    _inherited.append(connection)
+def abandon(inherited: object) -> None:
+    """Keep an inherited connection, or what works on it, out of the garbage collector's reach."""
+    _inherited.append(inherited)
 
 
 def only_reads(
@@ -129,7 +137,8 @@ def spool_errors(path: str, doing: str) -> Iterator[None]:
         raise SpoolReadOnly(read_only_sentence(path, doing)) from error
     except apsw.CorruptError as error:
         raise SpoolCorrupt(
-            f"{path}: SQLite found the file damaged ({doing}); stop Mailstrom and restore a backup"
+            f"{path}: SQLite found the file damaged ({doing}); stop Mailstrom and put a backup in"
+            f" its place: mailstrom store restore COPY {path}"
         ) from error
     except apsw.CantOpenError as error:
         raise SpoolError(
@@ -140,7 +149,7 @@ def spool_errors(path: str, doing: str) -> Iterator[None]:
     except apsw.Error as error:
         if isinstance(error, apsw.IOError) and not has_room(path):
             raise SpoolFull(_full_sentence(path, doing)) from error
-        raise SpoolError(f"{path}: {doing}: {error}") from error
+        raise SpoolError(f"{path}: {doing}: {str(error)[:_LONGEST_REASON]}") from error
 
 
 def refuse_network_file_system(path: str) -> None:
@@ -154,7 +163,9 @@ def refuse_network_file_system(path: str) -> None:
     best, kind = "", ""
     for line in lines:
         fields, _, rest = line.partition(" - ")
-        point = _ESCAPE.sub(lambda found: chr(int(found[1], 8)), fields.split(" ")[4])
+        point = fields.split(" ")[4]
+        if "\\" in point:  # how mountinfo writes blanks in a path
+            point = re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), point)
         inside = real == point or real.startswith(point.rstrip("/") + "/")
         if inside and len(point) >= len(best):
             best, kind = point, rest.split(" ")[0]
@@ -228,9 +239,7 @@ def connect(
         SpoolError: or a subclass that says what is wrong with the file.
     """
     require_sqlite()
-    with contextlib.suppress(OSError):
-        if 0 < os.stat(path).st_size < 512:  # SQLite would take so short a file as empty
-            raise NotASpool(f"{path}: this file is not a Mailstrom spool; name another one")
+    require_file(path)
     flags = apsw.SQLITE_OPEN_READWRITE | (apsw.SQLITE_OPEN_CREATE if create else 0)
     with spool_errors(path, "opening it"):
         connection = apsw.Connection(path, flags=flags)
@@ -241,6 +250,7 @@ def connect(
             if create and connection.execute("PRAGMA page_count").fetchall()[0][0] == 0:
                 mark_new(connection)
             _require_ours(connection, path, create)
+            _require_unmoved(connection, path)
             mode = connection.execute("PRAGMA journal_mode = WAL").fetchall()[0][0]
             if mode != "wal":
                 raise SpoolError(f"{path}: SQLite refuses WAL mode here (journal mode is {mode})")
@@ -254,6 +264,58 @@ def connect(
             connection.close()
             raise
     return connection
+
+
+def require_file(path: str) -> None:
+    """Raise where something else than a database has this name; nothing there is fine.
+
+    Raises:
+        NotASpool: says what it is. Or a restore was interrupted: says how to go on.
+    """
+    try:
+        found = os.stat(path)
+    except OSError:
+        return
+    if stat.S_ISDIR(found.st_mode):
+        raise NotASpool(f"{path}: is a directory; name a file in it, as {path}/spool.db")
+    if not stat.S_ISREG(found.st_mode):
+        raise NotASpool(f"{path}: is no regular file; a spool is one: name another")
+    if not 0 < found.st_size < _SHORTEST:
+        return
+    former = interrupted(path)
+    if former is None:
+        raise NotASpool(f"{path}: this file is not a Mailstrom spool; name another one")
+    raise NotASpool(
+        f"{path}: putting a copy in the place of this spool was interrupted; say it again:"
+        f" mailstrom store restore COPY {path} (the former spool is whole: {former})"
+    )
+
+
+def interrupted(path: str) -> str | None:
+    """Where the former spool is, if an interrupted restore holds the place of this one."""
+    try:
+        if not 0 < os.stat(path).st_size < _SHORTEST:
+            return None  # only what cannot be a database is opened by its path
+        with open(path, "rb") as stream:
+            text = stream.read(_SHORTEST)
+    except OSError:
+        return None
+    if not text.startswith(INTERRUPTED):
+        return None
+    name = os.fsdecode(text[len(INTERRUPTED) :].strip())
+    return os.path.join(os.path.dirname(path), name)
+
+
+def _require_unmoved(connection: apsw.Connection, path: str) -> None:
+    """Raise if the file was renamed between our opening it and our first lock on it.
+
+    From then on we hold a lock that ``restore`` would see. Without this look a connection to the
+    file of yesterday would write into the -wal of the one that has its name now.
+    """
+    moved = array("i", [0])
+    connection.file_control("main", apsw.SQLITE_FCNTL_HAS_MOVED, moved.buffer_info()[0])
+    if moved[0]:
+        raise SpoolBusy(f"{path}: was replaced while it was being opened; nothing done, try again")
 
 
 @contextmanager

@@ -46,7 +46,7 @@ def find(
         found = run(connection, "message_seq", {"id": after})
         if not found:
             raise MessageNotFound(
-                f"no message {after!r} to go on after; it was purged, or never in this spool:"
+                f"no message {after[:80]!r} to go on after; it was purged, or never in this spool:"
                 " begin again without it"
             )
         values["after"] = found[0][0]

@@ -54,6 +54,11 @@ def watch(keeper: Forkable) -> None:
     _watched.add(keeper)
 
 
+def wanted() -> bool:
+    """Whether somebody waits to fork: whoever is inside for long comes to an end, if it can."""
+    return bool(_forking)
+
+
 @contextmanager
 def inside() -> Iterator[None]:
     """Around every use of a connection: no other thread forks meanwhile."""

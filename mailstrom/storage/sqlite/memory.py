@@ -43,6 +43,8 @@ LIMIT_BYTES = 1024 * 1024 * 1024
 RESERVE_BYTES = 64 * 1024 * 1024
 """Room beyond the limit that only the engine may use: results of what was accepted."""
 LONGEST_SLEEP_S = 0.002
+SHORTEST_READ_S = 0.1
+"""A statement may read so long, however short the timeout is."""
 
 _NAME = re.compile(r"memory:([A-Za-z0-9][A-Za-z0-9._-]{0,63}|~[0-9]{1,18})")
 _numbers = itertools.count(1)
@@ -276,6 +278,10 @@ class MemoryPlace:
         """Pages that the engine may still add, and those that are free."""
         pages = _pragma(connection, "page_count") - _pragma(connection, "freelist_count")
         return LIMIT_BYTES + RESERVE_BYTES - pages * PAGE_BYTES
+
+    def longest_read_s(self, busy_ms: int) -> float | None:
+        """Half of what a writer waits: the commit that a read holds up must not fail by it."""
+        return max(busy_ms / 2_000, SHORTEST_READ_S)
 
     def log_bytes(self) -> int:
         """There is no log."""

@@ -83,6 +83,10 @@ class Place(Protocol):
         """Free space where results go; None where nobody can tell."""
         ...
 
+    def longest_read_s(self, busy_ms: int) -> float | None:
+        """How long a statement of a caller may read; None where no commit waits for it."""
+        ...
+
     def log_bytes(self) -> int:
         """Size of the write-ahead log; 0 where there is none."""
         ...
@@ -131,6 +135,10 @@ class FilePlace:
         except OSError:
             return 0  # a directory that is gone takes no results
         return space.f_bavail * space.f_frsize
+
+    def longest_read_s(self, busy_ms: int) -> float | None:
+        """A reader of the WAL keeps nobody waiting."""
+        return None
 
     def log_bytes(self) -> int:
         """The -wal file's length, of which a checkpoint may leave the start unused."""

@@ -6,12 +6,16 @@ import json
 import zlib
 from collections import namedtuple
 from collections.abc import Sequence
-from hashlib import blake2b
 from typing import Any
 
 import apsw
 
 from mailstrom.types import Host, MessageStatus, Reason, RecipientStatus, Status, from_ms
+
+try:
+    from _blake2 import blake2b  # the same function; hashlib loads OpenSSL first, for nothing here
+except ImportError:  # an interpreter that keeps it elsewhere
+    from hashlib import blake2b
 
 
 def digest(data: bytes) -> bytes:

@@ -23,11 +23,14 @@ from mailstrom.storage.sqlite.connection import (
     looking,
     read_only_sentence,
     refuse_network_file_system,
+    require_file,
     spool_errors,
 )
 from mailstrom.storage.sqlite.durable import run_directory
 from mailstrom.storage.statements import sql_files
 
+VERSION = 4
+"""The schema that this Mailstrom writes: the number of the last migration."""
 MIN_CLIENT_VERSION = 1
 """The oldest schema version whose clients may still enqueue into the current schema."""
 
@@ -49,11 +52,6 @@ def migrations() -> dict[int, str]:
     return dict(sorted(found.items()))
 
 
-def version() -> int:
-    """The schema version this Mailstrom writes."""
-    return len(migrations())
-
-
 def _user_version(connection: apsw.Connection) -> int:
     rows: list[Any] = connection.execute("PRAGMA user_version").fetchall()
     return int(rows[0][0])
@@ -66,20 +64,20 @@ def require(connection: apsw.Connection, path: str, *, client: bool) -> None:
         SchemaMismatch: too new for this code, or too old for it (an engine migrates it).
     """
     found = _user_version(connection)
-    if found == version():
+    if found == VERSION:
         return
-    if found < version():
+    if found < VERSION:
         raise SchemaMismatch(
-            f"{path}: schema {found} is older than this Mailstrom's {version()};"
+            f"{path}: schema {found} is older than this Mailstrom's {VERSION};"
             f" run 'mailstrom store init {path}' to migrate it"
         )
     rows: list[Any] = connection.execute(
         "SELECT value FROM meta WHERE key = 'min_client_version'"
     ).fetchall()
-    if client and rows and int(rows[0][0]) <= version():
+    if client and rows and int(rows[0][0]) <= VERSION:
         return
     raise SchemaMismatch(
-        f"{path}: schema {found} is newer than this Mailstrom's {version()}; upgrade Mailstrom"
+        f"{path}: schema {found} is newer than this Mailstrom's {VERSION}; upgrade Mailstrom"
     )
 
 
@@ -93,10 +91,11 @@ def prepare(path: str, *, busy_ms: int = 10_000, engine: bool = False) -> None:
     if not os.path.isdir(folder):
         raise SpoolError(f"{path}: the directory {folder} does not exist; make it first")
     refuse_network_file_system(path)
+    require_file(path)
     shared = bool(os.stat(folder).st_mode & stat.S_ISGID)
     _make_file(path, shared)
     with looking(path) as connection:
-        if connection is not None and _user_version(connection) > version():
+        if connection is not None and _user_version(connection) > VERSION:
             require(connection, path, client=not engine)
     connection = connect(path, create=True, busy_ms=busy_ms)
     try:
@@ -111,8 +110,8 @@ def prepare(path: str, *, busy_ms: int = 10_000, engine: bool = False) -> None:
 
 
 def migrate(connection: apsw.Connection) -> None:
-    """Bring the schema up to ``version()``, one transaction a step."""
-    while _user_version(connection) < version():
+    """Bring the schema up to ``VERSION``, one transaction a step."""
+    while _user_version(connection) < VERSION:
         _migrate_one(connection)
 
 
@@ -180,7 +179,7 @@ def _migrate_one(connection: apsw.Connection) -> None:
     connection.execute("BEGIN IMMEDIATE")
     try:
         number = _user_version(connection) + 1
-        if number <= version():
+        if number <= VERSION:
             for statement in _statements(connection, migrations()[number]):
                 connection.execute(statement).fetchall()
             if number == 1:

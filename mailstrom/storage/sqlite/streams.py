@@ -40,23 +40,42 @@ def use(connection: apsw.Connection, streams: Sequence[StreamPolicy]) -> None:
         run(connection, "stream_put", row)
 
 
+def exceeded(connection: apsw.Connection, submission: Submission) -> InvalidMessage | None:
+    """The limit of its stream that a message exceeds as the spool stands, or None."""
+    found = run(connection, "stream_limits", {"name": submission.stream})
+    for (word, (_, actual)), limit in zip(
+        _measured(submission).items(), found[0] if found else (), strict=False
+    ):
+        if limit is not None and actual > limit:
+            return _error(submission, word, str(limit))
+    return None
+
+
 def refusal(
     connection: apsw.Connection, submission: Submission, error: Exception
 ) -> InvalidMessage | None:
     """What a limit of the message's stream refused, with its numbers; None if it was none."""
-    for word, unit, actual in (
-        ("max_size", "bytes", len(submission.content)),
-        ("max_recipients", "recipients", len(submission.recipients)),
-    ):
-        if f"({word})" not in str(error):
-            continue
-        found = run(connection, "stream_limits", {"name": submission.stream})
-        limit = found[0][word == "max_recipients"] if found else None
-        rule = f"stream-{word.replace('_', '-')}"
-        return InvalidMessage(
-            f"the message has {actual} {unit}; stream {submission.stream!r} takes at most"
-            f" {'fewer' if limit is None else limit} ({word})",
-            value=actual,
-            rule=rule,
-        )
+    for column, word in enumerate(_measured(submission)):
+        if f"({word})" in str(error):
+            found = run(connection, "stream_limits", {"name": submission.stream})
+            limit = found[0][column] if found else None
+            return _error(submission, word, "fewer" if limit is None else str(limit))
     return None
+
+
+def _measured(submission: Submission) -> dict[str, tuple[str, int]]:
+    """Limit -> unit and number of the message, in the order of ``stream_limits``."""
+    return {
+        "max_size": ("bytes", len(submission.content)),
+        "max_recipients": ("recipients", len(submission.recipients)),
+    }
+
+
+def _error(submission: Submission, word: str, limit: str) -> InvalidMessage:
+    unit, actual = _measured(submission)[word]
+    return InvalidMessage(
+        f"the message has {actual} {unit}; stream {submission.stream!r} takes at most"
+        f" {limit} ({word})",
+        value=actual,
+        rule=f"stream-{word.replace('_', '-')}",
+    )

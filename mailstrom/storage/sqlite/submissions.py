@@ -1,24 +1,36 @@
 """From a ``Submission`` to the one row that the enqueue view takes; long content goes ahead.
 
-What no column can hold is refused here, so that it fails alone and not the commit it shares.
+What no column can hold is refused here, so that it fails alone and not the commit it shares. Long
+content is staged only for what the trigger would take now, and what became of no message is deleted
+(``unstage``): a message refused again and again fills no disk.
 """
 
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 import apsw
 
-from mailstrom.errors import InvalidMessage
+from mailstrom.errors import IdempotencyConflict, InvalidMessage
 from mailstrom.storage.client import CHUNK_BYTES, Submission
+from mailstrom.storage.sqlite import streams
 from mailstrom.storage.sqlite.connection import spool_errors
 from mailstrom.storage.sqlite.rows import checksum, digest
 from mailstrom.storage.sqlite.sql import run
 
 MOST_CHUNKS = 4096
+UNSTAGED_CHUNKS = 64
+"""Chunks of one transaction when staged content is deleted: 16 MiB."""
 UNFIT = (InvalidMessage, ValueError, TypeError, OverflowError)
 """What a submission raises that no column can hold."""
+
+
+class Staged(NamedTuple):
+    """Content that was written ahead; the time tells it from one of this number elsewhere."""
+
+    seq: int
+    staged_ms: int
 
 
 def refusal(error: Exception) -> InvalidMessage:
@@ -28,10 +40,36 @@ def refusal(error: Exception) -> InvalidMessage:
     return InvalidMessage(f"the spool cannot hold this message: {error}", rule="unfit")
 
 
+def known(connection: apsw.Connection, submission: Submission) -> str | IdempotencyConflict | None:
+    """What its idempotency key says: the id of the same message, the error of another, or None."""
+    if submission.idempotency is None:
+        return None
+    key, hash = submission.idempotency
+    found = run(connection, "idempotency_get", {"key": key, "since_ms": submission.created_ms})
+    if not found:
+        return None
+    if found[0][1] == hash:
+        return str(found[0][0])
+    return IdempotencyConflict(
+        f"idempotency key {key!r} was used for a different message ({found[0][0]});"
+        " use a new key for new content"
+    )
+
+
 def encode(
-    path: str, connection: apsw.Connection, submission: Submission, now_ms: int
-) -> dict[str, Any]:
+    path: str,
+    connection: apsw.Connection,
+    submission: Submission,
+    now_ms: int,
+    staged: list[Staged],
+) -> dict[str, Any] | str | IdempotencyConflict:
     """Bindings of the statement ``enqueue``; content of several chunks is staged on the way.
+
+    Args:
+        staged: gets what is staged here, for ``unstage``.
+
+    Returns:
+        Instead of bindings, what ``known`` says of content that needs no staging therefore.
 
     Raises:
         InvalidMessage: or another of ``UNFIT``: this submission cannot be stored.
@@ -78,23 +116,48 @@ def encode(
     }
     if chunks == 1:
         return {**values, "content": None, "body": content, "digest": digest(content)}
-    staged = _stage(path, connection, content, now_ms)
-    return {**values, "content": staged, "body": None, "digest": None}
-
-
-def _stage(path: str, connection: apsw.Connection, content: bytes, now_ms: int) -> int:
-    """Write large content ahead in short transactions; returns its (negative) content id.
-
-    Cut off half-way, the pieces belong to no message and are purged after a day. They need no
-    sync of their own: the one after the message row covers every earlier frame.
-    """
     with spool_errors(path, "staging content"):
-        seq = run(connection, "stage_begin", {"now_ms": now_ms})[0][0]
-        for number, start in enumerate(range(0, len(content), CHUNK_BYTES)):
-            data = content[start : start + CHUNK_BYTES]
-            run(
-                connection,
-                "stage_chunk",
-                {"key": -seq * 4096 + number, "data": data, "digest": digest(data)},
-            )
-    return -int(seq)
+        # In the order of the trigger: what a key stands for was taken, whatever the limits are.
+        earlier = known(connection, submission)
+        if earlier is not None:
+            return earlier
+        too_large = streams.exceeded(connection, submission)
+        if too_large is not None:
+            raise too_large
+        seq = _stage(connection, content, now_ms, staged)
+    return {**values, "content": -seq, "body": None, "digest": None}
+
+
+def _stage(connection: apsw.Connection, content: bytes, now_ms: int, staged: list[Staged]) -> int:
+    """Write large content ahead in short transactions; returns its number.
+
+    A process killed half-way leaves pieces that belong to no message; they are purged after a day.
+    They need no sync of their own: the one after the message row covers every earlier frame.
+    """
+    seq = int(run(connection, "stage_begin", {"now_ms": now_ms})[0][0])
+    staged.append(Staged(seq, now_ms))
+    for number, start in enumerate(range(0, len(content), CHUNK_BYTES)):
+        data = content[start : start + CHUNK_BYTES]
+        run(
+            connection,
+            "stage_chunk",
+            {"key": -seq * 4096 + number, "data": data, "digest": digest(data)},
+        )
+    return seq
+
+
+def unstage(path: str, connection: apsw.Connection, staged: list[Staged]) -> None:
+    """Delete what was staged and became of no message; what is done leaves the list.
+
+    Where a message was made of it the trigger has deleted its row, and nothing is touched.
+
+    Raises:
+        SpoolError: the rest stays in the list.
+    """
+    with spool_errors(path, "deleting staged content"):
+        while staged:
+            values = {**staged[0]._asdict(), "most": UNSTAGED_CHUNKS}
+            while len(run(connection, "unstage_content", values)) == UNSTAGED_CHUNKS:
+                pass
+            run(connection, "unstage", staged[0]._asdict())
+            staged.pop(0)

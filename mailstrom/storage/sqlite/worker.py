@@ -33,7 +33,7 @@ from mailstrom.storage.base import (
     WorkerRow,
 )
 from mailstrom.storage.sqlite import claims, clocks, forks, lanes, routes, schema, upkeep
-from mailstrom.storage.sqlite.connection import spool_errors
+from mailstrom.storage.sqlite.connection import FREE_LOCK_S, spool_errors
 from mailstrom.storage.sqlite.durable import Sync, system_sync
 from mailstrom.storage.sqlite.place import FilePlace, Place
 from mailstrom.storage.sqlite.rows import digest
@@ -43,8 +43,6 @@ from mailstrom.types import OnDoubt
 
 _T = TypeVar("_T")
 
-FREE_LOCK_S = 0.002
-"""The lock stays free for so long between the pieces of a long verb."""
 RESTART_BELOW_FRAMES = 500
 """A checkpoint that leaves at most this many frames may wait (5 ms) to start the WAL again."""
 

@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
 
-from mailstrom.clock import wall_ms
 from mailstrom.errors import (
     ConfigError,
     IdempotencyConflict,
@@ -423,11 +422,17 @@ class ToyClient:
                 yield row
 
     def targets(
-        self, selection: Selection, *, change: Change | None, limit: int, after: int = 0
+        self,
+        selection: Selection,
+        now_ms: int,
+        *,
+        change: Change | None,
+        limit: int,
+        after: int = 0,
     ) -> list[Target]:
-        """See ``ClientStore.targets``; "now" is the wall clock's."""
+        """See ``ClientStore.targets``."""
         with self._spool.lock:
-            rows = (row for row in self._meant(selection, change, wall_ms()) if row.seq > after)
+            rows = (row for row in self._meant(selection, change, now_ms) if row.seq > after)
             return [Target(r.of.given.id, r.address, r.seq) for r in itertools.islice(rows, limit)]
 
     def find(
@@ -502,7 +507,7 @@ class ToyClient:
         """See ``ClientStore.revision``."""
         return self._spool.revision
 
-    def backup(self, target: str) -> None:
+    def backup(self, target: str, now_ms: int) -> None:
         """There is no file to copy, and none is made."""
         raise SpoolError("this store makes no copies")
 

@@ -19,45 +19,10 @@ from mailstrom import (
     Mailstrom,
     MessageNotFound,
     OutcomeUnknown,
-    SpoolBusy,
     SpoolError,
     Status,
 )
-from mailstrom.storage.sqlite.connection import connect
-
-
-def counted(ms: Mailstrom) -> list[int]:
-    """Sizes of the batches that this client stores from now on."""
-    sizes: list[int] = []
-    real = ms._store.enqueue
-
-    def enqueue(submissions: Sequence[Any], now_ms: int, **options: Any) -> Any:
-        sizes.append(len(submissions))
-        return real(submissions, now_ms, **options)
-
-    ms._store.enqueue = enqueue  # type: ignore[method-assign]
-    return sizes
-
-
-class Gate:
-    """Keeps a client's writing thread busy until it is opened."""
-
-    def __init__(self, ms: Mailstrom) -> None:
-        self.open = threading.Event()
-        self._entered = threading.Event()
-        self._thread = threading.Thread(target=ms._committer.call, args=(self._hold,))
-        self._thread.start()
-        assert self._entered.wait(30)
-
-    def _hold(self) -> None:
-        self._entered.set()
-        assert self.open.wait(30)
-
-    def let_go(self) -> None:
-        """Let the others write."""
-        self.open.set()
-        self._thread.join(30)
-
+from tests.unit.aio.gate import Gate, counted
 
 # --- sending ------------------------------------------------------------------------------------
 
@@ -78,30 +43,6 @@ def test_a_thousand_sends_at_once_share_a_few_commits(name: str, message: bytes)
             assert threading.active_count() <= threads + 1
             assert (await ms.query("SELECT count(*) FROM messages")) == [(1_001,)]
             assert await ms.check() == []
-
-    asyncio.run(main())
-
-
-def test_objects_and_large_messages_are_composed_beside_the_loop(name: str) -> None:
-    async def main() -> None:
-        async with AsyncMailstrom(name) as ms:
-            where: set[int] = set()
-            real = ms._ms._submission
-
-            def composing(message: object, **options: Any) -> Any:
-                where.add(threading.get_ident())
-                return real(message, **options)
-
-            ms._ms._submission = composing  # type: ignore[method-assign]
-            given = EmailMessage()
-            given["From"] = given["To"] = "a@example.com"
-            given.set_content("x\n" * 50_000)
-            id = await ms.send(given, tags=["big"], metadata={"n": 1})
-            await ms.send(await ms.raw(id))
-            assert threading.get_ident() not in where
-            found = await ms.status(id)
-            assert (found.tags, found.metadata) == (("big",), {"n": 1})
-            assert (await ms.message(id))["To"] == "a@example.com"
 
     asyncio.run(main())
 
@@ -137,39 +78,6 @@ def test_a_send_that_is_cancelled_in_the_queue_is_withdrawn(name: str, message: 
             gate.let_go()
             await ms.send(message)
             assert (await ms.query("SELECT count(*) FROM messages")) == [(2,)]
-
-    asyncio.run(main())
-
-
-def test_a_busy_spool_is_an_error_in_time_and_the_loop_goes_on(
-    tmp_path: Path, message: bytes
-) -> None:
-    async def main() -> None:
-        async with AsyncMailstrom(tmp_path / "spool.db", timeout=0.2) as ms:
-            await ms.send(message)
-            gate = Gate(ms._ms)
-            ticks = 0
-
-            async def tick() -> None:
-                nonlocal ticks
-                while True:
-                    await asyncio.sleep(0.005)
-                    ticks += 1
-
-            ticking = asyncio.create_task(tick())
-            with pytest.raises(SpoolBusy, match=r"no turn to write within 0\.2 s"):
-                await ms.send(message)
-            assert ticks > 1, "the loop was not kept waiting"
-            ticking.cancel()
-            gate.let_go()
-            await ms._threads.write(lambda: None)
-            other = connect(str(tmp_path / "spool.db"))
-            other.execute("BEGIN IMMEDIATE").fetchall()
-            with pytest.raises(SpoolBusy):
-                await ms.send_many([message])
-            other.execute("ROLLBACK").fetchall()
-            other.close()
-            assert (await ms.query("SELECT count(*) FROM messages")) == [(1,)]
 
     asyncio.run(main())
 

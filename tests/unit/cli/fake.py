@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import namedtuple
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any, ClassVar
 
 from mailstrom.cli import ids
 from mailstrom.errors import MessageNotFound
+from mailstrom.storage.client import Target
 from mailstrom.types import MessageStatus, QueueStats, Reason, RecipientStatus, Status
 
 NOW = datetime(2030, 1, 31, 8, 0, tzinfo=UTC)
@@ -63,6 +65,7 @@ class FakeClient:
     rows: ClassVar[list[Any]] = []
     findings: ClassVar[list[str]] = []
     matching: ClassVar[int] = 0
+    arrived: ClassVar[int] = 0
     copied: ClassVar[bool] = False
     error: ClassVar[BaseException | None] = None
     calls: ClassVar[list[tuple[Any, ...]]] = []
@@ -70,7 +73,7 @@ class FakeClient:
     @classmethod
     def reset(cls) -> None:
         cls.messages, cls.rows, cls.findings, cls.error, cls.calls = {}, [], [], None, []
-        cls.matching, cls.copied = 0, False
+        cls.matching, cls.arrived, cls.copied = 0, 0, False
 
     def __init__(self, store: str | None = None, *, config: str | None = None) -> None:
         self.calls.append(("open", store, config))
@@ -108,9 +111,12 @@ class FakeClient:
             raise TimeoutError
         return status
 
-    def change_all(self, change: str, *, dry_run: bool = False, **filters: Any) -> int:
-        self.calls.append(("change_all", str(change), dry_run, filters))
-        return self.matching
+    def _chosen(self, change: str, *, shown: int, **filters: Any) -> FakeChosen:
+        self.calls.append(("chosen", str(change), filters))
+        return FakeChosen(self, str(change), shown)
+
+    def statuses(self, ids: Iterable[str]) -> dict[str, MessageStatus]:
+        return {id: self.messages[id] for id in ids if id in self.messages}
 
     def resolve(self, id: str, outcome: str, *, recipient: str | None = None) -> int:
         self.calls.append(("resolve", id, outcome, recipient))
@@ -143,6 +149,21 @@ class FakeClient:
 
     def check(self) -> list[str]:
         return self.findings
+
+
+class FakeChosen:
+    """The first recipients of all messages, and as many as ``matching`` in all."""
+
+    def __init__(self, client: FakeClient, change: str, shown: int) -> None:
+        self.client, self.change = client, change
+        self.count, self.others = client.matching, 0
+        of = [(one.id, address) for one in client.messages.values() for address in one.recipients]
+        self.first = [Target(*one) for one in of[:shown]]
+
+    def apply(self) -> int:
+        self.client.calls.append(("apply", self.change))
+        self.others = self.client.arrived
+        return self.count
 
 
 def named_rows(columns: str, *rows: tuple[Any, ...]) -> list[Any]:

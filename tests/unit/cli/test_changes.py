@@ -58,7 +58,7 @@ def test_every_verb_and_listing_means_the_same_by_a_filter(
     chosen = FILTERS[filters].split()
     assert [address[0] for address in sorted(words(run, *filters))] == chosen
     (counted,) = rows(run("queue", "hold", *filters, "--dry-run", "--json").out)
-    assert counted == {"matched": len(chosen), "held": 0, "dry_run": True}
+    assert counted == {"matched": len(chosen), "held": 0, "more": 0, "dry_run": True}
     assert set(words(run).values()) == {"queued"}
     held = f"held {len(chosen)} recipient{'' if len(chosen) == 1 else 's'}\n"
     assert run("queue", "hold", *filters, "--yes").out == held
@@ -84,6 +84,20 @@ def test_a_change_of_more_than_a_page_takes_all(run: Any, house: House) -> None:
     assert rows(run("queue", "count", "--json").out) == [
         {"status": "held", "recipients": 1300, "messages": 13}
     ]
+
+
+def test_a_preview_shows_the_recipients_that_would_be_changed(run: Any, house: House) -> None:
+    for number in range(8):
+        house.send(f"held{number}", f"held{number}@x.test")
+    assert run("queue", "hold", "--all", "--yes").code == 0
+    house.send("waits", "waits@x.test")
+    done = run("queue", "hold", "--status", "queued", "--status", "held", "--dry-run")
+    assert done.out == "would be held: 1 recipient\n"
+    assert done.err == f"{house.ids['waits']}  waits@x.test  queued\n"
+    done = run("queue", "cancel", "--all", "--dry-run")
+    lines = done.err.splitlines()
+    assert lines[0] == f"{house.ids['held0']}  held0@x.test  held (user)"
+    assert (len(lines), lines[-1]) == (6, "... and 4 more")
 
 
 def test_retry_reopens_failed_ones_only_when_they_are_named(run: Any, house: House) -> None:

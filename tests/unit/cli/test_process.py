@@ -17,6 +17,8 @@ import pytest
 
 from mailstrom import Mailstrom
 
+MAIL = b"From: a@x.test\r\nTo: b@y.test\r\n\r\nhello\r\n"
+
 
 def python(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(  # type: ignore[call-overload, no-any-return]
@@ -199,3 +201,39 @@ def test_tail_ends_well_when_its_reader_leaves(tmp_path: Path) -> None:
             assert tail.stderr is not None
             assert tail.stderr.read() == b""
             assert tail.wait(30) == 0
+
+
+def test_a_change_takes_what_it_asked_for_and_nothing_that_came_before_the_answer(
+    tmp_path: Path,
+) -> None:
+    spool = str(tmp_path / "spool.db")
+    with Mailstrom(spool) as ms:
+        shown = [ms.send(MAIL) for _ in range(3)]
+        person, keyboard = pty.openpty()
+        asking = subprocess.Popen(
+            [sys.executable, "-P", "-m", "mailstrom", "queue", "cancel", "--all", "--store", spool],
+            stdin=keyboard,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        try:
+            assert asking.stderr is not None
+            told = b""
+            while b"Cancel 3 recipients?" not in told:
+                piece = os.read(asking.stderr.fileno(), 4096)
+                assert piece, told
+                told += piece
+            for id in shown:
+                assert id.encode() in told
+            later = [ms.send(MAIL) for _ in range(40)]
+            os.write(person, b"y\n")
+            out, err = asking.communicate(timeout=30)
+        finally:
+            asking.kill()
+            asking.wait()
+            os.close(person)
+            os.close(keyboard)
+        assert (asking.returncode, out) == (0, b"cancelled 3 recipients\n")
+        assert b"40 recipients more matched since then and were left alone" in err
+        assert {ms.status(id).status for id in shown} == {"cancelled"}
+        assert {ms.status(id).status for id in later} == {"queued"}

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from mailstrom.types import Reason, Status
+
 
 def json_lines(text: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
@@ -107,7 +109,17 @@ def test_counting_in_a_copy_says_what_it_waits_for(run: Any, fake: Any) -> None:
 
 
 def changes(fake: Any) -> list[tuple[Any, ...]]:
-    return [call[1:] for call in fake.FakeClient.calls if call[0] == "change_all"]
+    return [call for call in fake.FakeClient.calls if call[0] in ("chosen", "apply")]
+
+
+def words(fake: Any) -> list[str]:
+    return [call[0] for call in changes(fake)]
+
+
+def deferred(fake: Any, id: str, *addresses: str) -> None:
+    state = {"status": Status.DEFERRED, "reason": Reason.REMOTE}
+    found = [fake.recipient(address, **state) for address in addresses]
+    fake.FakeClient.messages[id] = fake.message(id, *found)
 
 
 @pytest.mark.parametrize(
@@ -124,9 +136,8 @@ def test_a_change_counts_and_acts_through_the_client(
 ) -> None:
     fake.FakeClient.matching = 3
     answer = run("queue", verb, "--all", "--yes", "--json")
-    assert changes(fake) == [(verb, True, filters), (verb, False, filters)]
-    assert json_lines(answer.out) == [{"matched": 3, done: 3, "dry_run": False}]
-    assert queries(fake) == []  # --yes needs no preview
+    assert changes(fake) == [("chosen", verb, filters), ("apply", verb)]
+    assert json_lines(answer.out) == [{"matched": 3, done: 3, "more": 0, "dry_run": False}]
     assert run("queue", verb, "--all", "--yes").out == f"{done} 3 recipients\n"
 
 
@@ -145,12 +156,12 @@ def test_every_filter_reaches_the_client(run: Any, fake: Any) -> None:
             "--yes",
         ),
     )
-    (verb, dry_run, filters) = changes(fake)[-1]
+    (_, verb, filters), applied = changes(fake)
+    assert applied == ("apply", "retry")
     since = filters.pop("since")
     assert abs(datetime.now(UTC) - timedelta(hours=2) - since) < timedelta(minutes=5)
-    assert (verb, dry_run, filters) == (
+    assert (verb, filters) == (
         "retry",
-        False,
         {
             "ids": ("m1", "m2"),
             "status": ("failed",),
@@ -167,14 +178,26 @@ def test_every_filter_reaches_the_client(run: Any, fake: Any) -> None:
 
 def test_a_change_shows_some_asks_and_no_is_no(run: Any, fake: Any) -> None:
     fake.FakeClient.matching = 7
-    fake.FakeClient.rows = waiting(fake, ("m1", "a@x.test"), ("m1", "b\x1b@x.test"))
+    deferred(fake, "m1", "a@x.test", "b\x1b@x.test")
     done = run("queue", "cancel", "m1", stdin=b"n\n", person=True)
     assert done.code == 1
     assert "m1  a@x.test  deferred (remote)\nm1  b\\x1b@x.test  deferred (remote)\n" in done.err
     assert "... and 5 more\nCancel 7 recipients? [y/N]" in done.err
-    assert [dry_run for _, dry_run, _ in changes(fake)] == [True]
-    assert run("queue", "cancel", "m1", stdin=b"y\n", person=True).out == "cancelled 7 recipients\n"
-    assert [dry_run for _, dry_run, _ in changes(fake)] == [True, True, False]
+    assert words(fake) == ["chosen"]
+    done = run("queue", "cancel", "m1", stdin=b"y\n", person=True)
+    assert done.out == "cancelled 7 recipients\n"
+    assert words(fake) == ["chosen", "chosen", "apply"]
+    assert "since then" not in done.err
+
+
+def test_what_matched_only_later_is_told(run: Any, fake: Any) -> None:
+    fake.FakeClient.matching, fake.FakeClient.arrived = 7, 1_002
+    done = run("queue", "cancel", "--all", "--yes")
+    assert done.out == "cancelled 7 recipients\n"
+    later = "mailstrom: 1,002 recipients more matched since then and were left alone\n"
+    assert done.err == later
+    done = run("queue", "cancel", "--all", "--yes", "--json")
+    assert json_lines(done.out)[0]["more"] == 1_002
 
 
 def test_a_change_that_nobody_can_confirm_is_a_usage_error(run: Any, fake: Any) -> None:
@@ -182,18 +205,18 @@ def test_a_change_that_nobody_can_confirm_is_a_usage_error(run: Any, fake: Any) 
     done = run("queue", "cancel", "m1", stdin=b"y\n")
     assert done.code == 64
     assert "say --yes" in done.err
-    assert [dry_run for _, dry_run, _ in changes(fake)] == [True]
+    assert words(fake) == ["chosen"]
 
 
 def test_a_dry_run_changes_nothing(run: Any, fake: Any) -> None:
     fake.FakeClient.matching = 2
-    fake.FakeClient.rows = waiting(fake, ("m1", "a@x.test"))
+    deferred(fake, "m1", "a@x.test")
     done = run("queue", "retry", "m1", "--dry-run")
     assert (done.code, done.out) == (0, "would be retried: 2 recipients\n")
     assert "m1  a@x.test  deferred (remote)\n... and 1 more\n" in done.err
     done = run("queue", "retry", "m1", "--dry-run", "--json", "--yes")
-    assert json_lines(done.out) == [{"matched": 2, "retried": 0, "dry_run": True}]
-    assert [dry_run for _, dry_run, _ in changes(fake)] == [True, True]
+    assert json_lines(done.out) == [{"matched": 2, "retried": 0, "more": 0, "dry_run": True}]
+    assert words(fake) == ["chosen", "chosen"]
 
 
 def test_a_change_that_matches_nothing_exits_1(run: Any, fake: Any) -> None:

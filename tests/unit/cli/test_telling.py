@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from mailstrom import Mailstrom
 from mailstrom.cli import waiting
 from mailstrom.types import RouteResult, iso_ms
 from tests.storage.spool import HOUR, attempt
@@ -245,17 +246,19 @@ def busy(house: House) -> House:
     return house
 
 
-@pytest.mark.usefixtures("busy")
-def test_report_summary_sums_outcomes_and_what_waits(run: Any) -> None:
-    told = rows(run("report", "summary", "--json").out)
+def test_report_summary_sums_outcomes_and_what_waits(run: Any, busy: House) -> None:
+    since = busy.now - 30 * HOUR
+    told = rows(run("report", "summary", "--json", "--since", iso_ms(since)).out)
+    hour = str(iso_ms(since // HOUR * HOUR))
+    begin = f"since {hour[:10]} {hour[11:13]}:00Z"  # sums are of whole hours
     outcomes = {(r["when"], r["status"], r["reason"]): r["recipients"] for r in told}
     assert outcomes == {
-        ("since", "deferred", "remote"): 1,
-        ("since", "delivered", None): 1,
-        ("since", "failed", "bounced"): 1,
+        (begin, "deferred", "remote"): 1,
+        (begin, "delivered", None): 1,
+        (begin, "failed", "bounced"): 1,
         ("now", "deferred", None): 1,
     }
-    means = {row["status"]: row["mean_ms"] for row in told if row["when"] == "since"}
+    means = {row["status"]: row["mean_ms"] for row in told if row["when"] == begin}
     assert means["delivered"] == ENDED
     assert means["deferred"] is None  # it has no outcome yet
     only = rows(run("report", "summary", "--domain", "FINE.test", "--json").out)
@@ -383,6 +386,52 @@ def test_tail_by_type_takes_words_and_halves_of_words(run: Any) -> None:
     done = run("tail", "--type", "recipient.faild")
     assert done.code == 64
     assert "did you mean recipient.failed" in done.err
+    done = run("tail", "--type", "nope")
+    assert done.code == 64
+    assert "did you mean" not in done.err  # nothing is near it
+    assert "there are message.accepted, " in done.err
+
+
+def test_tail_follows_by_the_clients_own_follow(
+    run: Any, busy: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    followed: list[Any] = []
+
+    def follow(self: Mailstrom, after: int | None, *, types: Any) -> Any:
+        followed.append((after, types))
+        return iter(self.events(after, types=types))
+
+    monkeypatch.setattr(Mailstrom, "follow", follow)
+    assert len(run("tail", "-n", "1").out.splitlines()) == 1
+    run("tail", "-n", "0", "--type", "recipient.failed")
+    run("tail", "--since", iso_ms(busy.now + HOUR))
+    (newest,) = busy.stores.client().query("select max(id) from events", (), 5.0)[0]
+    assert followed == [(newest - 1, None), (None, ["recipient.failed"]), (newest, None)]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("store", "purge", "--dry-run", "--older-than"),
+        ("report", "summary", "--since"),
+        ("tail", "--no-follow", "--since"),
+        ("queue", "list", "--newer-than"),
+        ("queue", "cancel", "--dry-run", "--older-than"),
+        ("send", "--at"),
+        ("send", "--expires"),
+        ("send", "--wait"),
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("age", ["99999999d", "36501d", "999999999d"])
+def test_a_span_of_more_than_a_hundred_years_is_a_slip(
+    run: Any, house: House, arguments: tuple[str, ...], age: str
+) -> None:
+    *before, option = arguments
+    done = run(*before, f"{option}={age}", stdin=b"From: a@x.test\r\nTo: b@y.test\r\n\r\n")
+    assert (done.code, done.out) == (64, "")
+    assert f"'{age}' is too long: at most 36500d" in done.err
+    assert run("store", "purge", "--dry-run", "--older-than", "36500d").code == 0
 
 
 def test_tail_since_begins_there(run: Any, house: House) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 
 from mailstrom import InvalidMessage, Mailstrom, MessageNotFound
+from mailstrom.client import arguments
+from mailstrom.errors import MailstromError
 
 NAN = float("nan")
 FAR = 10**400
@@ -274,3 +276,46 @@ def test_text_that_is_no_id_is_not_found(client: Mailstrom, id: str) -> None:
     for verb in verbs:
         with pytest.raises(MessageNotFound):
             verb(id)
+
+
+class Looked(int):
+    """An integer of a subclass, which a range would look for among all of its members."""
+
+    __hash__ = int.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        raise AssertionError("compared one by one")
+
+
+def test_a_subclass_of_int_is_compared_with_the_bounds_alone() -> None:
+    assert arguments.bindings([Looked(200)])[0] is not None
+    arguments.count("limit", Looked(200))
+    with pytest.raises(ValueError, match="64 bits"):
+        arguments.bindings([Looked(1 << 63)])
+    with pytest.raises(ValueError, match="64 bits, not a number of more"):
+        arguments.count("limit", Looked(1 << 63))
+
+
+def test_a_callers_text_is_quoted_short(tmp_path: Path) -> None:
+    long = "x" * 100_000
+    with Mailstrom(tmp_path / "spool.db") as ms:
+        calls: list[Callable[[], object]] = [
+            lambda: ms.status(long),
+            lambda: ms.raw(long),
+            lambda: ms.wait(long, 0),
+            lambda: ms.cancel(long),
+            lambda: ms.find(status=long),
+            lambda: ms.find(after=long),
+            lambda: ms.find(limit=10**5_000),
+            lambda: ms.query(long),
+            lambda: ms.query(f"select :{long}", {}),
+            lambda: ms.query("select 1", {long: object()}),
+            lambda: ms.change_all(long),
+            lambda: ms.send_many([], **{long: 1}),  # type: ignore[arg-type]
+        ]
+        for call in calls:
+            with pytest.raises((MailstromError, ValueError, TypeError)) as caught:
+                call()
+            assert len(str(caught.value)) < 700 + len(str(tmp_path))
+    assert arguments.shown("x" * 80) == repr("x" * 80)
+    assert arguments.shown("x" * 81) == repr("x" * 79 + "…")

@@ -139,6 +139,12 @@ def test_send_many_keeps_order_defaults_and_own_options(client: Mailstrom) -> No
     assert client.send_many([]) == []
 
 
+def test_an_iterator_given_to_all_messages_serves_each_of_them(client: Mailstrom) -> None:
+    ids = client.send_many([email(), email()], recipients=iter(["c@x.test"]), tags=iter(["t"]))
+    for status in client.statuses(ids).values():
+        assert (list(status.recipients), status.tags) == (["c@x.test"], ("t",))
+
+
 def test_send_many_stops_at_a_bad_message_with_whole_chunks_before_it(
     client: Mailstrom, message: bytes
 ) -> None:

@@ -80,7 +80,7 @@ def test_a_bad_option_is_named_and_nothing_is_written(
         ("priority", None),
         ("stream", "x" * 64),
         ("tags", ("a", "a", "b")),
-        ("tags", iter(["a"])),
+        ("tags", {"a": 1}.keys()),
         ("metadata", {"a": "ü", "b": 1, "c": 1.5, "d": True}),
         ("metadata", {}),
         ("idempotency_key", "k" * 256),

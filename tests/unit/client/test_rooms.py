@@ -81,3 +81,56 @@ def test_a_fork_during_the_first_send(tmp_path: Path, case: str, outcome: str) -
     )
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.strip() == outcome, ran.stderr
+
+
+INTERRUPTED = """
+import signal, sys, threading
+from importlib.machinery import PathFinder
+from mailstrom import EngineState, Mailstrom
+
+importing, go = threading.Event(), threading.Event()
+
+class Gate:
+    def find_spec(self, name, path=None, target=None):
+        if name != "asyncio.streams":
+            return None
+        spec = PathFinder.find_spec(name, path)
+        run = spec.loader.exec_module
+        def run_late(module):
+            importing.set()
+            assert go.wait(30)
+            run(module)
+        spec.loader.exec_module = run_late
+        return spec
+
+sys.meta_path.insert(0, Gate())
+client = Mailstrom(sys.argv[1], timeout=5)
+main = threading.main_thread().ident
+
+def interrupt():
+    assert importing.wait(30)
+    signal.pthread_kill(main, signal.SIGINT)
+
+threading.Thread(target=interrupt).start()
+try:
+    client.start()
+except KeyboardInterrupt:
+    print("interrupted")
+go.set()
+client.start(config={"dns": {"nameservers": ["127.0.0.1:9"]}})
+print(client.worker_status().state is EngineState.READY, client.stop(10))
+client.close()
+"""
+
+
+def test_an_interrupted_start_leaves_no_half_made_module(tmp_path: Path) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-P", "-X", "faulthandler", "-c", INTERRUPTED, tmp_path / "spool.db"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={"PYTHONPATH": ":".join(filter(None, sys.path)), "PATH": "/usr/bin:/bin"},
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.splitlines() == ["interrupted", "True True"], ran.stderr

@@ -9,6 +9,7 @@ import sys
 import threading
 import types
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ class Books:
 
     def __init__(self, store: str, *, workers: int, config: Any, logger: Any = None) -> None:
         self.given = (store, workers, config)
-        self.state = EngineState.STOPPED
+        self.state = EngineState.STARTING
         self.calls: list[Any] = []
         self.ended = threading.Event()
         Books.made.append(self)
@@ -37,7 +38,10 @@ class Books:
         """Ready at once, or what ``refuse`` says."""
         self.calls.append("start")
         if Books.refuse is not None:
+            self.state = EngineState.STOPPED
             raise Books.refuse
+        if self.ended.is_set():
+            raise RuntimeError("stopped before it was ready")
         self.state = EngineState.READY
 
     def stop(self, timeout: float) -> bool:
@@ -144,13 +148,93 @@ def test_a_client_that_is_dropped_ends_its_engine(path: str) -> None:
 def test_a_signal_handler_may_stop_what_is_being_started(
     client: Mailstrom, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    start = Books.start
+
     def interrupted(self: Books) -> None:
-        self.state = EngineState.STARTING
         assert client.worker_status().state is EngineState.STARTING
         assert client.stop(1) is True
+        start(self)
 
     monkeypatch.setattr(Books, "start", interrupted)
+    with pytest.raises(RuntimeError, match="stopped before it was ready"):
+        client.start()
+    assert client.worker_status().state is EngineState.STOPPED
+
+
+@pytest.mark.parametrize("word", ["stop", "close"])
+def test_another_thread_may_end_what_is_being_started(
+    path: str, monkeypatch: pytest.MonkeyPatch, word: str
+) -> None:
+    client = Mailstrom(path)
+    starting = threading.Event()
+    start = Books.start
+
+    def slow(self: Books) -> None:
+        starting.set()
+        assert self.ended.wait(30), "nobody could stop it"
+        start(self)
+
+    monkeypatch.setattr(Books, "start", slow)
+    with ThreadPoolExecutor(1) as threads:
+        started = threads.submit(client.start)
+        assert starting.wait(30)
+        with pytest.raises(RuntimeError, match="delivers already"):
+            client.start()
+
+        getattr(client, word)()
+
+        with pytest.raises(RuntimeError, match="stopped before it was ready"):
+            started.result(30)
+    assert client.worker_status().state is EngineState.STOPPED
+    client.close()
+
+
+def test_a_client_closed_before_it_could_see_the_engine_ends_it(
+    client: Mailstrom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Books.__init__
+
+    def closed_meanwhile(self: Books, *arguments: Any, **options: Any) -> None:
+        client.close()
+        made(self, *arguments, **options)
+
+    monkeypatch.setattr(Books, "__init__", closed_meanwhile)
+    with pytest.raises(SpoolError, match="closed"):
+        client.start()
+    assert Books.made[0].ended.is_set()
+
+
+def test_who_stops_what_is_being_stopped_waits_for_the_same_end(
+    client: Mailstrom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = threading.Barrier(2)
+    stop = Books.stop
+
+    def slow(self: Books, timeout: float) -> bool:
+        self.state = EngineState.DRAINING
+        both.wait(30)  # two are waiting, and hold nothing that the other needs
+        return stop(self, timeout)
+
     client.start()
+    monkeypatch.setattr(Books, "stop", slow)
+    with ThreadPoolExecutor(1) as threads:
+        other = threads.submit(client.stop, 20)
+        assert client.stop(20) is True
+        assert other.result(30) is True
+    assert Books.made[0].calls == ["start", ("stop", 20.0), ("stop", 20.0)]
+
+
+def test_an_engine_that_could_not_be_awaited_is_not_told_stopped(
+    client: Mailstrom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client.start()
+    with monkeypatch.context() as patch:
+        patch.setattr(Books, "stop", lambda self, timeout: False)
+        assert client.stop(0) is False
+        assert client.worker_status().ok
+        with pytest.raises(RuntimeError, match="delivers already"):
+            client.start()
+    assert client.stop() is True
     assert client.worker_status().state is EngineState.STOPPED
 
 
@@ -183,18 +267,20 @@ from mailstrom import EngineState, Mailstrom, WorkerStatus
 
 class Engine:
     def __init__(self, store, *, workers, config, logger=None):
-        pass
+        self.state = EngineState.STARTING
     def start(self):
-        pass
+        self.state = EngineState.READY
     def stop(self, timeout):
         print("stopped within", round(timeout))
+        self.state = EngineState.STOPPED
         return True
     def status(self):
-        return WorkerStatus(state=EngineState.READY)
+        return WorkerStatus(state=self.state)
 
 module = types.ModuleType("mailstrom_workers.embedded")
 module.EmbeddedEngine = Engine
 sys.modules[module.__name__] = module
+{begin}
 one, two = Mailstrom("memory:"), Mailstrom("memory:")
 one.start()
 two.start()
@@ -202,10 +288,25 @@ two.start()
 """
 
 
-@pytest.mark.parametrize("end", ["", "raise SystemExit", "one.close(); one.start = None"])
-def test_at_exit_every_engine_is_ended_once(end: str) -> None:
+STUCK = """
+import threading
+stuck = threading.Event()
+def start(self):
+    stuck.set()
+    threading.Event().wait()
+"""
+THIRD = """
+Engine.start = start
+three = Mailstrom("memory:")
+threading.Thread(target=three.start, daemon=True).start()
+stuck.wait()
+"""
+
+
+def exiting(begin: str, end: str) -> list[str]:
+    """What engines say that are left running when the interpreter exits."""
     ran = subprocess.run(
-        [sys.executable, "-P", "-W", "error", "-c", EXITING.format(end=end)],
+        [sys.executable, "-P", "-W", "error", "-c", EXITING.format(begin=begin, end=end)],
         capture_output=True,
         text=True,
         timeout=60,
@@ -213,5 +314,14 @@ def test_at_exit_every_engine_is_ended_once(end: str) -> None:
         env={"PYTHONPATH": ":".join(filter(None, sys.path)), "PATH": "/usr/bin:/bin"},
     )
     assert (ran.returncode, ran.stderr) == (0, "")
+    return sorted(ran.stdout.splitlines())
+
+
+@pytest.mark.parametrize("end", ["", "raise SystemExit", "one.close(); one.start = None"])
+def test_at_exit_every_engine_is_ended_once(end: str) -> None:
     first = "stopped within 30" if "close" in end else "stopped within 5"
-    assert sorted(ran.stdout.splitlines()) == sorted([first, "stopped within 5"])
+    assert exiting("", end) == sorted([first, "stopped within 5"])
+
+
+def test_at_exit_what_a_thread_is_starting_is_ended_too() -> None:
+    assert exiting(STUCK, THIRD) == ["stopped within 5"] * 3

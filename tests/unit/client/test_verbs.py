@@ -369,6 +369,45 @@ def test_change_all_counts_first_and_changes_in_pages(
     assert ms.change_all("release", ids=[]) == ms.change_all("hold", tag=[]) == 0
 
 
+def test_what_was_chosen_is_changed_and_nothing_that_matched_later(
+    ms: Mailstrom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(changing, "PAGE", 3)
+    seen = [ms.send(to(f"{n}a@example.org", f"{n}b@example.org")) for n in range(4)]
+    held = [ms.send(MESSAGE), ms.send(MESSAGE)]
+    for id in held:
+        ms.hold(id)
+    chosen = ms._chosen("hold", shown=2, status=["queued", "held"])
+    assert chosen.count == 8
+    assert [target[:2] for target in chosen.first] == [
+        (seen[0], "0a@example.org"), (seen[0], "0b@example.org")
+    ]  # fmt: skip
+    later = [ms.send(MESSAGE) for _ in range(5)]  # accepted since
+    ms.release(held[0])  # came into a state that the change touches
+    ms.cancel(seen[1])
+    assert chosen.apply() == 6
+    assert chosen.others == 6
+    assert {id: one.status for id, one in ms.statuses([*seen, *held, *later]).items()} == {
+        **dict.fromkeys(seen, Status.HELD),
+        seen[1]: Status.CANCELLED,
+        held[0]: Status.QUEUED,
+        held[1]: Status.HELD,
+        **dict.fromkeys(later, Status.QUEUED),
+    }
+
+
+def test_what_was_chosen_by_ids_stays_what_it_was(
+    ms: Mailstrom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(changing, "PAGE", 2)
+    ids = [ms.send(to(f"{n}a@example.org", f"{n}b@example.org")) for n in range(5)]
+    chosen = ms._chosen("cancel", ids=[*reversed(ids), "unknown"], recipient="2a@example.org")
+    assert (chosen.count, chosen.first) == (1, [])
+    chosen = ms._chosen("cancel", ids=[*reversed(ids), "unknown"])
+    assert (chosen.count, chosen.apply(), chosen.others) == (10, 10, 0)
+    assert (chosen.apply(), ms.stats().finished["cancelled"]) == (0, 10)
+
+
 def test_a_bulk_change_that_stops_tells_how_far_it_came(
     ms: Mailstrom, monkeypatch: pytest.MonkeyPatch
 ) -> None:

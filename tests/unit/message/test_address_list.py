@@ -106,6 +106,22 @@ def test_any_value_is_read_or_refused_and_survives_rendering(text: str) -> None:
 
 
 def test_hostile_length_is_read_in_linear_steps() -> None:
-    for text in ("a" * 200_000, '"' + "\\a" * 100_000, "(" + "a\\" * 100_000, "a@" * 100_000):
+    for text in (
+        "a" * 200_000,
+        '"' + "\\a" * 100_000,
+        "(" + "a\\" * 100_000,
+        "a@" * 100_000,
+        "a:" * 5_000,
+        "a:" * 5_000 + "b@c.d" + ";" * 5_000,
+        "a: " * 5_000,
+        "(" * 5_000,
+    ):
         with pytest.raises((InvalidAddress, InvalidMessage)):
             parse_address_list(text, header="To")
+
+
+@pytest.mark.parametrize("depth", [2, 600, 50_000])
+def test_a_group_in_a_group_is_refused_before_it_is_read(depth: int) -> None:
+    with pytest.raises(InvalidAddress) as caught:
+        parse_address_list("a:" * depth + ";" * depth, header="To")
+    assert caught.value.rule == "address-group"

@@ -1,4 +1,4 @@
-"""Dates: from datetime objects, from text in all its forms, and never from a naive clock."""
+"""Dates: from datetime objects, from text in all its forms; what a naive clock becomes."""
 
 from __future__ import annotations
 
@@ -41,11 +41,22 @@ def test_an_aware_datetime_is_sent_with_its_offset(kind: type[Message[Any, Any]]
     assert sent(dated(AWARE.astimezone(UTC), kind)) == b"Wed, 01 Jul 2026 17:30:00 +0000"
 
 
-@pytest.mark.parametrize("kind", [EmailMessage, Message])
-def test_a_naive_clock_is_refused(kind: type[Message[Any, Any]]) -> None:
+@pytest.mark.parametrize("microsecond", [0, 1, 999_999])
+def test_a_naive_clock_means_one_thing_at_every_microsecond(microsecond: int) -> None:
+    naive = AWARE.replace(tzinfo=None, microsecond=microsecond)
+    # EmailMessage makes of it what formatdate() makes of a time: UTC, the zone not told.
+    assert sent(dated(naive)) == b"Wed, 01 Jul 2026 12:00:00 -0000"
     with pytest.raises(InvalidMessage) as caught:
-        sent(dated(AWARE.replace(tzinfo=None), kind))
+        sent(dated(naive, Message))
     assert (caught.value.rule, caught.value.header) == ("date-naive", "Date")
+
+
+@pytest.mark.parametrize("kind", [EmailMessage, Message])
+def test_no_date_before_1900_is_sent(kind: type[Message[Any, Any]]) -> None:
+    assert sent(dated(AWARE.replace(year=1900), kind)) == b"Sun, 01 Jul 1900 12:00:00 -0530"
+    with pytest.raises(InvalidMessage) as caught:
+        sent(dated(AWARE.replace(year=1899), kind))
+    assert (caught.value.rule, caught.value.header) == ("date-syntax", "Date")
 
 
 def test_the_librarys_own_date_texts_pass() -> None:
@@ -80,6 +91,7 @@ def test_obsolete_forms_are_read_and_not_written(text: str) -> None:
         "30 Feb 2026 00:00:00 +0000", "02 Jan 2026 24:00:00 +0000", "02 Jan 2026 03:04:61 +0000",
         "02 Jan 2026 03:04:05 +0099", "02 Jan 2026 03:04:05 +2400", "02 Jan 123456 00:00 +0000",
         "02 Jan 2026 03:04:05 +0000 x", "02 Jän 2026 03:04:05 +0000", "0000 Jan 2026 00:00 +0000",
+        "31 Dec 1899 23:59:59 +0000", "1 Jan 0026 00:00:00 +0000",
     ],
 )  # fmt: skip
 def test_what_is_no_date_is_refused_by_name(text: str) -> None:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mailstrom.message import encoded_word, parameters
 from mailstrom.message.encoded_word import WORD, decode_words, encode_words
 
 TEXT = st.text(
@@ -60,6 +61,39 @@ def test_the_standard_decoder_reads_the_same(text: str) -> None:
 )
 def test_reads_what_others_wrote(text: str, decoded: str) -> None:
     assert decode_words(text) == decoded
+
+
+class Octets(bytes):
+    """Counts what is copied when it is appended to other octets."""
+
+    copied = 0
+
+    def __radd__(self, other: bytes) -> bytes:
+        Octets.copied += len(other)
+        return bytes(other) + bytes(self)
+
+
+def test_a_long_subject_is_decoded_without_copying_it_for_each_word(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    octets = encoded_word._octets
+    monkeypatch.setattr(encoded_word, "_octets", lambda *given: Octets(octets(*given)))
+    monkeypatch.setattr(Octets, "copied", 0)
+    words = encode_words("äx" * 20_000)
+    assert len(words) > 500
+    assert decode_words(" ".join(words)) == "äx" * 20_000
+    assert Octets.copied <= 60_000
+
+
+def test_a_long_parameter_is_joined_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    unquoted = parameters.unquote_to_bytes
+    monkeypatch.setattr(parameters, "unquote_to_bytes", lambda text: Octets(unquoted(text)))
+    monkeypatch.setattr(Octets, "copied", 0)
+    pieces = [f"; n*{index}*={'utf-8' * (not index)}{chr(39) * 2 * (not index)}%C3%A4{'x' * 40}"
+              for index in range(2_000)]  # fmt: skip
+    found = parameters.parse_parameterised("a/b" + "".join(pieces), header="Content-Type")
+    assert found.get("n") == ("ä" + "x" * 40) * 2_000
+    assert Octets.copied <= 2_000 * 42
 
 
 @given(st.text(max_size=60), st.sampled_from(["q", "b", "Q", "B"]), st.text(max_size=10))

@@ -126,6 +126,20 @@ def test_malformed_bytes_hash_as_they_stand(one: bytes, other: bytes) -> None:
     assert fingerprint(prepare(HEAD + one)) != fingerprint(prepare(HEAD + other))
 
 
+def test_what_compose_adds_is_never_hashed() -> None:
+    block = b"Resent-From: e@f.example\r\nResent-To: g@h.example\r\n"
+    bare = block + HEAD + b"Content-Type: text/plain\r\n\r\nx\r\n"
+    first, second = prepare(bare), prepare(bare, LATER)
+    assert first.content != second.content
+    assert first.content.count(b"\r\nResent-Date:") == 1
+    assert fingerprint(first) == fingerprint(second)
+    assert fingerprint(first) != fingerprint(prepare(bare.replace(b"e@f", b"i@f")))
+    # Inside an attached message it is somebody else's.
+    inside = [HEAD + b"Content-Type: message/rfc822\r\n\r\nResent-Date: %d\r\n\r\n" % day
+              for day in (1, 2)]  # fmt: skip
+    assert len({fingerprint(prepare(octets)) for octets in inside}) == 2
+
+
 def test_the_order_of_recipients_does_not_matter() -> None:
     body = HEAD + b"\r\nx\r\n"
     hashes = {

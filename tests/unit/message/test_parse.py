@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
@@ -94,6 +95,26 @@ def test_what_was_read_is_rendered_octet_for_octet() -> None:
     assert parse(PLAIN).render() == PLAIN
 
 
+def test_dates_begin_with_the_year_1900() -> None:
+    found = parse(PLAIN.replace(b"2026", b"1900"))
+    assert found.date == datetime(1900, 1, 1, tzinfo=UTC)
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_every_bytes_type_is_read(kind: Callable[[bytes], bytes]) -> None:
+    found = parse(kind(WHOLE))
+    assert found == parse(WHOLE)
+    assert type(found.body) is bytes
+
+
+@pytest.mark.parametrize("value", [WHOLE.decode(), None, 5, [WHOLE], object()])
+def test_what_is_no_bytes_is_refused_by_name(value: object) -> None:
+    with pytest.raises(InvalidMessage) as caught:
+        parse(value)  # type: ignore[arg-type]
+    assert (caught.value.rule, caught.value.position) == ("message-type", None)
+    assert type(value).__name__ in str(caught.value)
+
+
 def test_missing_fields_are_none_or_empty() -> None:
     found = parse(PLAIN)
     assert (found.subject, found.sender, found.message_id, found.return_path) == (None,) * 4
@@ -154,6 +175,7 @@ REFUSED = [
     (b"Date: |30 Feb 2026 00:00:00 +0000\r\nFrom: a@b.c\r\n\r\n", "date-syntax", "Date"),
     (b"Date: |2 Jan 2026 00:00:00 GMT\r\nFrom: a@b.c\r\n\r\n", "date-syntax", "Date"),
     (b"Date: |2 Jan 26 00:00:00 +0000\r\nFrom: a@b.c\r\n\r\n", "date-syntax", "Date"),
+    (b"Date: |31 Dec 1899 00:00:00 +0000\r\nFrom: a@b.c\r\n\r\n", "date-syntax", "Date"),
     (b"Date: 2 Jan 2026 00:00:00 +0000 |x\r\nFrom: a@b.c\r\n\r\n", "date-syntax", "Date"),
     (PLAIN[:-2] + b"To:|\r\n\r\n", "address-syntax", "To"),
     (PLAIN[:-2] + b"To: a@b.c,|\r\n\r\n", "address-syntax", "To"),

@@ -114,6 +114,63 @@ def test_utf8_headers_need_smtputf8() -> None:
     assert (prepared.eightbit, prepared.smtputf8) == (True, True)
 
 
+MIXED = FULL.replace(
+    b"\r\n\r\n", b'\r\nMIME-Version: 1.0\r\nContent-Type: multipart/mixed; boundary="x"\r\n\r\n', 1
+)
+NAMED = b'Content-Disposition: attachment; filename="%s"\r\n'
+
+
+def framed(*parts: bytes, boundary: bytes = b"x", close: bytes = b"--") -> bytes:
+    delimiter = b"--" + boundary
+    return b"".join(delimiter + b"\r\n" + part + b"\r\n" for part in parts) + (
+        delimiter + close + b"\r\n"
+    )
+
+
+INNER = b"Content-Type: multipart/related;\r\n boundary=y\r\n\r\n"
+UTF8 = NAMED % "ü".encode()
+
+
+@pytest.mark.parametrize(
+    ("body", "needed"),
+    [
+        (framed(UTF8 + b"\r\nx"), True),
+        (framed(b"\r\nfirst", UTF8 + b"\r\nx"), True),
+        (framed(UTF8), True),
+        (framed(UTF8 + b"\r\nx", close=b""), True),
+        (framed(INNER + framed(UTF8 + b"\r\nx", boundary=b"y")), True),
+        (framed(INNER + framed(INNER.replace(b"=y", b"=z") + framed(UTF8, boundary=b"z"),
+                               boundary=b"y")), True),
+        (framed(NAMED % b"u" + "\r\nü".encode()), False),
+        (framed("\r\nü: ü".encode()), False),
+        ("ü: ü\r\n".encode() + framed(b"\r\nx"), False),
+        (framed(b"\r\nx") + "\r\nü: ü\r\n".encode(), False),
+        (framed(NAMED % b"\xfc" + b"\r\nx"), False),
+        (framed(b"Content-Type: message/rfc822\r\n\r\nSubject: \xc3\xbc\r\n\r\nx"), False),
+        ("--xx\r\nü: ü\r\n".encode() + framed(b"\r\nx"), False),
+        (framed(b"Content-Type: broken;;=\r\n\r\n" + "ü".encode()), False),
+    ],
+)  # fmt: skip
+def test_utf8_in_a_parts_header_needs_smtputf8(body: bytes, needed: bool) -> None:
+    for ends in (body, body.replace(b"\r\n", b"\n")):
+        octets = (MIXED if b"\r" in ends else MIXED.replace(b"\r\n", b"\n")).partition(
+            b"\n\r\n" if b"\r" in ends else b"\n\n"
+        )
+        prepared = prepare(octets[0] + octets[1] + ends)
+        assert (prepared.smtputf8, prepared.eightbit) == (needed, True)
+        assert prepared.content == MIXED.partition(b"\r\n\r\n")[0] + b"\r\n\r\n" + body
+
+
+def test_parts_nested_without_end_are_looked_into_to_a_bound() -> None:
+    body = UTF8
+    for depth in range(400):
+        name = b"b%d" % depth
+        body = b"Content-Type: multipart/mixed; boundary=%s\r\n\r\n" % name + framed(
+            body, boundary=name
+        )
+    assert prepare(MIXED.partition(b"\r\n\r\n")[0] + b"\r\n\r\n" + framed(body)).eightbit
+
+
 def test_utf8_recipients_need_smtputf8() -> None:
     prepared = prepare(FULL, recipients=["jörg@b.example"])
     assert (prepared.eightbit, prepared.smtputf8) == (False, True)
@@ -246,6 +303,22 @@ def test_a_recipient_is_never_empty(address: object) -> None:
 def test_address_arguments_may_have_a_display_name() -> None:
     prepared = prepare(FULL, sender="A <a@B.example>", recipients=['"x, y" <c@d.example>'])
     assert (prepared.sender, prepared.recipients) == ("a@b.example", ("c@d.example",))
+
+
+@pytest.mark.parametrize(
+    "value", [b"<1@a.example> (x)", b"(a (b)) <1@a.example>", b" \t<1@a.example>\r\n (folded)"]
+)
+def test_comments_round_a_message_id_are_kept_and_not_part_of_it(value: bytes) -> None:
+    commented = FULL.replace(b"<1@a.example>", value)
+    prepared = prepare(commented)
+    assert (prepared.content, prepared.message_id) == (commented, "<1@a.example>")
+
+
+@pytest.mark.parametrize("value", [b"(x)", b"<1@a.example> x", b"<1@a.example> (x", b"(x<1@a.b>"])
+def test_what_is_no_single_message_id_is_refused(value: bytes) -> None:
+    with pytest.raises(InvalidMessage) as caught:
+        prepare(FULL.replace(b"<1@a.example>", value))
+    assert caught.value.rule == "message-id"
 
 
 def test_the_null_sender_takes_the_id_domain_from_the_author() -> None:

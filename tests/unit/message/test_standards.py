@@ -133,6 +133,30 @@ def test_no_line_passes_998_octets_whatever_cannot_be_folded() -> None:
     assert (caught.value.rule, caught.value.header) == ("line-too-long", "References")
 
 
+@pytest.mark.parametrize("kind", [EmailMessage, Message])
+@pytest.mark.parametrize("name", ["References", "In-Reply-To"])
+def test_identifiers_fold_between_each_other(kind: type[Message[Any, Any]], name: str) -> None:
+    ids = [f"<{'a' * 30}{number}@m.example>" for number in range(40)]
+    for joint in ("", " ", " (so) "):
+        message = kind()
+        message["From"], message["To"] = "a@b.example", "c@d.example"
+        message[name] = joint.join(ids)
+        message["Message-ID"] = "<1@m.example> (mine)"
+        message.set_payload("x")
+        prepared = prepare(message)
+        assert max(map(len, prepared.content.split(b"\r\n"))) <= 78
+        found = parse(prepared.content)
+        assert (found.references or found.in_reply_to) == tuple(ids)
+        assert (found.message_id, prepared.message_id) == ("<1@m.example>",) * 2
+
+
+def test_obsolete_phrases_between_identifiers_stay() -> None:
+    value = "Your message of Friday <1@m.example> (x"
+    message = Message()
+    message["From"], message["To"], message["In-Reply-To"] = "a@b.example", "c@d.example", value
+    assert f"In-Reply-To: {value}\r\n".encode() in prepare(message).content
+
+
 # -- addresses ------------------------------------------------------------------------------------
 
 

@@ -12,13 +12,25 @@ VALUES (:id, :sender, :subject, :size, :content, :chunks, :body, :digest, :strea
         :expires_ms, :recipients);
 
 -- name: idempotency_get
-SELECT id, hash FROM idempotency WHERE key = :key;
+SELECT id, hash FROM idempotency WHERE key = :key AND expires_ms > :since_ms;
 
 -- name: stage_begin
 INSERT INTO staged (created_ms) VALUES (:now_ms) RETURNING seq;
 
 -- name: stage_chunk
 INSERT INTO content (key, data, digest) VALUES (:key, :data, :digest);
+
+-- name: unstage_content
+-- Only what belongs to no message: enqueue deletes the row of what it takes.
+DELETE FROM content
+ WHERE key IN (SELECT key FROM content
+                WHERE key BETWEEN -:seq * 4096 AND -:seq * 4096 + 4095
+                  AND EXISTS (SELECT 1 FROM staged WHERE seq = :seq AND created_ms = :staged_ms)
+                LIMIT :most)
+RETURNING key;
+
+-- name: unstage
+DELETE FROM staged WHERE seq = :seq AND created_ms = :staged_ms;
 
 -- name: known_ids
 SELECT id FROM message WHERE id IN (SELECT value FROM json_each(:ids));

@@ -1,4 +1,7 @@
-"""Contract modules assert like tests: pytest must rewrite them before they are imported."""
+"""Shared test modules assert like tests: pytest must rewrite them before anything imports them.
+
+Here, since tests of other folders use them, too, and whoever is collected first imports first.
+"""
 
 from __future__ import annotations
 
