@@ -74,8 +74,11 @@ def change_options(function: F) -> F:
     )(function)
 
 
-def ask(question: str) -> None:
+def ask(question: str, *, dry_run: bool = True) -> None:
     """Ends the command unless a person says yes.
+
+    Args:
+        dry_run: whether the command has that option, so that it can be offered.
 
     Raises:
         UsageError: nobody is at the terminal to be asked.
@@ -83,7 +86,8 @@ def ask(question: str) -> None:
     """
     if not sys.stdin.isatty():
         raise click.UsageError(
-            f"{question} Nobody is at the terminal to answer: say --yes, or look with --dry-run"
+            f"{question} Nobody is at the terminal to answer: say --yes"
+            + (", or look with --dry-run" if dry_run else "")
         )
     click.confirm(question, abort=True, err=True)
 

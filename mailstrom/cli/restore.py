@@ -36,7 +36,8 @@ def run(copy: str, path: str | None, config: str | None, *, yes: bool, as_json: 
         made = "" if made_ms is None else f" (made {iso_ms(made_ms)})"
         ask(
             f"Put the copy {copy}{made} in the place of {target}? What is there now is kept beside"
-            " it under another name."
+            " it under another name.",
+            dry_run=False,
         )
     kept = restore(copy, target, wall_ms())
     if as_json:

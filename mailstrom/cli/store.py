@@ -112,7 +112,8 @@ def adopt(path: str | None, config: str | None, store: str | None, yes: bool, as
                 waiting = sum(stats.waiting.values())
                 ask(
                     f"{waiting:,} recipients wait in {client.path}. What the spool it was copied"
-                    " from has sent since will be sent again. Adopt it?"
+                    " from has sent since will be sent again. Adopt it?",
+                    dry_run=False,
                 )
             adopted = client.adopt()
         place = client.path
