@@ -155,7 +155,7 @@ class AsyncMailstrom(AsyncSending):
             found = await self.status(id)
             if found.completed:
                 return found
-            raise not_completed(id, timeout)
+            raise not_completed(found, timeout)
         limit = None if timeout is None or timeout >= _FOR_EVER_S else timeout
         _, finals = self._watched()
         future = finals.expect(id)
@@ -165,7 +165,7 @@ class AsyncMailstrom(AsyncSending):
                 return found if found.completed else await future
         except TimeoutError:  # SpoolBusy is one, too
             if patience.expired():
-                raise not_completed(id, timeout) from None
+                raise not_completed(await self.status(id), timeout) from None
             raise
         finally:
             finals.forget(id, future)

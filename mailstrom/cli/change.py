@@ -109,7 +109,9 @@ def apply(
     meant = selection.limited_to(verb.statuses, verb.reasons)
     chosen = client._chosen(verb.change, shown=SHOWN, **meant.filters())
     if not chosen.count:
-        click.echo(f"mailstrom: no {either(meant.status)} recipient matches", err=True)
+        unsaid = verb.word == "retry" and not selection.status
+        advice = "; failed ones are reopened with --status failed" if unsaid else ""
+        click.echo(f"mailstrom: no {either(meant.status)} recipient matches{advice}", err=True)
         return Exit.FAILED
     if dry_run and as_json:
         print_json({"matched": chosen.count, verb.done: 0, "more": 0, "dry_run": True})

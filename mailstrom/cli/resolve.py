@@ -41,5 +41,9 @@ def command(
     elif changed:
         click.echo(f"resolved {recipients(changed)}")
     if not changed:
-        click.echo(f"mailstrom: no recipient of {id} is held in doubt", err=True)
+        click.echo(
+            f"mailstrom: {recipient or 'no recipient'} of {id} is"
+            f"{' not' if recipient else ''} held in doubt",
+            err=True,
+        )
     return Exit.OK if changed else Exit.FAILED

@@ -90,7 +90,7 @@ class Asking(Handle):
 
         found = waiting.until(look, self._store.revision, timeout)
         if found is None:
-            raise not_completed(id, timeout)
+            raise not_completed(self.status(id), timeout)
         return found
 
     def raw(self, id: str) -> bytes:
@@ -363,6 +363,11 @@ def vocabulary(types: object) -> tuple[str, ...] | None:
     return arguments.known("types", types, EVENT_WORDS)
 
 
-def not_completed(id: str, timeout: float | None) -> TimeoutError:
-    """The error of a wait that took too long."""
-    return TimeoutError(f"message {id} was not completed within {timeout:g} s")
+def not_completed(status: MessageStatus, timeout: float | None) -> TimeoutError:
+    """The error of a wait that took too long; says what the first open recipient waits for."""
+    waits = next((one for one in status.recipients.values() if not one.status.final), None)
+    why = ""
+    if waits is not None:
+        reason = "" if waits.reason is None else f" ({waits.reason})"
+        why = f": {waits.address} is {waits.status}{reason}"
+    return TimeoutError(f"message {status.id} was not completed within {timeout:g} s{why}")

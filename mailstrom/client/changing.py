@@ -89,6 +89,8 @@ class Changing(Asking):
     def retry(self, id: str, *, recipient: str | None = None) -> int:
         """Make waiting recipients due now, not before their ``send_at``; reopen failed ones.
 
+        A message with a reopened recipient lives for another day at least.
+
         Args:
             recipient: only this address.
 

@@ -104,7 +104,8 @@ class Sending(Handle):
             expires_at: give up at this time (as ``send_at``). Default: the stream's ``max_age``,
                 else the engine's ``[retry] max_age``, counted from ``send_at``.
             priority: ``high``, ``normal`` or ``low``. Default: the stream's, else ``normal``.
-            stream: the named policy it belongs to; one that no configuration names is fine.
+            stream: the named policy it belongs to; one that no configuration names is
+                fine. An engine brings the policies into the spool: there are none before.
             tags: at most 50 words to find it by.
             metadata: flat dict of texts, numbers and bools kept with it.
             idempotency_key: a second send with this key and the same content returns the first id.

@@ -222,7 +222,9 @@ def test_a_dry_run_changes_nothing(run: Any, fake: Any) -> None:
 def test_a_change_that_matches_nothing_exits_1(run: Any, fake: Any) -> None:
     done = run("queue", "retry", "m1", "--yes")
     assert done.code == 1
-    assert done.err == "mailstrom: no deferred recipient matches\n"
+    assert done.err == (
+        "mailstrom: no deferred recipient matches; failed ones are reopened with --status failed\n"
+    )
     done = run("queue", "cancel", "m1", "--yes")
     assert done.err == "mailstrom: no queued, deferred or held recipient matches\n"
     assert run("queue", "list").err.startswith("no recipient waits")
