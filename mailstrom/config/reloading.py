@@ -14,7 +14,7 @@ from mailstrom.errors import ConfigError
 
 KEPT = (
     "store", "hostname", "delivery.mode", "delivery.port", "delivery.on_doubt", "relay.", "dns.",
-    "tls.",
+    "tls.", "spool.retention.",
 )  # fmt: skip
 """Keys, and tables (with a dot) with all their keys."""
 

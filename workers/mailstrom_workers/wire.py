@@ -301,12 +301,15 @@ class _Opening:
             await exchanges[chosen](username, policy.password or "")
 
     async def _login(self, username: str, password: str) -> aiosmtplib.SMTPResponse:
-        """LOGIN as the server asks for it: one that ignores an initial response is not misled."""
+        """LOGIN as the server asks for it: one that ignores an initial response is not misled.
+
+        What a prompt without known words asks for is told by its place: the name comes first.
+        """
         assert self.smtp is not None
         answers = {"username": username, "password": password}
         response = await self.smtp.execute_command(b"AUTH", b"LOGIN")
         while response.code == _CONTINUE:
-            asked = prompt(response.message)
+            asked: str | None = prompt(response.message) or next(iter(answers), None)
             if asked not in answers:
                 with contextlib.suppress(aiosmtplib.SMTPException):
                     await self.smtp.execute_command(b"*")

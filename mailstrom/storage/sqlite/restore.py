@@ -29,6 +29,7 @@ import fcntl
 import os
 import socket
 import stat
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -55,6 +56,7 @@ _LOCKS_FROM = 0x4000_0000  # the lock-byte page: pending, reserved, 510 shared b
 _LOCKS = 512
 _LOG, _SHARED_MEMORY = "-wal", "-shm"
 _UNTOUCHED = "it is as it was"
+_LOOKS, _LOOK_S = 20, 0.05
 _NO_LINKS = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.EMLINK})
 
 
@@ -156,6 +158,15 @@ def _require_spool(connection: apsw.Connection, copy: str) -> None:
         )
 
 
+def _taken(lock: LockFile) -> bool:
+    """Take a lock that others hold for moments when they ask whether it is free."""
+    for _ in range(_LOOKS):
+        if lock.acquire({"pid": os.getpid(), "host": socket.gethostname()}):
+            return True
+        time.sleep(_LOOK_S)
+    return False
+
+
 @contextlib.contextmanager
 def _alone(path: str) -> Iterator[None]:
     """Keeps supervisors away, and raises where any process of an engine lives.
@@ -170,7 +181,7 @@ def _alone(path: str) -> Iterator[None]:
     with _told(f"{folder}: cannot be looked into", "so nobody knows who uses the spool"):
         names = os.listdir(folder)
         lock = LockFile(os.path.join(folder, SUPERVISOR_LOCK))
-        ours = lock.acquire({"pid": os.getpid(), "host": socket.gethostname()})
+        ours = _taken(lock)
     if not ours:
         holder = lockfile.holder(lock.path).get("pid", "unknown")
         raise SpoolBusy(f"{path}: a supervisor serves it (pid {holder}); stop that first")

@@ -49,6 +49,9 @@ require_tls = true
 on_doubt = "hold"
 max_recipients = 100
 
+[spool.retention]
+bodies = "365d"
+
 [sites]
 connections = 40
 """
@@ -87,11 +90,11 @@ def folder(tmp_path: Path) -> Path:
 
 
 def decides(config: Config) -> object:
-    """Where mail goes, and how it is protected."""
+    """Where mail goes, how it is protected, and what is deleted."""
     demands = {name: (s.require_tls, s.on_doubt) for name, s in config.stream.items()}
     return (
         config.store, config.hostname, config.delivery.mode, config.delivery.port, config.relay,
-        config.dns, replace(config.tls, ca_file=None),
+        config.dns, replace(config.tls, ca_file=None), config.spool.retention,
         {name: these for name, these in demands.items() if any(these)},
     )  # fmt: skip
 
