@@ -10,6 +10,8 @@ Enhanced codes (RFC 2034) go out only where they were offered. Any split of the 
 same events.
 
 Must not know: sockets, TLS, clocks, who may relay, where a message is stored.
+
+Longer than a file should be: one state, and one short method for each command that changes it.
 """
 
 from __future__ import annotations

@@ -148,7 +148,7 @@ def test_a_loop_sends_follows_and_waits_beside_its_own_engine(server: SMTPServer
 
 
 APPLICATION = """
-import os, sys, time
+import os, sys, threading, time
 from mailstrom import Mailstrom
 
 ms = Mailstrom(sys.argv[1])
@@ -162,12 +162,21 @@ print("delivered", flush=True)
 """
 
 
+DROPS = """
+engines = [thread for thread in threading.enumerate() if thread.name == "mailstrom"]
+assert len(engines) == 1
+del ms
+engines[0].join(25)
+assert not engines[0].is_alive()
+"""
+
+
 @pytest.mark.parametrize(
     ("end", "code"),
     [
         pytest.param("", 0, id="falls off its end"),
         pytest.param("raise SystemExit(3)", 3, id="exits"),
-        pytest.param("del ms; time.sleep(0.2)", 0, id="drops the client"),
+        pytest.param(DROPS, 0, id="drops the client"),
         pytest.param("time.sleep(60)", -signal.SIGINT, id="is interrupted"),
         pytest.param(
             "if os.fork() == 0: raise SystemExit(0)\nos.wait(); ms.close()", 0, id="forks"

@@ -16,8 +16,8 @@ from mailstrom.storage.sqlite.client import SQLiteClientStore
 from mailstrom.storage.sqlite.connection import connect
 from mailstrom.storage.sqlite.sql import STATEMENTS
 from mailstrom.types import Change
+from tests.storage.files import SQLiteStores
 from tests.storage.spool import T0, Spool, change
-from tests.storage.test_sqlite import SQLiteStores
 
 
 @pytest.fixture

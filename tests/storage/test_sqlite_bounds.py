@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,37 +12,16 @@ import apsw
 import pytest
 
 from mailstrom.storage.sqlite import claims, upkeep
-from mailstrom.storage.sqlite.client import SQLiteClientStore
 from mailstrom.storage.sqlite.connection import connect
 from mailstrom.storage.sqlite.sql import STATEMENTS
-from mailstrom.storage.sqlite.worker import SQLiteWorkerStore
 from tests.storage.contract_retention import KEEP
+from tests.storage.files import SQLiteStores
 from tests.storage.spool import BODY, DAY, T0, Spool
-
-
-class FileStores:
-    """Stores on one file, closed together."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = str(path)
-        self.opened = ExitStack()
-
-    def client(self) -> SQLiteClientStore:
-        """A client store."""
-        store = SQLiteClientStore(self.path, sync=lambda fd: None)
-        self.opened.callback(store.close)
-        return store
-
-    def worker(self) -> SQLiteWorkerStore:
-        """A worker store."""
-        store = SQLiteWorkerStore(self.path, sync=lambda fd: None)
-        self.opened.callback(store.close)
-        return store
 
 
 @pytest.fixture
 def spool(tmp_path: Path) -> Iterator[Spool]:
-    stores = FileStores(tmp_path / "spool.db")
+    stores = SQLiteStores(tmp_path / "spool.db")
     with stores.opened:
         yield Spool(stores)
 

@@ -21,8 +21,8 @@ from mailstrom.errors import SpoolBusy, SpoolError, SpoolFull, SpoolReadOnly
 from mailstrom.storage.sqlite import backups, copies, forks
 from mailstrom.storage.sqlite import client as client_module
 from mailstrom.storage.sqlite.client import SQLiteClientStore
+from tests.storage.files import SQLiteStores
 from tests.storage.spool import DAY, HOUR, T0, Spool, submission
-from tests.storage.test_sqlite import SQLiteStores
 
 
 @pytest.fixture

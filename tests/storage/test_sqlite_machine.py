@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.storage.files import SQLiteStores
 from tests.storage.machine import MACHINE_SETTINGS, SpoolMachine
 from tests.storage.spool import Stores
-from tests.storage.test_sqlite import SQLiteStores
 
 
 @contextmanager

@@ -19,8 +19,8 @@ from mailstrom.storage.sqlite import schema
 from mailstrom.storage.sqlite.client import SQLiteClientStore
 from mailstrom.storage.sqlite.connection import connect
 from mailstrom.types import Change
+from tests.storage.files import SQLiteStores
 from tests.storage.spool import DAY, T0, change, submission
-from tests.storage.test_sqlite import SQLiteStores
 
 WHEEL = Path(__file__).parents[1] / "data" / "mailstrom-0.1.0-py3-none-any.whl"
 PROGRAM = """

@@ -10,10 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mailstrom.clock import wall_ms
-from mailstrom.storage.sqlite.client import SQLiteClientStore
 from mailstrom.storage.sqlite.connection import connect
-from mailstrom.storage.sqlite.worker import SQLiteWorkerStore
 from mailstrom.types import RouteResult, iso_ms
+from tests.storage.files import SQLiteStores
 from tests.storage.spool import HOUR, T0, Spool, session_row
 from tests.support.debian import sqlite3_readonly
 
@@ -48,30 +47,11 @@ def columns(view: str) -> list[str]:
     ]
 
 
-class FileStores:
-    """Stores on one file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = str(path)
-        self.opened: list[SQLiteClientStore | SQLiteWorkerStore] = []
-
-    def client(self) -> SQLiteClientStore:
-        """A client store."""
-        self.opened.append(store := SQLiteClientStore(self.path, sync=lambda fd: None))
-        return store
-
-    def worker(self) -> SQLiteWorkerStore:
-        """A worker store."""
-        self.opened.append(store := SQLiteWorkerStore(self.path, sync=lambda fd: None))
-        return store
-
-
 @pytest.fixture
 def spool(tmp_path: Path) -> Iterator[Spool]:
-    stores = FileStores(tmp_path / "spool.db")
-    yield Spool(stores)
-    for store in stores.opened:
-        store.close()
+    stores = SQLiteStores(tmp_path / "spool.db")
+    with stores.opened:
+        yield Spool(stores)
 
 
 def busy(spool: Spool) -> str:

@@ -9,6 +9,8 @@ downgrade"); bytes that came in clear behind the 220 of STARTTLS do not survive 
 (RFC 3207 section 4.2; aiosmtplib >= 5.1.2 clears its buffer, tested here).
 
 Must not know: transactions, messages, the database, what a failure means for a recipient.
+
+Longer than a file should be: whatever touches aiosmtplib stands here, and nowhere else.
 """
 
 from __future__ import annotations
