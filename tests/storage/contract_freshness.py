@@ -249,3 +249,16 @@ class FreshnessContract:
         assert len(rows) == 2
         assert len(spool.open(lane, rows, now=late)) == 2
         spool.sound()
+
+    def test_a_site_that_is_woken_late_stands_where_its_oldest_mail_is_due(
+        self, spool: Spool
+    ) -> None:
+        spool.send("a@example.org")
+        spool.route()
+        assert spool.engine.use_routes("another policy", T0)
+        lane = spool.lane()
+        assert spool.claim(lane) == []
+        spool.route(now=T0 + HOUR)
+        spool.sound()
+        assert spool.engine.next_due_ms(T0 + HOUR) == T0
+        assert len(spool.claim(lane, now=T0 + HOUR)) == 1

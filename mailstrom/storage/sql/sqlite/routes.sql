@@ -37,13 +37,28 @@ UPDATE domain
  WHERE name = :name;
 
 -- name: wake_site
--- Rows were passed over there while the domain's route was too old.
-UPDATE site SET next_due_ms = min(next_due_ms, :now_ms), paused_ms = min(paused_ms, :now_ms)
+-- Rows were passed over there while the domain's route was too old; how long they are due already is
+-- the site's place in the line.
+UPDATE site SET next_due_ms = min(next_due_ms, :now_ms,
+         coalesce((SELECT min(due_ms) FROM recipient
+                    WHERE site = :site AND priority = 0 AND due_ms IS NOT NULL), :now_ms),
+         coalesce((SELECT min(due_ms) FROM recipient
+                    WHERE site = :site AND priority = 1 AND due_ms IS NOT NULL), :now_ms),
+         coalesce((SELECT min(due_ms) FROM recipient
+                    WHERE site = :site AND priority = 2 AND due_ms IS NOT NULL), :now_ms)),
+                paused_ms = min(paused_ms, :now_ms)
  WHERE seq = :site;
 
 -- name: leave_site
 -- Rows of a domain that moved away are there; a suspension must not hold them.
-UPDATE site SET next_due_ms = min(next_due_ms, :now_ms), paused_ms = min(paused_ms, :now_ms),
+UPDATE site SET next_due_ms = min(next_due_ms, :now_ms,
+         coalesce((SELECT min(due_ms) FROM recipient
+                    WHERE site = :site AND priority = 0 AND due_ms IS NOT NULL), :now_ms),
+         coalesce((SELECT min(due_ms) FROM recipient
+                    WHERE site = :site AND priority = 1 AND due_ms IS NOT NULL), :now_ms),
+         coalesce((SELECT min(due_ms) FROM recipient
+                    WHERE site = :site AND priority = 2 AND due_ms IS NOT NULL), :now_ms)),
+                paused_ms = min(paused_ms, :now_ms),
                 suspended_until_ms = min(suspended_until_ms, :now_ms), used_ms = :now_ms
  WHERE seq = :site;
 
