@@ -146,8 +146,16 @@ class Engine:
         fresh.write_text("".join(lines))
         fresh.replace(self.config)
 
-    def start(self, *, cwd: Path | None = None, wait: bool = True) -> Self:
-        """Start a supervisor and wait until it says that every worker is ready."""
+    def start(
+        self, *, cwd: Path | None = None, wait: bool = True, env: Mapping[str, str] | None = None
+    ) -> Self:
+        """Start a supervisor and wait until it says that every worker is ready.
+
+        Args:
+            cwd: where, instead of the engine's own folder.
+            wait: False returns at once.
+            env: its whole environment, instead of ``environment()``; one with faults in it, say.
+        """
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(
                 self.command(),
@@ -155,7 +163,7 @@ class Engine:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=cwd or self.folder,
-                env=environment(),
+                env=dict(env) if env is not None else environment(),
                 start_new_session=True,
             )
         self._past.append(self.process)

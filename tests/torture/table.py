@@ -1,0 +1,70 @@
+"""What a torture run counts: one row a kind of fault, as in docs/reliability.md.
+
+Pure. ``lost`` and ``silent`` (a recipient delivered twice and not marked in doubt) must be 0 in
+every row; ``clean`` says so, together with whatever else the part found wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One kind of fault, tried ``tried`` times.
+
+    Args:
+        part: kill, power, errors, disk, contention, simulation, property.
+        fault: what was done, in a few words.
+        tried: how many faults were really brought about; one that did not happen does not count.
+        messages: acknowledged recipients that were at stake, all together.
+        lost: acknowledged, and afterwards neither delivered, failed, held, cancelled nor waiting.
+        silent: delivered more than once without a mark.
+        marked: attempts in doubt, which the fault explains.
+        worst_recovery_s: longest time from a fault until work went on (None: not measured).
+        findings: everything else that was wrong, a sentence each; phantoms, wrong bytes, stuck
+            rows, ``store check``, acknowledgements that should not have been.
+        seed: what repeats it.
+    """
+
+    part: str
+    fault: str
+    tried: int
+    messages: int = 0
+    lost: int = 0
+    silent: int = 0
+    marked: int = 0
+    worst_recovery_s: float | None = None
+    findings: tuple[str, ...] = field(default=())
+    seed: int | None = None
+
+    @property
+    def clean(self) -> bool:
+        """Nothing lost, doubled in silence, or otherwise wrong."""
+        return not (self.lost or self.silent or self.findings)
+
+
+HEADINGS = (
+    "part", "fault", "tried", "recipients", "lost", "silent duplicates", "marked in doubt",
+    "worst recovery", "findings",
+)  # fmt: skip
+
+
+def markdown(rows: Iterable[Row]) -> str:
+    """The rows as a table of Markdown."""
+    lines = ["| " + " | ".join(HEADINGS) + " |", "| --- " * 2 + "| ---: " * 6 + "| --- |"]
+    for row in rows:
+        recovery = "-" if row.worst_recovery_s is None else f"{row.worst_recovery_s:.2f} s"
+        cells = [
+            row.part, row.fault, f"{row.tried:,}", f"{row.messages:,}", str(row.lost),
+            str(row.silent), f"{row.marked:,}", recovery,
+            "none" if not row.findings else f"**{len(row.findings)}**: {row.findings[0]}",
+        ]  # fmt: skip
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def as_json(row: Row) -> dict[str, object]:
+    """The row for one line of JSON."""
+    return {**asdict(row), "clean": row.clean}
