@@ -80,6 +80,8 @@ EVENTS: Mapping[str, Event] = {
     "store.checkpointed": Event("debug", "The write-ahead log was copied into the database."),
     "store.copied": Event("warning", "The spool is a copy: nothing is delivered until adopted."),
     "store.poisoned": Event("critical", "A sync failed: nothing is acknowledged until it heals."),
+    "store.pinned": Event("error", "A process keeps the write-ahead log from being emptied."),
+    "store.unpinned": Event("info", "The write-ahead log could be emptied again."),
     "log.dropped": Event("warning", "Lines were dropped, since nobody read the log."),
     "engine.failed": Event("critical", "An unexpected error: where, and what it was."),
 }
@@ -578,6 +580,31 @@ def store_copied(*, advice: str, store: str | None = None) -> None:
 def store_poisoned(*, error: str, store: str | None = None) -> None:
     """``store.poisoned``: error names the failed call."""
     _emit("store.poisoned", locals())
+
+
+def store_pinned(
+    *,
+    wal_bytes: int,
+    limit_bytes: int,
+    full: bool,
+    advice: str,
+    pid: int | None = None,
+    command: str | None = None,
+    held_s: float | None = None,
+    others: Sequence[str] | None = None,
+    store: str | None = None,
+) -> None:
+    """``store.pinned``: pid keeps the log from being emptied, for held_s at least.
+
+    Without pid the system does not tell; others are further processes that do, or that may. Where
+    full, accepting and claiming have stopped.
+    """
+    _emit("store.pinned", locals())
+
+
+def store_unpinned(*, held_s: float, wal_bytes: int, store: str | None = None) -> None:
+    """``store.unpinned``: held_s since the first ``store.pinned``, wal_bytes what it is now."""
+    _emit("store.unpinned", locals())
 
 
 def engine_failed(

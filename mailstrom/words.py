@@ -37,6 +37,8 @@ EVENT_WORDS = (
     "store.checkpointed",
     "store.copied",
     "store.poisoned",
+    "store.pinned",
+    "store.unpinned",
     "log.dropped",
     "engine.failed",
 )

@@ -127,7 +127,7 @@ CONCERNS: tuple[tuple[str, str, str, str], ...] = (
     (
         "The spool",
         "Made, looked through, copied, closed.",
-        "create check backup adopt close",
+        "create check orphans backup adopt close",
         """
         from mailstrom import Mailstrom
 

@@ -246,6 +246,10 @@ class AsyncMailstrom(AsyncSending):
         """Broken invariants of the spool; see ``Mailstrom.check``."""
         return await self._threads.alone(self._ms.check)
 
+    async def orphans(self) -> list[str]:
+        """Engine processes that died without a word; see ``Mailstrom.orphans``."""
+        return await self._threads.alone(self._ms.orphans)
+
     # --- changing ---------------------------------------------------------------------------
 
     async def cancel(self, id: str, *, recipient: str | None = None) -> int:

@@ -1,4 +1,4 @@
-"""``mailstrom store init|check|backup|restore|adopt|purge``: the spool as a whole."""
+"""``mailstrom store init|check|backup|restore|salvage|adopt|purge``: the spool as a whole."""
 
 from __future__ import annotations
 
@@ -44,14 +44,19 @@ def init(path: str | None, config: str | None, store: str | None, as_json: bool)
 @spool_options
 @json_option
 def check(path: str | None, config: str | None, store: str | None, as_json: bool) -> int:
-    """Look for damage; one line per finding, exit 1 if there is any."""
+    """Look for damage; one line per finding, exit 1 if there is any.
+
+    A line that begins with 'note:' is no damage: an engine process died, and what it had claimed
+    waits for the janitor.
+    """
     with opened(config, path or store) as client:
         findings = client.check()
+        notes = client.orphans()
     if as_json:
-        print_json({"ok": not findings, "findings": findings})
+        print_json({"ok": not findings, "findings": findings, "notes": notes})
     else:
-        for finding in findings or ["ok"]:
-            click.echo(finding)
+        for line in [*(findings or ["ok"]), *(f"note: {note}" for note in notes)]:
+            click.echo(line)
     return Exit.FAILED if findings else Exit.OK
 
 
@@ -91,6 +96,23 @@ def restore(
     from mailstrom.cli.restore import run
 
     return run(copy, path or store, config, yes=yes, as_json=as_json)
+
+
+@command.command("salvage")
+@click.argument("source")
+@click.argument("target")
+@click.option("--dry-run", is_flag=True, help="Say what would come of it, leave nothing.")
+@json_option
+def salvage(source: str, target: str, dry_run: bool, as_json: bool) -> int:
+    """Make a sound spool TARGET of what is whole in the damaged spool SOURCE.
+
+    SOURCE must be stopped, and is not changed; TARGET must not exist. Damaged messages are listed.
+    TARGET is marked as a copy: nothing is delivered from it until 'mailstrom store adopt'. Exit 1
+    if any message is damaged.
+    """
+    from mailstrom.cli.salvage import run
+
+    return run(source, target, dry_run=dry_run, as_json=as_json)
 
 
 @command.command("adopt")

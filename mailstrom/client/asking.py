@@ -6,6 +6,7 @@ holds the spool's log for long.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -351,6 +352,27 @@ class Asking(Handle):
             SpoolError: or a subclass, when the spool cannot be read.
         """
         return self._store.check()
+
+    def orphans(self) -> list[str]:
+        """Engine processes that died with work in hand, a sentence each with what they left behind.
+
+        No damage: the janitor of the running engine, or of the next one, takes it back. A process
+        that lives holds its lock file; the clock is not asked.
+
+        Raises:
+            SpoolError: or a subclass, when the spool cannot be read.
+        """
+        from mailstrom.lockfile import is_free
+        from mailstrom.storage import run_directory
+
+        folder = run_directory(self.path)
+        return [
+            f"worker {one.worker} ({one.kind}, pid {one.pid} on {one.host}) is gone, with"
+            f" {one.lanes:,} lanes and {one.recipients:,} claimed recipients: the next engine's"
+            " janitor takes them back"
+            for one in self._store.owners()
+            if one.lanes and is_free(os.path.join(folder, one.lock))
+        ]
 
 
 def cursor(after: object) -> int:

@@ -94,6 +94,12 @@ def load(name: str, timeout: float) -> ModuleType:
         ) from error
     if not done.acquire(timeout=timeout + GRACE_S):
         raise SpoolBusy(f"{name} could not be loaded in time; nothing was written")
+    if failed and isinstance(failed[0], OSError):
+        cause = failed[0]
+        raise SpoolError(
+            f"{cause.filename or name}: Mailstrom cannot be loaded ({cause.strerror}); nothing was"
+            " written: where files are meant, close some or raise their limit (ulimit -n)"
+        ) from cause
     if failed:
         raise failed[0]
     return found[0]

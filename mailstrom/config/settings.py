@@ -41,6 +41,17 @@ class Spool(Table, frozen=True, kw_only=True):
     idempotency_window: Annotated[
         Duration, Meta(description="How long an idempotency key of `send()` is remembered.")
     ] = DAY
+    wal_limit: Annotated[
+        int,
+        Meta(
+            ge=16 << 20,
+            le=1 << 40,
+            description="Length of the write-ahead log at which accepting and claiming stop,"
+            " because some process keeps it from being emptied. The alarm comes at 64MiB, or at a"
+            " quarter of a low limit.",
+            extra={"unit": "size"},
+        ),
+    ] = 1 << 30
     retention: Retention = Retention()
 
 

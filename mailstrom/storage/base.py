@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+from mailstrom.storage.pinned import Pinned
 from mailstrom.types import (
     Host,
     Judgement,
@@ -260,6 +261,7 @@ class Checkpoint:
     moved: int
     wal_bytes: int
     mode: str
+    pinned: Pinned | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -349,7 +351,7 @@ class WorkerStore(Protocol):
         ...
 
     def room_bytes(self) -> int | None:
-        """Free space where results go; None where there is no limit to look at."""
+        """Space left where results go, the log's limit included; None where nothing limits it."""
         ...
 
     def log_bytes(self) -> int:

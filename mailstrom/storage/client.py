@@ -97,6 +97,19 @@ class Target(NamedTuple):
     """Where it stands in the spool's order: ``after`` of the next page of ``targets``."""
 
 
+class Owner(NamedTuple):
+    """An engine process whose row says that it lives, and what it holds."""
+
+    worker: int
+    kind: str
+    pid: int
+    host: str
+    lock: str
+    """Name of its lock file in the run directory."""
+    lanes: int
+    recipients: int
+
+
 class ClientStore(Protocol):
     """What the thin client needs: insert, change and read rows."""
 
@@ -181,7 +194,14 @@ class ClientStore(Protocol):
         ...
 
     def check(self) -> list[str]:
-        """Broken invariants, a sentence each; empty when the spool is sound."""
+        """Broken invariants, a sentence each; empty when the spool is sound.
+
+        Everybody else goes on meanwhile: no lock is held for longer than one look takes.
+        """
+        ...
+
+    def owners(self) -> list[Owner]:
+        """Engine processes whose row says that they live, with what they hold."""
         ...
 
     def revision(self) -> int:

@@ -177,12 +177,9 @@ def test_damaged_content_is_never_sent(
     network.zone(domain, "SERVFAIL")
     id = engine.send(f"a@{domain}", text=f"{'x' * 60}\n" * lines)
     engine.until("SELECT 1 FROM recipients WHERE message_id = ? AND reason = 'dns'", id)
-    changed = engine.tamper(
-        "UPDATE content SET data = CAST('#' || substr(data, 2) AS BLOB) WHERE key ="
-        " (SELECT coalesce(content, seq) * 4096 + ? FROM message WHERE id = ?)",
-        chunk,
-        id,
-    )
+    turned = "UPDATE content SET data = CAST({} AS BLOB) WHERE key = (SELECT coalesce(content, seq)"
+    turned += " * 4096 + ? FROM message WHERE id = ?)"
+    changed = engine.tamper(turned.format("substr(data, 2) || substr(data, 1, 1)"), chunk, id)
     assert changed == 1
 
     _, (host,) = network.site(Script(), domain=domain)
@@ -192,6 +189,10 @@ def test_damaged_content_is_never_sent(
     assert (str(recipient.status), recipient.reason) == ("failed", "damaged")
     assert host.dots == []
     assert [row.in_doubt for row in engine.attempts(id)] == [0]
+    (found,) = engine.ms.check()
+    assert id in found
+    back = "substr(data, -1) || substr(data, 1, length(data) - 1)"
+    assert engine.tamper(turned.format(back), chunk, id) == 1
 
 
 # A dead site

@@ -224,3 +224,47 @@ class ClockContract:
         self.keep(spool, late, 1_000)
         assert spool.engine.purge(KEEP, 100, late + HOUR - 1) == 0
         assert spool.engine.purge(KEEP, 100, late + HOUR) > 0
+
+    # --- a client with a clock of its own ---
+
+    @pytest.mark.parametrize("off", [-2 * HOUR, -YEAR, -20 * YEAR, 2 * HOUR, YEAR, 20 * YEAR])
+    @pytest.mark.parametrize("boot", ["b", "next", ""])
+    def test_mail_of_a_client_whose_clock_is_wrong_counts_from_the_next_look(
+        self, spool: Spool, off: int, boot: str
+    ) -> None:
+        self.keep(spool, T0, 0)
+        old = spool.send("old@example.org", created_ms=T0 - 5 * DAY, send_ms=T0 - 5 * DAY)
+        self.keep(spool, T0, 0)
+        stamp = T0 + off
+        id = spool.send("a@example.org", created_ms=stamp, send_ms=stamp)
+        right = spool.send("b@example.org")
+        assert spool.engine.expire(10, T0 + 1) == 0, "before any look"
+        assert self.keep(spool, T0 + 10, 10, boot=boot) > 0
+        assert times(spool, id)[2] == T0 + 10 + 5 * DAY
+        assert times(spool, right) == (T0, T0, T0 + 5 * DAY)
+        if off > 0:
+            assert times(spool, id)[:2] == (T0 + 10, T0 + 10)
+        spool.route(now=T0 + 10)
+        assert {row.message_id for row in spool.claim(spool.lane(now=T0 + 10), now=T0 + 10)} == {
+            old, id, right
+        }  # fmt: skip
+        spool.sound()
+
+    def test_strays_stop_no_purge_and_leave_no_row_behind(self, spool: Spool) -> None:
+        self.keep(spool, T0, 0)
+        for step in range(1, 6):
+            spool.send(created_ms=T0 + YEAR, send_ms=T0 + YEAR)
+            assert self.keep(spool, T0 + step, step) == 1
+            assert self.keep(spool, T0 + step, step) == 0
+        spool.send("a@example.org", idempotency=("key", b"1"))
+        assert spool.engine.purge(KEEP, 100, T0 + DAY) > 0
+
+    def test_a_send_time_named_by_a_client_with_a_wrong_clock_stays(self, spool: Spool) -> None:
+        self.keep(spool, T0, 0)
+        send = T0 + 3 * DAY
+        for off in (-YEAR, DAY):
+            id = spool.send("a@example.org", created_ms=T0 + off, send_ms=send)
+            self.keep(spool, T0 + 10, 10)
+            assert times(spool, id)[:2] == (send, send)
+            assert times(spool, id)[2] >= send + 5 * DAY
+        spool.sound()

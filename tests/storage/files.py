@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
+
+import apsw
 
 from mailstrom.storage.sqlite.client import SQLiteClientStore
 from mailstrom.storage.sqlite.worker import SQLiteWorkerStore
@@ -21,6 +24,15 @@ class SQLiteStores:
         store = SQLiteClientStore(self.path, sync=lambda fd: None)
         self.opened.callback(store.close)
         return store
+
+    def tamper(self, sql: str, *params: Any) -> int:
+        """Change tables behind the stores' back; how many rows."""
+        connection = apsw.Connection(self.path)
+        try:
+            connection.execute(sql, params).fetchall()
+            return connection.changes()
+        finally:
+            connection.close()
 
     def worker(self) -> SQLiteWorkerStore:
         """A new worker store."""

@@ -11,27 +11,34 @@ Past 400 lines: one model and its rules, none of which can be read without the o
 
 from __future__ import annotations
 
+import tempfile
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from mailstrom.errors import IdempotencyConflict
 from mailstrom.storage.base import (
     Claimed,
     ClaimRequest,
     Lane,
     Open,
+    Retention,
     RouteAnswer,
+    StreamPolicy,
     Suspension,
     Work,
 )
 from mailstrom.storage.client import Selection
 from mailstrom.types import Change, Host, OnDoubt, Reason, Route, RouteResult
+from tests.storage.contract_clock import YEAR
+from tests.storage.files import SQLiteStores
 from tests.storage.spool import DAY, HOUR, T0, Stores, attempt, change, settlement, submission
 
 DOMAINS = ("one.example", "two.example")
@@ -39,6 +46,11 @@ WORDS = ("delivered", "deferred", "failed", "held", "claimed", "queued")
 
 
 FINAL = {"delivered", "failed", "cancelled"}
+NOTHING = Retention(bodies_ms=0, attempts_ms=0, events_ms=0)
+"""Finished mail goes at once."""
+POISON = 5
+"""Lost so often in a row, a recipient is held."""
+BULK = StreamPolicy(name="bulk", priority=2, max_age_ms=3 * HOUR, on_doubt=OnDoubt.HOLD)
 MOVED = {
     "cancel": "cancelled",
     "hold": "held",
@@ -57,11 +69,26 @@ class Row:
     id: str
     address: str
     send_ms: int
+    created_ms: int = T0
+    on_doubt: OnDoubt | None = None
     state: str = "waiting"
     reason: str | None = None
     """Why it is held."""
     lane: int | None = None
     seq: int | None = None
+    attempts: int = 0
+    in_doubt: bool = False
+    doubts: int = 0
+    """Losses on the wire in a row."""
+    reopened_ms: int = 0
+
+    def lose(self, default: OnDoubt) -> None:
+        """Its lane ended while it was on the wire."""
+        self.attempts, self.in_doubt, self.doubts = self.attempts + 1, True, self.doubts + 1
+        hold = (self.on_doubt or default) is OnDoubt.HOLD
+        self.state = "held" if hold or self.doubts >= POISON else "waiting"
+        self.reason = None if self.state == "waiting" else "in_doubt" if hold else "poison"
+        self.lane = None
 
     def touched(self, word: str) -> bool:
         """Whether a change other than ``retry`` touches it now."""
@@ -80,6 +107,10 @@ class SpoolMachine(RuleBasedStateMachine):
 
     stores: ClassVar[Callable[[], AbstractContextManager[Stores]]]
     """Opens stores on a fresh spool; it is gone when the context ends."""
+    tells_clocks: ClassVar[bool] = True
+    """Whether it shifts what a clock that jumped has stamped."""
+    makes_copies: ClassVar[bool] = True
+    has_views: ClassVar[bool] = True
 
     @initialize()
     def start(self) -> None:
@@ -95,6 +126,10 @@ class SpoolMachine(RuleBasedStateMachine):
         self.lanes: dict[int, tuple[Lane, int]] = {}
         self.ended: list[int] = []
         self.workers = [self._register(n) for n in range(2)]
+        self.engines[0].use_streams([BULK])
+        self.begun = T0 - HOUR
+        self.keys: dict[str, tuple[str, int]] = {}
+        self.engines[0].keep_clock(wall_ms=T0, monotonic_ms=T0 - self.begun, boot="b", limit=1_000)
         self.policy = 0
 
     def _register(self, number: int) -> int:
@@ -118,7 +153,8 @@ class SpoolMachine(RuleBasedStateMachine):
         domain=st.sampled_from(DOMAINS),
         later=st.sampled_from([0, 0, 0, HOUR]),
         priority=st.integers(0, 2),
-        on_doubt=st.sampled_from([None, OnDoubt.HOLD]),
+        on_doubt=st.sampled_from([None, OnDoubt.RETRY, OnDoubt.HOLD]),
+        bulk=st.booleans(),
     )
     def send(
         self,
@@ -128,20 +164,46 @@ class SpoolMachine(RuleBasedStateMachine):
         later: int,
         priority: int,
         on_doubt: OnDoubt | None,
+        bulk: bool,
     ) -> None:
         addresses = [f"{name}@{domain}" for name in sorted(names)]
         one = submission(
             *addresses,
             created_ms=self.now,
             send_ms=self.now + later,
-            expires_ms=self.now + later + 5 * HOUR,
-            priority=priority,
+            expires_ms=None if bulk else self.now + later + 5 * HOUR,
+            priority=None if bulk else priority,
+            stream="bulk" if bulk else "default",
             on_doubt=on_doubt,
         )
         assert self.clients[who].enqueue([one], self.now) == [one.id]
-        self.expires[one.id] = self.now + later + 5 * HOUR
+        self.expires[one.id] = self.now + later + (3 if bulk else 5) * HOUR
         for address in addresses:
-            self.rows[one.id, address] = Row(one.id, address, self.now + later)
+            self.rows[one.id, address] = Row(
+                one.id, address, self.now + later, self.now,
+                on_doubt or (BULK.on_doubt if bulk else None),
+            )  # fmt: skip
+
+    @rule(who=st.integers(0, 1), key=st.sampled_from("xy"), other=st.booleans())
+    def send_once(self, who: int, key: str, other: bool) -> None:
+        """The same key again: the first id, or a refusal where the payload is another one."""
+        address = f"{key}@{DOMAINS[0]}"
+        one = submission(
+            address, created_ms=self.now, send_ms=self.now, expires_ms=self.now + 5 * HOUR,
+            idempotency=(key, b"2" if other else b"1"),
+        )  # fmt: skip
+        (result,) = self.clients[who].enqueue([one], self.now)
+        kept = self.keys.get(key)
+        if kept is not None and kept[1] > self.now:
+            if other != (kept[0][0] == "2"):
+                assert isinstance(result, IdempotencyConflict)
+            else:
+                assert result == kept[0][1:]
+            return
+        assert result == one.id
+        self.keys[key] = (f"{2 if other else 1}{one.id}", self.now + DAY)
+        self.expires[one.id] = self.now + 5 * HOUR
+        self.rows[one.id, address] = Row(one.id, address, self.now, self.now)
 
     @precondition(lambda self: self.rows)
     @rule(data=st.data(), who=st.integers(0, 1), word=st.sampled_from(list(MOVED)))
@@ -174,7 +236,7 @@ class SpoolMachine(RuleBasedStateMachine):
         changed = change(self.clients[who], "retry", [row.id], row.address, self.now)
         if row.state == "failed":
             assert changed == 1
-            row.state = "waiting"
+            row.state, row.doubts, row.reopened_ms = "waiting", 0, self.now
             self.expires[row.id] = max(self.expires[row.id], self.now + DAY)
         else:
             assert changed == (row.state == "waiting" and row.send_ms <= self.now)
@@ -225,11 +287,17 @@ class SpoolMachine(RuleBasedStateMachine):
         assert len(self.lanes) <= 3
 
     @precondition(lambda self: self.lanes)
-    @rule(data=st.data(), limit=st.integers(1, 3))
-    def claim(self, data: st.DataObject, limit: int) -> None:
+    @rule(data=st.data(), limit=st.integers(1, 3), most=st.sampled_from([None, None, 1, 2]))
+    def claim(self, data: st.DataObject, limit: int, most: int | None) -> None:
+        """``most``: the limit of lanes was lowered meanwhile."""
         token = data.draw(st.sampled_from(list(self.lanes)))
-        request = ClaimRequest(lane=token, limit=limit, max_bytes=1 << 20)
+        request = ClaimRequest(lane=token, limit=limit, max_bytes=1 << 20, limit_lanes=most)
         done = self.engines[self.lanes[token][1]].exchange(Work(claims=[request]), self.now)
+        site = self.lanes[token][0].site
+        older = sum(t < token for t, (lane, _) in self.lanes.items() if lane.site == site)
+        if most is not None and older >= most:
+            assert done.ended == {token}
+            assert done.claimed == []
         for row in done.claimed:
             self._take(row, token)
 
@@ -252,15 +320,15 @@ class SpoolMachine(RuleBasedStateMachine):
             row.state = "sending"
 
     @precondition(lambda self: any(r.seq for r in self.rows.values()))
-    @rule(data=st.data(), word=st.sampled_from(WORDS), stale=st.booleans())
-    def settle(self, data: st.DataObject, word: str, stale: bool) -> None:
+    @rule(data=st.data(), word=st.sampled_from(WORDS), stale=st.booleans(), took=st.integers(0, 3))
+    def settle(self, data: st.DataObject, word: str, stale: bool, took: int) -> None:
         row = data.draw(st.sampled_from([r for r in self.rows.values() if r.seq]))
         assert row.seq is not None
         token = row.lane if row.lane and not stale else (self.ended or [999])[-1]
         changes = {} if word == "queued" else {
             "attempt": attempt(
                 "deferred" if word == "claimed" else word,
-                started_ms=self.now,
+                started_ms=self.now - took * HOUR,
                 ended_ms=self.now,
             )
         }  # fmt: skip
@@ -272,49 +340,82 @@ class SpoolMachine(RuleBasedStateMachine):
             row.state == "sending" or (row.state == "claimed" and word not in {"delivered", "held"})
         )
         assert (row.seq in done.settled) == mine
+        row.attempts += word != "queued"
         if mine:
+            row.in_doubt |= word == "held"
+            row.doubts = row.doubts if word in {"held", "queued"} else 0
             row.state = {"queued": "waiting", "deferred": "waiting"}.get(word, word)
             row.lane = token if word == "claimed" else None
             row.reason = "in_doubt" if word == "held" else None
-        elif word == "delivered" and row.state in {"waiting", "held", "claimed"}:
+        elif (
+            word == "delivered"
+            and row.state in {"waiting", "held", "claimed"}
+            and row.reopened_ms <= self.now - took * HOUR
+        ):
             row.state, row.lane = "delivered", None
 
-    def _free(self, tokens: set[int]) -> None:
-        holding = {(row.id, row.address): row for row in self.rows.values() if row.lane in tokens}
-        for row in holding.values():
-            held, reason = self._public(row)
-            row.state, row.lane = "held" if held else "waiting", None
-            row.reason = reason if held else None
+    def _free(
+        self, tokens: set[int], *, booted: bool = False, on_doubt: OnDoubt = OnDoubt.RETRY
+    ) -> None:
+        """Lanes end; what they had on the wire is in doubt, after a boot all that they held."""
+        for row in self.rows.values():
+            if row.lane not in tokens:
+                continue
+            if row.state == "sending" or booted:
+                row.lose(on_doubt)
+            else:
+                row.state, row.lane = "waiting", None
         for token in tokens:
             self.ended.append(token)
             del self.lanes[token]
 
-    def _public(self, row: Row) -> tuple[bool, str]:
-        """Whether the store holds it, and its reason."""
-        found = self.clients[0].statuses([row.id])[row.id].recipients[row.address]
-        if row.state == "claimed":
-            assert found.status in {"queued", "deferred"}, "nothing was sent, so nothing is held"
-        else:
-            assert found.in_doubt
-        return found.status == "held", str(found.reason)
-
     @precondition(lambda self: self.lanes)
-    @rule(data=st.data())
-    def release(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), on_doubt=st.sampled_from(OnDoubt))
+    def release(self, data: st.DataObject, on_doubt: OnDoubt) -> None:
         token = data.draw(st.sampled_from(list(self.lanes)))
         held = sum(row.lane == token for row in self.rows.values())
-        assert self.engines[self.lanes[token][1]].release(token, self.now) == held
-        self._free({token})
+        engine = self.engines[self.lanes[token][1]]
+        assert engine.release(token, self.now, on_doubt=on_doubt) == held
+        self._free({token}, on_doubt=on_doubt)
 
-    @rule(who=st.integers(0, 1), dies=st.booleans())
-    def replace_worker(self, who: int, dies: bool) -> None:
-        worker = self.workers[who]
+    @precondition(lambda self: self.lanes)
+    @rule(data=st.data(), times=st.integers(1, POISON))
+    def lose(self, data: st.DataObject, times: int) -> None:
+        """What is due goes on the wire and is lost there, again and again."""
+        for _ in range(times):
+            if not self.lanes:
+                return
+            token = data.draw(st.sampled_from(list(self.lanes)))
+            engine = self.engines[self.lanes[token][1]]
+            request = ClaimRequest(lane=token, limit=2, max_bytes=1 << 20)
+            for row in engine.exchange(Work(claims=[request]), self.now).claimed:
+                self._take(row, token)
+                only = Open(lane=token, recipients=(row.recipient,), session="s")
+                if engine.exchange(Work(opens=[only]), self.now).opened:
+                    self.rows[row.message_id, row.address].state = "sending"
+            engine.release(token, self.now)
+            self._free({token})
+            self.time_passes(0, 1)
+            self.route(0, "mx")
+            self.lease(0)
+
+    @rule(
+        who=st.integers(0, 1), end=st.sampled_from(["lapse", "boot", "nobody knows", "retire"]),
+        on_doubt=st.sampled_from(OnDoubt),
+    )  # fmt: skip
+    def replace_worker(self, who: int, end: str, on_doubt: OnDoubt) -> None:
+        worker, engine = self.workers[who], self.engines[who]
         tokens = {token for token, (_, owner) in self.lanes.items() if owner == who}
-        if dies:
-            self.engines[1 - who].lapse(worker, boot="b", now_ms=self.now)
+        if end == "retire":
+            engine.retire(worker, state="stopped", now_ms=self.now, on_doubt=on_doubt)
         else:
-            self.engines[who].retire(worker, state="stopped", now_ms=self.now)
-        self._free(tokens)
+            boot = {"lapse": "b", "boot": "c", "nobody knows": ""}[end]
+            other = self.engines[1 - who]
+            lapsed = other.lapse(worker, boot=boot, now_ms=self.now, on_doubt=on_doubt)
+            held = sum(row.lane in tokens for row in self.rows.values())
+            assert lapsed.released + lapsed.in_doubt == held
+            assert lapsed.lanes == len(tokens)
+        self._free(tokens, booted=end in {"boot", "nobody knows"}, on_doubt=on_doubt)
         assert self.engines[who].lease(worker, want=1, limit=9, workers=1, now_ms=self.now) == []
         self.workers[who] = self._register(who)
 
@@ -341,9 +442,72 @@ class SpoolMachine(RuleBasedStateMachine):
             if row.state in {"waiting", "claimed", "held"} and self.expires[row.id] <= self.now:
                 row.state, row.lane = "failed", None
 
+    @precondition(lambda self: self.tells_clocks)
+    @rule(who=st.integers(0, 1), amount=st.sampled_from([-YEAR, -DAY, -HOUR, HOUR, DAY, YEAR]))
+    def clock_jumps(self, who: int, amount: int) -> None:
+        """Expiry goes with the clock, and a send time of the user's own stays."""
+        self._look(who)
+        self.begun += amount
+        self.now += amount
+        self._look(who)
+        at = self.now
+        for id, expires in self.expires.items():
+            row = next(row for row in self.rows.values() if row.id == id)
+            own = row.send_ms > row.created_ms
+            if id in self.finished:
+                continue
+            if amount > 0:
+                self.expires[id] = expires + min(amount, max(0, at - row.send_ms))
+            elif not (own and row.send_ms > at):
+                self.expires[id] = min(expires + amount, at + expires - row.send_ms)
+            for row in self.rows.values():
+                if row.id == id and not own:
+                    row.send_ms = min(row.send_ms, at)
+
+    def _look(self, who: int) -> None:
+        look = {"wall_ms": self.now, "monotonic_ms": self.now - self.begun, "boot": "b"}
+        while self.engines[who].keep_clock(**look, limit=3):
+            pass
+
+    @rule(who=st.integers(0, 1))
+    def purge(self, who: int) -> None:
+        """Only what is finished goes, and all of it but for a clock that jumped."""
+        while self.engines[who].purge(NOTHING, 3, self.now):
+            pass
+        left = self.clients[0].statuses(list(self.expires))
+        for id in set(self.expires) - set(left):
+            assert id in self.finished
+            del self.expires[id]
+            self.finished.discard(id)
+            self.untold.discard(id)
+        self.rows = {key: row for key, row in self.rows.items() if row.id in self.expires}
+
     @rule(who=st.integers(0, 1))
     def checkpoint(self, who: int) -> None:
         self.engines[who].checkpoint()
+
+    @rule(who=st.integers(0, 1))
+    def repair(self, who: int) -> None:
+        assert self.engines[who].repair()
+
+    @precondition(lambda self: self.makes_copies and self.rows)
+    @rule(who=st.integers(0, 1))
+    def copy(self, who: int) -> None:
+        """A copy says what the spool says, moves nothing, and is sound, adopted or not."""
+        with tempfile.TemporaryDirectory() as folder:
+            target = f"{folder}/copy.db"
+            self.clients[who].backup(target, self.now)
+            stores = SQLiteStores(Path(target))
+            with stores.opened:
+                client, engine = stores.client(), stores.worker()
+                ids = list(self.expires)
+                assert client.statuses(ids) == self.clients[who].statuses(ids)
+                later = self.now + YEAR
+                assert engine.expire(100, later) == engine.purge(NOTHING, 9, later) == 0
+                assert engine.due_sites(later) == []
+                assert client.check() == []
+                assert client.adopt(later)
+                assert client.check() == []
 
     # --- what must always hold ---
 
@@ -362,8 +526,22 @@ class SpoolMachine(RuleBasedStateMachine):
         self.finished = finished
 
     @invariant()
-    def counts_agree(self) -> None:
+    def each_recipient_is_what_the_model_says(self) -> None:
         if not hasattr(self, "policy"):
+            return
+        found = self.clients[1].statuses(list(self.expires))
+        for (id, address), row in self.rows.items():
+            one = found[id].recipients[address]
+            word = "waiting" if one.status in {"queued", "deferred"} else str(one.status)
+            state = "waiting" if row.state == "claimed" else row.state
+            told = (word, one.attempts, one.in_doubt)
+            assert told == (state, row.attempts, row.in_doubt), address
+            if state == "held":
+                assert one.reason == row.reason, address
+
+    @invariant()
+    def counts_agree(self) -> None:
+        if not hasattr(self, "policy") or not self.has_views:
             return
         found: Counter[str] = Counter()
         for status, due, count in self.clients[1].query(
@@ -393,10 +571,20 @@ class SpoolMachine(RuleBasedStateMachine):
             waiting = [row for row in self.rows.values() if row.state == "waiting"]
             if not waiting:
                 break
+            if all(row.send_ms > self.now for row in waiting):  # as their senders wanted
+                self.now = min(row.send_ms for row in waiting)
         assert {row.state for row in self.rows.values()} <= {
             "delivered", "failed", "cancelled", "held"
         }  # fmt: skip
         assert self.clients[0].check() == []
+        events = self.clients[0].events(0, (), 100_000)
+        ids = [event.id for event in events]
+        assert ids == sorted(set(ids))
+        accepted = {event.message_id: event.id for event in events
+                    if event.type == "message.accepted"}  # fmt: skip
+        for event in events:
+            if event.message_id in accepted:
+                assert event.id >= accepted[event.message_id], "nothing before it was accepted"
 
     def _deliver(self, token: int) -> None:
         engine = self.engines[0]
@@ -407,7 +595,8 @@ class SpoolMachine(RuleBasedStateMachine):
             assert engine.exchange(Work(opens=[only]), self.now).opened
             done = settlement(token, row.recipient, "delivered")
             assert engine.exchange(Work(settlements=[done]), self.now).settled
-            self.rows[row.message_id, row.address].state = "delivered"
+            known = self.rows[row.message_id, row.address]
+            known.state, known.lane, known.attempts = "delivered", None, known.attempts + 1
 
 
 MACHINE_SETTINGS = settings(

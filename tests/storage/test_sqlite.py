@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.storage.contract import StoreContract
+from tests.storage.contract_check import CheckContract
 from tests.storage.files import SQLiteStores
 
 
@@ -18,5 +19,5 @@ def stores(tmp_path: Path) -> Iterator[SQLiteStores]:
         yield found
 
 
-class TestSQLite(StoreContract):
+class TestSQLite(StoreContract, CheckContract):
     """Run the conformance suite."""

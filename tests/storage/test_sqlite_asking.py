@@ -86,6 +86,7 @@ def test_targets_seek_and_a_walk_goes_on_where_the_page_before_ended(
         limit=9,
         after=5,
         now_ms=T0,
+        boot=None,
     )
     assert any(re.search(found, line) for line in planner.plan), planner.plan
     walked = [line for line in planner.plan if "TEMP B-TREE FOR ORDER BY" in line]

@@ -20,10 +20,21 @@ import pytest
 from mailstrom.errors import OutcomeUnknown, SpoolError, SpoolReplaced
 from mailstrom.storage import open_client_store
 from mailstrom.storage.sqlite.client import SQLiteClientStore
-from mailstrom.storage.sqlite.connection import connect
+from mailstrom.storage.sqlite.connection import _Checkpointer, connect, spool_errors
 from mailstrom.storage.sqlite.durable import WalSync, poison_path
 from mailstrom.storage.sqlite.worker import SQLiteWorkerStore
 from tests.storage.spool import T0, change, submission
+
+_SUBMISSION = """
+import os
+from mailstrom.storage.client import Submission
+T0 = 1_700_000_000_000
+def submission():
+    return Submission(id=f"message-elsewhere-{os.getpid()}", content=b"x", sender="a@b.test",
+        recipients=("c@d.test",), subject="", message_id="<elsewhere@b.test>", stream="default",
+        priority=1, tags=(), metadata={}, created_ms=T0, send_ms=T0, expires_ms=None, on_doubt=None,
+        require_tls=False, eightbit=False, smtputf8=False)
+"""
 
 
 class Disk:
@@ -346,17 +357,157 @@ def test_a_flag_that_cannot_be_written_is_remembered_and_written_later(
 ) -> None:
     run = Path(poison_path(path)).parent
     moved = run.with_name("moved")
-    run.rename(moved)
-    disk.broken = True
+    disk.broken, disk.then = True, lambda: run.rename(moved)
     with pytest.raises(OutcomeUnknown):
         client.enqueue([submission()], T0)
-    disk.broken = False
+    disk.broken, disk.then = False, lambda: None
     with pytest.raises(SpoolError, match="acknowledged"):
         client.enqueue([submission()], T0)
     moved.rename(run)
     with pytest.raises(SpoolError, match="acknowledged"):
         client.enqueue([submission()], T0)
     assert Path(poison_path(path)).exists(), "now every process knows"
+
+
+def test_an_error_whose_flag_cannot_be_written_stops_every_process_all_the_same(
+    path: str, client: SQLiteClientStore, engine: SQLiteWorkerStore, disk: Disk
+) -> None:
+    run = Path(poison_path(path)).parent
+    moved = run.with_name("moved")
+    ask = (
+        f"{_SUBMISSION}\n"
+        "try: print(store.enqueue([submission()], T0))\n"
+        "except (SpoolError, OutcomeUnknown) as error: print(error)\n"
+    )
+
+    def swap() -> None:
+        run.rename(moved)
+        run.symlink_to("/proc/self/fdinfo", target_is_directory=True)  # nothing can be made there
+
+    disk.broken, disk.then = True, swap
+    with pytest.raises(OutcomeUnknown):
+        client.enqueue([submission()], T0)
+    disk.broken, disk.then = False, lambda: None
+    assert "another process saw a disk error" in elsewhere(path, ask)
+    run.unlink()
+    moved.rename(run)
+    with pytest.raises(SpoolError, match="acknowledged"):
+        client.enqueue([submission()], T0)
+    assert any(engine.repair() for _ in range(100)), "twice where the retry came in between"
+    assert not engine.poisoned
+    assert "message-elsewhere" in elsewhere(path, ask)
+
+
+def test_a_failure_that_comes_while_another_is_repaired_keeps_the_flag(
+    path: str, client: SQLiteClientStore, engine: SQLiteWorkerStore, disk: Disk
+) -> None:
+    disk.broken = True
+    with pytest.raises(OutcomeUnknown):
+        client.enqueue([submission()], T0)
+    disk.broken = False
+    late = WalSync(path)
+    disk.then = lambda: late.poison(OSError(errno.EIO, "another process' sync"))
+    assert engine.repair() is False
+    disk.then = lambda: None
+    assert engine.poisoned
+    assert engine.repair() is True
+    assert not engine.poisoned
+
+
+def test_a_process_without_descriptors_raises_the_flag_all_the_same(
+    path: str, client: SQLiteClientStore, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk.broken = True
+    real = os.open
+
+    def none_left(name: str, flags: int, *args: int) -> int:
+        if flags & os.O_CREAT:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return real(name, flags, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", none_left)
+        with pytest.raises(OutcomeUnknown):
+            client.enqueue([submission()], T0)
+    assert os.stat(poison_path(path)), "seen by older clients, too, which follow a link"
+    disk.broken = False
+    store = SQLiteWorkerStore(path)
+    assert store.repair() is True
+    store.close()
+    assert not os.path.lexists(poison_path(path))
+
+
+def test_a_sync_that_sqlite_makes_within_a_commit_poisons_too(
+    path: str, client: SQLiteClientStore
+) -> None:
+    failed = apsw.IOError("disk I/O error")
+    failed.extendedresult = apsw.SQLITE_IOERR_FSYNC
+    with pytest.raises(SpoolError), spool_errors(path, "storing a message"):
+        raise failed
+    with pytest.raises(SpoolError, match="being repaired"):
+        client.enqueue([submission()], T0)
+
+
+def test_a_sync_that_fails_in_a_clients_own_checkpoint_poisons_too(
+    path: str, client: SQLiteClientStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = apsw.IOError("disk I/O error")
+    failed.extendedresult = apsw.SQLITE_IOERR_FSYNC
+
+    class Failing:
+        def wal_checkpoint(self, *_args: object) -> None:
+            raise failed
+
+    checkpointer = _Checkpointer(path, 10)
+    assert checkpointer(Failing(), "main", 9) == apsw.SQLITE_OK  # type: ignore[arg-type]
+    assert isinstance(client.enqueue([submission()], T0)[0], str)
+    assert checkpointer(Failing(), "main", 10) == apsw.SQLITE_OK  # type: ignore[arg-type]
+    with pytest.raises(SpoolError, match="being repaired"):
+        client.enqueue([submission()], T0)
+
+
+def test_a_spool_that_cannot_be_looked_at_is_not_taken_for_a_replaced_one(
+    path: str, client: SQLiteClientStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The message is stored: whoever says it is not makes a double of it."""
+    one = submission()
+    client.enqueue([submission()], T0)
+    real = os.stat
+
+    def failing(name: Any, *args: Any, **kwargs: Any) -> os.stat_result:
+        if str(name).endswith("-wal") and failing_now:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(name, *args, **kwargs)
+
+    failing_now = False
+    write = client._insert
+
+    def stored(*args: Any) -> Any:
+        nonlocal failing_now
+        result = write(*args)
+        failing_now = True
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", failing)
+        patch.setattr(client, "_insert", stored)
+        with pytest.raises(OutcomeUnknown) as caught:
+            client.enqueue([one], T0)
+    assert caught.value.key == one.id
+    assert set(client.statuses([one.id])) == {one.id}
+
+
+def test_a_poisoned_spool_is_moved_nowhere_but_by_the_repair(
+    client: SQLiteClientStore, engine: SQLiteWorkerStore, disk: Disk
+) -> None:
+    disk.broken = True
+    with pytest.raises(OutcomeUnknown):
+        client.enqueue([submission()], T0)
+    with pytest.raises(SpoolError, match="being repaired"):
+        engine.checkpoint()
+    disk.broken = False
+    assert engine.repair() is True
+    engine.checkpoint()
 
 
 def test_a_sync_that_fails_inside_a_checkpoint_poisons_too(

@@ -8,6 +8,8 @@ look into the views), jumps of the clock, copies, retention, and durability, whi
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from tests.storage.contract_finding import FindingContract
 from tests.storage.contract_lifecycle import LifecycleContract
 from tests.storage.contract_streams import StreamContract
 from tests.storage.contract_turns import TurnContract
+from tests.storage.machine import MACHINE_SETTINGS, SpoolMachine
 from tests.storage.spool import T0, Spool
 from tests.storage.toy import toy_store
 
@@ -72,3 +75,29 @@ class TestToy(LifecycleContract, TurnContract, ChangeContract, FindingContract, 
     @pytest.fixture
     def spool(self) -> Spool:
         return ToySpool(ToyStores())
+
+
+@contextmanager
+def _spool() -> Iterator[ToyStores]:
+    yield ToyStores()
+
+
+class ToyMachine(SpoolMachine):
+    """The machine over the toy: no clock that jumps, no copies, no views."""
+
+    stores = staticmethod(_spool)
+    tells_clocks = makes_copies = has_views = False
+
+
+TestToyMachine = ToyMachine.TestCase
+TestToyMachine.settings = MACHINE_SETTINGS
+
+
+def test_its_check_finds_a_row_in_nobodys_hands() -> None:
+    stores = ToyStores()
+    spool = ToySpool(stores)
+    spool.sending("a@example.org")
+    spool.sound()
+    (row,) = stores.spool.rows.values()
+    row.lane = None
+    assert spool.client.check() == [f"recipient {row.seq}: sending with due None and lane None"]

@@ -245,9 +245,13 @@ class Engine:
             return
         for raw in self.log_file.read_bytes().splitlines():
             try:
-                yield json.loads(raw)
+                line = json.loads(raw)
             except ValueError:  # a traceback, or a line that is being written
-                yield {"event": "text", "text": raw.decode(errors="replace")}
+                line = None
+            # What is left of a line after it was cut may be JSON, too.
+            yield line if isinstance(line, dict) else {
+                "event": "text", "text": raw.decode(errors="replace")
+            }  # fmt: skip
 
     def wait_log(self, event: str, *, count: int = 1, **fields: object) -> list[Line]:
         """Wait until that many such lines were logged; fails at once if the supervisor ended."""

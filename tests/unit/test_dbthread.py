@@ -10,7 +10,7 @@ import pytest
 
 from mailstrom.errors import SpoolBusy, SpoolReplaced
 from mailstrom.storage.base import ClaimRequest, Exchange, Open, Work, WorkerStore
-from mailstrom_workers import dbthread
+from mailstrom_workers import dbservice
 from mailstrom_workers.dbthread import DBThread, StoreEnded
 
 
@@ -77,7 +77,7 @@ def release(lane: int) -> Any:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dbthread, "RETRY_S", 0.001)
+    monkeypatch.setattr(dbservice, "RETRY_S", 0.001)
     crashes.clear()
 
 

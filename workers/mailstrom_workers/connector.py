@@ -8,9 +8,7 @@ a row of the ``sessions`` view.
 
 from __future__ import annotations
 
-import os
-import socket
-import time
+import asyncio
 from dataclasses import dataclass
 
 from mailstrom import events
@@ -22,6 +20,7 @@ from mailstrom.storage.base import Lane, SessionRow
 from mailstrom.types import Host, Reason, Stage
 from mailstrom_workers.context import Context, Settings
 from mailstrom_workers.endpoint import SessionFacts, SessionFailure, Target
+from mailstrom_workers.machine import Machine
 from mailstrom_workers.session import Session
 
 MOST_ADDRESSES = 10
@@ -30,20 +29,9 @@ _CROWDED = {(Stage.CONNECT, "refused"), (Stage.GREETING, "reply"), (Stage.GREETI
 _REMOTE, _LOCAL = FaultOf.REMOTE, FaultOf.LOCAL
 
 
-def new_session_id() -> str:
+def new_session_id(machine: Machine) -> str:
     """A random session id, 16 hex digits behind 11 of time, so that ids sort by start."""
-    return f"{time.time_ns() // 1_000_000:011x}{os.urandom(8).hex()}"
-
-
-def local_address(address: str, port: int) -> str:
-    """Our own end of a connection to an address; asks the routing table, sends nothing."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect((address, port))
-        except OSError:
-            return "127.0.0.1"  # no route: the connect will say so
-        return str(probe.getsockname()[0])
+    return f"{machine.wall_ms():011x}{machine.token(8)}"
 
 
 @dataclass(slots=True)
@@ -143,9 +131,9 @@ class Connector:
         ctx = self._ctx
         port = host.port if host.port is not None else ctx.settings.config.delivery.port
         started_ms = ctx.now_ms()
-        session_id = new_session_id()
+        session_id = new_session_id(ctx.machine)
         try:
-            policy = ctx.settings.session_policy(local_address(address, port))
+            policy = ctx.settings.session_policy(ctx.machine.own_address(address, port))
         except ConfigError as error:
             self.trouble = HostVerdict(
                 reason=Reason.LOCAL, fault_of=_LOCAL, stage=Stage.AUTH, text=str(error)
@@ -179,7 +167,8 @@ class Connector:
                 reply=None if opened.reply is None else opened.reply.text,
             )
             return None
-        connected = Connected(session_id, opened, host, started_ms, time.monotonic(), ctx.settings)
+        opened_at = asyncio.get_running_loop().time()
+        connected = Connected(session_id, opened, host, started_ms, opened_at, ctx.settings)
         self.rows.append(connected.row(self._lane, None))
         events.session_opened(
             session_id=session_id,

@@ -6,20 +6,18 @@ A context is made once per configuration; a reload replaces ``settings`` and lea
 from __future__ import annotations
 
 import asyncio
-import random
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 
 from mailstrom import events
-from mailstrom.clock import wall_ms
 from mailstrom.config import Config, ehlo_name, relay_hosts, relay_password, stage_timeouts
 from mailstrom.errors import SpoolError
 from mailstrom.policy.retry import RetrySchedule
 from mailstrom.policy.timeouts import Timeouts
 from mailstrom.types import OnDoubt
-from mailstrom_workers.dbthread import DBThread
+from mailstrom_workers.dbservice import DBService
 from mailstrom_workers.endpoint import SessionPolicy, Tls
+from mailstrom_workers.machine import THIS, Machine
 from mailstrom_workers.resolver import Resolver
 
 PAUSE_S = 5.0
@@ -108,11 +106,10 @@ class Context:
     """Shared by the engine, its lanes and its router."""
 
     worker: int
-    db: DBThread
+    db: DBService
     settings: Settings
     resolver: Resolver
-    random: Callable[[], float] = random.random
-    now_ms: Callable[[], int] = wall_ms
+    machine: Machine = THIS
     draining: asyncio.Event = field(default_factory=asyncio.Event)
     woken: asyncio.Event = field(default_factory=asyncio.Event)
     paused_until: float = 0.0
@@ -124,6 +121,14 @@ class Context:
     _looked: float = float("-inf")
     resting: dict[str, float] = field(default_factory=dict)
     """Host name -> loop time until which it goes last."""
+
+    def now_ms(self) -> int:
+        """Milliseconds since the epoch, UTC."""
+        return self.machine.wall_ms()
+
+    def random(self) -> float:
+        """A number from 0 to below 1."""
+        return self.machine.random()
 
     def wake(self) -> None:
         """Let the engine look for work now."""
@@ -152,7 +157,9 @@ class Context:
             room = False
         if self._room and not room:
             events.engine_failed(
-                where="disk", error=f"less than {ROOM_BYTES} bytes are free; nothing is claimed"
+                where="disk",
+                error=f"less than {ROOM_BYTES} bytes are free on the disk, or within the"
+                " write-ahead log's limit; nothing is claimed",
             )
         self._room = room
 

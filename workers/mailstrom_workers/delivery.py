@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Callable
 
 from mailstrom import events
 from mailstrom.config import Config, nameserver_name, nameservers
@@ -43,6 +44,7 @@ def tell(store: WorkerStore, config: Config) -> None:
     store.tell("lanes_limit", config.sites.connections)
     store.tell("max_age_ms", int(config.retry.max_age * 1000))
     store.tell("idempotency_window_ms", int(config.spool.idempotency_window * 1000))
+    store.tell("wal_limit", config.spool.wal_limit)
     store.use_streams(streams_of(config))
 
 
@@ -62,13 +64,19 @@ def streams_of(config: Config) -> list[StreamPolicy]:
     ]
 
 
-async def deliver(presence: Presence) -> None:
-    """Deliver until drained."""
+async def deliver(presence: Presence, resolver: Callable[[Config], Resolver] = resolver_of) -> None:
+    """Deliver until drained.
+
+    Args:
+        presence: the worker.
+        resolver: makes the resolver that a configuration asks for.
+    """
     ctx = Context(
         worker=presence.worker,
         db=presence.db,
         settings=Settings.of(presence.config),
-        resolver=resolver_of(presence.config),
+        resolver=resolver(presence.config),
+        machine=presence.machine,
         draining=presence.draining,
     )
     engine = Engine(ctx)
@@ -77,7 +85,7 @@ async def deliver(presence: Presence) -> None:
     try:
         told = presence.leads() and await _tell(presence)
         beside = [
-            asyncio.create_task(_reload(presence, ctx)),
+            asyncio.create_task(_reload(presence, ctx, resolver)),
             asyncio.create_task(_lead(presence, told)),
         ]
         try:
@@ -110,14 +118,14 @@ async def _lead(presence: Presence, told: bool) -> None:
         told = presence.leads() and (told or await _tell(presence))
 
 
-async def _reload(presence: Presence, ctx: Context) -> None:
+async def _reload(presence: Presence, ctx: Context, make: Callable[[Config], Resolver]) -> None:
     """Take over a new configuration between transactions; sessions are renewed at their next."""
     while True:
         await presence.reloaded.wait()
         presence.reloaded.clear()
         config = presence.config
         try:
-            resolver = resolver_of(config)
+            resolver = make(config)
         except MailstromError as error:  # the old one goes on
             events.config_rejected(error=str(error), file=config.origin)
             continue

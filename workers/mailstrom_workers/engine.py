@@ -13,7 +13,7 @@ from mailstrom.errors import SpoolError
 from mailstrom.storage.base import DueDomain, Lane, WorkerStore
 from mailstrom_workers import router
 from mailstrom_workers.context import Context
-from mailstrom_workers.dbthread import StoreEnded
+from mailstrom_workers.dbservice import StoreEnded
 from mailstrom_workers.lane import LaneRun
 
 LOOK_S = 0.05
@@ -33,7 +33,7 @@ class Engine:
     def __init__(self, ctx: Context) -> None:
         self.ctx = ctx
         self._lanes: dict[asyncio.Task[None], LaneRun] = {}
-        self._routes: set[asyncio.Task[None]] = set()
+        self._routes: dict[asyncio.Task[None], None] = {}  # in order
         self._barren = False
         self._next_lease = 0.0
 
@@ -116,7 +116,7 @@ class Engine:
         def lease(store: WorkerStore) -> list[tuple[Lane, bool]]:
             workers = store.live_workers()
             lanes = store.lease(ctx.worker, want=want, limit=limit, workers=workers, now_ms=now_ms)
-            return [(lane, store.failures(lane.site) > 0) for lane in lanes]
+            return [(lane, _failing(store, lane.site)) for lane in lanes]
 
         leased = await ctx.db.call(lease)
         for lane, failing in leased:
@@ -136,11 +136,11 @@ class Engine:
 
     def _start_route(self, domain: DueDomain) -> None:
         task = asyncio.create_task(router.route(self.ctx, domain), name=f"route {domain.name}")
-        self._routes.add(task)
+        self._routes[task] = None
         task.add_done_callback(self._route_ended)
 
     def _route_ended(self, task: asyncio.Task[None]) -> None:
-        self._routes.discard(task)
+        self._routes.pop(task, None)
         self._report(task)
         self.ctx.wake()
 
@@ -169,3 +169,14 @@ class Engine:
         waiting = [*self._lanes, *self._routes]
         if waiting:
             await asyncio.gather(*waiting, return_exceptions=True)
+
+
+def _failing(store: WorkerStore, site: int) -> bool:
+    """Whether the site's last pass failed; only the log depends on it.
+
+    The lane is leased already: an error here must not lose it, for nobody would give it back.
+    """
+    try:
+        return store.failures(site) > 0
+    except SpoolError:
+        return False

@@ -21,13 +21,14 @@ import sys
 from collections.abc import Callable, Collection
 
 from mailstrom import events
-from mailstrom.clock import boot_id, monotonic_ms, wall_ms
 from mailstrom.config import Config
 from mailstrom.errors import SpoolError, SpoolReplaced
 from mailstrom.lockfile import LockFile, is_free
 from mailstrom.storage import run_directory
 from mailstrom.storage.base import Retention, WorkerRow, WorkerStore
 from mailstrom.types import OnDoubt
+from mailstrom_workers.machine import THIS, Machine
+from mailstrom_workers.pinned import PinAlarm
 from mailstrom_workers.presence import Presence
 
 ROUND_S = 0.25
@@ -54,6 +55,7 @@ class Janitor:
         worker: our own row.
         config: for ``on_doubt`` and retention.
         mates: tells the rows of the other workers of this process.
+        machine: where it runs.
     """
 
     def __init__(
@@ -62,15 +64,19 @@ class Janitor:
         worker: int,
         config: Config,
         mates: Callable[[], Collection[int]] = tuple,
+        machine: Machine = THIS,
     ) -> None:
         self._path = path
         self._worker = worker
         self._mates = mates
+        self._machine = machine
         self.config = config
         self._checkpointed = 0.0
+        self._pin = PinAlarm(path)
         self._purged = 0.0
         self._poisoned = False
         self._copied = False
+        self._unlapsed = True
         self._missing: dict[int, int] = {}
 
     def round(self, store: WorkerStore) -> None:
@@ -84,9 +90,10 @@ class Janitor:
         """
         store.verify()
         trouble: SpoolError | None = None
+        steps: list[Callable[[WorkerStore], None]]
         steps = [self._repair, self._checkpoint, self.lapse, self._clock]
         if not self._is_copy(store):
-            steps += [self._expire, self._purge]
+            steps += [self._unless_full(self._expire), self._unless_full(self._purge)]
         for step in steps:
             try:
                 step(store)
@@ -110,32 +117,38 @@ class Janitor:
 
     def _spared(self, row: WorkerRow) -> bool:
         """Whether a process without its lock file may live: here, since this boot, and not long."""
-        if row.boot != boot_id() or not row.boot or row.host != socket.gethostname():
+        if row.boot != self._machine.boot_id() or not row.boot or row.host != socket.gethostname():
             return False
         if row.pid == os.getpid() and row.seq not in self._mates():
             return False  # of a process that had our id before us
         if not _exists(row.pid):
             return False
-        since = self._missing.setdefault(row.seq, monotonic_ms())
-        return monotonic_ms() - since < SPARED_MS
+        since = self._missing.setdefault(row.seq, self._machine.monotonic_ms())
+        return self._machine.monotonic_ms() - since < SPARED_MS
 
     def _clock(self, store: WorkerStore) -> None:
+        machine = self._machine
         store.keep_clock(
-            wall_ms=wall_ms(), monotonic_ms=monotonic_ms(), boot=boot_id(), limit=BATCH
+            wall_ms=machine.wall_ms(),
+            monotonic_ms=machine.monotonic_ms(),
+            boot=machine.boot_id(),
+            limit=BATCH,
         )
 
     def lapse(self, store: WorkerStore) -> None:
         """Take back what processes held whose lock is free."""
+        self._unlapsed = True
+        folder = run_directory(self._path)
         for row in store.workers():
-            lock = os.path.join(run_directory(self._path), row.lock)
+            lock = os.path.join(folder, row.lock)
             if row.seq == self._worker or not is_free(lock):
                 continue
             if not os.path.exists(lock) and self._spared(row):
                 continue  # somebody deleted its file: it notices and ends by itself
             lapsed = store.lapse(
                 row.seq,
-                boot=boot_id(),
-                now_ms=wall_ms(),
+                boot=self._machine.boot_id(),
+                now_ms=self._machine.wall_ms(),
                 on_doubt=OnDoubt(self.config.delivery.on_doubt),
             )
             store.sync()
@@ -148,10 +161,13 @@ class Janitor:
                 worker=row.seq,
                 lost_pid=row.pid,
             )
+        self._unlapsed = False
 
     def _expire(self, store: WorkerStore) -> None:
+        if self._unlapsed:
+            return  # what the dead hold may have been on the wire: that is marked first
         before = store.last_event()
-        if store.expire(BATCH, wall_ms()) == 0:
+        if store.expire(BATCH, self._machine.wall_ms()) == 0:
             return
         for failure in store.failed_since(before):
             events.recipient_failed(
@@ -171,25 +187,33 @@ class Janitor:
             events.store_poisoned(error="the disk did not confirm a write", store=self._path)
         store.repair()
 
+    def _unless_full(self, step: Callable[[WorkerStore], None]) -> Callable[[WorkerStore], None]:
+        """``step``, which can wait, unless a reader pins a log that may grow no more."""
+        return lambda store: None if self._pin.full else step(store)
+
     def _checkpoint(self, store: WorkerStore) -> None:
         size = store.log_bytes()
+        if size < CHECKPOINT_BYTES:
+            self._pin.look(None, size, self._machine.monotonic_ms())
         if size == 0:
             return
-        due = monotonic_ms() / 1000 - self._checkpointed > CHECKPOINT_S
+        due = self._machine.monotonic_ms() / 1000 - self._checkpointed > CHECKPOINT_S
         if size < CHECKPOINT_BYTES and not due:
             return
         found = store.checkpoint()
-        self._checkpointed = monotonic_ms() / 1000
+        now_ms = self._machine.monotonic_ms()
+        self._checkpointed = now_ms / 1000
+        self._pin.look(found.pinned, store.log_bytes(), now_ms)
         if found.frames:
             events.store_checkpointed(
                 frames=found.frames, checkpointed=found.moved, wal_bytes=size, mode=found.mode
             )
 
     def _purge(self, store: WorkerStore) -> None:
-        now = monotonic_ms() / 1000
+        now = self._machine.monotonic_ms() / 1000
         if now - self._purged < PURGE_S:
             return
-        if store.purge(self._retention(store), 200, wall_ms()) == 0:
+        if store.purge(self._retention(store), 200, self._machine.wall_ms()) == 0:
             self._purged = now
             self._sweep(store)
 
@@ -255,7 +279,7 @@ class Role:
         if not is_free(self._lock.path):
             self._free_since_ms = None
             return False
-        now_ms = monotonic_ms()
+        now_ms = self._presence.machine.monotonic_ms()
         if self._free_since_ms is None:
             self._free_since_ms = now_ms
         return now_ms - self._free_since_ms > PATIENCE_MS
@@ -269,7 +293,9 @@ class Role:
 async def keep(presence: Presence) -> None:
     """Do rounds while this worker holds the role, until drained."""
     role = Role(presence)
-    janitor = Janitor(presence.store, presence.worker, presence.config, presence.mates)
+    janitor = Janitor(
+        presence.store, presence.worker, presence.config, presence.mates, presence.machine
+    )
     try:
         with contextlib.suppress(OSError):  # said by the first round
             role.take()

@@ -12,7 +12,6 @@ the recipient is ``sending`` and a crash leaves it in doubt; the settlement ends
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import AsyncIterator
 
@@ -76,6 +75,7 @@ class LaneRun:
 
     async def run(self) -> None:
         """Work until nothing is due for a while, the site fails, or the worker drains."""
+        loop = asyncio.get_running_loop()
         try:
             while not self.ctx.draining.is_set() and self.ctx.has_room():
                 batch = await self._claim_batch()
@@ -83,10 +83,10 @@ class LaneRun:
                     if not self._ended and await self._idle():
                         continue
                     break
-                started = time.monotonic()
+                started = loop.time()
                 if not await self._deliver(batch):
                     break
-                pace = len(batch) / max(time.monotonic() - started, 0.001)
+                pace = len(batch) / max(loop.time() - started, 0.001)
                 self._claim = min(max(int(pace * CLAIM_S), 1), CLAIM_MESSAGES)
         finally:
             await asyncio.shield(self._end())
@@ -201,7 +201,7 @@ class LaneRun:
                 index >= position
                 and connected.session.usable
                 and connected.settings is self.ctx.settings  # a reload may demand more of TLS
-                and time.monotonic() - connected.opened_at < SESSION_S
+                and asyncio.get_running_loop().time() - connected.opened_at < SESSION_S
                 and (most == 0 or connected.session.messages < most)
             ):
                 return index

@@ -15,24 +15,36 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 import socket
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from mailstrom import events
-from mailstrom.clock import boot_id, wall_ms
 from mailstrom.config import Config
 from mailstrom.errors import SpoolError, SpoolReplaced
 from mailstrom.lockfile import LockFile
 from mailstrom.storage import open_worker_store, run_directory
 from mailstrom.storage.base import WorkerStore
 from mailstrom.types import OnDoubt
-from mailstrom_workers.dbthread import Crash, DBThread
+from mailstrom_workers.dbservice import Crash, DBService
+from mailstrom_workers.dbthread import DBThread
+from mailstrom_workers.machine import THIS, Machine
 
 ROW_BEAT_S = 5.0
 LOCK_TRIES = 500
 LOCK_WAIT_S = 0.01
+
+
+OpenStore = Callable[[str, Config], WorkerStore]
+
+
+class Serve(Protocol):
+    """Makes the service of a store; see ``DBThread``."""
+
+    def __call__(self, open_store: Callable[[], WorkerStore], *, crash: Crash) -> DBService:
+        """Not started yet."""
+        ...
 
 
 def _nothing() -> None:
@@ -50,6 +62,8 @@ class Presence:
         config: what holds now; a reload replaces it and sets ``reloaded``.
         leads: asked whether this engine's configuration is the spool's, or another engine's is.
         worker: the number of its row.
+        machine: where it runs.
+        open_store: opens the store; None: by its name.
         crash: how it ends when it must not go on.
         sessions: tells how many connections are open.
         hang_up: cuts them.
@@ -64,9 +78,11 @@ class Presence:
     config: Config
     leads: Callable[[], bool]
     worker: int
-    db: DBThread
+    db: DBService
     lock: LockFile
     crash: Crash
+    machine: Machine = THIS
+    open_store: OpenStore | None = None
     draining: asyncio.Event = field(default_factory=asyncio.Event)
     reloaded: asyncio.Event = field(default_factory=asyncio.Event)
     lapsed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -80,7 +96,7 @@ class Presence:
     async def ready(self) -> None:
         """The work has begun: the row says so before anybody else hears it."""
         self.state = "ready"
-        now_ms = wall_ms()
+        now_ms = self.machine.wall_ms()
         await self.db.insist(
             lambda store: store.beat(self.worker, state="ready", sessions=0, now_ms=now_ms)
         )
@@ -102,7 +118,7 @@ class Presence:
         before, self.config = self.config, config
         self.reloaded.set()
         if before.retry.schedule != config.retry.schedule:
-            await self.db.reopen(lambda: _open(self.store, config))
+            await self.db.reopen(lambda: (self.open_store or _open)(self.store, config))
 
     async def run(self, work: Work) -> None:
         """Work to the end, with beats; then retire and free the lock."""
@@ -112,7 +128,7 @@ class Presence:
             self.state = "ended"
         finally:
             beats.cancel()
-        worker, now_ms = self.worker, wall_ms()
+        worker, now_ms = self.worker, self.machine.wall_ms()
         on_doubt = OnDoubt(self.config.delivery.on_doubt)
         await self.db.insist(
             lambda store: store.retire(worker, state="stopped", now_ms=now_ms, on_doubt=on_doubt)
@@ -143,7 +159,7 @@ class Presence:
             await self._beat()
 
     async def _beat(self) -> None:
-        state, sessions, now_ms = self.state, self.sessions(), wall_ms()
+        state, sessions, now_ms = self.state, self.sessions(), self.machine.wall_ms()
 
         def step(store: WorkerStore) -> bool:
             store.verify()
@@ -174,16 +190,22 @@ async def enter(
     crash: Crash,
     leads: Callable[[], bool],
     restarts: int = 0,
+    machine: Machine = THIS,
+    serve: Serve = DBThread,
+    open_store: OpenStore | None = None,
 ) -> Presence:
     """Take a lock file of our own, open the store, register.
 
     Args:
         restarts: how often its place was filled before.
+        machine: where it runs.
+        serve: who serves the store that is opened.
+        open_store: opens it; None: by its name.
 
     Raises:
         SpoolError: the lock cannot be taken, or the spool not be opened; nothing is left behind.
     """
-    name = f"{kind}-{os.getpid()}-{secrets.token_hex(4)}.lock"
+    name = f"{kind}-{os.getpid()}-{machine.token(4)}.lock"
     folder = run_directory(store)
     os.makedirs(folder, exist_ok=True)
     lock = LockFile(os.path.join(folder, name))
@@ -199,13 +221,13 @@ async def enter(
             kind=kind,
             pid=os.getpid(),
             host=socket.gethostname(),
-            boot=boot_id(),
+            boot=machine.boot_id(),
             lock=name,
             restarts=restarts,
-            now_ms=wall_ms(),
+            now_ms=machine.wall_ms(),
         ).seq
 
-    db = DBThread(lambda: _open(store, config), crash=crash)
+    db = serve(lambda: (open_store or _open)(store, config), crash=crash)
     try:
         await db.start()
     except BaseException:
@@ -230,6 +252,8 @@ async def enter(
         db=db,
         lock=lock,
         crash=crash,
+        machine=machine,
+        open_store=open_store,
     )
 
 

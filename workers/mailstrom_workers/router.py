@@ -7,7 +7,7 @@ and no name is looked up.
 
 from __future__ import annotations
 
-import time
+import asyncio
 
 from mailstrom import events
 from mailstrom.config import nameserver_name, relay_hosts
@@ -57,7 +57,8 @@ async def route(ctx: Context, due: DueDomain) -> None:
 
 
 async def _route(ctx: Context, due: DueDomain) -> None:
-    started = time.monotonic()
+    loop = asyncio.get_running_loop()
+    started = loop.time()
     found = due.cached
     if found is None:
         found = (
@@ -74,7 +75,7 @@ async def _route(ctx: Context, due: DueDomain) -> None:
             site=answer.site_key,
             ttl_s=found.ttl_s,
             error=found.error,
-            elapsed_ms=int((time.monotonic() - started) * 1000),
+            elapsed_ms=int((loop.time() - started) * 1000),
         )
     now_ms = ctx.now_ms()
 

@@ -38,7 +38,7 @@ CHECK_STEPS = 1_000
 """How often the check of the copy looks whether somebody wants to fork, in SQLite's steps."""
 ATTEMPTS = 10
 """So often the copy is begun, where this process forks again and again."""
-_COMPANIONS = ("-wal", "-shm", "-journal")
+COMPANIONS = ("-wal", "-shm", "-journal")
 _UNLINKABLE = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 """How file systems without hard links say so."""
 _KINDS: dict[int, type[SpoolError]] = {
@@ -63,10 +63,10 @@ def backup(connect: Callable[[], apsw.Connection], name: str, target: str, now_m
         SpoolBusy: this process forked so often that no copy could be finished.
         SpoolError: or another subclass; nothing is left at ``target``.
     """
-    for path in (target, *(target + end for end in _COMPANIONS)):
+    for path in (target, *(target + end for end in COMPANIONS)):
         if os.path.lexists(path):
             raise SpoolError(f"{path}: exists already; a copy needs a name of its own")
-    _sweep(target)
+    sweep(target)
     for _ in range(ATTEMPTS):
         temporary = _Temporary(target)
         try:
@@ -75,7 +75,7 @@ def backup(connect: Callable[[], apsw.Connection], name: str, target: str, now_m
                     continue
             temporary.sync()
             with spool_errors(name, f"checking the copy {target}"):
-                if not _checked(name, temporary.path):
+                if not checked(name, temporary.path):
                     continue
             temporary.give_name()
             return
@@ -94,7 +94,7 @@ def _fill(connect: Callable[[], apsw.Connection], name: str, path: str, now_ms: 
         pid = os.getpid()
         source = connect()
         opened.callback(_end, pid, source, source.close)
-        copy = _opened(path, opened)
+        copy = opened_copy(path, opened)
         copy.execute("PRAGMA synchronous = OFF").fetchall()
         source.execute("BEGIN").fetchall()
         copies.marked(source)  # the first read: the snapshot begins here
@@ -110,14 +110,14 @@ def _fill(connect: Callable[[], apsw.Connection], name: str, path: str, now_ms: 
     return True
 
 
-def _checked(name: str, path: str) -> bool:
+def checked(name: str, path: str) -> bool:
     """Whether the copy is sound; False where somebody wants to fork.
 
     Raises:
         SpoolCorrupt: it is not.
     """
     with forks.inside(), contextlib.ExitStack() as opened:
-        copy = _opened(path, opened)
+        copy = opened_copy(path, opened)
         copy.set_progress_handler(forks.wanted, CHECK_STEPS)
         try:
             found = [row[0] for row in copy.execute("PRAGMA integrity_check(1)")]
@@ -131,7 +131,7 @@ def _checked(name: str, path: str) -> bool:
     return True
 
 
-def _opened(path: str, opened: contextlib.ExitStack) -> apsw.Connection:
+def opened_copy(path: str, opened: contextlib.ExitStack) -> apsw.Connection:
     """The copy, which nobody else knows: no shared memory, and in the end no WAL."""
     copy = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READWRITE)
     opened.callback(_end, os.getpid(), copy, copy.close)
@@ -245,7 +245,7 @@ def _made(target: str, folder: str) -> tuple[str, int]:
         os.close(fd)  # taken for a dead one before it was locked
 
 
-def _sweep(target: str) -> None:
+def sweep(target: str) -> None:
     """Delete what makers of this copy left that were killed."""
     folder = _folder(target)
     ours = re.compile(re.escape(f".{os.path.basename(target)}.copy-") + "[0-9a-f]{16}")
@@ -271,7 +271,7 @@ def _remove_dead(path: str) -> None:
 
 
 def _remove(path: str) -> None:
-    for each in (path, *(path + end for end in _COMPANIONS)):
+    for each in (path, *(path + end for end in COMPANIONS)):
         with contextlib.suppress(OSError):
             os.unlink(each)
 

@@ -2,7 +2,8 @@
 
 The recipients that a change touches are found first and then changed by number, so that counting
 (``targets``) and doing read the same fragment. A recipient on the wire is never touched; a claimed
-one counts as waiting and is taken from its lane, whose guard then refuses to open it.
+one counts as waiting and is taken from its lane, whose guard then refuses to open it; unless it was
+claimed before the machine was booted: then it may have been on the wire, and the lapse comes first.
 """
 
 from __future__ import annotations
@@ -62,13 +63,22 @@ def touches(change: Change) -> str:
 
 
 def change(
-    connection: apsw.Connection, change: Change, targets: Sequence[Target], now_ms: int
+    connection: apsw.Connection,
+    change: Change,
+    targets: Sequence[Target],
+    now_ms: int,
+    boot: str | None,
 ) -> int:
-    """Change the targets that are in a state for it; returns how many recipients that were."""
+    """Change the targets that are in a state for it; returns how many recipients that were.
+
+    Args:
+        boot: of the machine; None where no claim outlives it. Empty: nobody knows, so each one may.
+    """
     steps = _CHANGES[change]
     wanted = json.dumps([[target.id, target.address] for target in targets])
     found = connection.execute(
-        f"{STATEMENTS['change_targets']} {touches(change)}", {"targets": wanted, "now_ms": now_ms}
+        f"{STATEMENTS['change_targets']} {touches(change)}",
+        {"targets": wanted, "now_ms": now_ms, "boot": boot},
     )
     recipients = [row[0] for row in found]
     if not recipients:

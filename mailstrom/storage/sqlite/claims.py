@@ -17,7 +17,7 @@ import apsw
 
 from mailstrom.storage.base import Claimed, ClaimRequest, Open, SessionRow, Work
 from mailstrom.storage.sqlite.lanes import NEVER_MS
-from mailstrom.storage.sqlite.rows import checksum, digest
+from mailstrom.storage.sqlite.rows import checksum, digest, domain_of, fits
 from mailstrom.storage.sqlite.settling import rounds, settle
 from mailstrom.storage.sqlite.sql import STATEMENTS, run
 from mailstrom.types import OnDoubt
@@ -84,7 +84,7 @@ def _put_session(connection: apsw.Connection, row: SessionRow) -> None:
             "address": row.address,
             "source": row.source,
             "started_ms": row.started_ms,
-            "ended_ms": row.ended_ms,
+            "ended_ms": row.ended_ms if worker or row.ended_ms else row.started_ms,
             "messages": row.messages,
             "ehlo": row.ehlo,
             "tls_wanted": row.tls_wanted,
@@ -93,7 +93,8 @@ def _put_session(connection: apsw.Connection, row: SessionRow) -> None:
             "tls_cipher": row.tls_cipher,
             "tls_peer": row.tls_peer,
             "tls_verified": int(row.tls_verified),
-            "end_cause": row.end_cause,
+            # Of a lapsed worker nobody would end it: it stays open no longer than it is written.
+            "end_cause": row.end_cause if worker or row.end_cause else "worker lost",
         },
     )
     opened = row.ended_ms is None
@@ -238,35 +239,71 @@ def _wait(connection: apsw.Connection, look: _Look, site: int, now_ms: int) -> N
 
 def _taken_rows(connection: apsw.Connection, lane: int, taken: list[int]) -> list[Any]:
     """Messages in the order they were taken (priority, then due time), recipients together."""
-    rows = run(connection, "claimed_rows", {"recipients": json.dumps(taken), "lane": lane})
+    values = {"recipients": json.dumps(taken), "lane": lane}
+    try:
+        rows = run(connection, "claimed_rows", values)
+    except UnicodeDecodeError:  # damage to one row must not keep the others from being sent
+        rows = [_decoded(row) for row in run(connection, "damaged_rows", values)]
     by_recipient = {row[0]: row for row in rows}
     turn: dict[int, int] = {}
     for recipient in taken:
-        turn.setdefault(by_recipient[recipient][1], len(turn))
+        if recipient in by_recipient:  # else an index is damaged: the row does not wait
+            turn.setdefault(by_recipient[recipient][1], len(turn))
     rows.sort(key=lambda row: (turn[row[1]], row[0]))
     return rows
 
 
-def bodies(connection: apsw.Connection, rows: list[tuple[int, Any]]) -> dict[int, bytes | None]:
-    """Content of one chunk by its key, None where it does not fit its digest; outside the lock."""
+_DOUBTS = frozenset(map(str, OnDoubt))
+_TEXTS = (2, 3, 4, 6, 10, 16, 20)  # columns of claimed_rows
+
+
+def _decoded(row: Any) -> tuple[Any, ...]:
+    """A row of ``damaged_rows``; what is no text then fits no checksum."""
+    values = list(row)
+    for place in _TEXTS:
+        if values[place] is not None:
+            values[place] = values[place].decode("utf-8", "replace")
+    return tuple(values)
+
+
+class Kept(NamedTuple):
+    """What is known of a content: its bytes where it is one chunk, the digests that it fits."""
+
+    body: bytes | None
+    size: int
+    digests: tuple[bytes, ...]
+
+
+def bodies(connection: apsw.Connection, rows: list[tuple[int, Any]]) -> dict[int, Kept | None]:
+    """Content by its key, None where it is damaged; outside the lock."""
     single = sorted({row[8] for _, row in rows if row[9] == 1})
-    return {
-        content: data if digest(data) == kept else None
-        for content, data, kept in run(connection, "first_chunks", {"contents": json.dumps(single)})
-    }
+    found: dict[int, Kept | None] = dict.fromkeys(row[8] for _, row in rows)
+    for content, data, kept in run(connection, "first_chunks", {"contents": json.dumps(single)}):
+        if digest(data) == kept:
+            found[content] = Kept(data, len(data), (kept,))
+    long = {row[8]: row[9] for _, row in rows if row[9] != 1}
+    pieces: dict[int, list[Any]] = {}
+    if long:
+        values = {"contents": json.dumps(sorted(long))}
+        for content, number, size, kept in run(connection, "chunk_digests", values):
+            pieces.setdefault(content, []).append((number, size, kept))
+    for content, piece in pieces.items():
+        numbers, sizes, digests = zip(*piece, strict=True)
+        if numbers == tuple(range(long[content])):
+            found[content] = Kept(None, sum(sizes), digests)
+    return found
 
 
-def complete(
-    rows: list[tuple[int, Any]], bodies: Mapping[int, bytes | None] | None
-) -> list[Claimed]:
-    """Claimed rows with their content; without ``bodies`` (unreadable now) it is read by chunk."""
+def complete(rows: list[tuple[int, Any]], found: Mapping[int, Kept | None]) -> list[Claimed]:
+    """Claimed rows with their content; what is not among ``found`` is read by chunk later."""
     claimed = []
     for lane, row in rows:
-        whole = checksum(row[2], row[6], row[3]) == row[5]
+        whole = checksum(row[2], row[6], row[3]) == row[5] and domain_of(row[3]) == row[4]
         body = None
-        if bodies is not None and row[9] == 1:
-            body = bodies.get(row[8])
-            whole = whole and body is not None and len(body) == row[7]
+        if row[8] in found:
+            kept = found[row[8]]
+            whole = whole and kept is not None and kept.size == row[7] and _fits(row, kept)
+            body = None if kept is None else kept.body
         claimed.append(
             Claimed(
                 lane=lane,
@@ -287,10 +324,33 @@ def complete(
                 expires_ms=row[13],
                 attempts=row[14],
                 deferrals=row[15],
-                on_doubt=None if row[16] is None else OnDoubt(row[16]),
+                on_doubt=_on_doubt(row[16]),
                 require_tls=bool(row[17]),
                 eightbit=bool(row[18]),
                 smtputf8=bool(row[19]),
             )
         )
     return claimed
+
+
+def _on_doubt(word: str | None) -> OnDoubt | None:
+    """What to do in doubt; of a damaged word the careful one."""
+    if word is None:
+        return None
+    return OnDoubt(word) if word in _DOUBTS else OnDoubt.HOLD
+
+
+def _fits(row: Any, kept: Kept) -> bool:
+    return fits(
+        row[21],
+        require_tls=row[17],
+        on_doubt=row[16],
+        id=row[2],
+        sender=row[6],
+        message_id=row[20],
+        size=row[7],
+        chunks=row[9],
+        eightbit=row[18],
+        smtputf8=row[19],
+        digests=kept.digests,
+    )

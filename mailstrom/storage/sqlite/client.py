@@ -29,25 +29,34 @@ from mailstrom.errors import (
     SpoolBusy,
     SpoolCorrupt,
     SpoolError,
+    SpoolFull,
     SpoolReadOnly,
     SpoolReplaced,
 )
-from mailstrom.storage.client import Selection, Submission, Target
+from mailstrom.storage.client import Owner, Selection, Submission, Target
 from mailstrom.storage.sqlite import (
     asking,
     backups,
     changes,
+    checking,
     copies,
     finding,
     forks,
     schema,
     streams,
+    wal,
 )
-from mailstrom.storage.sqlite.connection import FREE_LOCK_S, abandon, only_reads, spool_errors
+from mailstrom.storage.sqlite.connection import (
+    FREE_LOCK_S,
+    abandon,
+    only_reads,
+    rolled_back,
+    spool_errors,
+)
 from mailstrom.storage.sqlite.durable import Sync, system_sync
 from mailstrom.storage.sqlite.place import FilePlace, Place
-from mailstrom.storage.sqlite.rows import decode_statuses, digest, named_rows
-from mailstrom.storage.sqlite.sql import STATEMENTS, run
+from mailstrom.storage.sqlite.rows import decode_statuses, digest, fits, named_rows
+from mailstrom.storage.sqlite.sql import run
 from mailstrom.storage.sqlite.submissions import UNFIT, Staged, encode, known, refusal, unstage
 from mailstrom.types import Change, Event, MessageStatus, QueueStats, Suppression
 
@@ -55,6 +64,8 @@ _T = TypeVar("_T")
 _Row = dict[str, Any] | str | Exception
 """Bindings of one submission, or what is known of it before it is inserted."""
 
+EMPTY_S = 1.0
+"""How often a client that is refused for a full log tries to empty it."""
 _MOST_PASSED = 64
 """Readers of events of some types whose progress is remembered."""
 
@@ -67,6 +78,8 @@ class SQLiteClientStore:
         busy_ms: how long to wait for another writer.
         sync: what makes the -wal file durable; tests record it or make it fail.
         place: where the spool lives, if that is no file.
+        boot: name of this boot of the machine: what was claimed in another one is changed only
+            after its lapse. None: all claims are of this one.
     """
 
     def __init__(
@@ -76,8 +89,10 @@ class SQLiteClientStore:
         busy_ms: int = 5_000,
         sync: Sync = system_sync,
         place: Place | None = None,
+        boot: str | None = None,
     ) -> None:
         self.path = path
+        self._boot = boot
         self._busy_ms = busy_ms
         self._place: Place = place or FilePlace(path, sync)
         self._sync = self._place.durable
@@ -86,6 +101,7 @@ class SQLiteClientStore:
         self._watcher: apsw.Connection | None = None
         self._watchers = 0
         self._watching = threading.RLock()  # only taken within ``forks.inside``
+        self._emptied = float("-inf")
         self._passed: dict[tuple[int, frozenset[str]], int] = {}
         self._staged: list[Staged] = []  # what no message was made of yet
         self._unusable: str | None = None
@@ -128,7 +144,7 @@ class SQLiteClientStore:
             finally:
                 if pid != os.getpid():
                     abandon(connection)
-                elif self._unusable is None:
+                elif self._unusable is None and rolled_back(connection):
                     self._readers.append(connection)
                 else:
                     connection.close()
@@ -170,6 +186,7 @@ class SQLiteClientStore:
         """See ``ClientStore.enqueue``."""
         self._sync.check()
         with forks.inside():
+            self._require_log_room()
             try:
                 results = self._store(self._write_connection(), submissions, now_ms, atomic)
             except SpoolBusy:
@@ -181,6 +198,31 @@ class SQLiteClientStore:
         if any(isinstance(result, str) for result in results):
             self._durable(submissions[0].id)
         return results
+
+    def _require_log_room(self) -> None:
+        """Refuse while a reader pins a log that is at its limit: one ``stat`` in ordinary times.
+
+        Where no engine runs nobody else would empty it, so now and then it is tried here.
+        """
+        if self._place.log_bytes() < wal.LEAST_LIMIT_BYTES:
+            return
+        with spool_errors(self.path, "looking at the write-ahead log"):
+            connection = self._write_connection()
+            limit = wal.limit_bytes(connection)
+            if self._place.log_bytes() < limit:
+                return
+            found = wal.pinned(self.path)
+            over = found.sure and not found.holders
+            if over or time.monotonic() >= self._emptied + EMPTY_S:
+                self._emptied = time.monotonic()
+                wal.empty(connection, busy_ms=self._busy_ms, shorten=True)
+            size = self._place.log_bytes()
+            if size >= limit:
+                raise SpoolFull(
+                    f"{self.path}: the write-ahead log has {size} bytes and its limit is {limit}"
+                    f" ([spool] wal_limit): {wal.sentence(found)} keeps it from"
+                    " being emptied; end its read transaction, or the process; nothing was written"
+                )
 
     def _store(
         self,
@@ -295,9 +337,9 @@ class SQLiteClientStore:
         )
 
     def _rollback(self, connection: apsw.Connection) -> None:
-        with contextlib.suppress(apsw.Error):
-            if not connection.get_autocommit():
-                connection.execute("ROLLBACK")
+        if not rolled_back(connection):
+            self._writer = None
+            connection.close()
 
     def _look_up(
         self,
@@ -314,6 +356,8 @@ class SQLiteClientStore:
         try:
             connection = self._write_connection()
             found = {row[0] for row in run(connection, "known_ids", {"ids": json.dumps(ids)})}
+            if type(error) is SpoolError and len(found) < len(ids):
+                self._take_its_place(connection)
         except (SpoolError, apsw.Error) as trouble:
             raise OutcomeUnknown(
                 f"{self.path}: a commit failed ({error}) and the spool cannot be read now"
@@ -326,6 +370,16 @@ class SQLiteClientStore:
             submission.id if submission.id in found else error if isinstance(row, dict) else row
             for submission, row in zip(submissions, rows, strict=True)
         ]
+
+    def _take_its_place(self, connection: apsw.Connection) -> None:
+        """Commit something else, durably, where the frames of the failed commit may lie.
+
+        A write that was said to have failed may be on the disk all the same. Nobody sees its
+        commit now, but whoever recovers the WAL after a crash would.
+        """
+        values = {"key": "commit_failed", "value": f"{time.time_ns()} {os.getpid()}"}
+        run(connection, "meta_set", values)
+        self._sync()
 
     def _write(self, doing: str, step: Callable[[apsw.Connection], _T]) -> _T:
         """Run one step as one immediate transaction."""
@@ -346,7 +400,8 @@ class SQLiteClientStore:
         if not targets:
             return 0
         changed = self._write(
-            f"{change} of recipients", lambda c: changes.change(c, change, targets, now_ms)
+            f"{change} of recipients",
+            lambda c: changes.change(c, change, targets, now_ms, self._boot),
         )
         if changed:
             self._durable(targets[0].id)
@@ -408,7 +463,13 @@ class SQLiteClientStore:
         """See ``ClientStore.targets``."""
         with self._reader() as connection:
             return finding.targets(
-                connection, selection, change=change, limit=limit, after=after, now_ms=now_ms
+                connection,
+                selection,
+                change=change,
+                limit=limit,
+                after=after,
+                now_ms=now_ms,
+                boot=self._boot,
             )
 
     def find(
@@ -466,7 +527,26 @@ class SQLiteClientStore:
                 return None
             first = rows[0][0] * 4096
             pieces = run(connection, "content_chunks", {"first": first, "last": first + 4095})
-        if len(pieces) != rows[0][1] or any(digest(data) != kept for data, kept in pieces):
+        _, chunks, _, id, sender, message_id, size, eightbit, smtputf8, tls, doubt, sealed = rows[0]
+        whole = (
+            len(pieces) == chunks
+            and sum(len(data) for data, _ in pieces) == size
+            and all(digest(data) == kept for data, kept in pieces)
+            and fits(
+                sealed,
+                require_tls=tls,
+                on_doubt=doubt,
+                id=id,
+                sender=sender,
+                message_id=message_id,
+                size=size,
+                chunks=chunks,
+                eightbit=eightbit,
+                smtputf8=smtputf8,
+                digests=[kept for _, kept in pieces],
+            )
+        )
+        if not whole:
             raise SpoolCorrupt(f"{self.path}: the content of message {id} is damaged on disk")
         return b"".join(data for data, _ in pieces)
 
@@ -508,15 +588,13 @@ class SQLiteClientStore:
 
     def check(self) -> list[str]:
         """See ``ClientStore.check``."""
-        findings: list[str] = []
-        with self._snapshot() as connection:
-            for row in connection.execute("PRAGMA integrity_check"):
-                if row[0] != "ok":
-                    findings.append(str(row[0]))
-            for name, sql in STATEMENTS.items():
-                if name.startswith("check_"):
-                    findings.extend(str(row[0]) for row in connection.execute(sql))
-        return findings
+        with self._reader() as connection:
+            return checking.check(connection) + wal.finding(self.path, connection)
+
+    def owners(self) -> list[Owner]:
+        """See ``ClientStore.owners``."""
+        with self._reader() as connection:
+            return checking.owners(connection)
 
 
 def _raise_first(results: Sequence[str | Exception]) -> None:

@@ -8,6 +8,10 @@ attempt.
 
 A jump concerns what the old clock stamped and nothing else. All that was there at the look before
 is told by that look's clock; of what came since, ``created_ms`` tells which clock it was.
+
+A client's clock may be wrong by itself: it took mail before the machine's clock was put right, and
+no engine ran then. What came after a look and says that it came long before it, or has yet to come,
+is a stray: it counts from now on, as if it had come at this look.
 """
 
 from __future__ import annotations
@@ -29,6 +33,8 @@ BOOT_GAP_MS = 86_400_000
 GRACE_MS = 3_600_000
 SETTLE_MS = 3_600_000
 """So long after a jump no history is deleted."""
+NEWEST = 10_000
+"""So many new messages are looked at for strays each time; all of them after a pause."""
 
 
 class Look(NamedTuple):
@@ -52,14 +58,19 @@ def quiet(connection: apsw.Connection, look: Look) -> bool:
         return False
     then = Look(*before[0][:3])
     passed_ms = look.monotonic_ms - then.monotonic_ms
-    return _same_boot(then, look) and 0 <= passed_ms < LOOK_MS and _jump(then, look) is None
+    if not (_same_boot(then, look) and 0 <= passed_ms < LOOK_MS and _jump(then, look) is None):
+        return False
+    return not any(_strays(connection, then, before[0][3], look))
 
 
 def keep(connection: apsw.Connection, look: Look, limit: int) -> int:
     """Write a look down; shift ``limit`` messages of each jump. Returns how many were passed."""
     before = run(connection, "clock_get")
     if before:
-        jump, known = _jump(Look(*before[0][:3]), look), before[0][3]
+        then, known = Look(*before[0][:3]), before[0][3]
+        jump = _jump(then, look)
+        if jump is None or jump.amount_ms == 0:
+            _add_strays(connection, then, known, look)
     else:
         jump, known = _first(connection, look), 0
     if jump is not None:
@@ -70,6 +81,32 @@ def keep(connection: apsw.Connection, look: Look, limit: int) -> int:
         run(connection, "jump_copied", {"amount_ms": jump.amount_ms})
     run(connection, "clock_set", look._asdict())
     return shift(connection, limit)
+
+
+def _strays(connection: apsw.Connection, then: Look, last: int, look: Look) -> tuple[bool, bool]:
+    """Whether mail came after a look that says it came long before it; or that is yet to come."""
+    passed_ms = look.monotonic_ms - then.monotonic_ms
+    steady = _same_boot(then, look) and 0 <= passed_ms < 2 * LOOK_MS
+    values = {
+        "last": last,
+        "most": NEWEST if steady else -1,
+        "behind_ms": then.wall_ms - JUMP_MS,
+        "ahead_ms": look.wall_ms + JUMP_MS,
+    }
+    ((behind, ahead),) = run(connection, "strays", values)
+    return bool(behind), bool(ahead)
+
+
+def _add_strays(connection: apsw.Connection, then: Look, last: int, look: Look) -> None:
+    """Note what is to be shifted although no clock of ours jumped; those that are done go."""
+    run(connection, "strays_done")
+    behind, ahead = _strays(connection, then, last, look)
+    values = {"at_ms": look.wall_ms, "done": last}
+    if behind:
+        old_ms = then.wall_ms - JUMP_MS - SLACK_MS
+        run(connection, "stray_add", {**values, "old_ms": old_ms, "amount_ms": look.wall_ms})
+    if ahead:
+        run(connection, "stray_add", {**values, "old_ms": look.wall_ms, "amount_ms": -1})
 
 
 def shift(connection: apsw.Connection, limit: int) -> int:

@@ -8,6 +8,7 @@ writers begin IMMEDIATE; the -wal file outlives its connections (PERSIST_WAL); t
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import resource
@@ -26,6 +27,7 @@ from mailstrom.errors import (
     SpoolFull,
     SpoolReadOnly,
 )
+from mailstrom.storage.sqlite.poison import poison
 
 APPLICATION_ID = 0x4D535452  # "MSTR"
 PAGE_BYTES = 4096
@@ -119,9 +121,37 @@ def read_only_sentence(path: str, doing: str) -> str:
     )
 
 
+_SYNCS = frozenset({apsw.SQLITE_IOERR_FSYNC, apsw.SQLITE_IOERR_DIR_FSYNC})
+
+
+def is_failed_sync(error: apsw.Error) -> bool:
+    """Whether a sync of SQLite's own failed."""
+    return isinstance(error, apsw.IOError) and getattr(error, "extendedresult", 0) in _SYNCS
+
+
+def advice(error: OSError) -> str:
+    """What to do about an error of the operating system, where that is not plain from its name."""
+    if error.errno not in (errno.EMFILE, errno.ENFILE):
+        return ""
+    return "; close files or connections, or raise the limit of open files (ulimit -n)"
+
+
+def _why_not_opened(path: str) -> str:
+    """Look for the reason, since SQLite keeps it to itself."""
+    try:
+        os.close(os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY | os.O_CLOEXEC))
+    except OSError as error:
+        return f" ({error.strerror}){advice(error)}"
+    return ""
+
+
 @contextmanager
 def spool_errors(path: str, doing: str) -> Iterator[None]:
-    """Translate apsw's exceptions; the text says what was being done to which file."""
+    """Translate apsw's exceptions; the text says what was being done to which file.
+
+    A sync of SQLite's own that failed (a checkpoint's, or that of a WAL that begins again) poisons
+    the spool as one of ours does.
+    """
     try:
         yield
     except apsw.BusyError as error:
@@ -135,18 +165,22 @@ def spool_errors(path: str, doing: str) -> Iterator[None]:
         raise NotASpool(f"{path}: this file is not a Mailstrom spool; name another one") from error
     except (apsw.ReadOnlyError, apsw.PermissionsError) as error:
         raise SpoolReadOnly(read_only_sentence(path, doing)) from error
-    except apsw.CorruptError as error:
+    except (apsw.CorruptError, UnicodeDecodeError) as error:  # text of a row that is none
         raise SpoolCorrupt(
             f"{path}: SQLite found the file damaged ({doing}); stop Mailstrom and put a backup in"
-            f" its place: mailstrom store restore COPY {path}"
+            f" its place: mailstrom store restore COPY {path}; without one, get out what is whole:"
+            f" mailstrom store salvage {path} NEW"
         ) from error
     except apsw.CantOpenError as error:
         raise SpoolError(
-            f"{path}: cannot be opened; does its directory exist, and may this user enter it?"
+            f"{path}: cannot be opened{_why_not_opened(path)}; does its directory exist, and may"
+            " this user enter it?"
         ) from error
     except apsw.ConstraintError as error:  # a bug of ours, not the disk's: never tried again
         raise ValueError(f"{path}: {doing} would break an invariant: {error}") from error
     except apsw.Error as error:
+        if is_failed_sync(error):
+            poison(path, OSError(errno.EIO, str(error)))
         if isinstance(error, apsw.IOError) and not has_room(path):
             raise SpoolFull(_full_sentence(path, doing)) from error
         raise SpoolError(f"{path}: {doing}: {str(error)[:_LONGEST_REASON]}") from error
@@ -258,12 +292,49 @@ def connect(
             # free (durable.WalSync), which is what makes it durable.
             own = {"synchronous": 1, "wal_autocheckpoint": checkpoint_frames}
             set_pragmas(connection, own, read_only)
+            if checkpoint_frames > 0:
+                connection.set_wal_hook(_Checkpointer(path, checkpoint_frames))
             keep = array("i", [1])
             connection.file_control("main", apsw.SQLITE_FCNTL_PERSIST_WAL, keep.buffer_info()[0])
         except BaseException:
             connection.close()
             raise
     return connection
+
+
+class _Checkpointer:
+    """SQLite's automatic checkpoint, but for this: a sync that fails in it poisons the spool.
+
+    SQLite's own says nothing, so that the commit would be acknowledged by a later sync which knows
+    nothing of what the failed one dropped. What else fails there is tried again by the next commit.
+    """
+
+    __slots__ = ("_frames", "_path")
+
+    def __init__(self, path: str, frames: int) -> None:
+        self._path = path
+        self._frames = frames
+
+    def __call__(self, connection: apsw.Connection, schema: str, frames: int) -> int:
+        if frames >= self._frames:
+            try:
+                connection.wal_checkpoint(schema, apsw.SQLITE_CHECKPOINT_PASSIVE)
+            except apsw.Error as error:
+                if is_failed_sync(error):
+                    poison(self._path, OSError(errno.EIO, str(error)))
+        return apsw.SQLITE_OK
+
+
+def rolled_back(connection: apsw.Connection) -> bool:
+    """End a transaction that failed; False where even that fails: then close the connection.
+
+    A connection that stays in its transaction (no memory for the ROLLBACK, say) keeps the write
+    lock from everybody, or pins the WAL.
+    """
+    with contextlib.suppress(apsw.Error, MemoryError):
+        if not connection.get_autocommit():
+            connection.execute("ROLLBACK")
+    return connection.get_autocommit()
 
 
 def require_file(path: str) -> None:
@@ -322,16 +393,18 @@ def _require_unmoved(connection: apsw.Connection, path: str) -> None:
 def looking(path: str) -> Iterator[apsw.Connection | None]:
     """A connection that leaves no trace, not even a -wal or -shm file; None where it would not see.
 
-    It sees the database file alone, so it is given where the -wal file holds nothing; and only for
-    a look at what does not change while somebody else writes.
+    It sees the database file alone, so it is given where the -wal file holds nothing and no
+    rollback journal waits (as where the power went while the spool was created); and only for a
+    look at what does not change while somebody else writes.
 
     Raises:
         SpoolError: or a subclass: the file is none of ours, or damaged.
     """
     try:
         blind = os.stat(path).st_size == 0
-        with contextlib.suppress(FileNotFoundError):
-            blind = blind or os.stat(f"{path}-wal").st_size > 0
+        for log in (f"{path}-wal", f"{path}-journal"):
+            with contextlib.suppress(FileNotFoundError):
+                blind = blind or os.stat(log).st_size > 0
     except OSError:
         blind = True
     if blind:

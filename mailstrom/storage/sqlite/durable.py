@@ -9,19 +9,24 @@ The descriptor is kept open: Linux reports a failed write-back once per descript
 could miss it. It is compared with the path by inode before it is relied on: another inode means
 that the spool was replaced under us, and nothing is acknowledged.
 
-A sync error poisons the spool for every process: a flag file beside it, seen by all before they
-acknowledge, until the engine has checkpointed and synced afresh.
+A sync error poisons the spool for every process (``poison``) until the engine has written the WAL
+anew, emptied it and synced afresh.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 from collections.abc import Callable
 
 from mailstrom.errors import SpoolError, SpoolReadOnly, SpoolReplaced
-from mailstrom.storage.sqlite.connection import read_only_sentence
+from mailstrom.storage.sqlite import poison
+from mailstrom.storage.sqlite.connection import advice, read_only_sentence
+from mailstrom.storage.sqlite.poison import Mark, poison_path, run_directory
+
+__all__ = ["Sync", "WalSync", "poison_path", "run_directory", "system_sync"]
+
+_PIECE = 1024 * 1024
 
 Sync = Callable[[int], None]
 
@@ -36,16 +41,6 @@ def system_sync(fd: int) -> None:
     fcntl.fcntl(fd, fcntl.F_FULLFSYNC)  # type: ignore[attr-defined,unused-ignore]
 
 
-def run_directory(path: str) -> str:
-    """The directory beside a spool that holds lock files and flags."""
-    return f"{path}-run"
-
-
-def poison_path(path: str) -> str:
-    """The flag that stops acknowledgements in every process."""
-    return os.path.join(run_directory(path), "poisoned")
-
-
 class WalSync:
     """Keeps a descriptor on the -wal file and makes commits durable.
 
@@ -57,12 +52,10 @@ class WalSync:
     def __init__(self, path: str, sync: Sync = system_sync) -> None:
         self._path = path
         self._wal = f"{path}-wal"
-        self._poison = poison_path(path)
         self._sync = sync
         self._fd: int | None = None
         self._files: tuple[int, ...] = ()
         self._pid = os.getpid()
-        self._unflagged: OSError | None = None  # an error whose flag could not be written yet
 
     def __call__(self) -> None:
         """Make every commit so far durable.
@@ -85,46 +78,45 @@ class WalSync:
 
     def check(self) -> None:
         """Raise if the spool is poisoned."""
-        if self._unflagged is not None:
-            self.poison(self._unflagged)
-        if self._unflagged is not None or self._flagged():
-            raise SpoolError(
-                f"{self._path}: a disk error is being repaired; nothing can be acknowledged now"
-                f" (flag {self._poison})"
-            )
-
-    def _flagged(self) -> bool:
-        try:
-            os.stat(self._poison)
-        except FileNotFoundError:
-            return False
-        except OSError as error:
-            raise SpoolError(
-                f"{os.path.dirname(self._poison)}: cannot be looked into ({error.strerror}), so a"
-                " disk error that others saw would be missed; nothing can be acknowledged"
-            ) from error
-        return True
+        poison.check(self._path)
+        if self._fd is not None:
+            poison.check_others(self._path, self._fd)
 
     def poison(self, error: OSError) -> None:
         """Raise the flag for every process; until it can be written, this one remembers."""
-        try:
-            fd = os.open(self._poison, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o660)
-        except OSError:
-            self._unflagged = error
-            return
-        self._unflagged = None
-        with contextlib.suppress(OSError):
-            os.write(fd, f"{errno.errorcode.get(error.errno or 0, error)}\n".encode())
-        os.close(fd)
+        poison.poison(self._path, error)
 
-    def heal(self) -> None:
-        """Take the flag away; only after the WAL was emptied and a fresh sync has succeeded."""
-        self._unflagged = None
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._poison)
+    def begin_repair(self) -> Mark:
+        """What is wrong now; ``heal`` ends that and nothing that comes after it."""
+        return poison.mark(self._path)
+
+    def heal(self, begun: Mark) -> bool:
+        """Take the flag away; only after the WAL was emptied and a fresh sync has succeeded.
+
+        Returns:
+            False where it cannot be taken away, or the disk failed again since.
+        """
+        return poison.clear(self._path, begun)
+
+    def rewrite(self) -> None:
+        """Write the -wal file anew, byte for byte, and sync it; the caller has the write lock.
+
+        What a failed sync dropped is in the page cache still and nowhere else, and no later sync
+        writes it. Until it is on the disk again no page may be moved to the database: a power cut
+        would replay the frames before the gap over pages from behind it.
+        """
+        fd = self._descriptor()
+        place = 0
+        while data := os.pread(fd, _PIECE, place):
+            written = 0
+            while written < len(data):
+                written += os.pwrite(fd, data[written:], place + written)
+            place += written
+        self._sync(fd)
 
     def fresh(self) -> None:
-        """Sync the -wal file regardless of the flag; part of a repair."""
+        """Sync the -wal file regardless of the flag, and its directory; part of a repair."""
+        self.bind()
         self._sync(self._descriptor())
 
     def bind(self) -> None:
@@ -137,11 +129,15 @@ class WalSync:
         self._pid = os.getpid()
         try:
             self._fd = os.open(self._wal, os.O_RDWR | os.O_CLOEXEC)
+            poison.bind(self._path, self._fd)
             self._files = self._identity()
             # The -wal file may be new: its directory entry must survive, too.
             directory = os.open(os.path.dirname(os.path.abspath(self._wal)), os.O_RDONLY)
             try:
                 os.fsync(directory)
+            except OSError as error:
+                self.poison(error)
+                raise
             finally:
                 os.close(directory)
         except OSError as error:
@@ -150,7 +146,7 @@ class WalSync:
                 doing = f"{self._wal}: {error.strerror}"
                 raise SpoolReadOnly(read_only_sentence(self._path, doing)) from error
             raise SpoolError(
-                f"{self._wal}: cannot be opened for writing: {error.strerror}"
+                f"{self._wal}: cannot be opened for writing: {error.strerror}{advice(error)}"
             ) from error
 
     def verify(self) -> None:
@@ -166,8 +162,13 @@ class WalSync:
             return
         try:
             found = self._identity()
-        except OSError:
+        except FileNotFoundError:
             found = ()
+        except OSError as error:
+            raise SpoolError(
+                f"{self._path}: cannot be looked at ({error.strerror}), so nobody knows whether it"
+                " is the same spool still; nothing is acknowledged"
+            ) from error
         if found != self._files:
             raise SpoolReplaced(
                 f"{self._path}: the spool's files were replaced or deleted under this process;"
@@ -189,5 +190,5 @@ class WalSync:
     def close(self) -> None:
         """Close the descriptor; idempotent."""
         if self._fd is not None:
-            os.close(self._fd)
+            poison.unbind(self._path, self._fd)
             self._fd = None

@@ -71,8 +71,13 @@ def targets(
     limit: int,
     after: int,
     now_ms: int,
+    boot: str | None,
 ) -> list[Target]:
-    """Recipients of a selection in the spool's order, those only that ``change`` would touch."""
+    """Recipients of a selection in the spool's order, those only that ``change`` would touch.
+
+    Args:
+        boot: as in ``changes.change``.
+    """
     head, tail = "targets_walk", "targets_tail"
     if selection.ids or selection.tags:
         head, tail = "targets_sought", "targets_sought_tail"
@@ -82,6 +87,7 @@ def targets(
     if change is not None:
         parts.append(f"({touches(change)})")
     values = {**_values(selection), "after": after, "most": max(0, limit), "now_ms": now_ms}
+    values["boot"] = boot
     sql = " AND ".join(parts) + " " + STATEMENTS[tail]
     return [Target(*row) for row in connection.execute(sql, values)]
 

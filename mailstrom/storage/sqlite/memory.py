@@ -37,6 +37,7 @@ from mailstrom.storage.sqlite.connection import (
     spool_errors,
 )
 from mailstrom.storage.sqlite.place import Durable
+from mailstrom.storage.sqlite.poison import Mark
 
 LIMIT_BYTES = 1024 * 1024 * 1024
 """So large a spool takes no more mail (``SpoolFull``)."""
@@ -222,8 +223,16 @@ class Volatile:
     def poison(self, error: OSError) -> None:
         """No disk, so nobody else to tell."""
 
-    def heal(self) -> None:
+    def begin_repair(self) -> Mark:
         """Nothing was poisoned."""
+        return Mark(None, None)
+
+    def heal(self, begun: Mark) -> bool:
+        """Nothing was poisoned."""
+        return True
+
+    def rewrite(self) -> None:
+        """There is no log."""
 
     def fresh(self) -> None:
         """Nothing to sync."""

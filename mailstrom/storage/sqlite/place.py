@@ -13,9 +13,11 @@ from typing import Protocol
 
 import apsw
 
+from mailstrom.errors import SpoolError
 from mailstrom.storage.sqlite import schema
 from mailstrom.storage.sqlite.connection import CLIENT_CHECKPOINT_FRAMES, connect
 from mailstrom.storage.sqlite.durable import Sync, WalSync, run_directory, system_sync
+from mailstrom.storage.sqlite.poison import Mark
 
 
 class Durable(Protocol):
@@ -33,8 +35,16 @@ class Durable(Protocol):
         """Stop acknowledgements everywhere: the disk failed."""
         ...
 
-    def heal(self) -> None:
-        """Let acknowledgements go on."""
+    def begin_repair(self) -> Mark:
+        """What is wrong now; ``heal`` ends that and nothing that comes after it."""
+        ...
+
+    def heal(self, begun: Mark) -> bool:
+        """Let acknowledgements go on; False where the disk failed again since."""
+        ...
+
+    def rewrite(self) -> None:
+        """Write the log anew and sync it, within the write lock; part of a repair."""
         ...
 
     def fresh(self) -> None:
@@ -146,6 +156,8 @@ class FilePlace:
             return os.stat(f"{self.name}-wal").st_size
         except FileNotFoundError:
             return 0
+        except OSError as error:
+            raise SpoolError(f"{self.name}-wal: cannot be looked at ({error.strerror})") from error
 
     def close(self) -> None:
         """Close the -wal file's descriptor."""

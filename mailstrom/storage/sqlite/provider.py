@@ -10,6 +10,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from mailstrom.clock import boot_id
 from mailstrom.errors import ConfigError
 from mailstrom.storage.schemes import path_of
 from mailstrom.storage.sqlite.place import FilePlace, Place
@@ -39,7 +40,7 @@ class Files:
 
     def open_client(self, name: str, *, busy_ms: int) -> ClientStore:
         """See ``StoreProvider.open_client``."""
-        return _client(FilePlace(self.canonical(name)), busy_ms)
+        return _client(FilePlace(self.canonical(name)), busy_ms, boot_id())
 
     def open_worker(
         self, name: str, *, busy_ms: int, doubt_delays_ms: Sequence[int] | None
@@ -71,7 +72,7 @@ class Memory:
         """See ``StoreProvider.open_client``."""
         from mailstrom.storage.sqlite import memory
 
-        return _client(memory.MemoryPlace(memory.opened(self.canonical(name))), busy_ms)
+        return _client(memory.MemoryPlace(memory.opened(self.canonical(name))), busy_ms, None)
 
     def open_worker(
         self, name: str, *, busy_ms: int, doubt_delays_ms: Sequence[int] | None
@@ -89,10 +90,10 @@ class Memory:
         return memory.existing(self.canonical(name)).run_directory()
 
 
-def _client(place: Place, busy_ms: int) -> ClientStore:
+def _client(place: Place, busy_ms: int, boot: str | None) -> ClientStore:
     from mailstrom.storage.sqlite.client import SQLiteClientStore
 
-    return SQLiteClientStore(place.name, busy_ms=busy_ms, place=place)
+    return SQLiteClientStore(place.name, busy_ms=busy_ms, place=place, boot=boot)
 
 
 def _worker(place: Place, busy_ms: int, doubt_delays_ms: Sequence[int] | None) -> WorkerStore:

@@ -103,9 +103,9 @@ def restore(copy: str, path: str, now_ms: int) -> str | None:
     if _same(copy, path):
         raise SpoolError(f"{copy}: is the spool itself; name a copy of it")
     made_ms = look(copy)
-    with _alone(path), _locked(path), _staged(path) as staged:
+    with alone(path), locked(path), _staged(path) as staged:
         backups.backup(lambda: _opened(copy), copy, staged, now_ms if made_ms is None else made_ms)
-        with _told(f"{path}: could not be replaced", _UNTOUCHED):
+        with told(f"{path}: could not be replaced", _UNTOUCHED):
             _dress(staged, path)
         return _swap(staged, path, now_ms)
 
@@ -168,7 +168,7 @@ def _taken(lock: LockFile) -> bool:
 
 
 @contextlib.contextmanager
-def _alone(path: str) -> Iterator[None]:
+def alone(path: str) -> Iterator[None]:
     """Keeps supervisors away, and raises where any process of an engine lives.
 
     Raises:
@@ -178,7 +178,7 @@ def _alone(path: str) -> Iterator[None]:
     if not os.path.isdir(folder):  # no engine ever was here
         yield
         return
-    with _told(f"{folder}: cannot be looked into", "so nobody knows who uses the spool"):
+    with told(f"{folder}: cannot be looked into", "so nobody knows who uses the spool"):
         names = os.listdir(folder)
         lock = LockFile(os.path.join(folder, SUPERVISOR_LOCK))
         ours = _taken(lock)
@@ -200,7 +200,7 @@ def _alone(path: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _locked(path: str) -> Iterator[None]:
+def locked(path: str) -> Iterator[None]:
     """Holds SQLite's exclusive lock on the database, damaged or not; on nothing where none is.
 
     Raises:
@@ -209,7 +209,7 @@ def _locked(path: str) -> Iterator[None]:
     if not os.path.lexists(path):
         yield
         return
-    with _told(f"{path}: cannot be opened for writing", "run this as its owner"):
+    with told(f"{path}: cannot be opened for writing", "run this as its owner"):
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
         try:
@@ -259,10 +259,10 @@ def _swap(staged: str, path: str, now_ms: int) -> str | None:
     kept = interrupted(path)
     if kept is None:
         kept = _free_name(path, now_ms)
-        with _told(f"{path}: could not be replaced", _UNTOUCHED):
+        with told(f"{path}: could not be replaced", _UNTOUCHED):
             _second_names(path, kept)
             _put_note(path, kept)
-    with _told(
+    with told(
         f"{path}: putting the copy in its place was interrupted",
         f"say it again (the former spool is whole: {kept})",
     ):
@@ -340,7 +340,7 @@ def _sync(folder: str) -> None:
 
 
 @contextlib.contextmanager
-def _told(what: str, advice: str) -> Iterator[None]:
+def told(what: str, advice: str) -> Iterator[None]:
     """What the operating system refused, with its words between ours."""
     try:
         yield

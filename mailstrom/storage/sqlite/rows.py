@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections import namedtuple
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import apsw
@@ -19,13 +19,67 @@ except ImportError:  # an interpreter that keeps it elsewhere
 
 
 def digest(data: bytes) -> bytes:
-    """The digest kept beside each chunk of content (BLAKE2b, 16 bytes)."""
+    """The digest kept beside each chunk of content (BLAKE2b, 16 bytes).
+
+    A damaged file may show something else than bytes there, NULL even: that fits no digest.
+    """
+    if not isinstance(data, bytes):
+        return b""
     return blake2b(data, digest_size=16).digest()
 
 
 def checksum(id: str, sender: str, address: str) -> int:
     """CRC-32 that ties an address to its message and sender, so that a damaged row is seen."""
     return zlib.crc32(f"{id}\0{sender}\0{address}".encode("utf-8", "surrogatepass"))
+
+
+def domain_of(address: str) -> str:
+    """What the stored domain of an address must be."""
+    return address.rpartition("@")[2]
+
+
+def message_digest(
+    *,
+    id: str,
+    sender: str,
+    message_id: str,
+    size: int,
+    chunks: int,
+    eightbit: int,
+    smtputf8: int,
+    require_tls: int,
+    on_doubt: str | None,
+    digests: Iterable[bytes],
+) -> bytes:
+    """What ties a message's content to its envelope and flags (BLAKE2b, 16 bytes).
+
+    Args:
+        require_tls: 0 or 1, as the client asked; the stream may have raised it in the row.
+        on_doubt: as the client asked; where it is None the row may have the stream's.
+        digests: of the chunks of content, in order.
+    """
+    head = "\0".join(
+        (id, sender, message_id, f"{size} {chunks} {eightbit}{smtputf8}{require_tls} {on_doubt}")
+    )
+    return digest(head.encode("utf-8", "surrogatepass") + b"\0" + b"".join(digests))
+
+
+def fits(kept: bytes | None, *, require_tls: int, on_doubt: str | None, **facts: Any) -> bool:
+    """Whether a message's digest is that of its row and content; one without a digest fits.
+
+    Args:
+        kept: the digest in the row.
+        require_tls, on_doubt: as in the row: what was asked, or what the stream made of it.
+        facts: the other arguments of ``message_digest``.
+    """
+    if kept is None:
+        return True
+    facts["digests"] = tuple(facts["digests"])
+    return any(
+        message_digest(require_tls=tls, on_doubt=doubt, **facts) == kept
+        for tls in ((1, 0) if require_tls else (0,))
+        for doubt in ((on_doubt,) if on_doubt is None else (on_doubt, None))
+    )
 
 
 def encode_hosts(hosts: tuple[Host, ...]) -> str:

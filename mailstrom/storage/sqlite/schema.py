@@ -18,6 +18,7 @@ import apsw
 from mailstrom.errors import SchemaMismatch, SpoolError, SpoolFull, SpoolReadOnly
 from mailstrom.storage.sqlite.connection import (
     APPLICATION_ID,
+    advice,
     connect,
     has_room,
     looking,
@@ -29,7 +30,7 @@ from mailstrom.storage.sqlite.connection import (
 from mailstrom.storage.sqlite.durable import run_directory
 from mailstrom.storage.statements import sql_files
 
-VERSION = 4
+VERSION = 5
 """The schema that this Mailstrom writes: the number of the last migration."""
 MIN_CLIENT_VERSION = 1
 """The oldest schema version whose clients may still enqueue into the current schema."""
@@ -92,7 +93,10 @@ def prepare(path: str, *, busy_ms: int = 10_000, engine: bool = False) -> None:
         raise SpoolError(f"{path}: the directory {folder} does not exist; make it first")
     refuse_network_file_system(path)
     require_file(path)
-    shared = bool(os.stat(folder).st_mode & stat.S_ISGID)
+    try:
+        shared = bool(os.stat(folder).st_mode & stat.S_ISGID)
+    except OSError as error:
+        raise _not_created(path, error) from error
     _make_file(path, shared)
     with looking(path) as connection:
         if connection is not None and _user_version(connection) > VERSION:
@@ -148,6 +152,8 @@ def _make_file(path: str, shared: bool) -> None:
         raise _not_created(path, error) from error
     try:
         os.fchmod(fd, mode)
+    except OSError as error:
+        raise _not_created(path, error) from error
     finally:
         os.close(fd)
 
@@ -171,7 +177,9 @@ def _not_created(path: str, error: OSError) -> SpoolError:
         )
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return SpoolFull(f"{path}: cannot be created ({error.strerror}); free some space")
-    return SpoolError(f"{path}: cannot be created ({error.strerror}); name another place")
+    return SpoolError(
+        f"{path}: cannot be created ({error.strerror}){advice(error) or '; name another place'}"
+    )
 
 
 def _migrate_one(connection: apsw.Connection) -> None:
@@ -189,7 +197,8 @@ def _migrate_one(connection: apsw.Connection) -> None:
             connection.execute(f"PRAGMA user_version = {number}").fetchall()
         connection.execute("COMMIT")
     except BaseException:
-        connection.execute("ROLLBACK")
+        if not connection.get_autocommit():  # SQLite may have rolled back by itself
+            connection.execute("ROLLBACK")
         raise
 
 

@@ -16,7 +16,7 @@ from mailstrom.errors import IdempotencyConflict, InvalidMessage
 from mailstrom.storage.client import CHUNK_BYTES, Submission
 from mailstrom.storage.sqlite import streams
 from mailstrom.storage.sqlite.connection import spool_errors
-from mailstrom.storage.sqlite.rows import checksum, digest
+from mailstrom.storage.sqlite.rows import checksum, digest, domain_of, message_digest
 from mailstrom.storage.sqlite.sql import run
 
 MOST_CHUNKS = 4096
@@ -108,14 +108,22 @@ def encode(
         "expires_ms": submission.expires_ms,
         "recipients": json.dumps(
             [
-                [a, a.rpartition("@")[2], checksum(submission.id, submission.sender, a)]
+                [a, domain_of(a), checksum(submission.id, submission.sender, a)]
                 for a in submission.recipients
             ],
             ensure_ascii=False,
         ),
     }
+
+    def sealed(digests: list[bytes]) -> bytes:
+        names = ("id", "sender", "message_id", "size", "chunks", "eightbit", "smtputf8")
+        asked = {name: values[name] for name in (*names, "require_tls", "on_doubt")}
+        return message_digest(**asked, digests=digests)
+
     if chunks == 1:
-        return {**values, "content": None, "body": content, "digest": digest(content)}
+        own = digest(content)
+        whole = sealed([own])
+        return {**values, "content": None, "body": content, "digest": own, "message_digest": whole}
     with spool_errors(path, "staging content"):
         # In the order of the trigger: what a key stands for was taken, whatever the limits are.
         earlier = known(connection, submission)
@@ -124,26 +132,31 @@ def encode(
         too_large = streams.exceeded(connection, submission)
         if too_large is not None:
             raise too_large
-        seq = _stage(connection, content, now_ms, staged)
-    return {**values, "content": -seq, "body": None, "digest": None}
+        seq, digests = _stage(connection, content, now_ms, staged)
+    whole = sealed(digests)
+    return {**values, "content": -seq, "body": None, "digest": None, "message_digest": whole}
 
 
-def _stage(connection: apsw.Connection, content: bytes, now_ms: int, staged: list[Staged]) -> int:
-    """Write large content ahead in short transactions; returns its number.
+def _stage(
+    connection: apsw.Connection, content: bytes, now_ms: int, staged: list[Staged]
+) -> tuple[int, list[bytes]]:
+    """Write large content ahead in short transactions; returns its number and chunks' digests.
 
     A process killed half-way leaves pieces that belong to no message; they are purged after a day.
     They need no sync of their own: the one after the message row covers every earlier frame.
     """
     seq = int(run(connection, "stage_begin", {"now_ms": now_ms})[0][0])
     staged.append(Staged(seq, now_ms))
+    digests: list[bytes] = []
     for number, start in enumerate(range(0, len(content), CHUNK_BYTES)):
         data = content[start : start + CHUNK_BYTES]
+        digests.append(digest(data))
         run(
             connection,
             "stage_chunk",
-            {"key": -seq * 4096 + number, "data": data, "digest": digest(data)},
+            {"key": -seq * 4096 + number, "data": data, "digest": digests[-1]},
         )
-    return seq
+    return seq, digests
 
 
 def unstage(path: str, connection: apsw.Connection, staged: list[Staged]) -> None:

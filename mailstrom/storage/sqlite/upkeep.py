@@ -150,6 +150,7 @@ def purge(connection: apsw.Connection, retention: Retention, limit: int, now_ms:
     deleted = _purge_bodies(connection, now_ms - retention.bodies_ms, limit, now_ms)
     deleted += _purge_messages(connection, now_ms - retention.attempts_ms, limit)
     before = connection.total_changes()
+    hours_gone = False
     for name, kept_ms in (
         ("delete_events", retention.events_ms),
         ("delete_sessions", retention.attempts_ms),
@@ -161,6 +162,8 @@ def purge(connection: apsw.Connection, retention: Retention, limit: int, now_ms:
         values = {"before_ms": now_ms - kept_ms, "now_ms": now_ms, "most": limit}
         sql = STATEMENTS[name]
         connection.execute(sql, {k: v for k, v in values.items() if f":{k}" in sql}).fetchall()
+        if name == "delete_hours":
+            hours_gone = connection.changes() > 0
     left = run(connection, "delete_domains", {"before_ms": now_ms - UNUSED_MS, "most": limit})
     if left:
         sites = json.dumps([row[0] for row in left])
@@ -168,7 +171,10 @@ def purge(connection: apsw.Connection, retention: Retention, limit: int, now_ms:
     for (seq,) in run(connection, "stale_staged", {"before_ms": now_ms - STAGED_MS}):
         run(connection, "delete_content", {"first": -seq * 4096, "last": -seq * 4096 + 4095})
         run(connection, "delete_staged", {"seq": seq})
-    return deleted + connection.total_changes() - before
+    deleted += connection.total_changes() - before
+    if hours_gone:  # of older events ``checking`` can no longer say whether they are in the sums
+        run(connection, "meta_set", {"key": "hours_from", "value": now_ms - HOURS_MS})
+    return deleted
 
 
 def _purge_bodies(connection: apsw.Connection, before_ms: int, limit: int, now_ms: int) -> int:

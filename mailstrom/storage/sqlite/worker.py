@@ -12,11 +12,12 @@ import contextlib
 import errno
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import apsw
 
-from mailstrom.errors import SpoolError
+from mailstrom.errors import SpoolCorrupt, SpoolError, SpoolReplaced
 from mailstrom.storage.base import (
     Checkpoint,
     Claimed,
@@ -32,8 +33,8 @@ from mailstrom.storage.base import (
     Work,
     WorkerRow,
 )
-from mailstrom.storage.sqlite import claims, clocks, forks, lanes, routes, schema, upkeep
-from mailstrom.storage.sqlite.connection import FREE_LOCK_S, spool_errors
+from mailstrom.storage.sqlite import claims, clocks, forks, lanes, routes, schema, upkeep, wal
+from mailstrom.storage.sqlite.connection import FREE_LOCK_S, rolled_back, spool_errors
 from mailstrom.storage.sqlite.durable import Sync, system_sync
 from mailstrom.storage.sqlite.place import FilePlace, Place
 from mailstrom.storage.sqlite.rows import digest
@@ -42,9 +43,6 @@ from mailstrom.storage.sqlite.streams import use as put_streams
 from mailstrom.types import OnDoubt
 
 _T = TypeVar("_T")
-
-RESTART_BELOW_FRAMES = 500
-"""A checkpoint that leaves at most this many frames may wait (5 ms) to start the WAL again."""
 
 
 class SQLiteWorkerStore:
@@ -72,6 +70,7 @@ class SQLiteWorkerStore:
         self._busy_ms = busy_ms
         self._doubt_delays_ms = tuple(doubt_delays_ms)
         self._open: apsw.Connection | None = None
+        self._emptying = wal.Emptying()
         self._unusable: str | None = None
         self._place: Place = place or FilePlace(path, sync)
         self._sync = self._place.durable
@@ -113,8 +112,8 @@ class SQLiteWorkerStore:
                 result = step(connection)
                 connection.execute("COMMIT")
             except BaseException:
-                if not connection.get_autocommit():
-                    connection.execute("ROLLBACK")
+                if not rolled_back(connection):
+                    self.let_go()
                 raise
         return result
 
@@ -216,7 +215,12 @@ class SQLiteWorkerStore:
     def room_bytes(self) -> int | None:
         """See ``WorkerStore.room_bytes``."""
         with forks.inside(), spool_errors(self.path, "looking for room"):
-            return self._place.room_bytes(self._connection())
+            connection = self._connection()
+            room, log = self._place.room_bytes(connection), self._place.log_bytes()
+            if log < wal.LEAST_ALARM_BYTES:
+                return room
+            left = max(0, wal.limit_bytes(connection) - log)
+            return left if room is None else min(room, left)
 
     def log_bytes(self) -> int:
         """See ``WorkerStore.log_bytes``."""
@@ -277,22 +281,34 @@ class SQLiteWorkerStore:
         """Read and verify content, now that the lock is free: nothing else waits for it.
 
         The claim stands, so trouble here must not look as if it did not: what cannot be read now is
-        read by chunk, when its turn comes.
+        read by chunk, when its turn comes. A damaged page costs the content that lies on it.
         """
+        try:
+            return claims.complete(rows, self._bodies(rows))
+        except SpoolError:
+            found: dict[int, claims.Kept | None] = {}
+            for row in rows:
+                try:
+                    found |= self._bodies([row])
+                except SpoolCorrupt:
+                    found[row[1][8]] = None
+                except SpoolError:
+                    continue
+            return claims.complete(rows, found)
+
+    def _bodies(self, rows: list[tuple[int, Any]]) -> dict[int, claims.Kept | None]:
         if not rows:
-            return []
-        found: dict[int, bytes | None] | None = None
-        with (
-            contextlib.suppress(SpoolError),
-            forks.inside(),
-            spool_errors(self.path, "reading content"),
-        ):
-            found = claims.bodies(self._connection(), rows)
-        return claims.complete(rows, found)
+            return {}
+        with forks.inside(), spool_errors(self.path, "reading content"):
+            return claims.bodies(self._connection(), rows)
 
     def chunk(self, content: int, number: int) -> bytes | None:
         """See ``WorkerStore.chunk``."""
-        rows = self._read("reading content", STATEMENTS["chunk"], {"key": content * 4096 + number})
+        values = {"key": content * 4096 + number}
+        try:
+            rows = self._read("reading content", STATEMENTS["chunk"], values)
+        except SpoolCorrupt:  # given back, it would be claimed again without end
+            return None
         if not rows or digest(rows[0][0]) != rows[0][1]:
             return None
         return bytes(rows[0][0])
@@ -367,29 +383,30 @@ class SQLiteWorkerStore:
         return deleted + self._write("shrinking the file", upkeep.vacuum)
 
     def checkpoint(self) -> Checkpoint:
-        """See ``WorkerStore.checkpoint``.
+        """See ``WorkerStore.checkpoint``; a file that grew over its alarm is cut back, too.
 
-        PASSIVE never waits. Once little is left, RESTART with a 5 ms limit lets the WAL start
-        again at its beginning; where a reader or writer is in the way, the next round tries again.
+        Nothing in a poisoned spool: the WAL on the disk may have a gap (see ``repair``).
         """
+        self._sync.check()
         with forks.inside(), self._disk_errors("checkpointing"):
             connection = self._connection()
-            mode = "passive"
-            try:
-                frames, moved = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
-            except apsw.BusyError:  # somebody else is at it
-                frames, moved = 0, 0
-            if frames > 0 and frames - moved <= RESTART_BELOW_FRAMES:
-                connection.set_busy_timeout(5)
-                try:
-                    frames, moved = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_RESTART)
-                    mode = "restart"
-                except apsw.BusyError:
-                    pass
-                finally:
-                    connection.set_busy_timeout(self._busy_ms)
+            size, limit = self._place.log_bytes(), wal.LIMIT_BYTES
+            if size >= wal.LEAST_ALARM_BYTES:
+                limit = wal.limit_bytes(connection)
+            frames, moved, mode = self._emptying(
+                connection, size=size, limit=limit, busy_ms=self._busy_ms
+            )
+            found = None
+            if size >= wal.alarm_bytes(limit) and mode != "truncate":
+                found = wal.pinned(self.path)
+                seen = found.holders or not found.sure
+                found = replace(found, limit_bytes=limit) if seen else None
         return Checkpoint(
-            frames=max(frames, 0), moved=max(moved, 0), wal_bytes=max(frames, 0) * 4120, mode=mode
+            frames=frames,
+            moved=moved,
+            wal_bytes=frames * wal.FRAME_BYTES,
+            mode=mode,
+            pinned=found,
         )
 
     def sync(self) -> None:
@@ -401,27 +418,33 @@ class SQLiteWorkerStore:
         self._sync.verify()
 
     def repair(self) -> bool:
-        """See ``WorkerStore.repair``: empty the WAL (a TRUNCATE checkpoint), then a fresh sync.
+        """See ``WorkerStore.repair``: write the WAL anew, empty it, sync afresh.
 
-        TRUNCATE and not RESTART, which leaves the old frames in the file until somebody writes:
-        where the kernel dropped one of them, a power cut before that would replay the frames
-        before the gap over a database that has those behind it.
+        First the frames that a failed sync dropped, from the page cache, so that a power cut during
+        all this finds a whole WAL. Then a TRUNCATE checkpoint, and not RESTART, which leaves the
+        old frames in the file until somebody writes.
         """
         self._sync.verify()  # never on the word of files that are not ours
+        begun = self._sync.begin_repair()
         try:
             with forks.inside():
                 connection = self._connection()
+                connection.execute("BEGIN IMMEDIATE").fetchall()
+                try:
+                    self._sync.rewrite()
+                finally:
+                    connection.execute("ROLLBACK").fetchall()
                 connection.execute("PRAGMA synchronous = 2").fetchall()
                 try:
                     connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
                 finally:
                     connection.execute("PRAGMA synchronous = 1").fetchall()
-            self._sync.close()
             self._sync.fresh()
-        except (apsw.Error, OSError):
+        except SpoolReplaced:
+            raise
+        except (apsw.Error, OSError, SpoolError):
             return False
-        self._sync.heal()
-        return True
+        return self._sync.heal(begun)
 
     @contextlib.contextmanager
     def _disk_errors(self, doing: str) -> Iterator[None]:

@@ -44,7 +44,7 @@ from mailstrom.storage.base import (
     Work,
     WorkerRow,
 )
-from mailstrom.storage.client import Selection, Submission, Target
+from mailstrom.storage.client import Owner, Selection, Submission, Target
 from mailstrom.types import (
     DELIVERABLE,
     Change,
@@ -502,6 +502,19 @@ class ToyClient:
                 if (row.state in WAITING) != (row.due_ms is not None)
                 or (row.state in ("claimed", "sending")) != (row.lane in self._spool.lanes)
             ]
+
+    def owners(self) -> list[Owner]:
+        """See ``ClientStore.owners``."""
+        with self._spool.lock:
+            found = []
+            for worker in self._spool.workers.values():
+                if worker.state in ("stopped", "lost"):
+                    continue
+                lanes = {t for t, lane in self._spool.lanes.items() if lane.worker == worker.seq}
+                held = sum(row.lane in lanes for row in self._spool.rows.values())
+                found.append(Owner(worker.seq, worker.kind, worker.pid, worker.host, worker.lock,
+                                   len(lanes), held))  # fmt: skip
+            return found
 
     def revision(self) -> int:
         """See ``ClientStore.revision``."""

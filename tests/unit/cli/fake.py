@@ -64,6 +64,7 @@ class FakeClient:
     messages: ClassVar[dict[str, MessageStatus]] = {}
     rows: ClassVar[list[Any]] = []
     findings: ClassVar[list[str]] = []
+    notes: ClassVar[list[str]] = []
     matching: ClassVar[int] = 0
     arrived: ClassVar[int] = 0
     copied: ClassVar[bool] = False
@@ -73,6 +74,7 @@ class FakeClient:
     @classmethod
     def reset(cls) -> None:
         cls.messages, cls.rows, cls.findings, cls.error, cls.calls = {}, [], [], None, []
+        cls.notes = []
         cls.matching, cls.arrived, cls.copied = 0, 0, False
 
     def __init__(self, store: str | None = None, *, config: str | None = None) -> None:
@@ -149,6 +151,9 @@ class FakeClient:
 
     def check(self) -> list[str]:
         return self.findings
+
+    def orphans(self) -> list[str]:
+        return self.notes
 
 
 class FakeChosen:

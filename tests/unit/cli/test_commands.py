@@ -342,11 +342,21 @@ def test_store_init_creates_where_told_or_where_the_configuration_says(
 
 def test_store_check_exits_1_on_findings(run: Any, fake: Any) -> None:
     assert run("store", "check")[:2] == (0, "ok\n")
-    assert json_lines(run("store", "check", "--json").out) == [{"ok": True, "findings": []}]
+    assert json_lines(run("store", "check", "--json").out) == [
+        {"ok": True, "findings": [], "notes": []}
+    ]
     fake.FakeClient.findings = ["row 3 missing"]
     assert run("store", "check")[:2] == (1, "row 3 missing\n")
     assert json_lines(run("store", "check", "--json").out) == [
-        {"ok": False, "findings": ["row 3 missing"]}
+        {"ok": False, "findings": ["row 3 missing"], "notes": []}
+    ]
+
+
+def test_store_check_notes_what_the_dead_left_and_exits_0(run: Any, fake: Any) -> None:
+    fake.FakeClient.notes = ["worker 12 is gone"]
+    assert run("store", "check")[:2] == (0, "ok\nnote: worker 12 is gone\n")
+    assert json_lines(run("store", "check", "--json").out) == [
+        {"ok": True, "findings": [], "notes": ["worker 12 is gone"]}
     ]
 
 

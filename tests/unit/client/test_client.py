@@ -256,7 +256,7 @@ def test_an_unknown_outcome_of_the_second_chunk_tells_what_was_accepted_and_whom
     with pytest.raises(OutcomeUnknown) as caught:
         client.send_many(stream())
     sync._sync = real
-    sync.heal()
+    sync.heal(sync.begin_repair())
     assert len(set(caught.value.ids)) == 500  # type: ignore[attr-defined]
     assert client.status(caught.value.key).id not in caught.value.ids  # type: ignore[attr-defined]
     assert client.query("SELECT count(*) FROM messages") == [(502,)], "all of the chunk"

@@ -19,11 +19,19 @@ SELECT r.seq
  WHERE
 
 -- name: touches_cancel
--- Never a recipient that is on the wire: its truth is yet to come.
-r.state IN ('queued', 'deferred', 'held', 'claimed')
+-- Never a recipient that is on the wire: its truth is yet to come. One that was claimed before the
+-- machine was booted may be: its open can be lost with the page cache. The lapse marks it first.
+r.state IN ('queued', 'deferred', 'held')
+OR (r.state = 'claimed'
+    AND (:boot IS NULL OR EXISTS (SELECT 1 FROM lane l JOIN worker w ON w.seq = l.worker
+                                   WHERE l.token = r.lane AND w.boot = :boot AND w.boot <> '')))
 
 -- name: touches_hold
-r.state IN ('queued', 'deferred', 'claimed')
+-- Claimed ones as in touches_cancel.
+r.state IN ('queued', 'deferred')
+OR (r.state = 'claimed'
+    AND (:boot IS NULL OR EXISTS (SELECT 1 FROM lane l JOIN worker w ON w.seq = l.worker
+                                   WHERE l.token = r.lane AND w.boot = :boot AND w.boot <> '')))
 
 -- name: touches_release
 -- What may have been delivered needs another decision (resolve).

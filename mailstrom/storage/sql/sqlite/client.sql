@@ -5,11 +5,11 @@
 INSERT INTO enqueue (id, sender, subject, size, content, chunks, body, digest, stream, priority,
                      message_id, idempotency_key, idempotency_hash, metadata,
                      tags, on_doubt, require_tls, eightbit, smtputf8, created_ms, send_ms,
-                     expires_ms, recipients)
+                     expires_ms, recipients, message_digest)
 VALUES (:id, :sender, :subject, :size, :content, :chunks, :body, :digest, :stream, :priority,
         :message_id, :idempotency_key, :idempotency_hash, :metadata,
         :tags, :on_doubt, :require_tls, :eightbit, :smtputf8, :created_ms, :send_ms,
-        :expires_ms, :recipients);
+        :expires_ms, :recipients, :message_digest);
 
 -- name: idempotency_get
 SELECT id, hash FROM idempotency WHERE key = :key AND expires_ms > :since_ms;
@@ -49,7 +49,9 @@ SELECT m.id, r.address, r.status, r.reason, r.attempts, r.next_attempt_ms, r.las
  ORDER BY r.seq;
 
 -- name: content_of
-SELECT coalesce(content, seq), chunks, purged_ms FROM message WHERE id = :id;
+SELECT coalesce(content, seq), chunks, purged_ms, id, sender, message_id, size, eightbit, smtputf8,
+       require_tls, on_doubt, digest
+  FROM message WHERE id = :id;
 
 -- name: content_chunks
 SELECT data, digest FROM content WHERE key BETWEEN :first AND :last ORDER BY key;

@@ -87,8 +87,9 @@ UPDATE lane SET claims = claims + 1 WHERE token = :lane;
 -- name: due_recipients
 -- What waits at a site, by due time, to be read no further than needed. skip: 1 the domain moved
 -- since the row was stamped (or is forgotten), 2 its message's time is over, 3 the domain's route is
--- too old to be used. refresh: the route expired, and nobody was told to look again.
-SELECT r.seq, r.message, m.size, r.due_ms, r.domain,
+-- too old to be used. refresh: the route expired, and nobody was told to look again. The domain is
+-- not read from the row, whose text may be damaged.
+SELECT r.seq, r.message, m.size, r.due_ms, d.name,
        CASE WHEN d.generation IS NOT r.generation OR d.site IS NOT r.site THEN 1
             WHEN m.expires_ms <= :now_ms
                  AND NOT EXISTS (SELECT 1 FROM clock_jump WHERE done < last) THEN 2
@@ -121,13 +122,31 @@ UPDATE recipient SET state = 'claimed', lane = :lane, due_ms = NULL
 -- name: claimed_rows
 SELECT r.seq, r.message, m.id, r.address, r.domain, r.checksum, m.sender, m.size,
        coalesce(m.content, m.seq), m.chunks, m.stream, m.priority, m.created_ms, m.expires_ms,
-       r.attempts, r.deferrals, m.on_doubt, m.require_tls, m.eightbit, m.smtputf8
+       r.attempts, r.deferrals, m.on_doubt, m.require_tls, m.eightbit, m.smtputf8,
+       m.message_id, m.digest
+  FROM recipient r JOIN message m ON m.seq = r.message
+ WHERE r.seq IN (SELECT value FROM json_each(:recipients)) AND r.lane = :lane;
+
+-- name: damaged_rows
+-- claimed_rows where a text is none: all texts as bytes.
+SELECT r.seq, r.message, CAST(m.id AS BLOB), CAST(r.address AS BLOB), CAST(r.domain AS BLOB),
+       r.checksum, CAST(m.sender AS BLOB), m.size, coalesce(m.content, m.seq), m.chunks,
+       CAST(m.stream AS BLOB), m.priority, m.created_ms, m.expires_ms, r.attempts, r.deferrals,
+       CAST(m.on_doubt AS BLOB), m.require_tls, m.eightbit, m.smtputf8, CAST(m.message_id AS BLOB),
+       m.digest
   FROM recipient r JOIN message m ON m.seq = r.message
  WHERE r.seq IN (SELECT value FROM json_each(:recipients)) AND r.lane = :lane;
 
 -- name: first_chunks
 SELECT key / 4096, data, digest FROM content
  WHERE key IN (SELECT value * 4096 FROM json_each(:contents));
+
+-- name: chunk_digests
+-- What the chunks of long contents are, without their data.
+SELECT j.value, c.key - j.value * 4096, length(c.data), c.digest
+  FROM json_each(:contents) j
+  JOIN content c ON c.key BETWEEN j.value * 4096 AND j.value * 4096 + 4095
+ ORDER BY c.key;
 
 -- name: chunk
 SELECT data, digest FROM content WHERE key = :key;
@@ -287,11 +306,14 @@ UPDATE recipient
 RETURNING seq;
 
 -- name: held_by_lanes
--- What lanes had on the wire when they ended without a verdict.
-SELECT r.seq, coalesce(m.on_doubt, :on_doubt), r.session, r.opened_ms, s.host, s.address, r.doubts
+-- What lanes had on the wire when they ended without a verdict. A claim that was not opened (doubted
+-- after another boot) has no session of its own: its row still names that of an earlier attempt.
+SELECT r.seq, coalesce(m.on_doubt, :on_doubt),
+       iif(r.state = 'sending', r.session, NULL), iif(r.state = 'sending', r.opened_ms, NULL),
+       s.host, s.address, r.doubts
   FROM recipient r
   JOIN message m ON m.seq = r.message
-  LEFT JOIN session s ON s.id = r.session
+  LEFT JOIN session s ON s.id = r.session AND r.state = 'sending'
  WHERE r.lane IN (SELECT value FROM json_each(:lanes)) AND r.state IN ('claimed', 'sending')
  LIMIT :most;
 

@@ -1,4 +1,4 @@
--- Workers, lapse, expiry, clock, retention, invariants.
+-- Workers, lapse, expiry, clock, retention.
 
 -- name: meta_get
 SELECT value FROM meta WHERE key = :key;
@@ -77,9 +77,12 @@ VALUES (:now_ms, 'claim.lapsed',
                     'in_doubt', :in_doubt));
 
 -- name: expired
+-- Not what came since the last look and is older than that look: see strays.
 SELECT r.seq, r.state, r.reason
   FROM message m JOIN recipient r ON r.message = m.seq
  WHERE m.finished_ms IS NULL AND m.expires_ms <= :now_ms
+   AND NOT EXISTS (SELECT 1 FROM clock c
+                    WHERE c.one = 1 AND m.seq > c.last AND m.created_ms < c.wall_ms - 60000)
    AND r.state IN ('queued', 'deferred', 'held', 'claimed')
  ORDER BY m.expires_ms LIMIT :most;
 
@@ -118,7 +121,22 @@ SELECT seq, at_ms, old_ms, amount_ms, grace_ms, known, last, done FROM clock_jum
  WHERE done < last ORDER BY seq;
 
 -- name: last_jump
-SELECT at_ms FROM clock_jump ORDER BY seq DESC LIMIT 1;
+-- Strays (see strays) are a client's, not ours.
+SELECT at_ms FROM clock_jump WHERE amount_ms NOT IN (-1, at_ms) ORDER BY seq DESC LIMIT 1;
+
+-- name: strays
+-- Mail newer than a look whose clock was wrong: the newest, no further than needed (-1: all).
+SELECT coalesce(max(created_ms < :behind_ms), 0), coalesce(max(created_ms > :ahead_ms), 0)
+  FROM (SELECT created_ms FROM message WHERE seq > :last AND finished_ms IS NULL
+         ORDER BY seq DESC LIMIT :most);
+
+-- name: stray_add
+-- A jump of those messages alone: by all that they are behind, or to now.
+INSERT INTO clock_jump (at_ms, old_ms, amount_ms, grace_ms, known, last, done)
+SELECT :at_ms, :old_ms, :amount_ms, 0, 0, coalesce(max(seq), 0), :done FROM message WHERE true;
+
+-- name: strays_done
+DELETE FROM clock_jump WHERE done >= last AND amount_ms IN (-1, at_ms);
 
 -- name: clock_get
 SELECT wall_ms, monotonic_ms, boot, last FROM clock;
@@ -276,56 +294,3 @@ SELECT seq FROM staged WHERE created_ms <= :before_ms LIMIT 10;
 
 -- name: delete_staged
 DELETE FROM staged WHERE seq = :seq;
-
--- name: check_orphan_recipient
-SELECT 'recipient ' || r.seq || ' (' || r.address || ') belongs to no message'
-  FROM recipient r LEFT JOIN message m ON m.seq = r.message WHERE m.seq IS NULL;
-
--- name: check_no_recipient
-SELECT 'message ' || m.id || ' has no recipient'
-  FROM message m WHERE NOT EXISTS (SELECT 1 FROM recipient r WHERE r.message = m.seq);
-
--- name: check_finished
-SELECT 'message ' || m.id || ' is ' || CASE WHEN m.finished_ms IS NULL THEN 'not ' ELSE '' END
-       || 'marked finished, its recipients say otherwise'
-  FROM message m
- WHERE (m.finished_ms IS NOT NULL)
-       <> (NOT EXISTS (SELECT 1 FROM recipient r
-                        WHERE r.message = m.seq AND r.finished_ms IS NULL));
-
--- name: check_content
-SELECT 'message ' || m.id || ' lacks content'
-  FROM message m
- WHERE m.purged_ms IS NULL
-   AND (SELECT count(*) FROM content c
-         WHERE c.key BETWEEN coalesce(m.content, m.seq) * 4096
-                         AND coalesce(m.content, m.seq) * 4096 + 4095) <> m.chunks;
-
--- name: check_lane_owner
-SELECT 'recipient ' || r.address || ' of message ' || m.id || ' is held by lane ' || r.lane
-       || ', which does not exist'
-  FROM recipient r JOIN message m ON m.seq = r.message
- WHERE r.lane IS NOT NULL AND NOT EXISTS (SELECT 1 FROM lane l WHERE l.token = r.lane);
-
--- name: check_lane_worker
-SELECT 'lane ' || l.token || ' belongs to worker ' || l.worker || ', which has ended'
-  FROM lane l LEFT JOIN worker w ON w.seq = l.worker
- WHERE w.seq IS NULL OR w.state IN ('stopped', 'lost');
-
--- name: check_next_due
--- Rows whose domain is to be looked up again may be slept past: its answer wakes the site.
-SELECT 'site ' || s.key || ' would sleep past recipients that are due before'
-  FROM site s
- WHERE s.next_due_ms > (SELECT min(r.due_ms) FROM recipient r LEFT JOIN domain d ON d.name = r.domain
-                         WHERE r.site = s.seq AND r.due_ms IS NOT NULL AND d.due_ms IS NULL);
-
--- name: check_unrouted
-SELECT 'domain ' || r.domain || ' has unrouted recipients and is not due for routing'
-  FROM recipient r LEFT JOIN domain d ON d.name = r.domain
- WHERE r.due_ms IS NOT NULL AND r.site IS NULL
-   AND (d.due_ms IS NULL OR d.due_ms > r.due_ms) GROUP BY r.domain;
-
--- name: check_router
-SELECT 'domain ' || d.name || ' is being routed by worker ' || d.router || ', which has ended'
-  FROM domain d LEFT JOIN worker w ON w.seq = d.router
- WHERE d.router IS NOT NULL AND (w.seq IS NULL OR w.state IN ('stopped', 'lost'));

@@ -1,0 +1,47 @@
+"""``mailstrom store salvage``: a new spool of what is whole in a damaged one.
+
+What counts as whole, and what a crash leaves, ``mailstrom.storage.sqlite.salvage`` says; here
+is only what is printed. Foreign text is made safe before it reaches a terminal.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from dataclasses import asdict
+
+import click
+
+from mailstrom.cli.exits import Exit
+from mailstrom.cli.output import print_json
+from mailstrom.cli.spool import in_a_file
+from mailstrom.clock import wall_ms
+from mailstrom.errors import ConfigError
+from mailstrom.printable import printable
+
+_LONGEST_LINE = 2000  # characters
+
+
+def run(source: str, target: str, *, dry_run: bool, as_json: bool) -> int:
+    """Salvage and say what came of it; the exit code."""
+    from mailstrom.storage import canonical
+    from mailstrom.storage.sqlite.salvage import lines, salvage
+
+    for name in (source, target):
+        if not in_a_file(name):
+            raise ConfigError(f"{name}: only a spool in a file can be salvaged")
+    source, target = canonical(source), canonical(target)
+    salvaged = salvage(source, target, wall_ms(), dry_run=dry_run)
+    whole = not salvaged.damaged
+    if as_json:
+        told = {"source": source, "target": None if dry_run else target, "dry_run": dry_run}
+        print_json({**told, **asdict(salvaged)})
+        return Exit.OK if whole else Exit.FAILED
+    for line in lines(salvaged):
+        click.echo(printable(line, _LONGEST_LINE))
+    if not dry_run:
+        click.echo(os.path.abspath(target))
+        click.echo(
+            "nothing in it is sent before: mailstrom store adopt " + shlex.quote(target), err=True
+        )
+    return Exit.OK if whole else Exit.FAILED

@@ -1,0 +1,230 @@
+-- What `store check` proves, section 2 of docs/design/queue.md. Each statement returns a sentence a
+-- violation, which names the row; the remedies are in checking.py. Each is one statement, so one state
+-- of the spool. digest_of and checksum_of are functions of that file's connection.
+
+-- name: check_orphan_recipient
+SELECT 'recipient ' || r.seq || ' (' || r.address || ') belongs to no message'
+  FROM recipient r LEFT JOIN message m ON m.seq = r.message WHERE m.seq IS NULL;
+
+-- name: check_no_recipient
+SELECT 'message ' || m.id || ' has no recipient'
+  FROM message m WHERE NOT EXISTS (SELECT 1 FROM recipient r WHERE r.message = m.seq);
+
+-- name: check_finished
+SELECT 'message ' || m.id || ' is ' || CASE WHEN m.finished_ms IS NULL THEN 'not ' ELSE '' END
+       || 'marked finished, its recipients say otherwise'
+  FROM message m
+ WHERE (m.finished_ms IS NOT NULL)
+       <> (NOT EXISTS (SELECT 1 FROM recipient r
+                        WHERE r.message = m.seq AND r.finished_ms IS NULL));
+
+-- name: check_content
+SELECT 'message ' || m.id || ' lacks content'
+  FROM message m
+ WHERE m.purged_ms IS NULL
+   AND (SELECT count(*) FROM content c
+         WHERE c.key BETWEEN coalesce(m.content, m.seq) * 4096
+                         AND coalesce(m.content, m.seq) * 4096 + 4095) <> m.chunks;
+
+-- name: check_lane_owner
+SELECT 'recipient ' || r.address || ' of message ' || m.id || ' is held by lane ' || r.lane
+       || ', which does not exist'
+  FROM recipient r JOIN message m ON m.seq = r.message
+ WHERE r.lane IS NOT NULL AND NOT EXISTS (SELECT 1 FROM lane l WHERE l.token = r.lane);
+
+-- name: check_lane_worker
+SELECT 'lane ' || l.token || ' belongs to worker ' || l.worker || ', which has ended'
+  FROM lane l LEFT JOIN worker w ON w.seq = l.worker
+ WHERE w.seq IS NULL OR w.state IN ('stopped', 'lost');
+
+-- name: check_next_due
+-- Rows whose domain is to be looked up again may be slept past: its answer wakes the site.
+SELECT 'site ' || s.key || ' would sleep past recipients that are due before'
+  FROM site s
+ WHERE s.next_due_ms > (SELECT min(r.due_ms) FROM recipient r LEFT JOIN domain d ON d.name = r.domain
+                         WHERE r.site = s.seq AND r.due_ms IS NOT NULL AND d.due_ms IS NULL);
+
+-- name: check_unrouted
+SELECT 'domain ' || r.domain || ' has unrouted recipients and is not due for routing'
+  FROM recipient r LEFT JOIN domain d ON d.name = r.domain
+ WHERE r.due_ms IS NOT NULL AND r.site IS NULL
+   AND (d.due_ms IS NULL OR d.due_ms > r.due_ms) GROUP BY r.domain;
+
+-- name: check_router
+SELECT 'domain ' || d.name || ' is being routed by worker ' || d.router || ', which has ended'
+  FROM domain d LEFT JOIN worker w ON w.seq = d.router
+ WHERE d.router IS NOT NULL AND (w.seq IS NULL OR w.state IN ('stopped', 'lost'));
+
+-- name: check_lane_site
+SELECT 'recipient ' || r.address || ' of message ' || m.id || ' is held by lane ' || r.lane
+       || ', which is leased for another site'
+  FROM recipient r JOIN lane l ON l.token = r.lane JOIN message m ON m.seq = r.message
+ WHERE l.site IS NOT r.site;
+
+-- name: check_lane_nowhere
+SELECT 'lane ' || l.token || ' is leased for a site that does not exist'
+  FROM lane l LEFT JOIN site s ON s.seq = l.site WHERE s.seq IS NULL;
+
+-- name: check_site_gone
+-- Nobody would look there: these rows would wait for ever.
+SELECT 'recipient ' || r.address || ' of message ' || m.id || ' waits at a site that does not exist'
+  FROM recipient r JOIN message m ON m.seq = r.message
+ WHERE r.due_ms IS NOT NULL AND r.site IS NOT NULL
+   AND NOT EXISTS (SELECT 1 FROM site s WHERE s.seq = r.site);
+
+-- name: check_domain_site
+SELECT 'domain ' || d.name || ' leads to a site that does not exist'
+  FROM domain d LEFT JOIN site s ON s.seq = d.site WHERE d.site IS NOT NULL AND s.seq IS NULL;
+
+-- name: check_sending
+SELECT 'recipient ' || r.address || ' of message ' || m.id || ' is on the wire of no session'
+  FROM recipient r JOIN message m ON m.seq = r.message
+ WHERE r.lane IS NOT NULL AND r.state = 'sending' AND (r.session IS NULL OR r.opened_ms IS NULL);
+
+-- name: check_session
+SELECT 'session ' || s.id || ' is open, and its worker ' || s.worker || ' has ended'
+  FROM session s LEFT JOIN worker w ON w.seq = s.worker
+ WHERE s.ended_ms IS NULL AND (w.seq IS NULL OR w.state IN ('stopped', 'lost'));
+
+-- name: check_priority
+SELECT 'recipient ' || r.address || ' of message ' || m.id || ' has priority ' || r.priority
+       || ', its message ' || m.priority
+  FROM recipient r JOIN message m ON m.seq = r.message WHERE r.priority <> m.priority;
+
+-- name: check_row
+SELECT 'recipient ' || r.address || ' of message ' || m.id || ' does not fit its checksum'
+  FROM recipient r JOIN message m ON m.seq = r.message
+ WHERE r.checksum <> checksum_of(m.id, m.sender, r.address);
+
+-- name: check_digest
+SELECT 'chunk ' || (c.key & 4095) || ' of the content of message '
+       || coalesce((SELECT m.id FROM message m
+                     WHERE coalesce(m.content, m.seq) = c.key >> 12), '(staged)')
+       || ' does not fit its digest'
+  FROM content c WHERE c.digest <> digest_of(c.data);
+
+-- name: check_purged
+SELECT 'message ' || m.id || ' was purged and '
+       || CASE WHEN m.finished_ms IS NULL THEN 'is not finished' ELSE 'still has content' END
+  FROM message m
+ WHERE m.purged_ms IS NOT NULL
+   AND (m.finished_ms IS NULL
+        OR EXISTS (SELECT 1 FROM content c
+                    WHERE c.key BETWEEN coalesce(m.content, m.seq) * 4096
+                                    AND coalesce(m.content, m.seq) * 4096 + 4095));
+
+-- name: check_content_owner
+SELECT 'content ' || c.id || ' belongs to no message and is not staged'
+  FROM (SELECT DISTINCT key >> 12 AS id FROM content) c
+ WHERE CASE WHEN c.id > 0
+            THEN NOT EXISTS (SELECT 1 FROM message m WHERE m.seq = c.id AND m.content IS NULL)
+            ELSE c.id NOT IN (SELECT content FROM message WHERE content IS NOT NULL)
+                 AND NOT EXISTS (SELECT 1 FROM staged s WHERE s.seq = -c.id) END;
+
+-- name: check_staged
+-- What is staged is deleted after a day.
+SELECT 'content of message ' || m.id || ' is still marked as staged: it would be deleted'
+  FROM message m JOIN staged s ON s.seq = -m.content;
+
+-- name: check_attempt_owner
+SELECT 'attempt ' || a.seq || ' belongs to no recipient of its message'
+  FROM attempt a LEFT JOIN recipient r ON r.seq = a.recipient WHERE r.message IS NOT a.message;
+
+-- name: check_attempts
+-- Numbered from 1 without a hole; in doubt where one of them is, but for a late one: what it would
+-- have told was decided without it.
+SELECT 'recipient ' || r.address || ' of message ' || m.id
+       || CASE WHEN coalesce(a.amount, 0) <> r.attempts
+                 THEN ' counts ' || r.attempts || ' attempts and has ' || coalesce(a.amount, 0)
+               WHEN a.amount IS NOT NULL AND (a.highest <> a.amount
+                    OR a.total <> a.amount * (a.amount + 1) / 2)
+                 THEN ' has attempts whose numbers are not 1 to ' || a.amount
+               WHEN coalesce(a.doubt, 0) <> r.in_doubt
+                 THEN ' is ' || CASE WHEN r.in_doubt THEN '' ELSE 'not ' END
+                      || 'in doubt, its attempts say otherwise'
+               WHEN r.doubts > coalesce(a.marks, 0)
+                 THEN ' was lost ' || r.doubts || ' times in a row, and ' || coalesce(a.marks, 0)
+                      || ' attempts are in doubt'
+               ELSE ' is delivered, and no attempt says so' END
+  FROM recipient r
+  JOIN message m ON m.seq = r.message
+  LEFT JOIN (SELECT recipient, count(*) AS amount, max(number) AS highest, sum(number) AS total,
+                    max(in_doubt AND NOT late) AS doubt, sum(in_doubt AND NOT late) AS marks,
+                    max(verdict = 'delivered') AS delivered
+               FROM attempt GROUP BY recipient) a ON a.recipient = r.seq
+ WHERE coalesce(a.amount, 0) <> r.attempts
+    OR a.highest <> a.amount OR a.total <> a.amount * (a.amount + 1) / 2
+    OR coalesce(a.doubt, 0) <> r.in_doubt OR r.doubts > coalesce(a.marks, 0)
+    OR (r.state = 'delivered' AND NOT coalesce(a.delivered, 0) AND NOT r.in_doubt);
+
+-- name: check_event_owner
+SELECT 'event ' || e.id || ' (' || e.type || ') tells of a message or recipient that does not exist'
+  FROM event e
+  LEFT JOIN message m ON m.seq = e.message
+  LEFT JOIN recipient r ON r.seq = e.recipient
+ WHERE (e.message IS NOT NULL AND m.seq IS NULL)
+    OR (e.recipient IS NOT NULL AND r.message IS NOT e.message);
+
+-- name: check_tag_owner
+SELECT 'tag ' || t.tag || ' belongs to no message'
+  FROM tag t LEFT JOIN message m ON m.seq = t.message WHERE m.seq IS NULL;
+
+-- name: check_idempotency
+-- The message may be purged before its key.
+SELECT 'idempotency key ' || i.key || ' names message ' || i.id || ', which was sent under '
+       || coalesce('key ' || m.idempotency_key, 'none')
+  FROM idempotency i JOIN message m ON m.id = i.id WHERE m.idempotency_key IS NOT i.key;
+
+-- name: check_numbers
+-- A number that is given out twice would let an old claim speak for a new one.
+SELECT 'number ' || t.top || ' of ' || t.name || ' is above the counter that gives them out'
+  FROM (SELECT 'message' AS name, (SELECT max(seq) FROM message) AS top
+         UNION ALL SELECT 'recipient', (SELECT max(seq) FROM recipient)
+         UNION ALL SELECT 'lane', max((SELECT coalesce(max(token), 0) FROM lane),
+                                      (SELECT coalesce(max(lane), 0) FROM recipient
+                                        WHERE lane IS NOT NULL))
+         UNION ALL SELECT 'worker', max((SELECT coalesce(max(seq), 0) FROM worker),
+                                        (SELECT coalesce(max(worker), 0) FROM lane))
+         UNION ALL SELECT 'site', max((SELECT coalesce(max(seq), 0) FROM site),
+                                      (SELECT coalesce(max(site), 0) FROM domain))
+         UNION ALL SELECT 'attempt', (SELECT max(seq) FROM attempt)
+         UNION ALL SELECT 'event', (SELECT max(id) FROM event)
+         UNION ALL SELECT 'staged', max((SELECT coalesce(max(seq), 0) FROM staged),
+                                        (SELECT coalesce(-min(content), 0) FROM message))) t
+  LEFT JOIN sqlite_sequence s ON s.name = t.name
+ WHERE t.top > coalesce(s.seq, 0);
+
+-- name: check_hours
+-- Each event that counts is in the sums. Where no event was ever deleted (their numbers have no
+-- hole), they agree exactly; of hours that were deleted (hours_from) nothing can be said.
+WITH told AS (
+  SELECT m.stream, r.domain,
+         CASE e.type WHEN 'message.cancelled' THEN 'cancelled' WHEN 'message.held' THEN 'held'
+                     ELSE substr(e.type, 11) END AS status, count(*) AS amount
+    FROM event e JOIN message m ON m.seq = e.message JOIN recipient r ON r.seq = e.recipient
+   WHERE e.type IN ('recipient.delivered', 'recipient.failed', 'recipient.deferred',
+                    'recipient.held', 'message.cancelled', 'message.held')
+     AND coalesce(e.detail ->> 'counted', 1)
+     AND e.at_ms > coalesce((SELECT CAST(value AS INTEGER) + 7200000 FROM meta
+                              WHERE key = 'hours_from'), -1)
+   GROUP BY 1, 2, 3),
+sums AS (SELECT stream, domain, status, sum(recipients) AS amount
+           FROM hour_stat GROUP BY 1, 2, 3),
+whole AS (SELECT (SELECT count(*) FROM event)
+                 = coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'event'), 0)
+                 AND NOT EXISTS (SELECT 1 FROM meta WHERE key = 'hours_from') AS yes)
+SELECT 'hourly sums of ' || coalesce(s.domain, t.domain) || ' (stream '
+       || coalesce(s.stream, t.stream) || ') count ' || coalesce(s.amount, 0) || ' '
+       || coalesce(s.status, t.status) || ', its events ' || coalesce(t.amount, 0)
+  FROM told t
+  FULL JOIN sums s ON s.stream = t.stream AND s.domain = t.domain AND s.status = t.status
+ WHERE coalesce(t.amount, 0) > coalesce(s.amount, 0)
+    OR ((SELECT yes FROM whole) AND coalesce(t.amount, 0) <> coalesce(s.amount, 0));
+
+-- name: owners
+-- Engine processes that did not end, with what they hold.
+SELECT w.seq, w.kind, w.pid, w.host, w.lock,
+       (SELECT count(*) FROM lane l WHERE l.worker = w.seq),
+       (SELECT count(*) FROM recipient r WHERE r.lane IN (SELECT token FROM lane
+                                                           WHERE worker = w.seq))
+  FROM worker w WHERE w.state IN ('starting', 'ready', 'draining') ORDER BY w.seq;

@@ -1,0 +1,91 @@
+"""``store check``: what must hold between rows, asked in SQL, one statement at a time.
+
+Each statement (``checks.sql``) is a read of its own: a check of a large spool pins the WAL no
+longer than its longest statement, and at most ``MOST`` sentences of a kind come into Python. A page
+that cannot be read is a finding, and the other statements are asked all the same. Pure reading;
+knows no lock and no engine (``owners`` says who should be alive, the client looks).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import apsw
+
+from mailstrom.storage.client import Owner
+from mailstrom.storage.sqlite.rows import checksum, digest
+from mailstrom.storage.sqlite.sql import STATEMENTS, run
+
+MOST = 100
+"""Sentences of a kind; who has more needs no list."""
+
+_RECOVER = "restore a copy, or recover the rest with 'mailstrom store salvage'"
+_RETRY = "'mailstrom retry' of its messages wakes it"
+_TOLD = "no mail is at stake, only what is told about it"
+
+_REMEDIES = {
+    "check_next_due": _RETRY,
+    "check_unrouted": _RETRY,
+    "check_site_gone": _RETRY,
+    "check_domain_site": _RETRY,
+    "check_session": _TOLD,
+    "check_purged": _TOLD,
+    "check_content_owner": _TOLD,
+    "check_attempt_owner": _TOLD,
+    "check_event_owner": _TOLD,
+    "check_tag_owner": _TOLD,
+    "check_hours": _TOLD,
+}
+"""What to do, where it is not ``_RECOVER``."""
+
+
+def check(connection: apsw.Connection) -> list[str]:
+    """Broken invariants, a sentence each with what to do; empty where the spool is sound.
+
+    Args:
+        connection: reads only; in no transaction.
+    """
+    findings: list[str] = []
+    connection.create_scalar_function("digest_of", _digest, 1, deterministic=True)
+    connection.create_scalar_function("checksum_of", _checksum, 3, deterministic=True)
+    try:
+        statements = {"integrity": f"PRAGMA integrity_check({MOST})"}
+        statements |= {name: sql for name, sql in STATEMENTS.items() if name.startswith("check_")}
+        for name, sql in statements.items():
+            remedy = _REMEDIES.get(name, _RECOVER)
+            try:
+                findings += [f"{text}: {remedy}" for text in _sentences(connection, sql)]
+            except (apsw.CorruptError, apsw.IOError, apsw.NotADBError) as error:
+                findings.append(f"{name.replace('_', ' ')} could not be read ({error}): {remedy}")
+    finally:
+        connection.create_scalar_function("digest_of", None, 1)
+        connection.create_scalar_function("checksum_of", None, 3)
+    return findings
+
+
+def owners(connection: apsw.Connection) -> list[Owner]:
+    """Engine processes that did not end, with what they hold."""
+    return [Owner(*row) for row in run(connection, "owners")]
+
+
+def _digest(*data: Any) -> bytes:
+    return digest(*data)
+
+
+def _checksum(*row: Any) -> int:
+    return checksum(*row)
+
+
+def _sentences(connection: apsw.Connection, sql: str) -> Iterator[str]:
+    cursor = connection.execute(sql)
+    try:
+        for number, (text,) in enumerate(cursor):
+            if text == "ok":  # of the integrity check
+                return
+            if number == MOST:
+                yield "there are more of this kind"
+                return
+            yield str(text)
+    finally:
+        cursor.close(True)

@@ -1,0 +1,372 @@
+"""A sound spool made of what a damaged one still holds.
+
+The damaged spool must be stopped; its files are read page by page (``salvage_pages``), never opened
+by SQLite and never written. What becomes part of the new spool is proved: a recipient by the
+checksum over message, sender and address, content by its digests, the message by the digest over
+both (one that an older client stored by its recipients and the size of its content). What was
+claimed or on the wire is in doubt. A message whose content is not whole is put in as failed, so
+that its id still answers; what cannot even be named is listed and left out.
+
+States may be older than the truth, since the newest page may be the damaged one: the new spool is
+marked as a copy, and sends nothing before ``adopt``. Where a delivery was recorded in an attempt
+that is left, it counts. Routes, lanes, workers and sessions are not taken along: they are found or
+made anew.
+
+Crash-safe as ``backups``: written under another name beside the target, synced, checked, and only
+then given its name. Writing is here, reading rows in ``salvage_rows``, what a
+row is worth in ``salvage_states``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import apsw
+
+from mailstrom.errors import NotASpool, SpoolError
+from mailstrom.storage.sqlite import backups, copies, salvage_rows, schema
+from mailstrom.storage.sqlite.connection import mark_new, require_file, spool_errors
+from mailstrom.storage.sqlite.restore import alone, locked
+from mailstrom.storage.sqlite.rows import digest, fits
+from mailstrom.storage.sqlite.salvage_pages import Pages
+from mailstrom.storage.sqlite.salvage_rows import MESSAGE, RECIPIENT
+from mailstrom.storage.sqlite.salvage_states import STAGES, TOLD, VERDICTS, proved, settled
+from mailstrom.storage.sqlite.sql import STATEMENTS, run
+
+_MOST_NUMBER = 1 << 40
+"""A row's number beyond it is damage; what is numbered here comes behind all that were found."""
+_AFTER = (
+    "salvage_tags", "salvage_idempotency", "salvage_suppression", "salvage_meta",
+    "salvage_domains", "salvage_hours", "salvage_staged", "salvage_unstage",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Damaged:
+    """A message that is not whole, with what is known of it.
+
+    Args:
+        id: None where the row that named it is lost.
+        kept: whether it is in the new spool, as failed or, if it was finished before, as it was.
+        why: what is wrong with it.
+    """
+
+    id: str | None
+    sender: str | None
+    subject: str | None
+    recipients: tuple[str, ...]
+    kept: bool
+    why: str
+
+
+@dataclass(slots=True, kw_only=True)
+class Salvaged:
+    """What came of it.
+
+    Args:
+        pages, unreadable: of the damaged file; unreadable: not even an image of it.
+        unfit_frames: pieces of the -wal that do not fit their checksum.
+        messages, recipients: taken along, the damaged ones that were kept among them.
+        in_doubt: recipients that were claimed or on the wire.
+        damaged: messages that are not whole.
+    """
+
+    pages: int = 0
+    unreadable: int = 0
+    unfit_frames: int = 0
+    messages: int = 0
+    recipients: int = 0
+    in_doubt: int = 0
+    damaged: list[Damaged] = field(default_factory=list)
+
+
+def salvage(source: str, target: str, now_ms: int, *, dry_run: bool = False) -> Salvaged:
+    """Make a sound spool of what is left of a damaged one.
+
+    Args:
+        source: the damaged spool's file, with its -wal beside it; nobody has it open, this process
+            neither. It stays as it is.
+        target: path of the new spool; it must not exist.
+        now_ms: the time, for the mark of a copy and for what is in doubt.
+        dry_run: only say what would come of it; the work is done beside ``target`` and deleted.
+
+    Raises:
+        SpoolBusy: a process has the damaged spool open.
+        NotASpool: there is nothing of a spool in it.
+        SpoolError: or another subclass; nothing is left at ``target``.
+    """
+    source, target = os.path.realpath(source), os.path.abspath(target)
+    if not os.path.exists(source):
+        raise SpoolError(f"{source}: there is no such file; name the damaged spool")
+    require_file(source)
+    folder = os.path.dirname(target)
+    if not os.path.isdir(folder):
+        raise SpoolError(f"{target}: the directory {folder} does not exist; make it first")
+    for path in (target, *(target + end for end in backups.COMPANIONS)):
+        if os.path.lexists(path):
+            raise SpoolError(f"{path}: exists already; the new spool needs a name of its own")
+    backups.sweep(target)
+    temporary = backups._Temporary(target)
+    try:
+        with alone(source), locked(source), spool_errors(target, f"salvaging {source}"):
+            salvaged = _fill(source, temporary.path, now_ms)
+        temporary.sync()
+        with spool_errors(target, "checking the new spool"):
+            if not backups.checked(target, temporary.path):
+                raise SpoolError(f"{target}: this process forked while it was checked; try again")
+        if not dry_run:
+            temporary.give_name()
+    finally:
+        temporary.end()
+    return salvaged
+
+
+def _fill(source: str, path: str, now_ms: int) -> Salvaged:
+    with ExitStack() as opened:
+        try:
+            pages = Pages(source)
+        except OSError as error:
+            raise SpoolError(f"{source}: cannot be read ({error.strerror})") from error
+        opened.callback(pages.close)
+        new = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READWRITE)
+        opened.callback(new.close)
+        mark_new(new)
+        new.execute("PRAGMA locking_mode = EXCLUSIVE").fetchall()
+        new.execute("PRAGMA synchronous = OFF").fetchall()
+        schema.migrate(new)
+        new.execute("ATTACH '' AS found").fetchall()
+        new.execute("BEGIN").fetchall()
+        salvage_rows.create(new)
+        tally = salvage_rows.gather(pages, new)
+        salvage_rows.index(new)
+        # A savepoint of a transaction that made tables could not be rolled back under a cursor.
+        new.execute("COMMIT").fetchall()
+        new.execute("BEGIN").fetchall()
+        work = _Work(pages, new, now_ms)
+        work.result.pages, work.result.unreadable, work.result.unfit_frames = tally
+        run(new, "salvage_numbers", {"most": _MOST_NUMBER})
+        work.messages()
+        if not work.result.messages and not work.result.damaged and not _ours(new):
+            raise NotASpool(f"{source}: nothing of a Mailstrom spool is in it; name another file")
+        work.rest()
+        copies.mark(new, source, now_ms)
+        new.execute("COMMIT").fetchall()
+    return work.result
+
+
+def _ours(new: apsw.Connection) -> bool:
+    """Whether anything was found at all; an empty spool has its settings."""
+    return bool(new.execute("SELECT 1 FROM found.meta LIMIT 1").fetchall())
+
+
+class _Work:
+    """Deciding what is whole, message by message, and writing it.
+
+    Args:
+        pages: of the damaged spool.
+        new: the new spool, with the scratch database attached, in a transaction.
+        now_ms: the time.
+    """
+
+    def __init__(self, pages: Pages, new: apsw.Connection, now_ms: int) -> None:
+        self.result = Salvaged()
+        self._pages = pages
+        self._new = new
+        self._now_ms = now_ms
+
+    def messages(self) -> None:
+        """Every message that a row is found of, the newest sound row of each."""
+        candidates: list[dict[str, Any]] = []
+        cursor = self._new.cursor()
+        for row in cursor.execute(STATEMENTS["found_messages"]):
+            message = dict(zip(MESSAGE, row, strict=True))
+            if candidates and candidates[0]["seq"] != message["seq"]:
+                self._one(candidates)
+                candidates = []
+            candidates.append(message)
+        if candidates:
+            self._one(candidates)
+        for seq, address in run(self._new, "found_orphans"):
+            self.result.damaged.append(
+                Damaged(
+                    id=None, sender=None, subject=None, recipients=(address,), kept=False,
+                    why=f"the row of its message (number {seq}) is lost",
+                )
+            )  # fmt: skip
+
+    def rest(self) -> None:
+        """What belongs to the spool as a whole."""
+        for name in _AFTER:
+            run(self._new, name)
+
+    def _one(self, candidates: list[dict[str, Any]]) -> None:
+        rows = run(self._new, "found_recipients", {"message": candidates[0]["seq"]})
+        recipients = [dict(zip(RECIPIENT, row, strict=True)) for row in rows]
+        for message in candidates:
+            own = proved(message, recipients)
+            content = self._content(message) if own else None
+            if content is not None and self._kept(message, own, content):
+                return
+        for message in candidates:
+            own = proved(message, recipients)
+            if own and self._kept(message, own, None):
+                return
+        message = candidates[0]
+        self.result.damaged.append(
+            Damaged(
+                id=message["id"],
+                sender=message["sender"],
+                subject=message["subject"],
+                recipients=tuple(dict.fromkeys(row["address"] for row in recipients)),
+                kept=False,
+                why="its own row, or every row of a recipient of it, is damaged or lost",
+            )
+        )
+
+    def _content(self, message: dict[str, Any]) -> list[tuple[int, bytes, bytes]] | None:
+        """Chunks of the message that prove it, [] where it has none any more; None: not whole."""
+        if message["purged_ms"] is not None:
+            return []
+        first = (message["seq"] if message["content"] is None else message["content"]) * 4096
+        found: dict[int, tuple[int, bytes, bytes]] = {}
+        places = run(self._new, "found_chunks", {"first": first, "last": first + 4095})
+        for key, page, image, cell in places:
+            if key in found:
+                continue
+            chunk = salvage_rows.content_of(self._pages, page, image, cell)
+            if chunk is not None and digest(chunk[0]) == chunk[1]:
+                found[key] = (key, *chunk)
+        chunks = [found[key] for key in sorted(found)]
+        if [key for key, _, _ in chunks] != list(range(first, first + message["chunks"])):
+            return None
+        if sum(len(data) for _, data, _ in chunks) != message["size"]:
+            return None
+        names = ("id", "sender", "message_id", "size", "chunks", "eightbit", "smtputf8")
+        facts = {name: message[name] for name in (*names, "require_tls", "on_doubt")}
+        whole = fits(message["digest"], **facts, digests=[kept for _, _, kept in chunks])
+        return chunks if whole else None
+
+    def _kept(
+        self,
+        message: dict[str, Any],
+        recipients: list[dict[str, Any]],
+        content: list[tuple[int, bytes, bytes]] | None,
+    ) -> bool:
+        """Write a message with all about it; False where its row is none that a spool can hold."""
+        now_ms, damaged = self._now_ms, content is None
+        attempts = self._attempts(message, recipients)
+        doubtful = 0
+        for row in recipients:
+            doubtful += settled(row, message, attempts[row["seq"]], damaged, now_ms)
+        finished = [row["finished_ms"] for row in recipients]
+        message = {
+            **message,
+            "finished_ms": None if None in finished else max(finished),
+            "purged_ms": message["purged_ms"] or (None if content else now_ms),
+        }
+        if message["finished_ms"] is None and message["purged_ms"] is not None:
+            return False  # a row that says so is damaged
+        new = self._new
+        new.execute("SAVEPOINT message").fetchall()
+        try:
+            run(new, "salvage_message", message)
+            for key, data, kept in content or ():
+                run(new, "salvage_content", {"key": key, "data": data, "digest": kept})
+            for row in recipients:
+                own = attempts[row["seq"]]
+                row = _numbered(new, "recipient", row)
+                seq = run(new, "salvage_recipient", row)[0][0]
+                for attempt in own:
+                    attempt["recipient"] = seq
+                    run(new, "salvage_attempt", _numbered(new, "attempt", attempt))
+        except (apsw.ConstraintError, apsw.MismatchError):
+            new.execute("ROLLBACK TO message").fetchall()
+            return False
+        finally:
+            new.execute("RELEASE message").fetchall()
+        self._events(message, {row["seq"] for row in recipients}, attempts)
+        self.result.messages += 1
+        self.result.recipients += len(recipients)
+        self.result.in_doubt += doubtful
+        if damaged:
+            self.result.damaged.append(
+                Damaged(
+                    id=message["id"],
+                    sender=message["sender"],
+                    subject=message["subject"],
+                    recipients=tuple(row["address"] for row in recipients),
+                    kept=True,
+                    why="its content is damaged or lost",
+                )
+            )
+        return True
+
+    def _attempts(
+        self, message: dict[str, Any], recipients: list[dict[str, Any]]
+    ) -> dict[int, list[dict[str, Any]]]:
+        """What is left of the attempts, by recipient, numbered anew."""
+        names = ("seq", "recipient", "session", "worker", "started_ms", "ended_ms", "stage", "host",
+                 "address", "reply_code", "enhanced_code", "reply_text", "verdict", "reason",
+                 "in_doubt", "late")  # fmt: skip
+        found: dict[int, list[dict[str, Any]]] = {row["seq"]: [] for row in recipients}
+        seen: set[int] = set()
+        for values in run(self._new, "found_attempts", {"message": message["seq"]}):
+            row = dict(zip(names, values, strict=True))
+            legal = row["stage"] in STAGES and row["verdict"] in VERDICTS
+            if row["seq"] in seen or row["recipient"] not in found or not legal:
+                continue
+            if row["in_doubt"] in (0, 1) and row["late"] in (0, 1):
+                seen.add(row["seq"])
+                own = found[row["recipient"]]
+                own.append({**row, "message": message["seq"], "number": len(own) + 1})
+        return found
+
+    def _events(
+        self, message: dict[str, Any], recipients: set[int], attempts: dict[int, list[Any]]
+    ) -> None:
+        """What is left of the message's events, and one for each attempt that was added here."""
+        seen: set[int] = set()
+        for id, at_ms, type, recipient, detail in run(
+            self._new, "found_events", {"message": message["seq"]}
+        ):
+            if id in seen or (recipient is not None and recipient not in recipients):
+                continue
+            seen.add(id)
+            row = {"id": id, "at_ms": at_ms, "type": type, "message": message["seq"]}
+            try:
+                run(self._new, "salvage_event", {**row, "recipient": recipient, "detail": detail})
+            except (apsw.ConstraintError, apsw.MismatchError):
+                continue
+        for own in attempts.values():
+            for row in own:
+                if row["seq"] is None and row["reply_text"] != TOLD:
+                    names = ("stage", "reason", "in_doubt", "late", "number")
+                    values = {
+                        "at_ms": self._now_ms,
+                        "type": f"recipient.{row['verdict']}",
+                        "message": message["seq"],
+                        "recipient": row["recipient"],
+                        "detail": json.dumps({name: row[name] for name in names}),
+                    }
+                    run(self._new, "salvage_new_event", values)
+
+
+def _numbered(new: apsw.Connection, table: str, row: dict[str, Any]) -> dict[str, Any]:
+    """The row with a number of its own: one that two rows claim is given to the first."""
+    taken = run(new, f"salvage_has_{table}", {"seq": row["seq"]})
+    return {**row, "seq": None} if taken else row
+
+
+def lines(salvaged: Salvaged) -> Iterator[str]:
+    """The result as a person reads it."""
+    yield (f"{salvaged.messages:,} messages, {salvaged.recipients:,} recipients,"
+           f" {salvaged.in_doubt:,} of them in doubt")  # fmt: skip
+    for one in salvaged.damaged:
+        yield (f"damaged: {one.id or 'unknown message'} from {one.sender or 'unknown'} to"
+               f" {', '.join(one.recipients) or 'unknown'} ({one.subject or 'no subject'}):"
+               f" {one.why}; {'kept as failed' if one.kept else 'left out'}")  # fmt: skip

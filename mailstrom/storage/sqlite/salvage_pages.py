@@ -1,0 +1,308 @@
+"""The pages of a damaged spool as its files hold them, read without SQLite.
+
+SQLite reads a table from its root: one bad page on the way hides all behind it, and one bad byte in
+the -wal all that came after. Here every page stands for itself: a leaf says what it is, what it
+holds, and nothing else is asked. Format: https://www.sqlite.org/fileformat2.html, sections 1.5
+(trees), 1.6 (overflow), 1.8 (pointer map), 2.1 (records), 4 (the -wal).
+
+A page's newest image is that of the last transaction in the -wal which was written whole. A frame
+that does not fit its checksum keeps its place, and what it replaced is offered behind it. Reads two
+files, writes none; knows no table.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from mailstrom.storage.sqlite.connection import PAGE_BYTES
+
+_LOG_HEADER, _FRAME_HEADER = 32, 24
+_FRAME = _FRAME_HEADER + PAGE_BYTES
+_MAGIC = 0x377F0682  # the lowest bit: checksums of big-endian words
+_FILE_HEADER = 100  # before the tree's own on page 1
+_ENTRIES = PAGE_BYTES // 5  # of one page of the pointer map
+_FREE, _ROOT = 2, 1
+_MOST_PAYLOAD = 1024 * 1024
+"""Longer than any row of a spool: a length beyond it is damage."""
+LEAF, INDEX_LEAF, INDEX_INTERIOR = 0x0D, 0x0A, 0x02
+_LOCAL = {LEAF: PAGE_BYTES - 35, INDEX_LEAF: (PAGE_BYTES - 12) * 64 // 255 - 23}
+_LEAST = (PAGE_BYTES - 12) * 32 // 255 - 23
+
+Value = int | float | str | bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an image of a page lies: in the -wal or the database, and at which byte."""
+
+    log: bool
+    offset: int
+    fits: bool = True
+    """The frame's checksum; the database has none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One entry of a leaf: its row's number (0 in an index) and the record, as yet unread."""
+
+    number: int
+    size: int
+    local: bytes
+    overflow: int
+
+
+class Pages:
+    """The pages of a spool; ``close`` it.
+
+    Args:
+        path: the database file. The caller sees to it that nobody has it open, this process
+            neither: to close a descriptor drops its locks.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._files = {False: os.open(path, os.O_RDONLY | os.O_CLOEXEC)}
+        self._images: dict[int, list[Place]] = {}
+        self._map: tuple[int, bytes | None] = (0, None)  # the last page of the pointer map
+        self.unfit = 0
+        """Newest images in the -wal that do not fit their checksum."""
+        try:
+            self.count = os.fstat(self._files[False]).st_size // PAGE_BYTES
+            try:
+                self._files[True] = os.open(f"{path}-wal", os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                return
+            self._read_log()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the files."""
+        for fd in self._files.values():
+            os.close(fd)
+        self._files = {}
+
+    def images(self, page: int) -> Iterator[bytes]:
+        """What the page may hold, newest first; mostly one image."""
+        if not 1 <= page <= self.count:
+            return
+        places = self._images.get(page)
+        for place in [Place(False, (page - 1) * PAGE_BYTES)] if places is None else places:
+            image = self._read(place.log, PAGE_BYTES, place.offset)
+            if len(image) == PAGE_BYTES:
+                yield image
+
+    def newest(self, page: int) -> bytes | None:
+        """The newest image of the page, or None where there is no such page."""
+        return next(self.images(page), None)
+
+    def _read(self, log: bool, size: int, offset: int) -> bytes:
+        try:
+            return os.pread(self._files[log], size, offset)
+        except OSError:  # a sector that cannot be read costs its page
+            return b""
+
+    # --- the -wal ---------------------------------------------------------------------------
+
+    def _read_log(self) -> None:
+        size = os.fstat(self._files[True]).st_size
+        frames = (size - _LOG_HEADER) // _FRAME
+        if frames <= 0:
+            return
+        head = self._read(True, _LOG_HEADER, 0)
+        words = ">" if int.from_bytes(head[:4], "big") & 1 else "<"
+        salt, summed = head[16:24], struct.unpack(">II", head[24:32])
+        if _checksum(head[:24], (0, 0), words) != summed:  # damaged: the first frame knows
+            salt = self._read(True, 8, _LOG_HEADER + 8)
+            words = "<" if int.from_bytes(head[:4], "big") != _MAGIC | 1 else ">"
+        frames_of_now = []  # page, size of the database after a commit or 0, place
+        for number in range(frames):
+            offset = _LOG_HEADER + number * _FRAME
+            start = self._read(True, 16, offset)
+            if start[8:] == salt:
+                page, commit = struct.unpack(">II", start[:8])
+                frames_of_now.append((page, commit, offset))
+        before = {_LOG_HEADER: summed}
+        while frames_of_now:  # what comes after the last commit never happened
+            _, pages, offset = frames_of_now[-1]
+            if pages and self._frame_fits(offset, words, before):
+                self.count = pages
+                break
+            frames_of_now.pop()
+        for page, _, offset in reversed(frames_of_now):
+            known = self._images.setdefault(page, [])
+            if known and known[-1].fits:
+                continue
+            fits = self._frame_fits(offset, words, before)
+            self.unfit += not fits
+            known.append(Place(True, offset + _FRAME_HEADER, fits))
+        for page, known in self._images.items():
+            if not known[-1].fits:
+                known.append(Place(False, (page - 1) * PAGE_BYTES))
+
+    def _frame_fits(self, offset: int, words: str, first: dict[int, tuple[int, int]]) -> bool:
+        """Whether a frame is what its checksum, and that of the frame before it, say."""
+        frame = self._read(True, _FRAME, offset)
+        before = first.get(offset)
+        if before is None:
+            stored = self._read(True, 8, offset - _FRAME + 16)
+            before = struct.unpack(">II", stored) if len(stored) == 8 else (0, 0)
+        if len(frame) < _FRAME:
+            return False
+        summed = _checksum(frame[_FRAME_HEADER:], _checksum(frame[:8], before, words), words)
+        return summed == struct.unpack(">II", frame[16:24])
+
+    # --- what a page is ---------------------------------------------------------------------
+
+    def _pointer(self, page: int) -> tuple[int, int]:
+        """What the pointer map says: the kind of a page, and the page above it."""
+        first = (page - 2) // (_ENTRIES + 1) * (_ENTRIES + 1) + 2
+        if self._map[0] != first:
+            self._map = (first, self.newest(first))
+        image = self._map[1]
+        if page == first or image is None:
+            return 0, 0
+        offset = (page - first - 1) * 5
+        return image[offset], int.from_bytes(image[offset + 1 : offset + 5], "big")
+
+    def is_free(self, page: int) -> bool:
+        """Whether the page holds only what was deleted."""
+        return page > 2 and self._pointer(page)[0] == _FREE
+
+    def root(self, page: int) -> int | None:
+        """The root page of the tree that a page belongs to, or None where that is lost."""
+        for _ in range(20):  # no tree is so deep
+            kind, above = self._pointer(page)
+            if kind == _ROOT:
+                return page
+            if kind != 5 or above < 2:
+                return None
+            page = above
+        return None
+
+    def cells(self, page: int, image: bytes) -> Iterator[Cell]:
+        """The entries of a page that holds rows or an index; nothing of any other."""
+        start = _FILE_HEADER if page == 1 else 0
+        kind = image[start]
+        if kind not in (LEAF, INDEX_LEAF, INDEX_INTERIOR):
+            return
+        first = start + (12 if kind == INDEX_INTERIOR else 8)
+        count = int.from_bytes(image[start + 3 : start + 5], "big")
+        for place in range(first, min(first + 2 * count, PAGE_BYTES - 1), 2):
+            cell = _cell(image, int.from_bytes(image[place : place + 2], "big"), kind)
+            if cell is not None:
+                yield cell
+
+    def payload(self, cell: Cell) -> bytes | None:
+        """The whole record of an entry, or None where a page of it is lost."""
+        pieces, left, page = [cell.local], cell.size - len(cell.local), cell.overflow
+        while left > 0:
+            image = self.newest(page)
+            if image is None:
+                return None
+            pieces.append(image[4 : 4 + left])
+            left -= PAGE_BYTES - 4
+            page = int.from_bytes(image[:4], "big")
+        return b"".join(pieces)
+
+
+def _checksum(data: bytes, before: tuple[int, int], words: str) -> tuple[int, int]:
+    one, two = before
+    values = struct.unpack(f"{words}{len(data) // 4}I", data)
+    for number in range(0, len(values), 2):
+        one = (one + values[number] + two) & 0xFFFFFFFF
+        two = (two + values[number + 1] + one) & 0xFFFFFFFF
+    return one, two
+
+
+def _varint(data: bytes, place: int) -> tuple[int, int]:
+    """A number and the place behind it.
+
+    Raises:
+        IndexError: it would go on behind the end.
+    """
+    value = 0
+    for _ in range(8):
+        byte = data[place]
+        place += 1
+        value = value << 7 | byte & 0x7F
+        if byte < 0x80:
+            return value, place
+    value = value << 8 | data[place]
+    return (value - (1 << 64) if value >> 63 else value), place + 1
+
+
+def _cell(image: bytes, place: int, kind: int) -> Cell | None:
+    try:
+        size, place = _varint(image, place + (4 if kind == INDEX_INTERIOR else 0))
+        number = 0
+        if kind == LEAF:
+            number, place = _varint(image, place)
+    except IndexError:
+        return None
+    if not 1 <= size <= _MOST_PAYLOAD:
+        return None
+    most, overflow = _LOCAL[LEAF if kind == LEAF else INDEX_LEAF], 0
+    local = size
+    if size > most:
+        local = _LEAST + (size - _LEAST) % (PAGE_BYTES - 4)
+        local = local if local <= most else _LEAST
+        overflow = int.from_bytes(image[place + local : place + local + 4], "big")
+    if place + local + (4 if overflow else 0) > PAGE_BYTES:
+        return None
+    return Cell(number, size, image[place : place + local], overflow)
+
+
+_INTEGER_BYTES = {1: 1, 2: 2, 3: 3, 4: 4, 5: 6, 6: 8}
+
+
+def shape(start: bytes) -> tuple[int, ...] | None:
+    """The serial types of a record from its start, or None where that is no record."""
+    try:
+        size, place = _varint(start, 0)
+        if not 1 < size <= len(start):
+            return None
+        kinds = []
+        while place < size:
+            kind, place = _varint(start, place)
+            if kind < 0 or kind in (10, 11):
+                return None
+            kinds.append(kind)
+    except IndexError:
+        return None
+    return tuple(kinds) if place == size else None
+
+
+def record(payload: bytes) -> tuple[Value, ...] | None:
+    """The values of a record, or None where it is none, to the byte."""
+    kinds = shape(payload)
+    if kinds is None:
+        return None
+    place, values = _varint(payload, 0)[0], list[Value]()
+    for kind in kinds:
+        if kind in (0, 8, 9):
+            values.append(None if kind == 0 else kind - 8)
+            continue
+        size = _INTEGER_BYTES.get(kind, 8 if kind == 7 else (kind - 12) // 2)
+        data = payload[place : place + size]
+        place += size
+        if kind == 7:
+            if len(data) < size:
+                return None
+            values.append(struct.unpack(">d", data)[0])
+        elif kind < 7:
+            values.append(int.from_bytes(data, "big", signed=True))
+        elif kind % 2 == 0:
+            values.append(data)
+        else:
+            try:
+                values.append(data.decode("utf-8"))
+            except UnicodeDecodeError:
+                return None
+    return tuple(values) if place == len(payload) else None

@@ -1,0 +1,293 @@
+"""The bound of the -wal file: how long it may grow, and who keeps it from being emptied.
+
+A reader with an open snapshot keeps every checkpoint from going past what it sees, so the file
+grows for as long as it stays. From ``alarm_bytes`` on the janitor names it; at the limit (``[spool]
+wal_limit``, told to all through ``meta``) accepting and claiming stop. A file that grew over the
+alarm is cut back by a TRUNCATE checkpoint, since its length is what everybody looks at.
+
+Who it is, Linux says: each reader holds a POSIX lock on a byte of the -shm file, which /proc/locks
+lists with the process; what it reads stands beside these bytes. The -shm file is read through the
+descriptor that SQLite has open here, never opened: closing it would drop this process's locks.
+
+Source: SQLite's documentation of the WAL-index (walformat, sections 2.1 and 2.3).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import struct
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import apsw
+
+from mailstrom.storage.pinned import LogHolder, Pinned
+from mailstrom.storage.sqlite.sql import run
+
+LIMIT_BYTES = 1 << 30
+"""Where no engine has told another."""
+LEAST_LIMIT_BYTES = 16 << 20
+"""No limit is lower: below it nobody needs to ask which one holds."""
+ALARM_BYTES = 64 << 20
+LEAST_ALARM_BYTES = LEAST_LIMIT_BYTES // 4
+RESTART_BELOW_FRAMES = 500
+"""A checkpoint that leaves at most this many frames may wait (5 ms) to start the WAL again."""
+FRAME_BYTES = 4120
+PATIENCE_MS, LONG_MS, LAST_MS = 5, 200, 2_000
+"""How long writers wait for readers to end, so that the WAL can start again: in ordinary times,
+with a file over its alarm, and over half of its limit. Readers that overlap without a gap, each
+short, would otherwise let it grow for ever."""
+SELDOM = 20
+"""A long wait that came to nothing is tried again after so many times its length."""
+_MOVING_S = 2.0
+"""Readers let go now and then if the checkpoint came further within so long: then a wait for them,
+whatever is left to copy, ends well. One who has stood still for longer is not waited for."""
+
+_CHECKPOINT, _FIRST_READ, _READS = 121, 123, 5
+_END, _END_AT = struct.Struct("=I"), 16
+_MARKS, _HEAD_AT = struct.Struct(f"={_READS}I"), 100
+_LOCK = re.compile(r"^\d+: (\w+) +\w+ +(\w+) +(-?\d+) ([0-9a-f]+):([0-9a-f]+):(\d+) (\d+) (\w+)$")
+_LOCKS, _PROCESSES, _OWN = "/proc/locks", "/proc", "/proc/self/fd"
+
+
+def limit_bytes(connection: apsw.Connection) -> int:
+    """How long the -wal file may be before accepting and claiming stop."""
+    rows = run(connection, "meta_get", {"key": "wal_limit"})
+    return max(int(rows[0][0]), LEAST_LIMIT_BYTES) if rows else LIMIT_BYTES
+
+
+def alarm_bytes(limit: int) -> int:
+    """From which length on somebody should know: 64 MiB, or a quarter of a low limit."""
+    return min(ALARM_BYTES, limit // 4)
+
+
+def patience_ms(size: int, limit: int) -> int:
+    """How long a checkpoint of a -wal file of this length may keep writers waiting."""
+    if size < alarm_bytes(limit):
+        return PATIENCE_MS
+    return LONG_MS if size < limit // 2 else LAST_MS
+
+
+def empty(
+    connection: apsw.Connection,
+    *,
+    busy_ms: int,
+    wait_ms: int = PATIENCE_MS,
+    shorten: bool = False,
+    insist: Callable[[int], bool] = lambda moved: False,
+) -> tuple[int, int, str]:
+    """Move the WAL into the database as far as readers allow.
+
+    PASSIVE never waits. Once little is left, RESTART with a limit lets the WAL start again at its
+    beginning; where a reader or writer is in the way, the next call tries again.
+
+    Args:
+        connection: any of ours.
+        busy_ms: its busy timeout.
+        wait_ms: how long writers may have to wait for it.
+        shorten: TRUNCATE in the place of RESTART: the file is to be cut back.
+        insist: told how many frames are moved; whether to try it with more than a little left.
+
+    Returns:
+        frames in the WAL, frames of them moved, and the mode reached.
+
+    Raises:
+        apsw.Error: other than busy.
+    """
+    mode = "passive"
+    try:
+        frames, moved = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+    except apsw.BusyError:  # somebody else is at it
+        return 0, 0, mode
+    # An empty WAL may still be a long file: a RESTART, or a writer, began it again.
+    little = frames - moved <= RESTART_BELOW_FRAMES
+    if frames < 0 or not (frames or shorten) or not (insist(moved) or little):
+        return max(frames, 0), max(moved, 0), mode
+    wanted = ("truncate", apsw.SQLITE_CHECKPOINT_TRUNCATE) if shorten else (
+        "restart", apsw.SQLITE_CHECKPOINT_RESTART)  # fmt: skip
+    connection.set_busy_timeout(wait_ms)
+    try:
+        left, done = connection.wal_checkpoint(mode=wanted[1])
+        mode = wanted[0]
+        frames, moved = (frames, frames) if shorten else (left, done)
+    except apsw.BusyError:
+        pass
+    finally:
+        connection.set_busy_timeout(busy_ms)
+    return max(frames, 0), max(moved, 0), mode
+
+
+class Emptying:
+    """The engine's checkpoints of one -wal file, and how patient the next one is."""
+
+    def __init__(self) -> None:
+        self._moved = -1
+        self._moving_until_s = self._patient_from_s = 0.0
+        self._vain_ms = 0  # the wait that came to nothing: a longer one may be tried at once
+
+    def __call__(
+        self, connection: apsw.Connection, *, size: int, limit: int, busy_ms: int
+    ) -> tuple[int, int, str]:
+        """See ``empty``.
+
+        Args:
+            size: the file's length.
+            limit: ``limit_bytes``, or any where the file is short.
+        """
+        started_s, wait_ms = time.monotonic(), patience_ms(size, limit)
+        shorten = wait_ms > PATIENCE_MS
+        patient = shorten and (started_s >= self._patient_from_s or wait_ms > self._vain_ms)
+
+        def insist(moved: int) -> bool:
+            if moved != self._moved:
+                self._moved, self._moving_until_s = moved, started_s + _MOVING_S
+            return patient and started_s < self._moving_until_s
+
+        found = empty(
+            connection, busy_ms=busy_ms, wait_ms=wait_ms if patient else PATIENCE_MS,
+            shorten=shorten, insist=insist,
+        )  # fmt: skip
+        waited_s = time.monotonic() - started_s
+        if patient and found[2] != "truncate" and waited_s * 1000 >= wait_ms:
+            self._patient_from_s, self._vain_ms = started_s + SELDOM * waited_s, wait_ms
+        return found
+
+
+def pinned(path: str) -> Pinned:
+    """Who keeps the WAL of this spool from being emptied, as far as the system tells.
+
+    Call it after a checkpoint that could not finish, and with a connection of this process open.
+    """
+    shm = f"{path}-shm"
+    try:
+        found = os.stat(shm)
+    except OSError:
+        return Pinned()
+    held = _held(found)
+    marks = _marks(found)
+    if marks:
+        *marks, last = marks
+        held = [
+            (pid, at) for pid, at in held if at <= _FIRST_READ or marks[at - _FIRST_READ] < last
+        ]
+    if held and marks:
+        slots = [at - _FIRST_READ for _, at in held if at >= _FIRST_READ]
+        # The oldest snapshot is what the checkpoint stopped at. A reader of the database file alone
+        # (slot 0) stops it altogether: its mark is always 0.
+        oldest = min((marks[slot] for slot in slots), default=0)
+        pids = {
+            pid
+            for pid, at in held
+            if (marks[at - _FIRST_READ] == oldest if at >= _FIRST_READ else not slots)
+        }
+    else:
+        pids = {pid for pid, _ in held}
+    if all(pid > 0 for pid in pids) and (pids or marks):
+        return Pinned(holders=tuple(_named(pid) for pid in sorted(pids)), sure=bool(marks))
+    # Locks of another kind, or of another container: at least who has the file open.
+    return Pinned(holders=tuple(_named(pid) for pid in _openers(shm)))
+
+
+def sentence(found: Pinned) -> str:
+    """Who it is, for an error or a finding."""
+    names = ", ".join(f"process {one.pid} ({one.command})" for one in found.holders)
+    if not names and found.sure:
+        return "nobody any more (try again): until now a process"
+    if not names:
+        return "a process that this system does not name (lsof, fuser)"
+    return names if found.sure or len(found.holders) == 1 else f"one of {names}"
+
+
+def finding(path: str, connection: apsw.Connection) -> list[str]:
+    """A sentence about a log that is over its alarm because of a reader; none otherwise."""
+    try:
+        size = os.stat(f"{path}-wal").st_size
+    except OSError:
+        return []
+    if size < LEAST_ALARM_BYTES or size < alarm_bytes(limit := limit_bytes(connection)):
+        return []
+    found = pinned(path)
+    if found.sure and not found.holders:
+        return []
+    return [
+        f"the write-ahead log has {size} bytes, since {sentence(found)} keeps it from being"
+        f" emptied: end its read transaction, or the process; at {limit} bytes accepting and"
+        " claiming stop"
+    ]
+
+
+def _held(shm: os.stat_result) -> list[tuple[int, int]]:
+    """(process, byte) of locks that can stop a checkpoint: of readers, and of a checkpointer."""
+    device = (os.major(shm.st_dev), os.minor(shm.st_dev))
+    exact: list[tuple[int, int]] = []
+    by_inode: list[tuple[int, int]] = []  # some file systems show another device there
+    for kind, mode, pid, major, minor, inode, first, last in _locks():
+        if kind not in ("POSIX", "OFDLCK") or int(inode) != shm.st_ino or last == "EOF":
+            continue
+        for at in range(int(first), int(last) + 1):
+            reads = mode == "READ" and _FIRST_READ <= at < _FIRST_READ + _READS
+            if reads or (mode == "WRITE" and at == _CHECKPOINT):
+                by_inode.append((int(pid), at))
+                if (int(major, 16), int(minor, 16)) == device:
+                    exact.append((int(pid), at))
+    return exact or by_inode
+
+
+def _locks() -> Iterator[tuple[str, ...]]:
+    try:
+        with open(_LOCKS, encoding="ascii", errors="replace") as stream:
+            lines = stream.read().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        found = _LOCK.match(line)  # those that wait (->) hold nothing, and do not match
+        if found is not None:
+            yield found.groups()
+
+
+def _marks(shm: os.stat_result) -> list[int]:
+    """How far each reader's slot reads, and the log's end, in frames; empty if unknown."""
+    if not sys.platform.startswith("linux"):
+        return []
+    for name in _listed(_OWN):
+        with contextlib.suppress(OSError, struct.error):
+            fd = int(name)
+            if os.path.samestat(os.fstat(fd), shm):
+                head = os.pread(fd, _HEAD_AT + _READS * 4, 0)
+                return [*_MARKS.unpack_from(head, _HEAD_AT), *_END.unpack_from(head, _END_AT)]
+    return []
+
+
+def _openers(shm: str) -> list[int]:
+    """Other processes that have the file open, of those whose descriptors we may see."""
+    found = []
+    real = os.path.realpath(shm)
+    for name in _listed(_PROCESSES):
+        if not name.isdigit() or int(name) == os.getpid():
+            continue
+        folder = f"{_PROCESSES}/{name}/fd"
+        for fd in _listed(folder):
+            with contextlib.suppress(OSError):
+                if os.readlink(f"{folder}/{fd}") == real:
+                    found.append(int(name))
+                    break
+    return sorted(found)
+
+
+def _listed(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
+
+
+def _named(pid: int) -> LogHolder:
+    try:
+        with open(f"{_PROCESSES}/{pid}/comm", encoding="utf-8", errors="replace") as stream:
+            command = stream.read().strip()
+    except OSError:
+        command = ""
+    return LogHolder(pid=pid, command=command or "unknown")

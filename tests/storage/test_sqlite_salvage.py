@@ -1,0 +1,304 @@
+"""A new spool of what is whole in a damaged one; and that damaged envelopes are seen at a claim.
+
+How much is recovered after random damage is the torture's to count; here are the single cases.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import apsw
+import pytest
+
+from mailstrom import Mailstrom
+from mailstrom.errors import NotASpool, SpoolBusy, SpoolCorrupt, SpoolError
+from mailstrom.storage.client import CHUNK_BYTES
+from mailstrom.storage.sqlite import salvage as module
+from mailstrom.storage.sqlite.salvage import lines, salvage
+from mailstrom.storage.sqlite.salvage_pages import Pages, record, shape
+from mailstrom.types import OnDoubt
+from tests.storage.files import SQLiteStores
+from tests.storage.spool import BODY, T0, Spool
+
+LONG = b"Subject: long\r\n\r\n" + b"x" * 78 + b"\r\n" * (CHUNK_BYTES // 2)
+NOW = T0 + 1_000
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Any:
+    stores = SQLiteStores(tmp_path / "spool.db")
+    made = Spool(stores)
+    yield made
+    stores.opened.close()
+
+
+def stop(spool: Spool) -> Path:
+    """Nobody has it open any more."""
+    spool.stores.opened.close()  # type: ignore[attr-defined]
+    return Path(spool.stores.path)  # type: ignore[attr-defined]
+
+
+def tamper(path: Path, sql: str) -> None:
+    connection = apsw.Connection(str(path))
+    connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+    connection.execute(sql)
+    connection.close()
+
+
+def salvaged(path: Path) -> tuple[Path, module.Salvaged]:
+    target = path.with_name("new.db")
+    return target, salvage(str(path), str(target), NOW)
+
+
+def test_a_sound_spool_comes_out_as_it_was(spool: Spool) -> None:
+    first = spool.send("a@example.org", "b@example.org", tags=("news",), metadata={"n": 1},
+                       idempotency=("key", b"hash"))  # fmt: skip
+    second = spool.send("c@example.org", content=LONG)
+    third, lane, rows = spool.sending("d@example.net")
+    assert spool.settle(lane, rows[0], "delivered")
+    path = stop(spool)
+    before = {file.name: file.read_bytes() for file in path.parent.iterdir() if file.is_file()}
+    target, done = salvaged(path)
+    assert (done.messages, done.recipients, done.in_doubt, done.damaged) == (3, 4, 0, [])
+    for name, content in before.items():
+        if not name.endswith("-shm"):
+            assert (path.parent / name).read_bytes() == content
+    assert set(os.listdir(path.parent)) == {*before, "new.db", "spool.db-run"}
+    with Mailstrom(target) as ms:
+        assert ms.check() == []
+        assert ms.stats().copied
+        assert ms.raw(second) == LONG
+        assert ms.raw(first) == BODY
+        found = ms.status(first)
+        assert (found.tags, found.metadata) == (("news",), {"n": 1})
+        assert ms.status(third).recipients["d@example.net"].reply_code == 250
+        attempts = ms.query("SELECT number, verdict FROM attempts")
+        assert [tuple(row) for row in attempts] == [(1, "delivered")]
+        assert ms.adopt()
+
+
+def test_what_was_on_the_wire_is_in_doubt_and_held_where_the_message_says_so(spool: Spool) -> None:
+    retried, _, _ = spool.sending("a@example.org")
+    held, _, _ = spool.sending("b@example.net", on_doubt=OnDoubt.HOLD)
+    target, done = salvaged(stop(spool))
+    assert done.in_doubt == 2
+    with Mailstrom(target) as ms:
+        assert ms.check() == []
+        (one,) = ms.status(retried).recipients.values()
+        (other,) = ms.status(held).recipients.values()
+    assert (one.status, one.reason, one.in_doubt, one.attempts) == (
+        "deferred", "in_doubt", True, 1,
+    )  # fmt: skip
+    assert (other.status, other.reason, other.in_doubt) == ("held", "in_doubt", True)
+
+
+def test_damaged_content_is_kept_as_failed_and_named(spool: Spool) -> None:
+    good, bad = spool.send("a@example.org"), spool.send("b@example.org", subject="the bad one")
+    path = stop(spool)
+    tamper(path, f"UPDATE content SET data = x'00' WHERE key = (SELECT seq * 4096 FROM message"
+                 f" WHERE id = '{bad}')")  # fmt: skip
+    target, done = salvaged(path)
+    (one,) = done.damaged
+    assert (one.id, one.subject, one.recipients, one.kept) == (
+        bad, "the bad one", ("b@example.org",), True,
+    )  # fmt: skip
+    assert any("the bad one" in line for line in lines(done))
+    with Mailstrom(target) as ms:
+        assert ms.check() == []
+        assert ms.raw(good) == BODY
+        (failed,) = ms.status(bad).recipients.values()
+    assert (failed.status, failed.reason) == ("failed", "damaged")
+
+
+def test_a_message_whose_recipients_fit_no_checksum_is_left_out_and_named(spool: Spool) -> None:
+    bad = spool.send("a@example.org")
+    spool.send("b@example.org")
+    path = stop(spool)
+    tamper(path, f"UPDATE message SET sender = 'other@example.org' WHERE id = '{bad}'")
+    target, done = salvaged(path)
+    assert [(one.id, one.kept) for one in done.damaged] == [(bad, False)]
+    with Mailstrom(target) as ms:
+        assert ms.check() == []
+        assert len(ms.query("SELECT id FROM messages")) == 1
+
+
+def test_a_row_that_breaks_a_rule_of_its_table_costs_no_other(spool: Spool) -> None:
+    ids = [spool.send(f"a{number}@example.org") for number in range(3)]
+    path = stop(spool)
+    tamper(
+        path,
+        "PRAGMA ignore_check_constraints = 1;"
+        f" UPDATE message SET priority = 7 WHERE id = '{ids[1]}'",
+    )
+    target, done = salvaged(path)
+    assert [(one.id, one.kept) for one in done.damaged] == [(ids[1], False)]
+    with Mailstrom(target) as ms:
+        assert ms.check() == []
+        assert {row[0] for row in ms.query("SELECT id FROM messages")} == {ids[0], ids[2]}
+
+
+def test_a_message_row_that_is_lost_is_told_by_its_recipients(spool: Spool) -> None:
+    bad = spool.send("a@example.org")
+    spool.send("b@example.org")
+    path = stop(spool)
+    tamper(path, f"DELETE FROM message WHERE id = '{bad}'")
+    _, done = salvaged(path)
+    assert [(one.id, one.recipients) for one in done.damaged] == [(None, ("a@example.org",))]
+
+
+def test_frames_behind_a_damaged_one_are_taken(spool: Spool) -> None:
+    ids = [spool.send(f"a{number}@example.org") for number in range(30)]
+    path = stop(spool)
+    log = path.with_name("spool.db-wal")
+    content = bytearray(log.read_bytes())
+    middle = 32 + (len(content) - 32) // 4120 // 2 * 4120 + 2_000
+    content[middle] ^= 0xFF
+    log.write_bytes(content)
+    with Mailstrom(path) as ms:
+        assert len(ms.query("SELECT id FROM messages")) < len(ids)  # SQLite stops there
+    log.write_bytes(content)
+    target, done = salvaged(path)
+    assert done.messages >= len(ids) - 1
+    with Mailstrom(target) as ms:
+        assert ms.check() == []
+
+
+def test_a_spool_in_use_is_refused_and_nothing_is_left(spool: Spool) -> None:
+    spool.send("a@example.org")
+    path = Path(spool.stores.path)  # type: ignore[attr-defined]
+    with subprocess.Popen(
+        [sys.executable, "-P", "-c",
+         "import apsw, sys; c = apsw.Connection(sys.argv[1]);"
+         " c.execute('SELECT * FROM message').fetchall(); print(flush=True); sys.stdin.read()",
+         str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    ) as other:  # fmt: skip
+        assert other.stdout is not None
+        other.stdout.readline()
+        stop(spool)
+        with pytest.raises(SpoolBusy, match="has it open"):
+            salvaged(path)
+        other.kill()
+    assert not [name for name in os.listdir(path.parent) if "new.db" in name]
+
+
+def test_a_dry_run_leaves_nothing(spool: Spool) -> None:
+    spool.send("a@example.org")
+    path = stop(spool)
+    before = set(os.listdir(path.parent))
+    assert salvage(str(path), str(path.with_name("new.db")), NOW, dry_run=True).messages == 1
+    assert set(os.listdir(path.parent)) == before
+
+
+def test_what_is_no_spool_or_has_no_room_is_refused(tmp_path: Path) -> None:
+    noise = tmp_path / "noise.db"
+    noise.write_bytes(os.urandom(40_960))
+    with pytest.raises(NotASpool, match="nothing of a Mailstrom spool"):
+        salvage(str(noise), str(tmp_path / "new.db"), NOW)
+    with pytest.raises(SpoolError, match="no such file"):
+        salvage(str(tmp_path / "none.db"), str(tmp_path / "new.db"), NOW)
+    with pytest.raises(SpoolError, match="exists already"):
+        salvage(str(noise), str(noise), NOW)
+    assert os.listdir(tmp_path) == ["noise.db"]
+
+
+def test_a_free_page_holds_nothing_and_garbage_is_no_record(spool: Spool) -> None:
+    spool.send("a@example.org")
+    path = stop(spool)
+    pages = Pages(str(path))
+    try:
+        roots = {pages.root(page) for page in range(3, pages.count + 1)}
+        assert len(roots - {None}) > 10
+        assert not any(pages.is_free(page) for page in range(1, pages.count + 1))
+    finally:
+        pages.close()
+    assert record(b"") is None
+    assert record(b"\x03\x01\x0f\x05") is None  # a byte of text is missing
+    assert record(b"\x03\x01\x0f\x05a") == (5, "a")
+    assert shape(b"\x02\x0a") is None  # a type that nobody writes
+
+
+# --- damage that a claim must see ----------------------------------------------------------------
+
+
+DAMAGE = {
+    "content of another message": "UPDATE content SET key = 4096 * 9 WHERE key = 4096;"
+    " UPDATE content SET key = 4096 WHERE key = 8192;"
+    " UPDATE content SET key = 8192 WHERE key = 4096 * 9",
+    "TLS demand": "UPDATE message SET require_tls = 0 WHERE seq = 1",
+    "8BITMIME": "UPDATE message SET eightbit = 1 WHERE seq = 1",
+    "SMTPUTF8": "UPDATE message SET smtputf8 = 1 WHERE seq = 1",
+    "what to do in doubt": "UPDATE message SET on_doubt = NULL WHERE seq = 1",
+    "domain": "UPDATE recipient SET domain = 'example.net' WHERE seq = 1",
+    "sender": "UPDATE message SET sender = 'x@example.com' WHERE seq = 1",
+    "address": "UPDATE recipient SET address = 'x@example.org' WHERE seq = 1",
+    "no text": "UPDATE message SET sender = CAST(x'ff' AS TEXT) WHERE seq = 1",
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_claim_sees_damage_to(name: str, spool: Spool) -> None:
+    spool.send("a@example.org", require_tls=True, on_doubt=OnDoubt.HOLD)
+    spool.send("b@example.org", content=BODY.replace(b"test", b"best"))
+    spool.send("c@example.org")
+    spool.route()
+    lane = spool.lane()
+    tamper(Path(spool.stores.path), DAMAGE[name])  # type: ignore[attr-defined]
+    if name == "domain":  # it goes to the router, and there to its own site
+        assert {row.address for row in spool.claim(lane)} == {"b@example.org", "c@example.org"}
+        spool.route("example.net")
+        (row,) = spool.claim(spool.lane())
+        assert row.damaged
+        return
+    rows = spool.claim(lane)
+    damaged = {row.recipient for row in rows if row.damaged}
+    assert damaged == ({1, 2} if name == "content of another message" else {1})
+
+
+def test_a_long_message_that_lost_a_chunk_is_damaged(spool: Spool) -> None:
+    id = spool.send("a@example.org", content=LONG)
+    spool.route()
+    tamper(Path(spool.stores.path), "UPDATE message SET chunks = 1")  # type: ignore[attr-defined]
+    (row,) = spool.claim(spool.lane())
+    assert row.damaged
+    with pytest.raises(SpoolCorrupt, match="damaged on disk"):
+        spool.client.content(id)
+
+
+def test_a_message_of_an_older_client_has_no_digest_and_is_sent(spool: Spool) -> None:
+    spool.send("a@example.org")
+    spool.route()
+    tamper(Path(spool.stores.path), "UPDATE message SET digest = NULL")  # type: ignore[attr-defined]
+    (row,) = spool.claim(spool.lane())
+    assert (row.damaged, row.body) == (False, BODY)
+
+
+def test_a_stream_that_demands_more_does_not_damage(spool: Spool) -> None:
+    spool.send("a@example.org")
+    spool.route()
+    tamper(Path(spool.stores.path), "UPDATE message SET require_tls = 1, on_doubt = 'hold'")  # type: ignore[attr-defined]
+    (row,) = spool.claim(spool.lane())
+    assert not row.damaged
+
+
+_KILLED = """
+import os, signal, sys
+from mailstrom.storage.sqlite import backups, salvage
+backups._Temporary.sync = lambda self: os.kill(os.getpid(), signal.SIGKILL)
+salvage.salvage(sys.argv[1], sys.argv[2], 1)
+"""
+
+
+def test_a_killed_salvage_leaves_no_spool_of_that_name(spool: Spool) -> None:
+    spool.send("a@example.org")
+    path = stop(spool)
+    target = path.with_name("new.db")
+    argv = [sys.executable, "-P", "-c", _KILLED, str(path), str(target)]
+    assert subprocess.run(argv, check=False, timeout=60).returncode == -9
+    assert not target.exists()
+    assert any(name.startswith(".new.db.copy-") for name in os.listdir(path.parent))
+    assert salvaged(path)[1].messages == 1
+    assert not any(name.startswith(".new.db.copy-") for name in os.listdir(path.parent))

@@ -1,0 +1,401 @@
+"""Damage to a stopped spool: bytes, pages, truncation, a -wal that is gone or another spool's.
+
+Contract. Each trial damages a fresh copy of a spool with a known population, has it delivered
+without sockets (``damage_spool``) and salvaged, and judges both:
+
+* nothing goes on the wire but what was accepted, as it was accepted, to its own host: sender,
+  bytes, TLS demand; a phantom, a mixture or a second delivery is a finding;
+* a store that does not go on says so with the file's name; what it passes over in silence is a
+  finding, unless ``store check`` tells of it;
+* the salvaged spool passes ``store check``, every content in it is what was accepted, and of the
+  messages that lay on no damaged page at least 99 % are in it, over all trials of a kind.
+
+What a -wal held behind damage, or after it was cut, is gone for SQLite, as after a power cut of a
+lying disk: there the old state is sent again, which no store can know. The row counts such doubles
+as ``marked`` 0 and no finding; the salvaged spool, a marked copy, takes the frames behind damage.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mailstrom.errors import MailstromError, NotASpool
+from mailstrom.storage.sqlite.connection import PAGE_BYTES
+from mailstrom.storage.sqlite.salvage import Salvaged, salvage
+from mailstrom.storage.sqlite.salvage_pages import LEAF, Pages, record, shape
+from tests.torture.damage_spool import Truth, Wire, client_at, deliver, populate
+from tests.torture.plan import Plan
+from tests.torture.table import Row
+
+MESSAGES = 40
+_FRAME = PAGE_BYTES + 24
+RECOVERED = 0.99
+MOST_FINDINGS = 20
+
+
+@dataclass(slots=True)
+class Base:
+    """The sound spool that trials copy: its files, what is in it, and on which pages it lies."""
+
+    folder: Path
+    truth: Truth
+    images: dict[int, bytes]
+    pages_of: dict[str, frozenset[int]]
+
+
+Fault = Callable[[Path, random.Random, Base, Base], None]
+
+
+def flip_byte(path: Path, chance: random.Random, base: Base, _other: Base) -> None:
+    """One byte of the database gets another value."""
+    _flip(path, _some_page(path, chance, base) + chance.randrange(PAGE_BYTES), chance)
+
+
+def flip_log_byte(path: Path, chance: random.Random, _base: Base, _other: Base) -> None:
+    """One byte of the -wal gets another value."""
+    _flip(_log(path), chance.randrange(_log(path).stat().st_size), chance)
+
+
+def zero_page(path: Path, chance: random.Random, base: Base, _other: Base) -> None:
+    """One page is zeroes."""
+    _change(path, _some_page(path, chance, base), bytes(PAGE_BYTES))
+
+
+def garble_page(path: Path, chance: random.Random, base: Base, _other: Base) -> None:
+    """One page is noise."""
+    _change(path, _some_page(path, chance, base), chance.randbytes(PAGE_BYTES))
+
+
+def stray_page(path: Path, chance: random.Random, base: Base, _other: Base) -> None:
+    """One page was written over another: each is whole, one is in the wrong place."""
+    whole = path.read_bytes()
+    source = chance.randrange(len(whole) // PAGE_BYTES) * PAGE_BYTES
+    _change(path, _some_page(path, chance, base), whole[source : source + PAGE_BYTES])
+
+
+def truncate(path: Path, chance: random.Random, _base: Base, _other: Base) -> None:
+    """The database ends early."""
+    os.truncate(path, chance.randrange(1, path.stat().st_size))
+
+
+def truncate_log(path: Path, chance: random.Random, _base: Base, _other: Base) -> None:
+    """The -wal ends early."""
+    os.truncate(_log(path), chance.randrange(_log(path).stat().st_size))
+
+
+def delete_log(path: Path, _chance: random.Random, _base: Base, _other: Base) -> None:
+    """The -wal is gone."""
+    _log(path).unlink()
+
+
+def swap_log(path: Path, _chance: random.Random, _base: Base, other: Base) -> None:
+    """The -wal is another spool's."""
+    shutil.copyfile(_log(other.folder / "spool.db"), _log(path))
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of damage.
+
+    Args:
+        share: of a hundred trials.
+        old: of a spool with a -wal, of which SQLite may rightly show an older state: what it had
+            delivered is sent again.
+        foreign: another spool's mail may rightly be found.
+    """
+
+    fault: Fault
+    share: int
+    old: bool = False
+    foreign: bool = False
+
+
+KINDS: dict[str, Kind] = {
+    "a byte of the database": Kind(flip_byte, 40),
+    "a byte of the -wal": Kind(flip_log_byte, 14, old=True),
+    "a page of zeroes": Kind(zero_page, 10),
+    "a page of noise": Kind(garble_page, 10),
+    "a page in another's place": Kind(stray_page, 10),
+    "a database cut short": Kind(truncate, 6),
+    "a -wal cut short": Kind(truncate_log, 5, old=True),
+    "no -wal": Kind(delete_log, 2, old=True),
+    "another spool's -wal": Kind(swap_log, 3, old=True, foreign=True),
+}
+
+
+def run(plan: Plan) -> Iterator[Row]:
+    """Every kind of damage; a row each."""
+    trials = plan.pick(150, 2_000)
+    bases = {
+        log: [
+            base_at(plan.folder / f"base{n}{log}", plan.seed * 4 + n + 2 * log, log=log)
+            for n in (0, 1)
+        ]
+        for log in (False, True)
+    }
+    for name, kind in KINDS.items():
+        yield _row(plan, name, kind, bases[kind.old], max(3, trials * kind.share // 100))
+
+
+def base_at(folder: Path, seed: int, *, log: bool) -> Base:
+    """A sound spool of its own; ``log``: half of it is in the -wal."""
+    folder.mkdir()
+    path = folder / "spool.db"
+    truth = populate(path, random.Random(seed), MESSAGES, log=log)
+    shutil.rmtree(f"{path}-run", ignore_errors=True)
+    path.with_name("spool.db-shm").unlink(missing_ok=True)
+    images, pages_of = _map(path, truth)
+    return Base(folder, truth, images, pages_of)
+
+
+@dataclass(slots=True)
+class _Count:
+    tried: int = 0
+    messages: int = 0
+    sound: int = 0
+    recovered: int = 0
+    refused: int = 0
+    damaged: int = 0
+    findings: list[str] = field(default_factory=list)
+
+
+def _row(plan: Plan, name: str, kind: Kind, bases: list[Base], trials: int) -> Row:
+    count = _Count()
+    for number in range(trials):
+        seed = f"{plan.seed}:{name}:{number}"
+        chance = random.Random(seed)
+        base, other = bases if number % 2 == 0 else reversed(bases)
+        folder = plan.folder / "trial"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(base.folder, folder)
+        path = folder / "spool.db"
+        kind.fault(path, chance, base, other)
+        changed = _changed(path, base)
+        if changed is None:
+            continue  # the same byte, page or file as before: nothing was brought about
+        count.tried += 1
+        found = _trial(path, kind, base, other, changed, count)
+        count.findings += [f"seed {seed}: {text}" for text in found]
+        if len(count.findings) >= MOST_FINDINGS:
+            break
+    if count.sound and count.recovered < RECOVERED * count.sound:
+        count.findings.append(f"only {count.recovered} of {count.sound} undamaged were recovered")
+    plan.say(f"{name}: {count.tried} tried, {count.refused} refused, {count.damaged} set aside,"
+             f" {count.recovered} of {count.sound} undamaged recovered")  # fmt: skip
+    return Row(
+        part="disk",
+        fault=f"damage: {name}",
+        tried=count.tried,
+        messages=count.messages,
+        findings=tuple(count.findings),
+        seed=plan.seed,
+    )
+
+
+def _trial(
+    path: Path, kind: Kind, base: Base, other: Base, changed: frozenset[int], count: _Count
+) -> list[str]:
+    truth = base.truth
+    count.messages += len(truth.by_address)
+    sound = {id for id, pages in base.pages_of.items() if not pages & changed}
+    before = {file: file.read_bytes() for file in (path, _log(path)) if file.exists()}
+    found, kept = salvaged(path, truth, other.truth if kind.foreign else None)
+    found += [
+        f"salvage wrote to {file.name}" for file, was in before.items() if file.read_bytes() != was
+    ]
+    count.sound += len(sound)
+    count.recovered += len(sound & kept)
+    wire = deliver(path, truth)
+    count.refused += wire.refused is not None
+    count.damaged += len(set(wire.damaged))
+    found += judge(wire, truth, other.truth if kind.foreign else None, path, repeats=kind.old)
+    if wire.refused is None and wire.crashed is None and not kind.old:
+        seen = {one.address for one in wire.seen} | set(wire.damaged)
+        missed = truth.waiting - seen
+        if missed and not _told(path):
+            found.append(f"{len(missed)} recipients are passed over, store check knows nothing")
+    return found
+
+
+def judge(
+    wire: Wire, truth: Truth, foreign: Truth | None, path: Path, *, repeats: bool
+) -> list[str]:
+    """What is wrong with what went on the wire."""
+    found = []
+    if wire.crashed is not None:
+        found.append(f"crashed without the file's name: {wire.crashed}")
+    if wire.refused is not None and str(path) not in wire.refused:
+        found.append(f"refused without the file's name: {wire.refused}")
+    for one in wire.seen:
+        owner = next((t for t in (truth, foreign) if t and one.address in t.by_address), None)
+        candidates = [t for t in (truth, foreign) if t and one.address in t.by_address]
+        if owner is None:
+            found.append(f"phantom recipient {one.address}")
+            continue
+        said = (one.sender, one.content, one.require_tls)
+        mails = [t.mails[t.by_address[one.address]] for t in candidates]
+        if said not in [(mail.sender, mail.content, mail.require_tls) for mail in mails]:
+            found.append(f"{one.address}: not the sender, bytes or TLS demand that were accepted")
+        if one.host != f"mx.{one.address.rpartition('@')[2]}":
+            found.append(f"{one.address}: went to {one.host}")
+        if not repeats and one.address not in truth.waiting:
+            found.append(f"{one.address}: was not waiting")
+    addresses = [one.address for one in wire.seen]
+    if len(set(addresses)) < len(addresses):
+        found.append("a recipient was sent to twice in one run")
+    return found
+
+
+def salvaged(path: Path, truth: Truth, foreign: Truth | None) -> tuple[list[str], set[str]]:
+    """What is wrong with what is salvaged, and the ids that are in it whole."""
+    target = path.with_name("salvaged.db")
+    try:
+        done = salvage(str(path), str(target), truth.now_ms)
+    except NotASpool:
+        return [], set()
+    except MailstromError as error:
+        return [f"salvage: {type(error).__name__}: {error}"], set()
+    except Exception as error:
+        return [f"salvage crashed: {type(error).__name__}: {error}"], set()
+    return audit(target, done, truth, foreign)
+
+
+def audit(
+    target: Path, done: Salvaged, truth: Truth, foreign: Truth | None
+) -> tuple[list[str], set[str]]:
+    """Judge a salvaged spool; the ids that are in it whole."""
+    found: list[str] = []
+    client = client_at(target)
+    try:
+        found += [f"store check of the salvaged: {text}" for text in client.check()]
+        if not client.stats(truth.now_ms).copied:
+            found.append("the salvaged spool is not marked as a copy")
+        lost = {one.id for one in done.damaged}
+        rows = client.query("SELECT message_id, address FROM recipients", (), 10.0)
+        listed: dict[str, set[str]] = {}
+        for id, address in rows:
+            listed.setdefault(str(id), set()).add(str(address))
+        kept = set()
+        for id, sender in client.query("SELECT id, sender FROM messages", (), 10.0):
+            mails = [t.mails[str(id)] for t in (truth, foreign) if t and str(id) in t.mails]
+            mails = [mail for mail in mails if mail.sender == sender]
+            own = listed.get(str(id), set())
+            mails = [mail for mail in mails if own <= set(mail.recipients)]
+            if not mails:
+                found.append(f"salvaged {id} was never accepted so")
+                continue
+            try:
+                content = client.content(str(id))
+            except MailstromError as error:
+                found.append(f"salvaged {id} cannot be read: {error}")
+                continue
+            if content is None and id in lost:
+                continue
+            if content not in [mail.content for mail in mails]:
+                found.append(f"salvaged {id} has other bytes than were accepted")
+            elif own == set(mails[0].recipients):
+                kept.add(str(id))
+    finally:
+        client.close()
+    return found[:MOST_FINDINGS], kept
+
+
+def _told(path: Path) -> bool:
+    client = client_at(path)
+    try:
+        return bool(client.check())
+    except MailstromError:
+        return True
+    finally:
+        client.close()
+
+
+def _log(path: Path) -> Path:
+    return path.with_name(path.name + "-wal")
+
+
+def _some_page(path: Path, chance: random.Random, base: Base) -> int:
+    """Where a page lies that is in use: half of the time one with rows."""
+    rows = [page for page, image in base.images.items() if image[0] == LEAF]
+    pages = path.stat().st_size // PAGE_BYTES
+    rows = [page for page in rows if page <= pages]
+    page = chance.choice(rows) if rows and chance.random() < 0.5 else chance.randrange(pages) + 1
+    return (page - 1) * PAGE_BYTES
+
+
+def _flip(path: Path, offset: int, chance: random.Random) -> None:
+    with path.open("rb") as stream:
+        stream.seek(offset)
+        byte = stream.read(1)[0] ^ chance.randrange(1, 256)
+    _change(path, offset, bytes([byte]))
+
+
+def _change(path: Path, offset: int, data: bytes) -> None:
+    with path.open("r+b") as stream:
+        stream.seek(offset)
+        stream.write(data)
+
+
+def _changed(path: Path, base: Base) -> frozenset[int] | None:
+    """Pages whose newest image is not the one that it was; None where no file changed."""
+    names = ("spool.db", "spool.db-wal")
+    here, there = path.parent, base.folder
+    same = [_bytes(here / name) == _bytes(there / name) for name in names]
+    if all(same):
+        return None
+    pages = Pages(str(path))
+    try:
+        return frozenset(p for p, image in base.images.items() if pages.newest(p) != image)
+    finally:
+        pages.close()
+
+
+def _bytes(file: Path) -> bytes | None:
+    return file.read_bytes() if file.exists() else None
+
+
+def _map(path: Path, truth: Truth) -> tuple[dict[int, bytes], dict[str, frozenset[int]]]:
+    """Every page of a sound spool, and the pages that each message's rows and content lie on."""
+    pages = Pages(str(path))
+    images: dict[int, bytes] = {}
+    by_number: dict[int, set[int]] = {}
+    ids: dict[int, str] = {}
+    contents: dict[int, int] = {}
+    chunks: dict[int, set[int]] = {}
+    try:
+        for page in range(1, pages.count + 1):
+            image = pages.newest(page)
+            assert image is not None
+            images[page] = image
+            if image[0] != LEAF or pages.is_free(page):
+                continue
+            for cell in pages.cells(page, image):
+                kinds = shape(cell.local) or ()
+                own, left, over = {page}, cell.size - len(cell.local), cell.overflow
+                while left > 0:
+                    own.add(over)
+                    left -= PAGE_BYTES - 4
+                    over = int.from_bytes((pages.newest(over) or bytes(4))[:4], "big")
+                if len(kinds) == 3 and kinds[2] == 44:
+                    chunks.setdefault(cell.number >> 12, set()).update(own)
+                elif len(kinds) in (22, 26):
+                    values = record(pages.payload(cell) or b"")
+                    assert values is not None
+                    number = cell.number if len(kinds) == 22 else values[1]
+                    assert isinstance(number, int)
+                    by_number.setdefault(number, set()).update(own)
+                    if len(kinds) == 22:
+                        ids[number] = str(values[1])
+                        content = values[5]
+                        contents[number] = content if isinstance(content, int) else number
+    finally:
+        pages.close()
+    assert set(ids.values()) == set(truth.mails)
+    return images, {
+        id: frozenset(by_number[number] | chunks[contents[number]]) for number, id in ids.items()
+    }

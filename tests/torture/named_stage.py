@@ -1,0 +1,497 @@
+"""An engine on which named points are played one after the other: fault, recovery, judgement.
+
+Every process of the engine has the points in it (``torture_points``); a case writes which one is
+wanted, brings its scene about, waits for the token that the dying process left, lets the engine
+recover by itself, and judges what its own mail came to by three witnesses (``tests.support``). The
+domains and hosts of a case are its own, so nothing of one case is counted in another. Long,
+because a case is one walk: scene, fault, recovery and judgement share all that they know.
+
+What must follow a death, by the point's ``doubt``: nothing marked; or exactly the recipients of one
+transaction; or those of at most one for each process that died.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from email.message import EmailMessage
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from mailstrom.errors import OutcomeUnknown, SpoolError
+from mailstrom.storage.sqlite.poison import poison_path
+from mailstrom.testing.script import Act, Rule, Script
+from mailstrom.testing.smtp import SMTPServer
+from tests.support.checker import History, Sent, check, content_digest
+from tests.support.engine import Engine, Tables, alive
+from tests.support.network import Network, dots
+from tests.support.sockets import eventually
+from tests.support.witnesses import seen_by_server, spool_rows
+from tests.torture.launch import with_faults
+from tests.torture.named_points import ENDING_SCENES, POINTS, Scene, settings
+
+Do = Literal["kill", "raise", "stop", "stop_kill"]
+Marks = Mapping[tuple[str, str], list[int]]
+
+TOKEN_S = 30.0
+RECOVERY_S = 60.0
+STOPPED_S = 3.0
+LOOK_S = 0.05
+YEAR_MS = 365 * 86_400_000
+JUMP_MS = 3_600_000
+
+_SETTINGS: Tables = {
+    "delivery": {"drain_timeout": "10s"},
+    "sites": {"idle": "50ms", "suspend": ["500ms"], "connections": 1},
+    "retry": {"schedule": ["500ms"], "jitter": 0.0},
+    "stream.bulk": {"priority": "low"},
+    "log": {"format": "json", "level": "info"},
+}
+_SLOW = Rule(stage="dot", delay=1.5, last=1)
+_SCRIPTS: dict[Scene, tuple[Script, ...]] = {
+    "serial": (Script(pipelining=False),),
+    "next_host": (Script(rules=(Rule(stage="mail", code=451, last=1),)), Script()),
+    "hang_up": (Script(rules=(Rule(stage="mail", act=Act.CLOSE, last=1),)),),
+    "no_host": (Script(rules=(Rule(stage="greeting", code=554, last=2),)),),
+    "doubt": (Script(rules=(Rule(stage="dot", act=Act.SILENCE, last=1),)),),
+    "drain": (Script(rules=(_SLOW,)),),
+    "running": (Script(rules=(_SLOW,)),),
+    "expire": (Script(rules=(Rule(stage="mail", code=451),)),),
+}
+_FINAL = ("delivered", "failed", "cancelled", "held")
+
+
+@dataclass(slots=True)
+class Result:
+    """What a case on a stage showed.
+
+    Args:
+        hit: whether the fault happened.
+        recovery_s: from the fault until the last recipient was final or held.
+        marked: attempts in doubt.
+    """
+
+    hit: bool = False
+    recipients: int = 0
+    lost: int = 0
+    silent: int = 0
+    marked: int = 0
+    recovery_s: float | None = None
+    findings: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Mail:
+    """A case's own domains, hosts and messages."""
+
+    domains: tuple[str, ...]
+    hosts: list[SMTPServer]
+    sent: list[Sent] = field(default_factory=list)
+    unanswered: list[Sent] = field(default_factory=list)
+
+
+class Stage:
+    """One engine over one spool with a network of its own; a context manager.
+
+    Args:
+        folder: an empty directory.
+        scenes: whose points are armed.
+    """
+
+    def __init__(self, folder: Path, scenes: frozenset[Scene]) -> None:
+        self.folder = folder
+        self.control = folder / "control"
+        self.offset = folder / "offset"
+        self.control.mkdir(parents=True)
+        self._faults = {
+            "torture_points": settings(str(self.control), scenes),
+            "torture_clock": {"file": str(self.offset)},
+        }
+        self._ahead_ms = 0
+        self._numbers = 0
+        self._name = folder.name
+
+    def __enter__(self) -> Self:
+        """Start network and engine."""
+        self._stack = contextlib.ExitStack()
+        with contextlib.ExitStack() as opening:
+            self.network = opening.enter_context(Network())
+            place = self.folder / "engine"
+            place.mkdir()
+            self.engine = Engine(self.network, place, workers=2, settings=_SETTINGS)
+            opening.callback(self.engine.close)
+            self._stack = opening.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """End both."""
+        if error is not None:
+            error.add_note(self.engine.describe())
+        self._stack.close()
+
+    def start(self) -> None:
+        """Start the engine, if it does not run."""
+        process = self.engine.process
+        if process is None or process.poll() is not None:
+            self._orphans_end()
+            self.engine.start(env=with_faults(self._faults))
+
+    def _stop(self) -> None:
+        process = self.engine.process
+        if process is not None and process.poll() is None:
+            self.engine.stop()
+        self._orphans_end()
+
+    def _orphans_end(self) -> None:
+        pids = [*self.engine.live(), *self.engine.live("janitor")]
+        eventually(lambda: not any(map(alive, pids)), RECOVERY_S, what="the end of the orphans")
+
+    # One case
+
+    def case(
+        self, name: str, *, do: Do = "kill", size: int = 1, hit: int = 1, hold: bool = False
+    ) -> Result:
+        """Play one point.
+
+        Args:
+            do: kill; raise an error; stop and go on after three seconds; stop, then kill.
+            size: recipients of a message, in two domains of one site.
+            hit: at which visit the fault happens; so many messages are sent, and one more.
+            hold: send with ``on_doubt="hold"``.
+        """
+        self._numbers += 1
+        result = Result()
+        scene = POINTS[name].scene
+        number = 1 if hit == 1 and scene not in ("doubt", "next_host") else hit + 1
+        if scene == "supervisor":
+            self._stop()
+        else:
+            self.start()
+            self._quiet()
+            self._healed()
+        jumps = self._jumps() if scene == "clock" else 0
+        mail = self._site(scene, size)
+        token = self.control / f"token{self._numbers}"
+        told = {"point": name, "hit": hit, "do": "stop" if do == "stop_kill" else do,
+                "token": token.name}  # fmt: skip
+        try:
+            self._play(scene, mail, size, number, hold, told)
+            found = self._token(token)
+        finally:
+            (self.control / "armed").unlink(missing_ok=True)
+        if found is None:
+            result.findings.append("the point was not reached")
+            return result
+        result.hit = True
+        self._go_on(do, found["pid"])
+        if scene in ENDING_SCENES:
+            self._end(scene)
+            self.start()
+        self._judge(result, mail, name, do, number, hold, found)
+        if scene == "clock":
+            with contextlib.suppress(AssertionError):
+                eventually(lambda: self._jumps() > jumps, RECOVERY_S, what="the jump")
+            if self._jumps() != jumps + 1:
+                result.findings.append(f"one jump was counted {self._jumps() - jumps} times")
+        return result
+
+    def _jumps(self) -> int:
+        """Jumps of the clock that are wholly shifted."""
+        return len(self.engine.rows("SELECT seq FROM clock_jump WHERE done >= last"))
+
+    def _quiet(self) -> None:
+        """No dead worker, no lane, nothing in flight: what happens next is the case's.
+
+        One worker that is ready is enough: another may be starting, after the last case.
+        """
+        engine = self.engine
+
+        def quiet() -> bool:
+            rows = engine.rows(
+                "SELECT kind, pid, state FROM workers WHERE state NOT IN ('stopped', 'lost')"
+            )
+            ready = {row.kind for row in rows if row.state == "ready"}
+            return (
+                ready == {"delivery", "janitor"}
+                and all(alive(row.pid) for row in rows)
+                and not engine.rows("SELECT 1 AS n FROM destinations WHERE lanes > 0 LIMIT 1")
+            )
+
+        eventually(quiet, RECOVERY_S, what="a quiet engine", interval=LOOK_S)
+
+    def _site(self, scene: Scene, size: int) -> _Mail:
+        scripts = _SCRIPTS.get(scene, (Script(),))
+        hosts = [self.network.host(script) for script in scripts]
+        names = []
+        for number in range(1 if size == 1 else 2):
+            domain = self.network.new_domain()
+            names.append(domain)
+            exchanges = []
+            for place, host in enumerate(hosts, 1):
+                name = f"mx{place}.{names[0]}"
+                if number == 0:
+                    self.network.zone(name, {"A": [host.host]})
+                exchanges.append(f"{10 * place} {name}.")
+            self.network.zone(domain, {"MX": exchanges})
+        return _Mail(tuple(names), hosts)
+
+    def _send(self, mail: _Mail, scene: Scene, size: int, number: int, hold: bool) -> None:
+        options: dict[str, Any] = {"on_doubt": "hold"} if hold else {}
+        if scene == "expire":
+            options["expires_at"] = timedelta(seconds=0.5)
+        length = 700_000 if scene == "large" else 0
+        while len(mail.sent) < number * size:
+            message = EmailMessage()
+            recipients = [
+                f"u{len(mail.sent)}.{each}@{mail.domains[each % len(mail.domains)]}"
+                for each in range(size)
+            ]
+            message["From"], message["To"] = "a@sender.test", ", ".join(recipients)
+            message["Subject"] = "torture"
+            turn = len(mail.sent) + len(mail.unanswered)
+            message["Message-ID"] = f"<{self._name}.{self._numbers}.{turn}@torture.test>"
+            message.set_content(".dots\n" + ("x" * 70 + "\n") * (1 + length // 71))
+            try:
+                id = self.engine.ms.send(message, **options)
+            except OutcomeUnknown:  # an error that was raised in a sync: the spool is poisoned
+                mail.unanswered += [
+                    Sent(id="unknown", message_id=message["Message-ID"], recipient=one, digest=None)
+                    for one in recipients
+                ]
+                continue
+            except SpoolError:
+                self._healed()
+                continue
+            digest = content_digest(self.engine.ms.raw(id))
+            mail.sent += [
+                Sent(id=id, message_id=message["Message-ID"], recipient=one, digest=digest)
+                for one in recipients
+            ]
+
+    def _healed(self) -> None:
+        flag = Path(poison_path(str(self.engine.store)))
+        eventually(lambda: not flag.exists(), RECOVERY_S, what="the repair", interval=LOOK_S)
+
+    def _arm(self, told: dict[str, Any]) -> None:
+        fresh = self.control / "armed.new"
+        fresh.write_text(json.dumps(told))
+        fresh.replace(self.control / "armed")
+
+    def _play(
+        self, scene: Scene, mail: _Mail, size: int, number: int, hold: bool, told: dict[str, Any]
+    ) -> None:
+        """Bring the scene about, with the point armed before it can be reached."""
+        late = scene in ("doubt", "drain", "running", "purge")
+        if not late:
+            self._arm(told)
+        self._send(mail, scene, size, number, hold)
+        if scene == "supervisor":
+            self.engine.start(wait=False, env=with_faults(self._faults))
+        elif scene == "start":
+            self._kill("delivery")
+        elif scene == "janitor":
+            self._kill("janitor")
+        elif scene == "poison":
+            Path(poison_path(str(self.engine.store))).write_text("EIO\n")
+        elif scene == "clock":
+            self._ahead_ms = JUMP_MS - self._ahead_ms  # ahead, then back, then ahead
+            self.offset.write_text(str(self._ahead_ms))
+        elif scene == "purge":
+            self._until_final(mail)
+            self._age()
+            self._arm(told)
+            self._kill("janitor")
+        elif late:
+            eventually(lambda: dots(mail.hosts), TOKEN_S, what="mail on the wire")
+            self._arm(told)
+            if scene == "drain":
+                self.engine.signal(signal.SIGTERM)
+            elif scene == "doubt" or told["point"] == "supervisor.restarting":
+                os.kill(self.engine.pid_at(f"mx1.{mail.domains[0]}"), signal.SIGKILL)
+
+    def _kill(self, kind: str) -> None:
+        os.kill(self.engine.live(kind)[0], signal.SIGKILL)
+
+    def _age(self) -> None:
+        """Make what is finished a year older."""
+        self.engine.tamper(
+            f"UPDATE message SET created_ms = created_ms - {YEAR_MS},"
+            f" send_ms = send_ms - {YEAR_MS}, expires_ms = expires_ms - {YEAR_MS},"
+            f" finished_ms = finished_ms - {YEAR_MS}"
+            " WHERE finished_ms IS NOT NULL AND purged_ms IS NULL"
+        )
+
+    def _token(self, token: Path) -> dict[str, Any] | None:
+        """What the dying process wrote, or None if nobody died."""
+
+        def read() -> dict[str, Any] | None:
+            try:
+                found: dict[str, Any] = json.loads(token.read_text())
+            except (FileNotFoundError, ValueError):
+                return None
+            return found
+
+        try:
+            return eventually(read, TOKEN_S, what="the fault", interval=LOOK_S)
+        except AssertionError:
+            return read()
+
+    def _go_on(self, do: Do, pid: int) -> None:
+        """What becomes of a stopped process."""
+        if do in ("stop", "stop_kill"):
+            eventually(lambda: _stopped(pid), TOKEN_S, what="the stop")
+        if do == "stop":
+            time.sleep(STOPPED_S)  # for so long nothing of it moves
+            os.kill(pid, signal.SIGCONT)
+        elif do == "stop_kill":
+            os.kill(pid, signal.SIGKILL)
+
+    def _end(self, scene: Scene) -> None:
+        """The supervisor's end: it died, drains, or (where it lives on) is told to."""
+        process = self.engine.process
+        assert process is not None
+        if process.poll() is None and scene != "drain":
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(signal.SIGTERM)
+        process.wait(RECOVERY_S)
+
+    # Judgement
+
+    def _statuses(self, mail: _Mail) -> list[str]:
+        marks = ", ".join("?" * len(mail.domains))
+        rows = self.engine.rows(
+            f"SELECT status FROM recipients WHERE domain IN ({marks})", *mail.domains
+        )
+        return [row.status for row in rows]
+
+    def _until_final(self, mail: _Mail) -> None:
+        def final() -> bool:
+            found = self._statuses(mail)
+            return all(status in _FINAL for status in found)
+
+        what = f"{len(mail.sent)} final recipients"
+        eventually(final, RECOVERY_S, what=what, interval=LOOK_S)
+
+    def _judge(
+        self,
+        result: Result,
+        mail: _Mail,
+        name: str,
+        do: Do,
+        number: int,
+        hold: bool,
+        found: dict[str, Any],
+    ) -> None:
+        point = POINTS[name]
+        result.recipients = len(mail.sent)
+        try:
+            self._until_final(mail)
+        except AssertionError:
+            result.findings.append(f"stuck: {sorted(set(self._statuses(mail)))}")
+        result.recovery_s = time.monotonic() - found["at"]
+        try:
+            self._quiet()
+        except AssertionError:
+            result.findings.append("a lane, or a dead worker's row, stays")
+        result.findings += [f"store check: {line}" for line in self.engine.ms.check()]
+        self._witnesses(result, mail, point.scene)
+        marks = self._marks(mail)
+        result.marked = sum(sum(group) for group in marks.values())
+        result.findings += unexpected(marks, point.doubt, do=do, messages=number, scene=point.scene)
+        if hold:
+            held = self._statuses(mail).count("held")
+            if held != result.marked:
+                result.findings.append(f"{result.marked} in doubt, {held} held for a person")
+
+    def _witnesses(self, result: Result, mail: _Mail, scene: Scene) -> None:
+        ids = {sent.message_id for sent in (*mail.sent, *mail.unanswered)}
+        rows = tuple(row for row in spool_rows(self.engine.rows) if row.message_id in ids)
+        purged = scene == "purge" and not rows
+        if purged:
+            return  # delivered before (it was waited for), and history since
+        history = History(
+            acknowledged=tuple(mail.sent),
+            unanswered=tuple(mail.unanswered),
+            seen=seen_by_server(dots(mail.hosts)),
+            spool=rows,
+            finished=scene != "expire",
+        )
+        report = check(history)
+        result.lost += len(report.lost)
+        result.silent += len(report.doubled_unmarked)
+        for kind in ("lost", "phantom", "wrong_bytes", "doubled_unmarked", "stuck"):
+            result.findings += [
+                f"{kind}: {one.message_id} to {one.recipient}: {one.text}"
+                for one in getattr(report, kind)
+            ]
+        wanted = {"failed"} if scene == "expire" else {"delivered", "held"}
+        states = {row.status for row in rows}
+        if not states <= wanted:
+            result.findings.append(f"ended as {sorted(states)}")
+
+    def _marks(self, mail: _Mail) -> Marks:
+        """For each message and domain, how many attempts in doubt each of its recipients has."""
+        counted: dict[tuple[str, str], int] = defaultdict(int)
+        ids = {sent.id for sent in mail.sent}
+        for row in self.engine.rows("SELECT message_id, recipient FROM attempts WHERE in_doubt"):
+            if row.message_id in ids:
+                counted[row.message_id, row.recipient] += 1
+        marks: dict[tuple[str, str], list[int]] = defaultdict(list)
+        for sent in mail.sent:
+            domain = sent.recipient.rpartition("@")[2]
+            marks[sent.id, domain].append(counted[sent.id, sent.recipient])
+        return marks
+
+
+def unexpected(marks: Marks, doubt: str, *, do: str, messages: int, scene: str) -> list[str]:
+    """What is wrong with the marks of a case.
+
+    A message's recipients of one domain travel together, those of the other one with them unless
+    its answer from the DNS came later.
+
+    Args:
+        marks: message and domain -> number of marks of each recipient.
+        doubt: of the point.
+        do: the fault; only a death has a fixed outcome.
+        messages: how many were sent: with several, another one may be on the wire.
+        scene: of the point; in some a worker was killed as well.
+    """
+    findings = [
+        f"some recipients of a transaction are in doubt and some are not: {group}"
+        for group in marks.values()
+        if len(set(group)) != 1
+    ]
+    marked = {message for (message, _), group in marks.items() if any(group)}
+    most = 2 if doubt == "any" else 1
+    deepest = max((count for group in marks.values() for count in group), default=0)
+    if len(marked) > most or deepest > most:
+        findings.append(f"more in doubt than was on the wire: {dict(marks)}")
+    if do in ("kill", "stop_kill"):
+        if doubt == "open" and not marked:
+            findings.append("a transaction was open, and nothing is in doubt")
+        if doubt == "none" and marked and messages == 1:
+            findings.append(f"nothing was on the wire, and in doubt is {dict(marks)}")
+        if scene == "doubt" and not marked:
+            findings.append("a worker was killed behind the dot, and nothing is in doubt")
+    return findings
+
+
+def _stopped(pid: int) -> bool:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return stat.rpartition(")")[2].split()[0] in "TZ"

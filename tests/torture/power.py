@@ -1,0 +1,228 @@
+"""Power cuts: thousands of images of a disk, at any moment of many kinds of life, each reopened.
+
+Runs are recorded once (``power_world`` on the real stores, ``disk_record`` under them) and cut many
+times (``disk_image``, which says what the model of a disk covers); each image is opened as the next
+boot does and judged by ``power_oracle``. Rows by what was being done when the power went. An image
+counts where something that was written is missing from it, or a verb was under way.
+
+Everything is repeated by the seed: a finding names seed, run, step and number of its image.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from random import Random
+
+from mailstrom.storage.sqlite import upkeep
+from mailstrom.storage.sqlite.client import SQLiteClientStore
+from tests.torture.disk_image import Disk, Image
+from tests.torture.disk_record import Recorder, recording
+from tests.torture.plan import Plan
+from tests.torture.power_copies import BACKUP, CopyWorld, judge_copy
+from tests.torture.power_known import Known
+from tests.torture.power_old import Old, of_old
+from tests.torture.power_oracle import SPOOL, Judgement, judge
+from tests.torture.power_world import World
+from tests.torture.table import Row
+
+BOOT = "boot-before"
+CREATION, MIGRATION, NESTED = "creation of a spool", "migration of a 0.1.0 spool", "recovery"
+COPIES = "backup, restore and adoption"
+_MOST_FINDINGS = 20
+_ROOM = 512 << 20
+
+
+@dataclass(slots=True)
+class Count:
+    """A row in the making."""
+
+    tried: int = 0
+    messages: int = 0
+    lost: int = 0
+    silent: int = 0
+    marked: int = 0
+    worst_s: float = 0.0
+    findings: list[str] = field(default_factory=list)
+
+    def add(self, found: Judgement, where: str, messages: int, tried: int = 1) -> None:
+        """One more image."""
+        self.tried += tried
+        self.messages += messages
+        self.lost += found.lost
+        self.silent += found.silent
+        self.marked += found.marked
+        self.worst_s = max(self.worst_s, found.recovery_s)
+        if len(self.findings) < _MOST_FINDINGS:
+            self.findings += [f"{where}: {text}" for text in found.findings]
+
+    def row(self, fault: str, seed: int) -> Row:
+        """The row."""
+        return Row(
+            part="power", fault=f"power cut during {fault}", tried=self.tried,
+            messages=self.messages, lost=self.lost, silent=self.silent, marked=self.marked,
+            worst_recovery_s=self.worst_s, findings=tuple(self.findings), seed=seed,
+        )  # fmt: skip
+
+
+def run(plan: Plan) -> Iterator[Row]:
+    """Every kind; a row for each."""
+    counts: dict[str, Count] = {}
+    pick, seed = plan.pick, plan.seed
+
+    def say(number: int) -> None:
+        plan.say(f"run {number}: {sum(one.tried for one in counts.values())} images")
+
+    with ground(plan.folder) as folder:
+        for number in range(pick(5, 32)):
+            images(folder, seed, number, pick(130, 240), counts, verbs=pick(160, 220))
+            say(number)
+        for number in range(1_000, 1_000 + pick(5, 20)):
+            images(folder, seed, number, pick(30, 40), counts, CREATION, verbs=3)
+        old = of_old(os.path.join(folder, "old"))
+        for number in range(2_000, 2_000 + pick(2, 10)):
+            images(folder, seed, number, pick(50, 80), counts, MIGRATION, verbs=3, old=old)
+        for number in range(3_000, 3_000 + pick(2, 16)):
+            images(folder, seed, number, pick(10, 20), counts, NESTED, verbs=100, nested=4)
+            say(number)
+        for number in range(4_000, 4_000 + pick(2, 12)):
+            copies(folder, seed, number, pick(60, 80), counts)
+    for fault, count in counts.items():
+        yield count.row(fault, seed)
+
+
+@contextmanager
+def ground(folder: Path) -> Iterator[str]:
+    """A folder in memory where there is room, else the plan's own."""
+    memory = Path("/dev/shm")
+    parent = str(folder)
+    with suppress(OSError):
+        space = os.statvfs(memory)
+        if space.f_bavail * space.f_frsize > _ROOM and os.access(memory, os.W_OK):
+            parent = str(memory)
+    made = tempfile.mkdtemp(prefix="mailstrom-power-", dir=parent)
+    spare = upkeep.SPARE_PAGES
+    upkeep.SPARE_PAGES = 4  # a small spool gives pages back, too
+    try:
+        yield made
+    finally:
+        upkeep.SPARE_PAGES = spare
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def images(
+    folder: str, seed: int, number: int, many: int, counts: dict[str, Count],
+    fault: str | None = None, *, verbs: int, nested: int = 0, old: Old | None = None,
+    world_type: type[World] = World,
+) -> None:  # fmt: skip
+    """Record one run, cut it often, and count.
+
+    Args:
+        folder: for its files.
+        seed, number: what repeats it.
+        many: images.
+        counts: by fault; ``fault`` None: by what was under way.
+        verbs: how long it is.
+        nested: power cuts within each recovery.
+        old: the spool of an earlier release that is migrated.
+        world_type: for worlds in which something is broken on purpose.
+    """
+    random = Random(f"{seed}/{number}")
+    place = os.path.join(folder, f"run-{number}")
+    os.mkdir(place)
+    path = os.path.join(place, SPOOL)
+    if old is not None:
+        old.copy(path)
+    elif fault != CREATION:
+        SQLiteClientStore(path).close()
+    with recording(place) as recorder:
+        world = world_type(path, random, boot=BOOT, name="m", recorder=recorder)
+        try:
+            if old is not None:
+                world.inherit(old)
+            world.open_clients(3)
+            if fault in (CREATION, MIGRATION):
+                world.send()
+            world.open_engine(2)
+            for _ in range(verbs):
+                world.verb()
+        finally:
+            world.close()
+    shutil.rmtree(place)
+    for image, cut, known in cuts(recorder, world, random, many):
+        label, now = world.moment(cut)
+        young = fault in (CREATION, MIGRATION) and known.floor == 0
+        found = judge(
+            image, f"{place}-image", known, () if young else world.states, random,
+            now=now, drain=random.random() < 0.3, nested=nested,
+        )  # fmt: skip
+        where = f"seed {seed}, run {number}, step {cut} of {len(recorder.steps)} ({image.mode})"
+        recipients = sum(len(one.recipients) for one in known.acked.values())
+        count = counts.setdefault(fault or label, Count())
+        count.add(found, where, recipients, 1 + nested)
+
+
+def cuts(
+    recorder: Recorder, world: World, random: Random, many: int, *, since: int = 1
+) -> Iterator[tuple[Image, int, Known]]:
+    """So many moments of a recorded run, in order: an image, the step, and what was known then."""
+    steps, disk, known = recorder.steps, Disk(recorder.base), world.before.copy()
+    kinds: dict[str, list[range]] = {}
+    for (start, label, _), (end, _, _) in pairwise(world.labels):
+        if since <= start < end:
+            kinds.setdefault(label, []).append(range(start + 1, end + 1))
+    chosen = []
+    for _ in range(many):  # half of them by steps, half by what is done, which is not equally long
+        cut = random.randrange(since, len(steps))
+        if kinds and random.random() < 0.5:
+            cut = random.choice(random.choice(kinds[random.choice(list(kinds))]))
+        chosen.append(cut)
+    chosen = sorted(min(cut, len(steps) - 1) for cut in chosen)
+    at, facts = 0, 0
+    for cut in chosen:
+        while at < cut:
+            disk.take(steps[at])
+            at += 1
+        image = disk.image(random)
+        while image.lost == 0:  # a cut that takes nothing away is none: go on to one that does
+            if disk.unsynced == 0 or random.random() < 0.2:
+                disk.take(steps[at])
+                at += 1
+            if at == len(steps):
+                return
+            image = disk.image(random)
+        while facts < len(world.facts) and world.facts[facts].at <= at:
+            known.learn(world.facts[facts].kind, world.facts[facts].what)
+            facts += 1
+        yield image, at, known
+
+
+def copies(folder: str, seed: int, number: int, many: int, counts: dict[str, Count]) -> None:
+    """Backup, restore and adoption of one spool in use, cut often."""
+    random = Random(f"{seed}/{number}")
+    place = os.path.join(folder, f"run-{number}")
+    os.mkdir(place)
+    path = os.path.join(place, SPOOL)
+    SQLiteClientStore(path).close()
+    with recording(place) as recorder:
+        world = CopyWorld(path, random, boot=BOOT, name="m", recorder=recorder)
+        try:
+            world.open_clients(3)
+            world.open_engine(2)
+            marks = world.copied(recorder)
+        finally:
+            world.close()
+    shutil.rmtree(place)
+    (before,) = (known for _, stage, known in marks if stage == BACKUP)
+    for image, cut, known in cuts(recorder, world, random, many, since=marks[1][0]):
+        stage = max(stage for at, stage, _ in marks if at <= cut)
+        found = judge_copy(image, f"{place}-image", stage, before, known, random, world.now)
+        where = f"seed {seed}, run {number}, step {cut} of {len(recorder.steps)} ({image.mode})"
+        recipients = sum(len(one.recipients) for one in known.acked.values())
+        counts.setdefault(COPIES, Count()).add(found, where, recipients)

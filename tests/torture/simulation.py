@@ -1,0 +1,163 @@
+"""The worker core in virtual time: thousands of stories, each from one seed, judged to the end.
+
+Contract. ``run(plan)`` tells the stories of the seeds from ``plan.seed`` on; ``story(seed, ...)``
+is one of them. A story that is not right is a finding with its seed: ``tools/torture simulation
+--seed N`` begins with it. Workers, janitor, store and dialogue are the product's; time, network,
+DNS, peers and deaths are simulated (``sim_world``), judged by ``sim_oracle``.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import apsw
+
+from mailstrom.storage.sqlite import schema
+from tests.torture.plan import Plan
+from tests.torture.sim_oracle import Judged, judge
+from tests.torture.sim_world import World
+from tests.torture.table import Row
+
+SHORT, LONG = 500, 10_000
+_KINDS = (
+    ("kill ", "worker or janitor killed between any two steps"),
+    ("reboot", "all killed at once, another boot"),
+    ("stop ", "worker or janitor stopped"),
+    ("lock lost", "lapsed although alive"),
+    ("drain", "drained under load"),
+    ("reload", "configuration reloaded under load"),
+    ("store ", "spool busy or full"),
+    ("sync failed", "sync failed"),
+    ("dns ", "DNS failed, or said no"),
+    ("domain moves", "domain moved to another site"),
+    ("clock jump", "wall clock jumped"),
+    ("client ", "cancelled, held, released, retried, resolved meanwhile"),
+    ("connect ", "connection refused, or never made"),
+    ("dot ", "trouble at the final dot"),
+    ("", "trouble at another reply"),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """One story.
+
+    Args:
+        trace: digest of all that happened, in order.
+        recovery_s: virtual seconds from the last fault until nothing waited.
+    """
+
+    seed: int
+    judged: Judged
+    trace: str
+    lines: tuple[str, ...]
+    faults: dict[str, int]
+    recovery_s: float
+
+
+@contextmanager
+def spools(folder: Path) -> Iterator[Path]:
+    """A place for spools, in memory where there is such; and an empty spool in it to copy."""
+    memory = "/dev/shm"
+    base = memory if os.access(memory, os.W_OK) else str(folder)
+    place = Path(tempfile.mkdtemp(prefix="mailstrom-simulation-", dir=base))
+    try:
+        empty = str(place / "empty.db")
+        schema.prepare(empty, engine=True)
+        connection = apsw.Connection(empty)
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        connection.close()
+        yield place
+    finally:
+        shutil.rmtree(place)
+
+
+def story(seed: int, place: Path) -> Told:
+    """Tell the story of a seed.
+
+    Args:
+        place: as ``spools`` gives it.
+    """
+    folder = place / "story"
+    folder.mkdir()
+    world = World(seed, folder, place / "empty.db")
+    try:
+        world.run()
+        judged = judge(world)
+    except Exception as error:
+        error.add_note(f"seed {seed}; the end of its trace:\n" + "\n".join(world.trace[-40:]))
+        raise
+    finally:
+        world.close()
+        shutil.rmtree(folder)
+    return Told(
+        seed=seed,
+        judged=judged,
+        trace=sha256("\n".join(world.trace).encode()).hexdigest(),
+        lines=tuple(world.trace),
+        faults=dict(world.faults),
+        recovery_s=world.finished_s,
+    )
+
+
+def run(plan: Plan) -> Iterator[Row]:
+    """The stories, and a row for each kind of fault."""
+    faults: Counter[str] = Counter()
+    findings: list[str] = []
+    tried = messages = lost = silent = marked = repeated = 0
+    worst_s = 0.0
+    count = plan.pick(SHORT, LONG)
+    gc.freeze()
+    with spools(plan.folder) as place:
+        for number in itertools.count():
+            if tried == count:
+                break
+            seed = plan.seed + number
+            told = story(seed, place)
+            tried += bool(told.faults)  # one in which all went well is no fault
+            if number % 50 == 0:  # the same again
+                repeated += 1
+                if story(seed, place).trace != told.trace:
+                    findings.append(f"seed {seed}: two runs differ")
+            faults.update(told.faults)
+            judged = told.judged
+            messages, marked = messages + judged.messages, marked + judged.marked
+            lost, silent = lost + judged.lost, silent + judged.silent
+            worst_s = max(worst_s, told.recovery_s)
+            for text in judged.findings:
+                findings.append(f"{text} (tools/torture simulation --seed {seed})")
+                plan.say(f"seed {seed}: {text}")
+            if number % 500 == 499:
+                plan.say(f"{number + 1} stories, {sum(faults.values())} faults")
+    gc.unfreeze()
+    yield Row(
+        part="simulation",
+        fault=f"stories of one seed each, {repeated} of them told twice",
+        tried=tried,
+        messages=messages,
+        lost=lost,
+        silent=silent,
+        marked=marked,
+        worst_recovery_s=worst_s,
+        findings=tuple(findings),
+        seed=plan.seed,
+    )
+    for text, tried in _by_kind(faults).items():
+        yield Row(part="simulation", fault=text, tried=tried, seed=plan.seed)
+
+
+def _by_kind(faults: Counter[str]) -> dict[str, int]:
+    found = dict.fromkeys((text for _, text in _KINDS), 0)
+    for fault, tried in faults.items():
+        found[next(text for start, text in _KINDS if fault.startswith(start))] += tried
+    return found

@@ -1,0 +1,144 @@
+"""Damaged spools, in the short form; and that the oracle objects to what it must object to."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import apsw
+import pytest
+
+from mailstrom.storage.sqlite.salvage import salvage
+from mailstrom.testing.script import Script
+from tests.support.checker import History, Sent, check, content_digest
+from tests.support.engine import Engine, mail
+from tests.support.network import Network, dots
+from tests.support.sockets import eventually
+from tests.support.witnesses import seen_by_server
+from tests.torture.damage import KINDS, MESSAGES, Base, audit, base_at, judge, run
+from tests.torture.damage_spool import client_at, deliver
+from tests.torture.plan import Plan
+
+
+@pytest.mark.timeout(240)
+def test_damage_never_sends_what_was_not_accepted(tmp_path: Path) -> None:
+    rows = list(run(Plan(folder=tmp_path)))
+    assert len(rows) == len(KINDS)
+    for row in rows:
+        assert row.clean, row
+    assert sum(row.tried for row in rows) >= 140
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Base:
+    return base_at(tmp_path / "base", 3, log=False)
+
+
+def tamper(path: Path, *statements: str) -> None:
+    connection = apsw.Connection(str(path))
+    for statement in statements:
+        connection.execute(statement)
+    connection.close()
+
+
+def test_a_sound_spool_is_delivered_and_salvaged_whole(base: Base) -> None:
+    path = base.folder / "spool.db"
+    done = salvage(str(path), str(base.folder / "new.db"), base.truth.now_ms)
+    found, kept = audit(base.folder / "new.db", done, base.truth, None)
+    assert (found, done.damaged) == ([], [])
+    assert len(kept) == MESSAGES
+    wire = deliver(path, base.truth)
+    assert judge(wire, base.truth, None, path, repeats=False) == []
+    assert {one.address for one in wire.seen} == base.truth.waiting
+
+
+def test_the_oracle_sees_other_bytes_a_phantom_a_double_and_a_wrong_host(base: Base) -> None:
+    path = base.folder / "spool.db"
+    wire = deliver(path, base.truth)
+    first = wire.seen[0]
+    for planted, word in (
+        (replace(first, content=first.content + b"x"), "not the sender, bytes"),
+        (replace(first, sender="other@s.test"), "not the sender, bytes"),
+        (replace(first, require_tls=not first.require_tls), "not the sender, bytes"),
+        (replace(first, address="nobody@d0.test"), "phantom"),
+        (replace(first, host="mx.evil.test"), "went to mx.evil.test"),
+    ):
+        wire.seen[0] = planted
+        assert any(word in text for text in judge(wire, base.truth, None, path, repeats=False))
+    wire.seen[0] = wire.seen[1]
+    assert any("twice" in text for text in judge(wire, base.truth, None, path, repeats=False))
+
+
+def test_the_oracle_misses_a_message_and_sees_wrong_content_of_a_salvage(base: Base) -> None:
+    new = base.folder / "new.db"
+    done = salvage(str(base.folder / "spool.db"), str(new), base.truth.now_ms)
+    tamper(
+        new,
+        "DELETE FROM content WHERE key = (SELECT min(seq) * 4096 FROM message)",
+        "DELETE FROM recipient WHERE seq = (SELECT max(seq) FROM recipient)",
+    )
+    found, kept = audit(new, done, base.truth, None)
+    assert found
+    assert len(kept) < MESSAGES
+
+
+def test_an_engine_on_a_damaged_spool_sends_only_what_is_whole(tmp_path: Path) -> None:
+    with Network() as network:
+        engine = Engine(network, tmp_path, workers=1)
+        try:
+            domain, hosts = network.site(Script())
+            sent = []
+            for number in range(40):
+                address = f"r{number}@{domain}"
+                message = mail(address, text=f"number {number}\n" * 40)
+                message["Message-ID"] = f"<{number}@sender.test>"
+                id = engine.ms.send(message)
+                wire = content_digest(engine.ms.raw(id))
+                sent.append(Sent(id=id, message_id=f"<{number}@sender.test>", recipient=address,
+                                 digest=wire))  # fmt: skip
+            engine.tamper("UPDATE content SET data = zeroblob(length(data)) WHERE key = 4 * 4096")
+            engine.tamper("UPDATE message SET sender = 'x' || substr(sender, 2) WHERE seq = 5")
+            engine.tamper("UPDATE recipient SET address = 'x' || address WHERE message = 6")
+            engine.tamper("UPDATE message SET content = 8 WHERE seq = 9")
+            engine.start()
+            sql = "SELECT count(*) FROM recipients WHERE finished_ms IS NULL"
+            eventually(lambda: engine.rows(sql)[0][0] == 0, 45.0, what="the end of the queue")
+            history = History(acknowledged=tuple(sent), seen=seen_by_server(dots(hosts)), spool=())
+            report = check(history)
+            assert (report.phantom, report.wrong_bytes, report.doubled_unmarked) == ((), (), ())
+            assert len(dots(hosts)) == 36
+            failed = engine.log("recipient.failed", reason="damaged")
+            assert len(failed) == 4
+            assert engine.stop() == 0
+        finally:
+            engine.close()
+
+
+def test_text_that_is_none_is_set_aside_and_its_neighbours_are_sent(base: Base) -> None:
+    path = base.folder / "spool.db"
+    broken = sorted(base.truth.waiting)[0]
+    tamper(
+        path,
+        "UPDATE recipient SET address = CAST(x'ff' || substr(CAST(address AS BLOB), 2) AS TEXT)"
+        f" WHERE address = '{broken}'",
+    )
+    wire = deliver(path, base.truth)
+    assert (wire.refused, wire.crashed) == (None, None)
+    assert {one.address for one in wire.seen} == base.truth.waiting - {broken}
+    assert len(wire.damaged) == 1
+
+
+def test_a_kind_of_damage_that_changes_nothing_is_not_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quiet = replace(KINDS["no -wal"], fault=lambda path, chance, base, other: None)
+    monkeypatch.setattr("tests.torture.damage.KINDS", {"nothing": quiet})
+    (row,) = run(Plan(folder=tmp_path))
+    assert row.tried == 0
+
+
+def test_the_population_has_every_state(base: Base) -> None:
+    client = client_at(base.folder / "spool.db")
+    rows = client.query("SELECT DISTINCT status FROM recipients", (), 10.0)
+    client.close()
+    assert {"queued", "deferred", "held", "delivered", "sending"} <= {str(row[0]) for row in rows}

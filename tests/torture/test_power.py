@@ -1,0 +1,207 @@
+"""Power cuts, in the short form; and that the oracle objects to what is broken on purpose."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from mailstrom.errors import SpoolBusy
+from mailstrom.storage.sqlite.worker import SQLiteWorkerStore
+from tests.torture.disk_image import SECTOR, Disk, Step
+from tests.torture.disk_record import recording
+from tests.torture.plan import Plan
+from tests.torture.power import (
+    COPIES,
+    CREATION,
+    MIGRATION,
+    NESTED,
+    Count,
+    ground,
+    images,
+    run,
+)
+from tests.torture.power_spool import UPKEEP
+from tests.torture.power_world import CHANGES, CHECKPOINTS, SENDING, WIRE, World
+
+LEAST = {
+    SENDING: 150, WIRE: 80, CHECKPOINTS: 50, CHANGES: 40, UPKEEP: 40,
+    CREATION: 80, MIGRATION: 80, NESTED: 80, COPIES: 100,
+}  # fmt: skip
+
+
+@pytest.mark.timeout(600)
+def test_after_a_thousand_power_cuts_nothing_is_lost_and_every_double_is_marked(
+    tmp_path: Path,
+) -> None:
+    rows = list(run(Plan(folder=tmp_path, seed=int(os.environ.get("TORTURE_SEED", "1")))))
+    for row in rows:
+        assert row.clean, f"{row.fault}: {row.findings}"
+    tried = {row.fault.removeprefix("power cut during "): row.tried for row in rows}
+    assert sum(tried.values()) >= 1_000
+    assert not {kind: least for kind, least in LEAST.items() if tried.get(kind, 0) < least}, tried
+    assert sum(row.marked for row in rows) > 100
+    assert sum(row.messages for row in rows) > 1_000
+
+
+# --- broken on purpose --------------------------------------------------------------------------
+
+
+class Unsynced(World):
+    """Says that the disk has it, without asking the disk."""
+
+    def disk_sync(self, fd: int) -> None:
+        """Not at all."""
+
+
+class Hasty(World):
+    """Sends what was claimed before the claim is on the disk."""
+
+    def sync_claims(self, store: SQLiteWorkerStore) -> None:
+        """Not here."""
+
+    def verb(self) -> None:
+        """Much of what was claimed goes out at once."""
+        super().verb()
+        with contextlib.suppress(SpoolBusy):
+            self.rush()
+
+
+class Careless(World):
+    """Checkpoints without a sync."""
+
+    def checkpoint(self) -> None:
+        """As PRAGMA synchronous = OFF does it."""
+        with self._keeper() as store:
+            if store is not None:
+                store._connection().execute("PRAGMA synchronous = OFF").fetchall()
+                store.checkpoint()
+
+    def repair(self) -> None:
+        """Would be one with a sync."""
+
+
+def broken(tmp_path: Path, world_type: type[World]) -> Count:
+    """What is found of three short runs."""
+    counts: dict[str, Count] = {}
+    with ground(tmp_path) as folder:
+        for number in range(3):
+            images(folder, 7, number, 25, counts, verbs=120, world_type=world_type)
+    found = Count()
+    for one in counts.values():
+        found.tried += one.tried
+        found.lost += one.lost
+        found.silent += one.silent
+        found.findings += one.findings
+    return found
+
+
+def test_a_skipped_sync_is_noticed(tmp_path: Path) -> None:
+    found = broken(tmp_path, Unsynced)
+    assert found.lost > 0
+    assert any("acknowledged, and without" in text for text in found.findings)
+    assert any("was promised" in text for text in found.findings)
+
+
+def test_claims_that_were_not_synced_are_noticed(tmp_path: Path) -> None:
+    found = broken(tmp_path, Hasty)
+    assert found.lost == 0
+    assert found.silent > 0
+    assert any("before it can be claimed" in text for text in found.findings)
+
+
+def test_a_checkpoint_without_a_sync_is_noticed(tmp_path: Path) -> None:
+    found = broken(tmp_path, Careless)
+    assert found.lost > 0
+    assert any("cannot be opened" in text or "check: " in text for text in found.findings)
+
+
+# --- the model of the disk ----------------------------------------------------------------------
+
+
+def disk_with(*steps: Step, **files: bytes) -> Disk:
+    disk = Disk(files)
+    for step in steps:
+        disk.take(step)
+    return disk
+
+
+def shown(disk: Disk, name: str, count: int = 300) -> set[bytes | None]:
+    """What a file may hold; None where it has no name."""
+    return {disk.image(Random(seed)).files.get(name) for seed in range(count)}
+
+
+OLD, NEW, NEWER = b"o" * SECTOR, b"n" * SECTOR, b"w" * SECTOR
+
+
+def test_each_sector_shows_any_of_its_versions_until_the_sync_began_later() -> None:
+    first = Step("write", inode=1, offset=0, data=NEW + NEW)
+    second = Step("write", inode=1, offset=0, data=NEWER)
+    disk = disk_with(first, second, f=OLD + OLD)
+    assert shown(disk, "f") == {a + b for a in (OLD, NEW, NEWER) for b in (OLD, NEW)}
+    disk.take(Step("sync", inode=1, since=1))  # began before the second write
+    assert shown(disk, "f") == {NEW + NEW, NEWER + NEW}
+    disk.take(Step("sync", inode=1, since=3))
+    assert shown(disk, "f") == {NEWER + NEW}
+    assert disk.unsynced == 0
+
+
+def test_a_file_that_grew_is_short_long_or_full_of_zeros() -> None:
+    disk = disk_with(Step("write", inode=1, offset=SECTOR, data=NEW + NEW), f=OLD)
+    zeros = bytes(SECTOR)
+    assert shown(disk, "f") >= {
+        OLD, OLD + NEW, OLD + NEW + NEW, OLD + zeros + zeros, OLD + zeros + NEW,
+    }  # fmt: skip
+    assert all(found is not None and found.startswith(OLD) for found in shown(disk, "f"))
+
+
+def test_a_truncation_is_there_or_not_and_what_follows_it_only_with_it() -> None:
+    disk = disk_with(
+        Step("truncate", inode=1, offset=0),
+        Step("write", inode=1, offset=0, data=NEW),
+        f=OLD + OLD,
+    )
+    assert shown(disk, "f") == {OLD + OLD, b"", NEW, bytes(SECTOR)}
+
+
+def test_a_name_may_be_missing_until_the_directory_is_synced() -> None:
+    disk = disk_with(
+        Step("create", "g", inode=2),
+        Step("write", inode=2, offset=0, data=NEW),
+        Step("sync", inode=2, since=2),
+        Step("rename", "f", inode=1, to="h"),
+        f=OLD,
+    )
+    assert shown(disk, "g") == {None, NEW}
+    assert shown(disk, "h") == {None, OLD}
+    disk.take(Step("sync_names", since=4))
+    assert (shown(disk, "f"), shown(disk, "g"), shown(disk, "h")) == ({None}, {NEW}, {OLD})
+
+
+def test_a_journal_replayed_whole_is_what_lies_on_the_disk(tmp_path: Path) -> None:
+    """Recorded from real stores: with everything kept the image is the folder."""
+    place = tmp_path / "live"
+    place.mkdir()
+    with recording(str(place)) as recorder:
+        world = World(str(place / "spool.db"), Random(3), boot="b", name="m", recorder=recorder)
+        try:
+            world.open_clients(2)
+            world.open_engine(2)
+            for _ in range(60):
+                world.verb()
+            world.clients[0].backup(str(place / "copy.db"), world.now)
+        finally:
+            world.close()
+    disk = Disk(recorder.base)
+    for step in recorder.steps:
+        disk.take(step)
+    whole = next(image for image in map(disk.image, map(Random, range(1_000))) if image.lost == 0)
+    there = {
+        one.name: one.read_bytes()
+        for one in place.iterdir()
+        if one.is_file() and not one.name.endswith("-shm")
+    }
+    assert whole.files == there

@@ -1,0 +1,204 @@
+"""The simulation's short form, that it repeats itself, and that it would have noticed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mailstrom.errors import SpoolBusy
+from mailstrom.storage.base import Lapsed, Settlement, Work
+from mailstrom.storage.sqlite.client import SQLiteClientStore
+from mailstrom.storage.sqlite.worker import SQLiteWorkerStore
+from mailstrom_workers import engine
+from mailstrom_workers.lane import LaneRun
+from mailstrom_workers.ledger import Ledger
+from tests.support.engine import environment
+from tests.torture import simulation
+from tests.torture.plan import Plan
+from tests.torture.sim_fate import Fate
+from tests.torture.sim_loop import Real, VirtualLoop, unreal
+from tests.torture.simulation import spools, story
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+MOST_SEEDS = 60
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with spools(tmp_path_factory.mktemp("simulation")) as found:
+        yield found
+
+
+@pytest.mark.timeout(600)
+def test_five_hundred_stories_end_as_they_should(tmp_path: Path) -> None:
+    first, *kinds = simulation.run(Plan(folder=tmp_path))
+    assert first.tried >= 500
+    assert [row for row in (first, *kinds) if not row.clean] == []
+    assert first.messages >= 3_000
+    assert first.marked >= 100
+    scarce = {"all killed at once, another boot": 5, "lapsed although alive": 20}
+    assert [row for row in kinds if row.tried < scarce.get(row.fault, 30)] == []
+
+
+def test_a_story_is_the_same_in_another_process(place: Path, tmp_path: Path) -> None:
+    seeds = (3, 14, 15)
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from pathlib import Path\n"
+        "from tests.torture.simulation import spools, story\n"
+        "with spools(Path(sys.argv[2])) as place:\n"
+        "    for seed in sys.argv[3:]: print(story(int(seed), place).trace)\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-P", "-c", code, str(ROOT), str(tmp_path), *map(str, seeds)],
+        env=environment() | {"PYTHONHASHSEED": "4711"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=True,
+    )
+    assert ran.stdout.split() == [story(seed, place).trace for seed in seeds]
+
+
+def test_the_product_cannot_look_at_this_machines_clock() -> None:
+    loop = VirtualLoop()
+    try:
+        with unreal(loop):
+            assert time.monotonic() > 0  # others may
+            with pytest.raises(Real, match=r"mailstrom\.clock called time\.time_ns"):
+                from_clock()
+    finally:
+        loop.close()
+
+
+def from_clock() -> int:
+    from mailstrom.clock import wall_ms
+
+    return wall_ms()
+
+
+# Planted faults: each is noticed, and by the rule that is there for it.
+
+
+def until(place: Path, word: str) -> None:
+    """Tell stories until one is found wrong by this rule."""
+    for seed in range(1, MOST_SEEDS):
+        if any(text.startswith(word) for text in story(seed, place).judged.findings):
+            return
+    pytest.fail(f"{MOST_SEEDS} stories, and nobody noticed by the rule {word!r}")
+
+
+def test_a_verdict_that_is_dropped_is_noticed(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    take = Ledger.take
+
+    def forgetful(self: Ledger) -> list[Settlement]:
+        return [s for s in take(self) if s.state != "delivered" or s.recipient % 3]
+
+    monkeypatch.setattr(Ledger, "take", forgetful)
+    until(place, "in doubt: ")
+
+
+def test_a_transaction_begun_without_its_open_is_noticed(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def careless(self: LaneRun, recipients: Any, connected: Any, on_doubt: Any) -> Any:
+        return recipients
+
+    monkeypatch.setattr(LaneRun, "_open", careless)
+    until(place, "doubled_unmarked: ")
+
+
+def test_a_lapse_that_leaves_no_mark_is_noticed(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lapse = SQLiteWorkerStore.lapse
+
+    def quiet(self: SQLiteWorkerStore, worker: int, **options: Any) -> Lapsed:
+        found = lapse(self, worker, **options)
+        self._write("planting a fault", lambda c: c.execute("UPDATE attempt SET in_doubt = 0"))
+        return found
+
+    monkeypatch.setattr(SQLiteWorkerStore, "lapse", quiet)
+    until(place, "doubled_unmarked: ")
+
+
+def test_a_connection_too_many_is_noticed(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lease, exchange = SQLiteWorkerStore.lease, SQLiteWorkerStore.exchange
+
+    def generous(self: SQLiteWorkerStore, worker: int, **options: Any) -> Any:
+        return lease(self, worker, **options | {"limit": options["limit"] + 4, "workers": 1})
+
+    def lenient(self: SQLiteWorkerStore, work: Work, now_ms: int) -> Any:
+        work.claims = [replace(claim, limit_lanes=None) for claim in work.claims]
+        return exchange(self, work, now_ms)
+
+    monkeypatch.setattr(SQLiteWorkerStore, "lease", generous)
+    monkeypatch.setattr(SQLiteWorkerStore, "exchange", lenient)
+    until(place, "connections: ")
+
+
+def test_a_message_that_is_acknowledged_and_dropped_is_noticed(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enqueue = SQLiteClientStore.enqueue
+
+    def leaky(self: SQLiteClientStore, submissions: Any, now_ms: int) -> Any:
+        found = enqueue(self, submissions, now_ms)
+        sql = "DELETE FROM recipient WHERE seq % 20 = 7 AND state = 'queued'"
+        self._write("planting a fault", lambda c: c.execute(sql))
+        return found
+
+    monkeypatch.setattr(SQLiteClientStore, "enqueue", leaky)
+    until(place, "lost: ")
+
+
+def test_a_cancelled_recipient_that_is_sent_is_noticed(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opens = LaneRun._open
+
+    async def stubborn(self: LaneRun, recipients: Any, connected: Any, on_doubt: Any) -> Any:
+        await opens(self, recipients, connected, on_doubt)
+        return recipients
+
+    monkeypatch.setattr(LaneRun, "_open", stubborn)
+    _busy(monkeypatch)
+    until(place, "cancelled: ")
+
+
+def test_a_lane_that_nobody_runs_is_noticed(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(store: Any, site: int) -> bool:
+        raise SpoolBusy("behind the lease, which is committed")
+
+    monkeypatch.setattr(engine, "_failing", fails)
+    until(place, "stuck: ")
+
+
+def _busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many changes of few messages, so that one meets a claim."""
+    plan = Fate.plan
+
+    def often(self: Fate) -> Any:
+        steps = plan(self)
+        more = [(at_s + 0.1 * n, self.change) for at_s, _ in steps for n in range(1, 4)]
+        return sorted(steps + more, key=lambda step: step[0])
+
+    monkeypatch.setattr(Fate, "plan", often)
+
+
+# What stories have found, each as small as it can be.
+
+
+def test_a_lane_is_not_lost_where_the_look_behind_its_lease_fails() -> None:
+    class Busy:
+        def failures(self, site: int) -> int:
+            raise SpoolBusy("busy")
+
+    assert engine._failing(Busy(), 1) is False  # type: ignore[arg-type]

@@ -1,0 +1,378 @@
+"""What many lanes ask of the store, served in shared transactions: the core, without a clock.
+
+Everything that lanes want settled, opened and claimed while one transaction runs goes into the
+next one together. Between two write transactions the lock stays free for a moment, so that senders
+come in. A result is handed back only when what must be durable is: claims are on disk before their
+first byte is sent. A spool that cannot be written (busy, full, poisoned) is tried again for as long
+as the worker lives: results of open sessions are kept in memory, never dropped.
+
+What must not go on ends by ``crash``, which the host of the worker gives: a process ends at once;
+an engine inside an application fails as a whole, and this service with it. From then on nothing is
+written here, and whoever waits is told ``StoreEnded``: for the spool it is a death.
+
+The serving half is a generator that yields its waits; whoever drives it does the waiting and sends
+what came. ``dbthread.DBThread`` drives it on a thread of its own. Must not know: threads, sleeping.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator
+from queue import Empty, SimpleQueue
+from typing import Any, NamedTuple, NoReturn, TypeVar
+
+from mailstrom import events
+from mailstrom.clock import wall_ms
+from mailstrom.errors import SpoolError, SpoolReplaced
+from mailstrom.storage.base import Exchange, Work, WorkerStore
+
+_T = TypeVar("_T")
+
+Crash = Callable[[str, BaseException], NoReturn]
+"""Ends the worker without unwinding into the spool: where, and what happened. What it held lapses,
+which is always safe."""
+
+FREE_LOCK_S = 0.002
+SYNC_S = 0.05
+"""Results reach the disk at the latest after this time: a power cut re-sends no more than that."""
+RETRY_S = 0.25
+_GATHER = 256
+_OVER = "the store's service has ended"
+
+
+class StoreEnded(Exception):
+    """The store's service has ended before this was done; the worker is over."""
+
+
+class Request:
+    """One thing asked of the store, and who waits for it."""
+
+    __slots__ = ("call", "durable", "future", "insisted", "work")
+
+    def __init__(
+        self,
+        future: asyncio.Future[Any],
+        call: Callable[[WorkerStore], Any] | None = None,
+        work: Work | None = None,
+        *,
+        durable: bool = False,
+        insisted: bool = False,
+    ) -> None:
+        self.future = future
+        self.call = call
+        self.work = work
+        self.durable = durable
+        self.insisted = insisted
+
+
+class Wait(NamedTuple):
+    """What the driver of ``DBService.life`` is to wait for.
+
+    Args:
+        seconds: at most so long; None is without end.
+        request: for the next request, which it sends (None: it closes); else it is a mere pause,
+            and it sends nothing. ``Late`` is sent where none came in time.
+    """
+
+    seconds: float | None
+    request: bool
+
+
+class Late:
+    """No request came in time."""
+
+
+LATE = Late()
+Steps = Generator[Wait, Request | Late | None, _T]
+
+
+class DBService(ABC):
+    """A store's requests and the core that serves them; abstract in how it is driven.
+
+    Args:
+        open_store: opens the store; called where the core runs.
+        crash: how the worker ends when it must not go on.
+        now_ms: wall milliseconds, for the store.
+        monotonic: seconds, for what waits.
+    """
+
+    def __init__(
+        self,
+        open_store: Callable[[], WorkerStore],
+        *,
+        crash: Crash,
+        now_ms: Callable[[], int] = wall_ms,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._open_store = open_store
+        self._crash_host = crash
+        self._now_ms = now_ms
+        self._monotonic = monotonic
+        self._queue: SimpleQueue[Request | None] = SimpleQueue()
+        self._loop = asyncio.get_running_loop()
+        self._opened: asyncio.Future[None] = self._loop.create_future()
+        self._ended: asyncio.Future[None] = self._loop.create_future()
+        self._dead = False
+        self._store: WorkerStore | None = None
+        self._fresh: WorkerStore | None = None
+        self._batch: list[Request] = []  # what was taken from the queue and may be unanswered
+        self._last_write = float("-inf")
+        self._unsynced: float | None = None
+
+    # --- how it is driven -------------------------------------------------------------------
+
+    @abstractmethod
+    async def start(self) -> None:
+        """Open the store; raises what opening it raised."""
+
+    @abstractmethod
+    def here(self) -> bool:
+        """Whether the caller is inside the core, in a step or in a line that it logs."""
+
+    @abstractmethod
+    async def kill(self, patience_s: float) -> None:
+        """Do nothing more, not even what is queued; a step under way is waited for a little."""
+
+    @abstractmethod
+    def _later(self, callback: Callable[[], None]) -> None:
+        """Run something on the loop; nothing where that is gone, since nobody waits any more."""
+
+    def _put(self, request: Request | None) -> None:
+        self._queue.put(request)
+
+    # --- on the loop ------------------------------------------------------------------------
+
+    async def call(self, function: Callable[[WorkerStore], _T]) -> _T:
+        """Run a verb of the store; its exception is raised here."""
+        future: asyncio.Future[_T] = self._loop.create_future()
+        self._ask(Request(future, function))
+        return await future
+
+    async def insist(self, function: Callable[[WorkerStore], _T]) -> _T:
+        """Run a verb that must happen, however long the spool cannot take it.
+
+        For what would wedge a lane or a domain if it were given up. A refusal that is not the
+        spool's trouble but a bug ends the worker: its lock falls and the janitor takes back
+        what it held.
+        """
+        future: asyncio.Future[_T] = self._loop.create_future()
+        self._ask(Request(future, function, insisted=True))
+        return await future
+
+    async def exchange(self, work: Work, *, durable: bool = False) -> Exchange:
+        """Carry work into the next shared transaction; claims come back for its lanes alone.
+
+        ``durable``: wait for the disk (claims always do).
+        """
+        if work.empty:
+            return Exchange(frozenset(), frozenset(), [])
+        future: asyncio.Future[Exchange] = self._loop.create_future()
+        self._ask(Request(future, work=work, durable=durable or bool(work.claims)))
+        return await future
+
+    async def reopen(self, open_store: Callable[[], WorkerStore]) -> None:
+        """Go on with a store opened anew, with other settings; the old one if that fails.
+
+        Raises:
+            SpoolError: it could not be opened.
+        """
+        future: asyncio.Future[None] = self._loop.create_future()
+
+        def change(store: WorkerStore) -> None:
+            self._fresh = open_store()
+
+        self._ask(Request(future, change))
+        await future
+
+    async def close(self) -> None:
+        """Run what is queued, close the store, end the service."""
+        self._put(None)
+        await self._ended
+
+    def _ask(self, request: Request) -> None:
+        if self._dead:
+            raise StoreEnded(_OVER)
+        self._put(request)
+
+    def _bury(self) -> None:
+        """Whoever waits, or asks from now on, is told that this is over."""
+        self._dead = True
+        while True:
+            try:
+                request = self._queue.get_nowait()
+            except Empty:
+                return
+            if request is not None and not request.future.done():
+                request.future.set_exception(StoreEnded(_OVER))
+
+    # --- the core ---------------------------------------------------------------------------
+
+    def life(self) -> Steps[None]:
+        """Open the store, serve, close it; what it yields is to be waited for."""
+        try:
+            self._store = self._open_store()
+        except BaseException as error:
+            self._tell(self._opened, error=error)
+            self._tell(self._ended, result=None)
+            return
+        self._tell(self._opened, result=None)
+        try:
+            yield from self._serve(self._store)
+        except (StoreEnded, GeneratorExit):
+            pass
+        except BaseException as error:
+            # the loop would beat on, and every lane hang
+            with contextlib.suppress(StoreEnded):
+                self._crash("store service", error)
+        for opened in (self._store, self._fresh):
+            with contextlib.suppress(SpoolError):
+                if opened is not None:
+                    opened.close()
+        for request in self._batch:
+            self._tell(request.future, error=StoreEnded(_OVER))
+        self._later(self._bury)
+        self._tell(self._ended, result=None)
+
+    def _crash(self, where: str, error: BaseException) -> NoReturn:
+        self._dead = True
+        self._crash_host(where, error)
+
+    def _serve(self, store: WorkerStore) -> Steps[None]:
+        """Serve requests to the end; another store may be open then."""
+        while True:
+            first = yield from self._next(store)
+            requests: list[Request | None] = [first]
+            while len(requests) < _GATHER:
+                try:
+                    requests.append(self._queue.get_nowait())
+                except Empty:
+                    break
+            self._batch = [request for request in requests if request is not None]
+            exchanges = [request for request in self._batch if request.work is not None]
+            yield from self._exchange(store, exchanges)
+            for request in self._batch:
+                if request.call is not None and not self._dead:
+                    yield from self._call(store, request)
+            if self._dead:
+                return
+            self._batch = []
+            if self._unsynced is not None and (None in requests or self._fresh is not None):
+                yield from self._sync(store)
+            if self._fresh is not None:
+                store.close()
+                store = self._store = self._fresh
+                self._fresh = None
+            if None in requests:
+                return
+
+    def _next(self, store: WorkerStore) -> Steps[Request | None]:
+        """The next request; results that wait for the disk are synced while none comes."""
+        while self._unsynced is not None:
+            left = max(self._unsynced + SYNC_S - self._monotonic(), 0.0)
+            came = yield Wait(left, request=True)
+            if not isinstance(came, Late):
+                return came
+            yield from self._sync(store)
+        came = yield Wait(None, request=True)
+        assert not isinstance(came, Late)
+        return came
+
+    def _sync(self, store: WorkerStore) -> Steps[None]:
+        yield from self._persist(store.sync)
+        self._unsynced = None
+
+    def _call(self, store: WorkerStore, request: Request) -> Steps[None]:
+        call = request.call
+        assert call is not None
+        try:
+            if request.insisted:
+                result = yield from self._insisted(lambda: call(store))
+            else:
+                result = call(store)
+        except GeneratorExit:
+            raise
+        except BaseException as error:  # belongs to whoever awaits it
+            self._tell(request.future, error=error)
+        else:
+            self._tell(request.future, result=result)
+
+    def _insisted(self, step: Callable[[], _T]) -> Steps[_T]:
+        try:
+            return (yield from self._persist(step))
+        except (StoreEnded, GeneratorExit):
+            raise
+        except BaseException as error:
+            self._crash("a step that must happen", error)
+
+    def _exchange(self, store: WorkerStore, requests: list[Request]) -> Steps[None]:
+        if not requests:
+            return
+        work = Work()
+        for request in requests:
+            assert request.work is not None
+            work.sessions += request.work.sessions
+            work.settlements += request.work.settlements
+            work.opens += request.work.opens
+            work.claims += request.work.claims
+        pause = FREE_LOCK_S - (self._monotonic() - self._last_write)
+        if pause > 0:
+            yield Wait(pause, request=False)
+        try:
+            result = yield from self._persist(lambda: store.exchange(work, self._now_ms()))
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            # A broken invariant, that is a bug: it must not take its neighbours along, and
+            # whoever awaits it must not wait for ever.
+            if len(requests) > 1 and not self._dead:
+                for request in requests:
+                    yield from self._exchange(store, [request])
+            else:
+                for request in requests:
+                    self._tell(request.future, error=error)
+            return
+        self._last_write = self._monotonic()
+        if self._unsynced is None:
+            self._unsynced = self._last_write
+        overdue = self._last_write - self._unsynced >= SYNC_S
+        if overdue or any(request.durable for request in requests):
+            # what escapes from it ends the worker: the exchange is committed
+            yield from self._sync(store)
+        for request in requests:
+            assert request.work is not None
+            lanes = frozenset(claim.lane for claim in request.work.claims)
+            claimed = [row for row in result.claimed if row.lane in lanes] if lanes else []
+            mine = Exchange(result.settled, result.opened, claimed, result.ended & lanes)
+            self._tell(request.future, result=mine)
+
+    def _persist(self, step: Callable[[], _T]) -> Steps[_T]:
+        """Try until the spool takes it: what was sent must be recorded."""
+        told = False
+        while True:
+            if self._dead:
+                raise StoreEnded(_OVER)
+            try:
+                return step()
+            except SpoolReplaced as error:
+                self._crash("store", error)  # a fresh one opens what has the name now
+            except SpoolError as error:
+                if not told:
+                    events.engine_failed(where="store", error=str(error))
+                    told = True
+            yield Wait(RETRY_S, request=False)
+
+    def _tell(
+        self, future: asyncio.Future[Any], *, result: Any = None, error: BaseException | None = None
+    ) -> None:
+        def settle() -> None:
+            if future.done():
+                return
+            if error is not None:
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+
+        self._later(settle)
