@@ -1,12 +1,14 @@
 """Breaks Mailstrom on purpose; exits 0 where nothing was lost or doubled in silence.
 
 The parts are in tests/torture; the test suite runs their short forms. Loopback only, everything in
-a temporary directory that is removed, each part bounded in time, number and disk.
+a temporary directory that is removed, each part bounded in time, number and disk. As root, full
+disks are small tmpfs mounts; otherwise limits on the size of files stand in for them.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -15,6 +17,8 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,14 +37,31 @@ def main() -> int:
     """Run the parts that were asked for; 1 if any row is not clean."""
     options = _options()
     rows: list[Row] = []
-    for name in options.parts or PARTS:
-        rows += _run(name, options)
+    with contextlib.ExitStack() as opened:
+        stream = None
+        if options.json:
+            stream = opened.enter_context(Path(options.json).open("a", encoding="utf-8"))
+        try:
+            for name in options.parts or PARTS:
+                for row in _run(name, options):
+                    rows.append(row)
+                    if stream is not None:
+                        stream.write(json.dumps(_line(row, options)) + "\n")
+                        stream.flush()
+        except KeyboardInterrupt:
+            print("stopped; what was done until then:", file=sys.stderr)
+            _tell(rows)
+            return 130
+    return _tell(rows)
+
+
+def _tell(rows: list[Row]) -> int:
+    """The table, and each finding in full."""
     print()
     print(markdown(rows), end="")
-    if options.json:
-        _keep(options.json, rows, options)
     dirty = [row for row in rows if not row.clean]
-    print(f"\n{sum(row.tried for row in rows):,} faults, {len(dirty)} rows that are not clean")
+    verdict = "every row is clean" if not dirty else f"{len(dirty)} rows are not clean"
+    print(f"\n{len(rows)} rows; {verdict}")
     for row in dirty:
         for text in row.findings:
             print(f"  {row.part}: {row.fault}: {text}")
@@ -55,7 +76,7 @@ def _options() -> argparse.Namespace:
     )
     options.add_argument("--seed", type=int, default=1, help="repeats a run (default 1)")
     options.add_argument(
-        "--json", metavar="FILE", help="write the rows here, one JSON object a line"
+        "--json", metavar="FILE", help="add the rows to this file, one JSON object a line"
     )
     found = options.parse_args()
     unknown = [name for name in found.parts if name not in PARTS]
@@ -64,7 +85,7 @@ def _options() -> argparse.Namespace:
     return found
 
 
-def _run(name: str, options: argparse.Namespace) -> list[Row]:
+def _run(name: str, options: argparse.Namespace) -> Iterator[Row]:
     started = time.monotonic()
     limit = LIMIT_S["long" if options.long else "short"]
 
@@ -78,32 +99,30 @@ def _run(name: str, options: argparse.Namespace) -> list[Row]:
     clock = threading.Timer(limit, over)
     clock.daemon = True
     clock.start()
-    rows = []
     try:
         with tempfile.TemporaryDirectory(prefix=f"mailstrom-torture-{name}-") as folder:
             plan = Plan(folder=Path(folder), seed=options.seed, long=options.long, say=say)
-            for row in part(name)(plan):
-                rows.append(row)
+            for found in part(name)(plan):
+                row = replace(found, part=name, seed=options.seed)
                 verdict = "clean" if row.clean else "NOT CLEAN"
-                say(f"{verdict}: {row.fault}: {row.tried} tried, {row.lost} lost, {row.silent}"
-                    f" silent, {row.marked} marked")  # fmt: skip
+                say(
+                    f"{verdict}: {row.fault}: {row.tried:,} tried, {row.lost} lost, {row.silent}"
+                    f" silent, {row.marked} marked"
+                )
+                yield row
     finally:
         clock.cancel()
-    return rows
 
 
-def _keep(file: str, rows: list[Row], options: argparse.Namespace) -> None:
-    head = {
+def _line(row: Row, options: argparse.Namespace) -> dict[str, object]:
+    return {
         "mailstrom": mailstrom.__version__,
         "python": platform.python_version(),
         "sqlite": apsw.sqlite_lib_version(),
         "system": f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors",
         "form": "long" if options.long else "short",
-        "seed": options.seed,
+        **as_json(row),
     }
-    with open(file, "a", encoding="utf-8") as stream:
-        for row in rows:
-            stream.write(json.dumps({**head, **as_json(row)}) + "\n")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ class Row:
     """One kind of fault, tried ``tried`` times.
 
     Args:
-        part: kill, power, errors, disk, contention, simulation, property.
+        part: the module that ran it.
         fault: what was done, in a few words.
         tried: how many faults were really brought about; one that did not happen does not count.
         messages: acknowledged recipients that were at stake, all together.
