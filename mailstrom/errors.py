@@ -90,7 +90,10 @@ class SpoolBusy(SpoolError, TimeoutError):
 
 
 class SpoolFull(SpoolError, OSError):
-    """The disk (or the database's size limit) is full; nothing was written."""
+    """The disk, or what the spool may take of it, is full; nothing was written.
+
+    Also where a process that reads keeps the write-ahead log at its limit; the text names it.
+    """
 
 
 class SpoolReadOnly(SpoolError):

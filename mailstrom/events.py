@@ -536,7 +536,7 @@ def supervisor_draining(
 def supervisor_stopped(
     *, exit_code: int, pid: int | None = None, elapsed_ms: int | None = None
 ) -> None:
-    """``supervisor.stopped``: exit_code 0 when drained, 1 when stopped at once."""
+    """``supervisor.stopped``: exit_code 0 when drained, 75 to leave it to another, 1 at once."""
     _emit("supervisor.stopped", locals())
 
 
@@ -588,15 +588,15 @@ def store_pinned(
     limit_bytes: int,
     full: bool,
     advice: str,
-    pid: int | None = None,
+    holder_pid: int | None = None,
     command: str | None = None,
     held_s: float | None = None,
     others: Sequence[str] | None = None,
     store: str | None = None,
 ) -> None:
-    """``store.pinned``: pid keeps the log from being emptied, for held_s at least.
+    """``store.pinned``: holder_pid keeps the log from being emptied, for held_s at least.
 
-    Without pid the system does not tell; others are further processes that do, or that may. Where
+    Without it the system does not tell; others are further processes that do, or that may. Where
     full, accepting and claiming have stopped.
     """
     _emit("store.pinned", locals())

@@ -266,6 +266,8 @@ class QueueStats:
         suspended_sites: sites left alone now.
         workers: live delivery workers.
         copied: whether the spool is a copy that waits for ``store adopt``.
+        log_full: whether the write-ahead log is at its limit: nothing is accepted or claimed until
+            the process that keeps it from being emptied ends its read transaction.
     """
 
     waiting: dict[str, int]
@@ -274,6 +276,7 @@ class QueueStats:
     suspended_sites: int
     workers: int
     copied: bool
+    log_full: bool
 
     def to_dict(self) -> dict[str, object]:
         """Plain values for JSON; times as ISO 8601 UTC."""
@@ -284,6 +287,7 @@ class QueueStats:
             "suspended_sites": self.suspended_sites,
             "workers": self.workers,
             "copied": self.copied,
+            "log_full": self.log_full,
         }
 
 

@@ -127,7 +127,7 @@ CONCERNS: tuple[tuple[str, str, str, str], ...] = (
     (
         "The spool",
         "Made, looked through, copied, closed.",
-        "create check orphans backup adopt close",
+        "create check pinned orphans backup adopt close",
         """
         from mailstrom import Mailstrom
 

@@ -36,6 +36,7 @@ LIMIT_S = {"short": 600, "long": 7_200}
 def main() -> int:
     """Run the parts that were asked for; 1 if any row is not clean."""
     options = _options()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started is ended
     rows: list[Row] = []
     with contextlib.ExitStack() as opened:
         stream = None

@@ -250,6 +250,10 @@ class AsyncMailstrom(AsyncSending):
         """Engine processes that died without a word; see ``Mailstrom.orphans``."""
         return await self._threads.alone(self._ms.orphans)
 
+    async def pinned(self) -> list[str]:
+        """Who keeps the write-ahead log from being emptied; see ``Mailstrom.pinned``."""
+        return await self._threads.alone(self._ms.pinned)
+
     # --- changing ---------------------------------------------------------------------------
 
     async def cancel(self, id: str, *, recipient: str | None = None) -> int:

@@ -25,23 +25,26 @@ _LONGEST_LINE = 2000  # characters
 def run(source: str, target: str, *, dry_run: bool, as_json: bool) -> int:
     """Salvage and say what came of it; the exit code."""
     from mailstrom.storage import canonical
-    from mailstrom.storage.sqlite.salvage import lines, salvage
+    from mailstrom.storage.sqlite.salvage import salvage
+    from mailstrom.storage.sqlite.salvage_report import lines
 
     for name in (source, target):
         if not in_a_file(name):
             raise ConfigError(f"{name}: only a spool in a file can be salvaged")
     source, target = canonical(source), canonical(target)
     salvaged = salvage(source, target, wall_ms(), dry_run=dry_run)
-    whole = not salvaged.damaged
     if as_json:
         told = {"source": source, "target": None if dry_run else target, "dry_run": dry_run}
         print_json({**told, **asdict(salvaged)})
-        return Exit.OK if whole else Exit.FAILED
+        return Exit.OK if salvaged.sound else Exit.FAILED
     for line in lines(salvaged):
         click.echo(printable(line, _LONGEST_LINE))
     if not dry_run:
         click.echo(os.path.abspath(target))
         click.echo(
-            "nothing in it is sent before: mailstrom store adopt " + shlex.quote(target), err=True
+            "put it in the place of the damaged one, and nothing in it is sent before the second:\n"
+            f"mailstrom store restore {shlex.quote(target)} {shlex.quote(source)}\n"
+            f"mailstrom store adopt {shlex.quote(source)}",
+            err=True,
         )
-    return Exit.OK if whole else Exit.FAILED
+    return Exit.OK if salvaged.sound else Exit.FAILED

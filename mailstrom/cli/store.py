@@ -47,11 +47,11 @@ def check(path: str | None, config: str | None, store: str | None, as_json: bool
     """Look for damage; one line per finding, exit 1 if there is any.
 
     A line that begins with 'note:' is no damage: an engine process died, and what it had claimed
-    waits for the janitor.
+    waits for the janitor; or a process keeps the write-ahead log from being emptied.
     """
     with opened(config, path or store) as client:
         findings = client.check()
-        notes = client.orphans()
+        notes = client.pinned() + client.orphans()
     if as_json:
         print_json({"ok": not findings, "findings": findings, "notes": notes})
     else:
@@ -106,9 +106,9 @@ def restore(
 def salvage(source: str, target: str, dry_run: bool, as_json: bool) -> int:
     """Make a sound spool TARGET of what is whole in the damaged spool SOURCE.
 
-    SOURCE must be stopped, and is not changed; TARGET must not exist. Damaged messages are listed.
-    TARGET is marked as a copy: nothing is delivered from it until 'mailstrom store adopt'. Exit 1
-    if any message is damaged.
+    SOURCE must be stopped, and is not changed; TARGET must not exist. Damaged messages are listed,
+    and recipients that are left out. TARGET is marked as a copy: nothing is delivered from it until
+    'mailstrom store adopt'. Exit 1 if anything is damaged or cannot be read.
     """
     from mailstrom.cli.salvage import run
 

@@ -2,7 +2,8 @@
 
 Contract. ``Facts`` is one row of ``FACTS`` over the public views with what the spool as a whole
 says (``Engine``); ``next_step`` is pure and looks at them in the order in which the engine would
-stumble: a copy, its own due time, the site, DNS, no engine, connections in use. Knows no command.
+stumble: a copy, its own due time, the site, DNS, no engine, a full log, connections in use. Knows
+no command.
 """
 
 from __future__ import annotations
@@ -41,12 +42,14 @@ class Engine:
         workers: delivery workers that are registered and gave a sign of life lately.
         silent_ms: since when registered ones gave none, or None.
         copied: whether the spool is a copy that waits for adoption.
+        log_full: whether nothing is claimed, since the write-ahead log is at its limit.
     """
 
     now_ms: int
     workers: int
     silent_ms: int | None
     copied: bool
+    log_full: bool
 
 
 def engine(client: Mailstrom) -> Engine:
@@ -58,7 +61,10 @@ def engine(client: Mailstrom) -> Engine:
     )
     alive = sum(row.heartbeat_ms > now - SIGN_OF_LIFE_MS for row in beats)
     silent = max((row.heartbeat_ms for row in beats), default=None) if not alive else None
-    return Engine(now_ms=now, workers=alive, silent_ms=silent, copied=client.stats().copied)
+    stats = client.stats()
+    return Engine(
+        now_ms=now, workers=alive, silent_ms=silent, copied=stats.copied, log_full=stats.log_full
+    )
 
 
 def of_message(client: Mailstrom, id: str) -> list[Any]:
@@ -118,12 +124,21 @@ def _held(fact: Any) -> str:
     return f"held by a person; {release}"
 
 
-SETTLED = {
-    "delivered": lambda fact: f"nothing more, it was delivered at {fact.finished_at}",
-    "failed": lambda fact: (
+def _failed(fact: Any) -> str:
+    if fact.reason == "damaged":
+        return (
+            f"nothing more, it failed at {fact.finished_at}: what is stored is not what was"
+            " accepted; send it anew"
+        )
+    return (
         f"nothing more, it failed at {fact.finished_at};"
         f" 'mailstrom queue retry {fact.message_id} --status failed' tries again"
-    ),
+    )
+
+
+SETTLED = {
+    "delivered": lambda fact: f"nothing more, it was delivered at {fact.finished_at}",
+    "failed": _failed,
     "cancelled": lambda fact: f"nothing more, it was cancelled at {fact.finished_at}",
     "sending": lambda fact: "on the wire now",
     "held": _held,
@@ -146,6 +161,11 @@ def _why_not_yet(fact: Any, spool: Engine) -> str:
                 " look after 'mailstrom serve'"
             )
         return "due, and no engine runs on this spool: start 'mailstrom serve'"
+    if spool.log_full:
+        return (
+            "due; nothing is claimed while a process keeps the write-ahead log at its limit:"
+            " 'mailstrom store check' names it"
+        )
     if fact.site is None:
         return f"due; the mail hosts of {fact.domain} are to be looked up first"
     if fact.lanes_limit is not None and fact.lanes >= fact.lanes_limit:

@@ -368,11 +368,27 @@ class Asking(Handle):
         folder = run_directory(self.path)
         return [
             f"worker {one.worker} ({one.kind}, pid {one.pid} on {one.host}) is gone, with"
-            f" {one.lanes:,} lanes and {one.recipients:,} claimed recipients: the next engine's"
-            " janitor takes them back"
+            f" {_number(one.lanes, 'lane')} and {_number(one.recipients, 'claimed recipient')}:"
+            " the next engine's janitor takes them back"
             for one in self._store.owners()
             if one.lanes and is_free(os.path.join(folder, one.lock))
         ]
+
+    def pinned(self) -> list[str]:
+        """Who keeps a write-ahead log that has grown over 64 MiB from being emptied.
+
+        One sentence with what to do, or none. No damage: it ends with that process's read
+        transaction. Of a low ``[spool] wal_limit`` a quarter counts. Another sentence names a
+        process that has held the write lock for more than a second.
+
+        Raises:
+            SpoolError: or a subclass, when the spool cannot be read.
+        """
+        return self._store.pinned()
+
+
+def _number(amount: int, what: str) -> str:
+    return f"{amount:,} {what}{'' if amount == 1 else 's'}"
 
 
 def cursor(after: object) -> int:

@@ -72,13 +72,13 @@ def open_client_store(path: str, *, busy_ms: int = 5_000) -> ClientStore:
 
 
 def open_worker_store(
-    path: str, *, busy_ms: int = 10_000, doubt_delays_ms: Sequence[int] | None = None
+    path: str, *, busy_ms: int = 8_000, doubt_delays_ms: Sequence[int] | None = None
 ) -> WorkerStore:
     """The engine's half of a store; the spool must exist.
 
     Args:
         path: the spool.
-        busy_ms: how long to wait for another writer.
+        busy_ms: how long to wait for another writer; one that stands still is named then.
         doubt_delays_ms: how long a recipient waits that was lost on the wire, by how often it was
             lost in a row before; the last one repeats. None: the store's own.
 

@@ -89,6 +89,9 @@ class Claimed:
     require_tls: bool
     eightbit: bool
     smtputf8: bool
+    unread: bool = False
+    """Its content could not be read when it was claimed, so nobody compared it with its digests: it
+    is to be given back, never sent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -351,7 +354,12 @@ class WorkerStore(Protocol):
         ...
 
     def room_bytes(self) -> int | None:
-        """Space left where results go, the log's limit included; None where nothing limits it."""
+        """Space left where results go; None where nothing limits it."""
+        ...
+
+    @property
+    def log_full(self) -> bool:
+        """Whether the write-ahead log is at its limit, so that nothing is to be claimed."""
         ...
 
     def log_bytes(self) -> int:
@@ -466,6 +474,10 @@ class WorkerStore(Protocol):
 
     def repair(self) -> bool:
         """Try to lift a spool poisoned by a disk error; True if acknowledgements may go on."""
+        ...
+
+    def unrepaired(self) -> str:
+        """What may keep ``repair`` from ending, for the log: which file, whose, and what to do."""
         ...
 
     @property

@@ -200,6 +200,13 @@ class ClientStore(Protocol):
         """
         ...
 
+    def pinned(self) -> list[str]:
+        """A sentence for a process that keeps the log from being emptied, or others from writing.
+
+        It takes a second where somebody writes.
+        """
+        ...
+
     def owners(self) -> list[Owner]:
         """Engine processes whose row says that they live, with what they hold."""
         ...

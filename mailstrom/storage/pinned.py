@@ -16,6 +16,11 @@ class LogHolder:
     command: str
 
 
+def mebibytes(size: int) -> str:
+    """A length for a sentence: ``16 MiB``, ``4.7 MiB``."""
+    return f"{round(size / (1 << 20), 1):g} MiB"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pinned:
     """A log that has grown over its alarm and cannot be emptied.

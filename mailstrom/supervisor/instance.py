@@ -3,6 +3,9 @@
 A flock on ``<store>-run/supervisor.lock``, which the kernel frees at death, so nothing here is
 judged by age or by a pid file. The content (JSON: pid, host) only serves to name the holder to a
 person. The descriptor is not inherited by children: an orphan must not keep the lock.
+
+Deleting the file makes the lock worth nothing: the next supervisor makes a new one. So the holder
+looks whether its file has the name still, and takes the name again where nobody else has.
 """
 
 from __future__ import annotations
@@ -58,6 +61,49 @@ def take_lock(store: str) -> LockFile | Holder:
             return holder
         time.sleep(_STEP_S)
     return lock
+
+
+class Instance:
+    """The lock of a supervisor that serves, looked after until it ends.
+
+    Args:
+        store: path of the spool.
+        lock: held, by ``take_lock``.
+    """
+
+    def __init__(self, store: str, lock: LockFile) -> None:
+        self.path = lock_path(store)
+        self._store = store
+        self._lock = lock
+
+    @property
+    def guards(self) -> bool:
+        """Whether the file that we hold has the name still.
+
+        Raises:
+            OSError: nobody can tell now.
+        """
+        return self._lock.named
+
+    def renew(self) -> Holder | None:
+        """Take the lock again, after its file was deleted or replaced.
+
+        Returns:
+            None where it is ours, else who has it now.
+
+        Raises:
+            OSError: the directory is gone, say; ask again.
+        """
+        taken = take_lock(self._store)
+        if isinstance(taken, Holder):
+            return taken
+        former, self._lock = self._lock, taken
+        former.release()
+        return None
+
+    def release(self) -> None:
+        """Give the lock back; idempotent."""
+        self._lock.release()
 
 
 def _named(path: Path) -> Holder:

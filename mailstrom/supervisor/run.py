@@ -4,7 +4,8 @@ Checks what must be in place before any process is started: a configuration, the
 a spool of ours, and no other supervisor on it. What is wrong is said once, on standard error, with
 what to do; the log belongs to the running engine. Exit codes are those of the whole program:
 0 drained, 1 stopped at once or spool damaged, 64 usage, 73 cannot create, 75 busy, full or already
-supervised, 78 configuration, foreign spool or engine not installed.
+supervised (or drained, since another supervisor took its place), 78 configuration, foreign spool or
+engine not installed.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from mailstrom.errors import (
     SpoolFull,
 )
 from mailstrom.storage import canonical, prepare, require_shared
-from mailstrom.supervisor.instance import Holder, lock_path, take_lock
+from mailstrom.supervisor.instance import Holder, Instance, lock_path, take_lock
 from mailstrom.supervisor.supervision import DELIVERY, JANITOR, Supervision, Timing
 
 EXIT_FAILED = 1
@@ -110,18 +111,20 @@ def serve(
             f"mailstrom: a supervisor already serves {store}: pid {lock.pid} on host {lock.host}; "
             "end that one first, or give this one another store",
         )
+    instance = Instance(store, lock)
     try:
         events.configure(config.log.level, config.log.format)
         return Supervision(
             config,
             worker_count(config),
             store=store,
+            instance=instance,
             commands=commands,
             reload=lambda running: _reloaded(running, store, reload, workers),
             timing=timing or Timing(),
         ).run()
     finally:
-        lock.release()
+        instance.release()
 
 
 def main(argv: Sequence[str]) -> int:

@@ -13,6 +13,8 @@ count; the kernel's wake-up byte turns the loop, which does the work. Rules:
   now. What comes within ``Timing.same_s`` is the same one again: ``timeout`` and some terminals
   signal the process and its group. HUP: a configuration that may be adopted goes to every child;
   any other changes nothing, whatever is wrong. What only a restart can change is logged.
+* Where its lock file was deleted it takes the name again; where another supervisor was faster it
+  drains, says whom it leaves the spool to, and exits 75.
 
 No SMTP, no DNS, no spool: this process must not be able to fail for a reason that lies in a mail.
 """
@@ -36,12 +38,14 @@ from mailstrom.config import Config, restart_needed, to_json
 from mailstrom.control import ControlError, Drain, Lapse, Reload, Stop, encode_command
 from mailstrom.errors import ConfigError
 from mailstrom.supervisor.children import Child, Slot, child_environment, spawn
+from mailstrom.supervisor.instance import Instance
 
 DELIVERY = "delivery"
 JANITOR = "janitor"
 
 EXIT_DRAINED = 0
 EXIT_STOPPED = 1
+EXIT_SUPERSEDED = 75
 
 _CLEAN_EXIT = "exit 0"
 _WATCHED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
@@ -127,6 +131,7 @@ class Supervision:
         config: the effective configuration.
         workers: number of delivery children.
         store: absolute path of the spool.
+        instance: the lock, held.
         commands: argv by kind of child.
         reload: loads the configuration anew, given the one in force, which stays if it raises.
         timing: the parent's own patience.
@@ -138,6 +143,7 @@ class Supervision:
         workers: int,
         *,
         store: str,
+        instance: Instance,
         commands: Mapping[str, Sequence[str]],
         reload: Callable[[Config], Config],
         timing: Timing,
@@ -145,6 +151,9 @@ class Supervision:
         self._config = config
         self._at_start = config
         self._store = store
+        self._instance = instance
+        self._superseded = False
+        self._blind: str | None = None
         self._commands = commands
         self._reload = reload
         self._timing = timing
@@ -166,11 +175,12 @@ class Supervision:
         """Supervise until told to end.
 
         Returns:
-            0 after a drain, 1 after a stop.
+            0 after a drain, 75 where another supervisor was the reason, 1 after a stop.
         """
         with self._signals.installed():
             while True:
                 self._obey()
+                self._guard()
                 self._reap()
                 if self._phase is not _Phase.RUNNING and not self._living():
                     break
@@ -178,7 +188,8 @@ class Supervision:
                 self._end_due()
                 self._hear()
                 self._watch()
-        code = EXIT_STOPPED if self._phase is _Phase.STOPPING else EXIT_DRAINED
+        drained = EXIT_SUPERSEDED if self._superseded else EXIT_DRAINED
+        code = EXIT_STOPPED if self._phase is _Phase.STOPPING else drained
         events.supervisor_stopped(exit_code=code, pid=os.getpid())
         return code
 
@@ -196,6 +207,34 @@ class Supervision:
             self._stop()
         if self._signals.ends >= 3:
             self._deadline_s = _now_s()
+
+    def _guard(self) -> None:
+        """See that no other supervisor serves this spool, whatever became of the lock file."""
+        if self._phase is not _Phase.RUNNING:
+            return
+        path = self._instance.path
+        try:
+            if self._instance.guards:
+                self._blind = None
+                return
+            rival = self._instance.renew()
+        except OSError as error:
+            text = f"{path}: cannot be locked ({error}): bring its directory back"
+            if text != self._blind:  # said once: this is asked at every turn
+                self._blind = text
+                events.engine_failed(where="lock", error=text, pid=os.getpid())
+            return
+        if rival is None:
+            text = f"{path} was deleted or replaced, and is taken again: leave it alone"
+        else:
+            text = (
+                f"{path} was deleted or replaced, and another supervisor has it now: pid"
+                f" {rival.pid} on host {rival.host}; this one drains and leaves the spool to it"
+            )
+        events.engine_failed(where="lock", error=text, pid=os.getpid())
+        if rival is not None:
+            self._superseded = True
+            self._drain()
 
     def _drain(self) -> None:
         self._phase = _Phase.DRAINING

@@ -14,6 +14,9 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import apsw
+
+from mailstrom import Mailstrom
 from mailstrom.testing.script import Act, Rule, Script
 from tests.scenarios.conftest import MakeEngine
 from tests.support.engine import DEADLINE_S, Engine, alive, environment, mail
@@ -272,6 +275,45 @@ def test_a_second_supervisor_is_refused(network: Network, make_engine: MakeEngin
     assert "Traceback" not in refused.stderr
     domain, _ = network.site(Script())
     assert engine.final(engine.send(f"a@{domain}")).succeeded
+
+
+# Damage
+
+
+def test_a_drain_does_not_wait_for_a_damaged_spool(
+    network: Network, make_engine: MakeEngine
+) -> None:
+    engine = make_engine()
+    domain, _ = network.site(Script())
+    engine.send(f"a@{domain}")
+    engine.ms.close()
+    connection = apsw.Connection(str(engine.store))
+    connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+    ((size,),) = connection.execute("PRAGMA page_size")
+    ((root,),) = connection.execute(
+        "SELECT rootpage FROM sqlite_schema WHERE name = 'recipient_unrouted'"
+    )
+    connection.close()
+
+    def put(page: bytes) -> bytes:
+        with open(engine.store, "r+b") as file:
+            file.seek((root - 1) * size)
+            before = file.read(size)
+            file.seek((root - 1) * size)
+            file.write(page)
+        return before
+
+    whole = put(b"\xff" * size)
+    engine.start()
+    (told, *_) = engine.wait_log("engine.failed")
+    assert "mailstrom store salvage" in told["error"]
+    engine.signal(signal.SIGTERM)
+    engine.wait_exit()
+    ends = [line["cause"] for line in engine.log("worker.lost")]
+    assert not [cause for cause in ends if "signal" in cause], "it had to be killed"
+    assert len(engine.log("engine.failed")) < 12, "each trouble is told once a minute"
+    put(whole)
+    engine.ms = Mailstrom(engine.store)
 
 
 # Surroundings

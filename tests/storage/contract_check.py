@@ -101,6 +101,24 @@ PLANTED: dict[str, tuple[str, str]] = {
         " WHERE key = (SELECT content * 4096 + 1 FROM message WHERE id = 'large')",
         "chunk 1 of the content of message large does not fit its digest",
     ),
+    "digest_of_staged_content": (
+        "INSERT INTO content SELECT -4096 * 900, zeroblob(9), digest FROM content LIMIT 1",
+        "chunk 0 of the content of message (staged) does not fit its digest",
+    ),
+    "seal": (
+        "UPDATE message SET eightbit = 1 - eightbit WHERE id = 'done'",
+        "message done or its content does not fit its digest",
+    ),
+    "seal_of_long_content": (
+        "UPDATE message SET message_id = '<forged@example.org>' WHERE id = 'large'",
+        "message large or its content does not fit its digest",
+    ),
+    "seal_of_swapped_content": (
+        "UPDATE content SET (data, digest) = (SELECT data, digest FROM content WHERE key"
+        " = (SELECT content * 4096 FROM message WHERE id = 'large'))"
+        " WHERE key >> 12 = (SELECT seq FROM message WHERE id = 'done')",
+        "message done or its content does not fit its digest",
+    ),
     "purged": (
         "UPDATE message SET purged_ms = 1 WHERE id = 'done'",
         "was purged and still has content",
@@ -210,6 +228,16 @@ class CheckContract:
         found = spool.client.check()
         assert any(words in text for text in found), found
         assert all(": " in text for text in found), "each says what to do"
+
+    def test_a_text_that_is_none_is_a_finding_with_what_to_do(
+        self, spool: Spool, stores: Tampered
+    ) -> None:
+        something_of_everything(spool)
+        stores.tamper("UPDATE message SET sender = CAST(x'ff' AS TEXT) WHERE id = 'done'")
+        found = spool.client.check()
+        assert any("the check of 'row' reads it" in text for text in found), found
+        unreadable = [text for text in found if "the check of" in text]
+        assert all(" NEW')" in text and "retry" not in text for text in unreadable)
 
     def test_of_a_kind_a_hundred_are_told(self, spool: Spool, stores: Tampered) -> None:
         spool.client.enqueue([submission(f"a@d{n}.example") for n in range(150)], T0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mailstrom.types import Reason
+from mailstrom.types import Reason, from_ms
 from tests.storage.contract_retention import KEEP
 from tests.storage.spool import DAY, HOUR, T0, Spool
 
@@ -224,6 +224,34 @@ class ClockContract:
         self.keep(spool, late, 1_000)
         assert spool.engine.purge(KEEP, 100, late + HOUR - 1) == 0
         assert spool.engine.purge(KEEP, 100, late + HOUR) > 0
+
+    def test_what_is_written_by_the_old_clock_after_a_jump_back_does_not_wait_for_it(
+        self, spool: Spool
+    ) -> None:
+        """A worker read the clock, the clock went back, and only then the lock was free."""
+        self.keep(spool, T0, 0)
+        late, still = spool.send("a@example.org"), spool.send("b@example.org")
+        far = spool.send("c@example.org", send_ms=T0 + DAY)
+        spool.route()
+        lane = spool.lane()
+        rows = {row.message_id: row for row in spool.claim(lane)}
+        spool.open(lane, list(rows.values()))
+        back = T0 - 10 * HOUR
+        self.keep(spool, back, 1_000)
+        spool.settle(lane, rows[late], "deferred", due_ms=T0 + 60_000)
+        spool.settle(lane, rows[still], "queued", due_ms=T0)
+        spool.engine.give_back(spool.worker, "example.org", T0 + 60_000)
+        assert spool.only(late).next_attempt_at == from_ms(T0 + 60_000)
+        now = back + 16_000
+        self.keep(spool, now, 17_000)
+        assert spool.only(late).next_attempt_at == from_ms(back - 1_000 + 60_000), "its own wait"
+        assert spool.only(still).next_attempt_at == from_ms(now)
+        assert spool.only(far).next_attempt_at == from_ms(T0 + DAY)
+        assert (spool.engine.next_due_ms(now) or now + 1) <= now
+        spool.sound()
+        revision = spool.client.revision()
+        self.keep(spool, now + 250, 17_250)
+        assert spool.client.revision() == revision, "once is enough"
 
     # --- a client with a clock of its own ---
 

@@ -131,6 +131,7 @@ class SpoolMachine(RuleBasedStateMachine):
         self.keys: dict[str, tuple[str, int]] = {}
         self.engines[0].keep_clock(wall_ms=T0, monotonic_ms=T0 - self.begun, boot="b", limit=1_000)
         self.policy = 0
+        self.losses: Counter[str] = Counter()
 
     def _register(self, number: int) -> int:
         row = self.engines[number].register(
@@ -355,14 +356,21 @@ class SpoolMachine(RuleBasedStateMachine):
             row.state, row.lane = "delivered", None
 
     def _free(
-        self, tokens: set[int], *, booted: bool = False, on_doubt: OnDoubt = OnDoubt.RETRY
+        self,
+        tokens: set[int],
+        *,
+        by: str,
+        booted: bool = False,
+        on_doubt: OnDoubt = OnDoubt.RETRY,
     ) -> None:
         """Lanes end; what they had on the wire is in doubt, after a boot all that they held."""
         for row in self.rows.values():
             if row.lane not in tokens:
                 continue
             if row.state == "sending" or booted:
+                self.losses[f"{row.state}, {by}"] += 1
                 row.lose(on_doubt)
+                self.losses["held"] += row.reason == "in_doubt"
             else:
                 row.state, row.lane = "waiting", None
         for token in tokens:
@@ -376,7 +384,7 @@ class SpoolMachine(RuleBasedStateMachine):
         held = sum(row.lane == token for row in self.rows.values())
         engine = self.engines[self.lanes[token][1]]
         assert engine.release(token, self.now, on_doubt=on_doubt) == held
-        self._free({token}, on_doubt=on_doubt)
+        self._free({token}, by="release", on_doubt=on_doubt)
 
     @precondition(lambda self: self.lanes)
     @rule(data=st.data(), times=st.integers(1, POISON))
@@ -394,7 +402,7 @@ class SpoolMachine(RuleBasedStateMachine):
                 if engine.exchange(Work(opens=[only]), self.now).opened:
                     self.rows[row.message_id, row.address].state = "sending"
             engine.release(token, self.now)
-            self._free({token})
+            self._free({token}, by="release")
             self.time_passes(0, 1)
             self.route(0, "mx")
             self.lease(0)
@@ -415,9 +423,40 @@ class SpoolMachine(RuleBasedStateMachine):
             held = sum(row.lane in tokens for row in self.rows.values())
             assert lapsed.released + lapsed.in_doubt == held
             assert lapsed.lanes == len(tokens)
-        self._free(tokens, booted=end in {"boot", "nobody knows"}, on_doubt=on_doubt)
+        self._free(tokens, by=end, booted=end in {"boot", "nobody knows"}, on_doubt=on_doubt)
         assert self.engines[who].lease(worker, want=1, limit=9, workers=1, now_ms=self.now) == []
         self.workers[who] = self._register(who)
+
+    @rule(
+        who=st.integers(0, 1), end=st.sampled_from(["lapse", "retire", "release", "boot"]),
+        own=st.sampled_from([None, OnDoubt.RETRY, OnDoubt.HOLD]),
+        on_doubt=st.sampled_from(OnDoubt), opened=st.integers(1, 3),
+    )  # fmt: skip
+    def die_on_the_wire(
+        self, who: int, end: str, own: OnDoubt | None, on_doubt: OnDoubt, opened: int
+    ) -> None:
+        """Fresh mail is claimed, some of it opened; then the worker or its lanes end."""
+        self.send(who, {"a", "b", "c"}, DOMAINS[who], 0, 0, own, False)
+        self.route(who, "mx")
+        self.lease(who)
+        mine = [token for token, (_, owner) in self.lanes.items() if owner == who]
+        for token in mine:
+            request = ClaimRequest(lane=token, limit=3, max_bytes=1 << 20)
+            rows = self.engines[who].exchange(Work(claims=[request]), self.now).claimed
+            for row in rows:
+                self._take(row, token)
+            ones = tuple(row.recipient for row in rows[:opened])
+            work = Work(opens=[Open(lane=token, recipients=ones, session="s")] if ones else [])
+            assert self.engines[who].exchange(work, self.now).opened == set(ones)
+            for row in rows[:opened]:
+                self.rows[row.message_id, row.address].state = "sending"
+        if end != "release":
+            self.replace_worker(who, end, on_doubt)
+            return
+        for token in mine:
+            held = sum(row.lane == token for row in self.rows.values())
+            assert self.engines[who].release(token, self.now, on_doubt=on_doubt) == held
+            self._free({token}, by=end, on_doubt=on_doubt)
 
     @precondition(lambda self: self.lanes)
     @rule(data=st.data())
@@ -559,7 +598,7 @@ class SpoolMachine(RuleBasedStateMachine):
         """An engine alone, with everybody else dead, ends whatever is not held."""
         for worker in self.workers:
             self.engines[0].lapse(worker, boot="b", now_ms=self.now)
-        self._free(set(self.lanes))
+        self._free(set(self.lanes), by="lapse")
         self.workers[0] = self._register(0)
         for _ in range(40):
             self.now += HOUR

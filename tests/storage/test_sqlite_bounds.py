@@ -11,12 +11,12 @@ from typing import Any
 import apsw
 import pytest
 
-from mailstrom.storage.sqlite import claims, upkeep
+from mailstrom.storage.sqlite import claims, clocks, upkeep
 from mailstrom.storage.sqlite.connection import connect
 from mailstrom.storage.sqlite.sql import STATEMENTS
 from tests.storage.contract_retention import KEEP
 from tests.storage.files import SQLiteStores
-from tests.storage.spool import BODY, DAY, T0, Spool
+from tests.storage.spool import BODY, DAY, T0, Spool, submission
 
 
 @pytest.fixture
@@ -72,8 +72,34 @@ def test_content_that_cannot_be_read_now_does_not_undo_the_claim(
         patch.setattr(claims, "bodies", fails)
         (row,) = spool.claim(lane)
     assert (row.body, row.damaged, row.chunks) == (None, False, 1)
+    assert row.unread, "nobody compared it with its digest: it would go out unproved"
     assert spool.engine.chunk(row.content, 0) == BODY
-    assert spool.open(lane, [row]) == {row.recipient}
+    assert spool.settle(lane, row, "queued", due_ms=T0 + 1)
+    (row,) = spool.claim(lane, now=T0 + 1)
+    assert (row.body, row.unread) == (BODY, False)
+
+
+def test_the_clock_is_kept_by_the_newest_numbers_however_many_are_finished(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that a look reads, not its time: what is finished counts as well."""
+    monkeypatch.setattr(clocks, "NEWEST", 10)
+    look = {"monotonic_ms": 0, "boot": "b", "limit": 9}
+    spool.engine.keep_clock(wall_ms=T0, **look)
+    spool.client.enqueue([submission(f"a{n}@example.org") for n in range(2_000)], T0)
+    connection = spool.engine._connection()  # type: ignore[attr-defined]
+    connection.execute("UPDATE message SET finished_ms = 1").fetchall()
+    steps = 0
+
+    def count() -> bool:
+        nonlocal steps
+        steps += 1
+        return False
+
+    connection.set_progress_handler(count, 100)
+    spool.engine.keep_clock(wall_ms=T0, **look)
+    connection.set_progress_handler(None)
+    assert steps < 20, "it walked over all that is finished"
 
 
 def test_an_even_clock_needs_no_lock(spool: Spool, other: apsw.Connection) -> None:

@@ -19,8 +19,10 @@ import pytest
 
 from mailstrom.errors import OutcomeUnknown, SpoolError, SpoolReplaced
 from mailstrom.storage import open_client_store
+from mailstrom.storage.sqlite import poison
+from mailstrom.storage.sqlite.checkpointer import Checkpointer
 from mailstrom.storage.sqlite.client import SQLiteClientStore
-from mailstrom.storage.sqlite.connection import _Checkpointer, connect, spool_errors
+from mailstrom.storage.sqlite.connection import connect, spool_errors
 from mailstrom.storage.sqlite.durable import WalSync, poison_path
 from mailstrom.storage.sqlite.worker import SQLiteWorkerStore
 from tests.storage.spool import T0, change, submission
@@ -195,6 +197,43 @@ def test_a_deleted_wal_is_never_taken_as_synced(
         engine.verify()
 
 
+def test_a_deleted_shm_stops_whoever_had_it_before_it_writes(
+    path: str, client: SQLiteClientStore, engine: SQLiteWorkerStore
+) -> None:
+    client.enqueue([submission()], T0)
+    os.unlink(f"{path}-shm")
+    newcomer = submission()
+    elsewhere(path, "print(len(store.statuses([])))")  # makes a new one
+    with pytest.raises(SpoolReplaced, match="-shm file was deleted"):
+        client.enqueue([submission()], T0)
+    with pytest.raises(SpoolReplaced, match="-shm file was deleted"):
+        engine.expire(10, T0)
+    assert client.enqueue([newcomer], T0) == [newcomer.id], "it opened what is there now"
+    assert client.check() == []
+
+
+def test_a_shm_deleted_between_commit_and_sync_makes_the_outcome_unknown(
+    path: str, client: SQLiteClientStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client.enqueue([submission()], T0)
+    monkeypatch.setattr(client, "_require_log_room", lambda: os.unlink(f"{path}-shm"))
+    one = submission()
+    with pytest.raises(OutcomeUnknown, match="-shm file was deleted") as caught:
+        client.enqueue([one], T0)
+    assert caught.value.key == one.id
+    monkeypatch.undo()
+    client.enqueue([submission()], T0)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes files of others")
+def test_a_flag_of_root_can_be_removed_by_the_directorys_owner(tmp_path: Path) -> None:
+    os.makedirs(poison.run_directory(str(tmp_path / "s.db")))
+    os.chown(poison.run_directory(str(tmp_path / "s.db")), 12345, 12345)
+    poison.poison(str(tmp_path / "s.db"), OSError(errno.EIO, "injected"))
+    found = os.stat(poison.poison_path(str(tmp_path / "s.db")))
+    assert (found.st_uid, found.st_mode & 0o777) == (12345, 0o660)
+
+
 def test_after_a_replacement_the_client_writes_into_what_has_the_name(
     path: str, client: SQLiteClientStore, tmp_path: Path
 ) -> None:
@@ -235,7 +274,7 @@ def test_a_run_directory_that_cannot_be_looked_into_stops_acknowledging(
     real = os.stat
 
     def closed(name: object, *args: object, **kwargs: object) -> os.stat_result:
-        if str(name).endswith("poisoned"):
+        if str(name).endswith(("poisoned", "-run")):
             raise PermissionError(errno.EACCES, "Permission denied")
         return real(name, *args, **kwargs)  # type: ignore[arg-type]
 
@@ -458,7 +497,7 @@ def test_a_sync_that_fails_in_a_clients_own_checkpoint_poisons_too(
         def wal_checkpoint(self, *_args: object) -> None:
             raise failed
 
-    checkpointer = _Checkpointer(path, 10)
+    checkpointer = Checkpointer(path, 10)
     assert checkpointer(Failing(), "main", 9) == apsw.SQLITE_OK  # type: ignore[arg-type]
     assert isinstance(client.enqueue([submission()], T0)[0], str)
     assert checkpointer(Failing(), "main", 10) == apsw.SQLITE_OK  # type: ignore[arg-type]
@@ -475,7 +514,7 @@ def test_a_spool_that_cannot_be_looked_at_is_not_taken_for_a_replaced_one(
     real = os.stat
 
     def failing(name: Any, *args: Any, **kwargs: Any) -> os.stat_result:
-        if str(name).endswith("-wal") and failing_now:
+        if (str(name).endswith("-wal") or str(name) == os.path.dirname(path)) and failing_now:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return real(name, *args, **kwargs)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -74,7 +75,7 @@ def test_every_connection_has_the_pragmas_of_the_house(
     wanted = {
         "journal_mode": "wal",
         "synchronous": 1,
-        "wal_autocheckpoint": 0,  # a hook of ours stands in its place: see _Checkpointer
+        "wal_autocheckpoint": 0,  # a hook of ours stands in its place: see Checkpointer
         "temp_store": 2,
         "query_only": query_only,
         "page_size": 4096,
@@ -203,6 +204,20 @@ def _other_pages(path: Path) -> None:
     connection = apsw.Connection(str(path))
     connection.execute("PRAGMA page_size = 1024; PRAGMA user_version = 0; VACUUM").fetchall()
     connection.close()
+
+
+@pytest.mark.parametrize("place", [0, 16, 52, 68], ids=["magic", "page size", "vacuum", "owner"])
+def test_a_spool_whose_first_page_is_damaged_is_led_to_salvage(tmp_path: Path, place: int) -> None:
+    path = tmp_path / "spool.db"
+    SQLiteClientStore(str(path)).close()
+    with contextlib.closing(SQLiteWorkerStore(str(path))) as engine:
+        engine.checkpoint()
+    os.truncate(f"{path}-wal", 0)  # its first page would be read there
+    with open(path, "r+b") as stream:
+        stream.seek(place)
+        stream.write(bytes(8) if place != 68 else b"NONE")
+    with pytest.raises(SpoolError, match=f"mailstrom store salvage {path} NEW"):
+        SQLiteClientStore(str(path))
 
 
 @pytest.mark.parametrize("make", [_text, _short, _noise, _database, _wal_database, _other_pages])

@@ -1,6 +1,7 @@
 """A new spool of what is whole in a damaged one; and that damaged envelopes are seen at a claim.
 
 How much is recovered after random damage is the torture's to count; here are the single cases.
+Long, since the cases share the spool and the ways to damage it.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ import pytest
 from mailstrom import Mailstrom
 from mailstrom.errors import NotASpool, SpoolBusy, SpoolCorrupt, SpoolError
 from mailstrom.storage.client import CHUNK_BYTES
-from mailstrom.storage.sqlite import salvage as module
-from mailstrom.storage.sqlite.salvage import lines, salvage
+from mailstrom.storage.sqlite.salvage import salvage
 from mailstrom.storage.sqlite.salvage_pages import Pages, record, shape
+from mailstrom.storage.sqlite.salvage_report import Salvaged, lines
 from mailstrom.types import OnDoubt
 from tests.storage.files import SQLiteStores
 from tests.storage.spool import BODY, T0, Spool
@@ -49,7 +50,7 @@ def tamper(path: Path, sql: str) -> None:
     connection.close()
 
 
-def salvaged(path: Path) -> tuple[Path, module.Salvaged]:
+def salvaged(path: Path) -> tuple[Path, Salvaged]:
     target = path.with_name("new.db")
     return target, salvage(str(path), str(target), NOW)
 
@@ -148,6 +149,188 @@ def test_a_message_row_that_is_lost_is_told_by_its_recipients(spool: Spool) -> N
     tamper(path, f"DELETE FROM message WHERE id = '{bad}'")
     _, done = salvaged(path)
     assert [(one.id, one.recipients) for one in done.damaged] == [(None, ("a@example.org",))]
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["address = 'bub@example.org'", "state = 'qweued'", "message = 99", "seq = seq + (1 << 41)"],
+)
+def test_a_recipient_that_is_lost_among_others_is_named(change: str, spool: Spool) -> None:
+    id = spool.send("alice@example.org", "bob@example.org", "carol@example.org")
+    path = stop(spool)
+    spoil_rows(path, f"UPDATE recipient SET {change} WHERE address = 'bob@example.org'")
+    target, done = salvaged(path)
+    named = [one for one in done.damaged if one.id == id]
+    assert [one.kept for one in named] == [False]
+    assert "bob@example.org" in named[0].recipients
+    assert (done.whole, done.recipients) == (0, 2)
+    with Mailstrom(target) as ms:
+        assert ms.check() == []
+        assert set(ms.status(id).recipients) == {"alice@example.org", "carol@example.org"}
+
+
+def spoil_rows(path: Path, sql: str) -> None:
+    """Change a row as damage does: its entries in the indexes stay as they were."""
+    roots = (
+        "SELECT name, rootpage, sql FROM sqlite_schema WHERE type = 'table' AND name = 'recipient'"
+    )
+    connection = apsw.Connection(str(path))
+    connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+    connection.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, 0)
+    assert connection.execute(roots).fetchall()
+    kept = connection.execute(
+        "SELECT rowid, type, name, tbl_name, rootpage, sql FROM sqlite_schema"
+        " WHERE tbl_name = 'recipient'"
+    ).fetchall()
+    plain = (
+        "CREATE TABLE recipient (seq INTEGER PRIMARY KEY, message, address, domain, checksum,"
+        " priority, state, reason, site, generation, due_ms, lane, session, opened_ms, attempts,"
+        " deferrals, in_doubt, doubts, reopened_ms, last_ms, finished_ms, mx, reply_code,"
+        " enhanced_code, reply_text, tls)"
+    )
+    connection.execute("PRAGMA writable_schema = ON").fetchall()
+    connection.execute("DELETE FROM sqlite_schema WHERE tbl_name = 'recipient' AND type = 'index'")
+    connection.execute("UPDATE sqlite_schema SET sql = ? WHERE name = 'recipient'", (plain,))
+    connection.execute("PRAGMA writable_schema = RESET").fetchall()
+    connection.execute(sql).fetchall()
+    connection.execute("PRAGMA writable_schema = ON").fetchall()
+    connection.execute("DELETE FROM sqlite_schema WHERE tbl_name = 'recipient'").fetchall()
+    connection.executemany(
+        "INSERT INTO sqlite_schema (rowid, type, name, tbl_name, rootpage, sql)"
+        " VALUES (?, ?, ?, ?, ?, ?)", kept,
+    )  # fmt: skip
+    connection.close()
+
+
+def pages_with(path: Path, kind: int, text: bytes) -> list[int]:
+    data = path.read_bytes()
+    starts = range(0, len(data), 4096)
+    return [at for at in starts if data[at] == kind and data[at : at + 4096].count(text) > 10]
+
+
+def checkpointed(spool: Spool) -> Path:
+    path = stop(spool)
+    connection = apsw.Connection(str(path))
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    connection.close()
+    return path
+
+
+def test_a_lost_page_of_recipients_is_named_and_counted(spool: Spool) -> None:
+    addresses = {f"user{number:04}@example.org" for number in range(200)}
+    id = spool.send(*sorted(addresses))
+    path = checkpointed(spool)
+    data = bytearray(path.read_bytes())
+    lost = pages_with(path, 0x0D, b"queued")[1]
+    data[lost : lost + 4096] = bytes(4096)
+    path.write_bytes(data)
+    target, done = salvaged(path)
+    assert (done.unreadable, done.whole, done.sound) == (1, 0, False)
+    with Mailstrom(target) as ms:
+        there = set(ms.status(id).recipients)
+    (one,) = done.damaged
+    assert len(there) < 200
+    assert there | set(one.recipients) == addresses
+    told = "\n".join(lines(done))
+    assert all(address in told for address in one.recipients)
+    assert max(map(len, told.splitlines())) < 1_000
+
+
+def test_recipients_whose_index_is_lost_too_are_counted(spool: Spool) -> None:
+    spool.send(*(f"user{number:04}@example.org" for number in range(200)))
+    path = checkpointed(spool)
+    data = bytearray(path.read_bytes())
+    for kind, text in ((0x0D, b"queued"), (0x0A, b"@example.org"), (0x02, b"@example.org")):
+        lost = pages_with(path, kind, text)
+        for at in lost[1:2] if kind == 0x0D else lost:
+            data[at : at + 4096] = bytes(4096)
+    path.write_bytes(data)
+    _, done = salvaged(path)
+    (one,) = done.damaged
+    assert done.recipients + len(one.recipients) + one.unnamed == 200
+    assert one.unnamed > 10
+
+
+def test_the_last_recipients_of_a_message_are_missed(spool: Spool) -> None:
+    first = spool.send("a@example.org", "b@example.org")
+    spool.send("c@example.org")
+    path = stop(spool)
+    tamper(path, "DELETE FROM recipient WHERE address = 'b@example.org'")
+    _, done = salvaged(path)
+    assert [(one.id, one.recipients, one.unnamed) for one in done.damaged] == [(first, (), 1)]
+
+
+DAY = 86_400_000
+TIMES = {
+    "due in years": ("recipient SET due_ms = due_ms + 1000 * 86400000", 0),
+    "sent in years": ("message SET send_ms = send_ms + 10000 * 86400000", 0),
+    "sent before it was made": ("message SET send_ms = 1", 0),
+    "expired before it was made": ("message SET expires_ms = 1", 0),
+    "never expires": ("message SET expires_ms = 1 << 60", 0),
+    "made in years": ("message SET created_ms = created_ms + 10000 * 86400000", 0),
+}
+
+
+@pytest.mark.parametrize("name", TIMES)
+def test_a_time_that_nobody_can_have_meant_is_made_anew(name: str, spool: Spool) -> None:
+    spool.send("a@example.org")
+    path = stop(spool)
+    tamper(path, f"UPDATE {TIMES[name][0]}")
+    target, _ = salvaged(path)
+    with Mailstrom(target) as ms:
+        assert ms.check() == []
+        rows = ms.query(
+            "SELECT r.next_attempt_ms, m.expires_ms FROM recipients r"
+            " JOIN messages m ON m.id = r.message_id"
+        )
+    ((due, expires),) = [tuple(row) for row in rows]
+    assert due == NOW
+    assert NOW < expires <= NOW + 366 * DAY
+
+
+def test_what_is_to_be_sent_later_is_not_sent_at_once(spool: Spool) -> None:
+    spool.send("a@example.org")
+    path = stop(spool)
+    later = NOW + DAY
+    tamper(path, f"UPDATE message SET send_ms = {later}, expires_ms = {later + DAY}")
+    for due in (later, 1, later + 1000 * DAY):  # as it was; and damaged
+        tamper(path, f"UPDATE recipient SET due_ms = {due}")
+        target, _ = salvaged(path)
+        with Mailstrom(target) as ms:
+            rows = ms.query("SELECT next_attempt_ms FROM recipients")
+        assert [row[0] for row in rows] == [later]
+        for file in path.parent.glob("new.db*"):
+            if file.is_file():
+                file.unlink()
+
+
+def test_a_free_page_is_told_by_the_list_even_where_the_pointer_map_is_damaged(
+    spool: Spool,
+) -> None:
+    spool.send("a@example.org", "b@example.org")
+    path = checkpointed(spool)
+    data = bytearray(path.read_bytes())
+    row = b"a@example.orgexample.org"
+    starts = range(0, len(data), 4096)
+    (leaf,) = [at for at in starts if data[at] == 0x0D and row in data[at : at + 4096]]
+    entry = 4096 + (leaf // 4096 + 1 - 3) * 5
+    data[entry : entry + 5] = b"\x02\0\0\0\0"  # it says: free
+    path.write_bytes(data)
+    assert salvaged(path)[1].recipients == 2
+
+
+def test_a_damaged_end_of_a_transaction_is_told(spool: Spool) -> None:
+    spool.send("a@example.org")
+    spool.send("b@example.org")
+    path = stop(spool)
+    log = path.with_name("spool.db-wal")
+    content = bytearray(log.read_bytes())
+    content[-2_000] ^= 0xFF
+    log.write_bytes(content)
+    _, done = salvaged(path)
+    assert done.unfit_frames == 1
+    assert not done.sound
+    assert any("-wal" in line for line in lines(done))
 
 
 def test_frames_behind_a_damaged_one_are_taken(spool: Spool) -> None:

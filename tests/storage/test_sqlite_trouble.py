@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import shutil
+import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import apsw
 import pytest
 
+from mailstrom import events
+from mailstrom.config import Config
 from mailstrom.errors import (
     InvalidMessage,
     MailstromError,
     SpoolBusy,
     SpoolCorrupt,
+    SpoolError,
     SpoolFull,
 )
+from mailstrom.storage.sqlite import poison
 from mailstrom.storage.sqlite.client import SQLiteClientStore
 from mailstrom.storage.sqlite.connection import (
     connect,
 )
+from mailstrom.storage.sqlite.worker import SQLiteWorkerStore
+from mailstrom_workers.janitor import Janitor
+from mailstrom_workers.machine import Machine
 from tests.storage.spool import T0, change, submission
 
 
@@ -151,6 +164,102 @@ def test_damaged_content_is_seen_and_never_handed_out(path: str, client: SQLiteC
     with pytest.raises(SpoolCorrupt):
         client.content(small.id)
     assert [finding for finding in client.check() if "lacks content" in finding] == [
-        f"message {one.id} lacks content: restore a copy, or recover the rest with"
-        " 'mailstrom store salvage'" for one in (small, large)
+        f"message {one.id} lacks content: restore a copy ('mailstrom store restore COPY {path}'),"
+        f" or get out what is whole ('mailstrom store salvage {path} NEW')"
+        for one in (small, large)
     ]  # fmt: skip
+
+
+# --- a disk error that cannot be repaired --------------------------------------------------------
+
+
+def _directory(flag: Path) -> None:
+    flag.mkdir()
+
+
+def _of_another(flag: Path) -> None:
+    flag.touch(0o600)
+    os.chown(flag, 12345, 12345)
+
+
+@pytest.mark.parametrize(
+    ("plant", "advice"),
+    [
+        (_directory, "is a directory"),
+        pytest.param(
+            _of_another, "a running engine repairs it",
+            marks=pytest.mark.skipif(os.geteuid() != 0, reason="only root makes files of others"),
+        ),
+    ],
+)  # fmt: skip
+def test_a_poisoned_spool_is_a_finding_with_the_flags_age(
+    path: str, client: SQLiteClientStore, plant: Callable[[Path], None], advice: str
+) -> None:
+    assert client.check() == []
+    flag = Path(poison.poison_path(path))
+    plant(flag)
+    os.utime(flag, (time.time() - 900, time.time() - 900))
+    (found,) = client.check()
+    assert found.startswith("nothing can be acknowledged")
+    assert re.search(rf"\b90\d s ago \(flag {re.escape(str(flag))}\)", found)
+    assert advice in found
+
+
+def test_a_flag_that_cannot_be_removed_is_told_once_and_again_each_minute(
+    path: str, client: SQLiteClientStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[tuple[str, str]] = []
+    monkeypatch.setattr(
+        events, "engine_failed", lambda *, where, error: said.append((where, str(error)))
+    )
+    now = [1_000_000]
+    machine = Machine(monotonic_ms=lambda: now[0])
+    client.enqueue([submission()], T0)
+    flag = Path(poison.poison_path(path))
+    flag.mkdir()
+    with closing(SQLiteWorkerStore(path)) as engine:
+        config = Config(store=path, hostname="sender.test")
+        janitor = Janitor(path, 0, config, machine=machine)
+
+        def round() -> list[tuple[str, str]]:
+            said.clear()
+            with contextlib.suppress(SpoolError):  # nothing is checkpointed meanwhile
+                janitor.round(engine)
+            return list(said)
+
+        ((where, text),) = round()
+        assert where == "repair"
+        assert str(flag) in text
+        assert f"is a directory of user id {os.geteuid()}" in text
+        now[0] += 59_000
+        assert round() == []
+        now[0] += 1_000
+        assert round() == [(where, text)]
+        flag.rmdir()
+        assert round() == []
+        assert not engine.poisoned
+    client.enqueue([submission()], T0)
+    assert client.check() == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes somebody else")
+def test_a_flag_of_another_user_is_told_with_its_owner(
+    path: str, client: SQLiteClientStore
+) -> None:
+    flag = Path(poison.poison_path(path))
+    flag.touch(0o600)
+    os.chmod(flag.parent, 0o777)
+    asked = (
+        "import os, sys; from mailstrom.storage.sqlite import poison; os.setgroups([]);"
+        " os.setegid(65534); os.seteuid(65534); print(poison.unrepaired(sys.argv[1]))"
+    )
+    with tempfile.TemporaryDirectory() as open_to_all:
+        os.chmod(open_to_all, 0o755)
+        there = os.path.join(open_to_all, "spool.db")
+        shutil.copytree(flag.parent, poison.run_directory(there))
+        os.chmod(poison.run_directory(there), 0o777)
+        os.chmod(poison.poison_path(there), 0o600)
+        ran = subprocess.run(
+            [sys.executable, "-P", "-c", asked, there], capture_output=True, text=True, check=True
+        )
+    assert "belongs to user id 0: give it (chown) to the engine's user" in ran.stdout

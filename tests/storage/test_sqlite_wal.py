@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import apsw
 import pytest
 
-from mailstrom.errors import SpoolFull
-from mailstrom.storage.sqlite import wal
+from mailstrom.errors import SpoolBusy, SpoolFull
+from mailstrom.storage import open_client_store, open_worker_store
+from mailstrom.storage.sqlite import frames, locks, wal
 from tests.storage.files import SQLiteStores
-from tests.storage.spool import Spool
+from tests.storage.spool import T0, Spool, submission
 
 LIMIT = wal.LEAST_LIMIT_BYTES
 READER = """
@@ -72,9 +74,12 @@ def test_at_the_limit_accepting_stops_with_the_readers_name_and_resumes_by_itsel
 ) -> None:
     with foreign_reader(stores.path) as reader:
         sent = fill(spool, lambda: spool.engine.log_bytes() >= LIMIT)
-        with pytest.raises(SpoolFull, match=rf"wal_limit.*process {reader} \("):
+        with pytest.raises(
+            SpoolFull, match=rf"16.* MiB and its limit is 16 MiB .*wal_limit.*process {reader} \("
+        ):
             spool.send("b@example.org")
-        assert spool.engine.room_bytes() == 0, "the engine goes on claiming"
+        assert spool.engine.log_full, "the engine goes on claiming"
+        assert spool.client.stats(0).log_full
         assert spool.client.stats(0).waiting["queued"] == sent
     spool.send("b@example.org")  # no engine runs: the client empties the log itself
     assert spool.engine.log_bytes() < LIMIT // 4
@@ -105,12 +110,15 @@ def test_a_checkpoint_names_who_pins_the_log_and_cuts_the_file_back_afterwards(
             assert found.pinned.sure
             assert [one.pid for one in found.pinned.holders] == [reader]
             assert found.pinned.limit_bytes == LIMIT
-            (finding,) = spool.client.check()
-            assert f"process {reader} (" in finding
+            (note,) = spool.client.pinned()
+            assert f"process {reader} (" in note
+            assert "at 16 MiB accepting and claiming stop" in note
+            assert spool.client.check() == [], "it is no damage"
+            assert not spool.engine.log_full, "claiming goes on until the limit"
     found = spool.engine.checkpoint()
     assert (found.mode, found.pinned) == ("truncate", None)
     assert spool.engine.log_bytes() == 0
-    assert spool.client.check() == []
+    assert spool.client.pinned() == []
 
 
 def test_a_reader_of_the_database_file_alone_is_named_too(
@@ -138,14 +146,14 @@ def test_a_short_log_is_begun_again_and_not_cut_back(spool: Spool) -> None:
 def test_where_the_system_does_not_tell_the_openers_are_named(
     spool: Spool, stores: SQLiteStores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wal, "_LOCKS", "/proc/self/nothing")
-    monkeypatch.setattr(wal, "_OWN", "/proc/self/nothing")
+    monkeypatch.setattr(locks, "LOCKS", "/proc/self/nothing")
+    monkeypatch.setattr(frames, "_descriptors", tuple)
     with foreign_reader(stores.path) as reader:
         found = wal.pinned(stores.path)
         assert not found.sure
         assert [one.pid for one in found.holders] == [reader]
         assert f"process {reader} (" in wal.sentence(found)
-    monkeypatch.setattr(wal, "_PROCESSES", "/proc/self/nothing")
+    monkeypatch.setattr(locks, "PROCESSES", "/proc/self/nothing")
     assert "does not name" in wal.sentence(wal.pinned(stores.path))
 
 
@@ -165,3 +173,75 @@ def test_a_limit_is_what_the_engine_told_else_a_gibibyte(stores: SQLiteStores) -
 )
 def test_writers_wait_longer_for_readers_the_longer_the_log(size: int, wait_ms: int) -> None:
     assert wal.patience_ms(size, 1 << 30) == wait_ms
+
+
+@contextmanager
+def foreign_writer(path: str, *, stopped: bool = False) -> Iterator[int]:
+    """Another process with another SQLite that keeps the write lock; its id."""
+    writer = READER.replace('"BEGIN"', '"BEGIN IMMEDIATE"').replace("mode=ro", "mode=rw")
+    with subprocess.Popen(
+        [sys.executable, "-P", "-c", writer, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        try:
+            assert process.stdout.readline() == b"reads\n"
+            if stopped:
+                process.send_signal(signal.SIGSTOP)
+                os.waitpid(process.pid, os.WUNTRACED)
+            yield process.pid
+        finally:
+            process.send_signal(signal.SIGCONT)
+            process.stdin.close()
+            assert process.wait(30) == 0
+
+
+def test_whoever_holds_the_write_lock_is_named(tmp_path: Path) -> None:
+    path = str(tmp_path / "spool.db")
+    with closing(open_client_store(path, busy_ms=50)) as client:
+        client.enqueue([submission()], T0)
+        with closing(open_worker_store(path, busy_ms=50)) as engine, foreign_writer(path) as pid:
+            assert os.path.exists(f"/proc/{pid}/comm")
+            with pytest.raises(SpoolBusy, match=rf"storing a message \(process {pid} \(\w+"):
+                client.enqueue([submission()], T0)
+            with pytest.raises(SpoolBusy, match=rf"expiring \(process {pid} \("):
+                engine.expire(10, T0)
+            (note,) = client.pinned()
+            assert note.startswith(f"process {pid} (")
+            assert client.check() == [], "it is no damage"
+        client.enqueue([submission()], T0)
+        assert client.pinned() == []
+
+
+def test_a_writer_that_was_stopped_is_named_as_such(tmp_path: Path) -> None:
+    path = str(tmp_path / "spool.db")
+    with (
+        closing(open_client_store(path, busy_ms=50)) as client,
+        foreign_writer(path, stopped=True) as pid,
+        pytest.raises(SpoolBusy, match=rf"process {pid} \(.*, stopped: kill -CONT lets it go on\)"),
+    ):
+        client.enqueue([submission()], T0)
+
+
+def test_a_writer_that_commits_all_along_is_no_holder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has the lock whenever somebody looks, and lets others in all the same."""
+    path = str(tmp_path / "spool.db")
+    with (
+        closing(open_client_store(path)) as client,
+        closing(apsw.Connection(path)) as foreign,
+    ):
+
+        def commits(_seconds: float) -> None:
+            if not foreign.get_autocommit():
+                foreign.execute("COMMIT")
+            foreign.execute("BEGIN IMMEDIATE")
+            foreign.execute("INSERT INTO extra VALUES (1)")
+
+        foreign.execute("CREATE TABLE extra (number)")
+        commits(0.0)
+        assert locks.writer(path) is not None
+        monkeypatch.setattr("time.sleep", commits)
+        assert client.pinned() == []
+        foreign.execute("ROLLBACK")

@@ -19,6 +19,8 @@ from typing import IO, Any
 
 import pytest
 
+from tests.support import leash
+
 HERE = Path(__file__).parent
 FAKECHILD = HERE.parent / "support" / "fakechild.py"
 DEADLINE_S = 30.0
@@ -47,6 +49,7 @@ class Supervised:
                 env=environment,
                 start_new_session=True,
             )
+        leash.hold(self.pid)
         assert self.process.stdout is not None
         self._reader = threading.Thread(target=self._read, args=(self.process.stdout,))
         self._reader.start()
@@ -127,6 +130,7 @@ class Supervised:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         self.process.wait(DEADLINE_S)
+        leash.let_go(self.pid)
         self._reader.join(DEADLINE_S)
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from mailstrom import Mailstrom
 from mailstrom.testing.script import Act, Rule, Script
+from tests.support import leash
 from tests.support.engine import DEADLINE_S, STAGES, environment
 from tests.support.network import Network
 
@@ -81,7 +82,9 @@ def application(store: Path, config: Tables, *options: str) -> Iterator[subproce
         cwd=store.parent,
         env=environment(),
         text=True,
+        start_new_session=True,
     )
+    leash.hold(process.pid)
     assert process.stdin is not None
     assert process.stdout is not None
     with process.stdin, process.stdout:
@@ -91,6 +94,7 @@ def application(store: Path, config: Tables, *options: str) -> Iterator[subproce
         finally:
             process.kill()
             process.wait(DEADLINE_S)
+            leash.let_go(process.pid)
 
 
 def kept() -> tuple[int, list[str]]:

@@ -25,6 +25,7 @@ from typing import Any, Self
 
 from mailstrom import Mailstrom
 from mailstrom.types import MessageStatus
+from tests.support import leash
 from tests.support.network import Network
 from tests.support.sockets import eventually
 
@@ -166,6 +167,7 @@ class Engine:
                 env=dict(env) if env is not None else environment(),
                 start_new_session=True,
             )
+        leash.hold(self.process.pid)
         self._past.append(self.process)
         if wait:
             self.wait_log("supervisor.ready", pid=self.process.pid)
@@ -197,6 +199,7 @@ class Engine:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait(DEADLINE_S)
+            leash.let_go(process.pid)
 
     def close(self) -> None:
         """End everything, drained where it still runs, and close the client."""

@@ -85,7 +85,9 @@ def writers(network: Network, folder: Path, plan: Plan) -> Row:
         assert engine.stop() == 0
         plan.say(f"{PROCESSES} writers: {told.figures()}; {copies} copies, {reports} reports")
         what = f"{PROCESSES} writers beside an engine, reports, {copies} copies and busy threads"
-        return crowd.verdict(f"{what}: {told.figures()}", tried=len(told.accepted), finished=True)
+        return crowd.verdict(
+            f"{what}: {told.figures()}", tried=len(told.accepted), finished=True, unit="send"
+        )
 
 
 def stopped(network: Network, folder: Path, plan: Plan) -> Row:
@@ -193,12 +195,12 @@ def supervisors(network: Network, folder: Path, plan: Plan) -> Row:
     with Crowd(network, folder, seed=plan.seed) as crowd:
         engine = crowd.engine
         for _ in range(plan.pick(1, 15)):
-            started = [_supervisor(engine) for _ in range(at_once)]
+            started = [_supervisor(crowd) for _ in range(at_once)]
             first = _survivor(engine, started, crowd.findings)
             if first is None:
                 break
             crowd.ready(sender := crowd.start("send", count=20))
-            started += [_supervisor(engine) for _ in range(later)]
+            started += [_supervisor(crowd) for _ in range(later)]
             for process in started:
                 if process is not first:
                     _, text = process.communicate(timeout=DEADLINE_S)
@@ -217,13 +219,15 @@ def supervisors(network: Network, folder: Path, plan: Plan) -> Row:
         return crowd.verdict("a second supervisor, 20 at once", tried=refused, finished=True)
 
 
-def _supervisor(engine: Engine) -> subprocess.Popen[bytes]:
-    log = engine.log_file.open("ab")
-    with log:
-        return subprocess.Popen(
+def _supervisor(crowd: Crowd) -> subprocess.Popen[bytes]:
+    engine = crowd.engine
+    with engine.log_file.open("ab") as log:
+        process = subprocess.Popen(
             engine.command(), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.PIPE,
-            cwd=engine.folder, env=environment(),
+            cwd=engine.folder, env=environment(), start_new_session=True,
         )  # fmt: skip
+    crowd.started(process)
+    return process
 
 
 def _survivor(
@@ -269,7 +273,7 @@ def embedded(network: Network, folder: Path, plan: Plan) -> Row:
         )
         return crowd.verdict(
             f"3 applications with an engine inside beside a supervisor, {sessions} delivered",
-            tried=len(crowd.told().accepted) if sessions > 1 else 0, finished=True,
+            tried=len(crowd.told().accepted) if sessions > 1 else 0, finished=True, unit="send",
         )  # fmt: skip
 
 
@@ -292,7 +296,7 @@ def checkpointers(network: Network, folder: Path, plan: Plan) -> Row:
         crowd.findings += [f"a send was refused: {one}" for one in list(told.refused.values())[:3]]
         return crowd.verdict(
             f"a checkpoint of any kind against 8 writers, {looks} checks meanwhile",
-            tried=done, finished=False,
+            tried=done, finished=False, unit="checkpoint",
         )  # fmt: skip
 
 
@@ -315,5 +319,6 @@ def one_key(network: Network, folder: Path, plan: Plan) -> Row:
         if stored != whole:
             crowd.findings.append(f"{stored} messages of {whole} keys")
         return crowd.verdict(
-            f"one idempotency key from {PROCESSES} processes at once", tried=whole, finished=False
-        )
+            f"one idempotency key from {PROCESSES} processes at once", tried=whole, finished=False,
+            unit="send",
+        )  # fmt: skip

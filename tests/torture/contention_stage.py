@@ -8,8 +8,10 @@ says, by the checker; what was refused must be nowhere. Processes are ended by t
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -21,6 +23,7 @@ from typing import Any, Self
 
 from mailstrom.testing.script import Script
 from mailstrom.testing.smtp import SMTPServer
+from tests.support import leash
 from tests.support.checker import History, Report, Sent, check
 from tests.support.engine import DEADLINE_S, Engine, Tables, environment
 from tests.support.network import Network
@@ -123,7 +126,7 @@ class Crowd:
         self.watch = Watch(self.engine.store, self.stop)
         self.findings: list[str] = []
         self._records: list[Path] = []
-        self._processes: list[subprocess.Popen[str]] = []
+        self._processes: list[subprocess.Popen[Any]] = []
 
     def __enter__(self) -> Self:
         """Watch the log from here on."""
@@ -137,16 +140,18 @@ class Crowd:
         trace: TracebackType | None,
     ) -> None:
         """End everything."""
-        for process in self._processes:
-            process.kill()
-            process.wait(DEADLINE_S)
-            for stream in (process.stdin, process.stdout):
-                if stream is not None:
-                    stream.close()
-        self.watch.end()
-        if error is not None:
-            error.add_note(self.engine.describe())
-        self.engine.close()
+        with contextlib.ExitStack() as ending:  # each of them, whatever becomes of the others
+            ending.callback(self.engine.close)
+            if error is not None:
+                ending.callback(lambda: error.add_note(self.engine.describe()))
+            ending.callback(self.watch.end)
+            for process in self._processes:
+                ending.callback(_end, process)
+
+    def started(self, process: subprocess.Popen[Any]) -> None:
+        """Note a process that leads a session of its own, to be ended with the crowd."""
+        leash.hold(process.pid)
+        self._processes.append(process)
 
     def start(
         self, mode: str, *, env: Mapping[str, str] | None = None, **options: Any
@@ -161,9 +166,9 @@ class Crowd:
         process = subprocess.Popen(
             [sys.executable, "-P", str(CLIENT), mode, str(self.engine.store), json.dumps(told)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=self.folder,
-            env=dict(env) if env is not None else environment(),
+            env=dict(env) if env is not None else environment(), start_new_session=True,
         )  # fmt: skip
-        self._processes.append(process)
+        self.started(process)
         return process
 
     def ready(self, *processes: subprocess.Popen[str]) -> None:
@@ -234,12 +239,19 @@ class Crowd:
         eventually(over, LONGEST_S, what="the end of the queue", interval=0.1)
 
     def verdict(
-        self, fault: str, *, tried: int, finished: bool, recovery_s: float | None = None
+        self,
+        fault: str,
+        *,
+        tried: int,
+        finished: bool,
+        recovery_s: float | None = None,
+        unit: str = "fault",
     ) -> Row:
         """The row of this case, judged by the checker, ``check`` and what was refused.
 
         Args:
             finished: an engine worked until nothing waited.
+            unit: what ``tried`` counts.
         """
         told, query = self.told(), self.engine.ms.query
         rows = spool_rows(query)
@@ -266,8 +278,19 @@ class Crowd:
             part="contention", fault=fault, tried=tried, messages=len(told.accepted),
             lost=len(report.lost), silent=len(report.doubled_unmarked),
             marked=len(report.doubled_marked), worst_recovery_s=recovery_s,
-            findings=tuple(self.findings), seed=self.seed,
+            findings=tuple(self.findings), seed=self.seed, unit=unit,
         )  # fmt: skip
+
+
+def _end(process: subprocess.Popen[Any]) -> None:
+    """SIGKILL to it and all that it started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait(DEADLINE_S)
+    leash.let_go(process.pid)
+    for stream in (process.stdin, process.stdout, process.stderr):
+        if stream is not None:
+            stream.close()
 
 
 def _others(report: Report) -> list[str]:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from mailstrom import Mailstrom
 from mailstrom.testing.script import Rule, Script
+from tests.support import leash
 from tests.support.engine import DEADLINE_S, Engine, environment
 from tests.support.network import Network
 from tests.support.sockets import eventually
@@ -154,7 +155,11 @@ def _sender(engine: Engine, file: Path, domain: str) -> subprocess.Popen[bytes]:
     """A process that sends until it cannot, and writes each id down."""
     argv = [sys.executable, "-P", "-c", _SENDER, str(engine.store), file.name, domain]
     with file.open("wb") as told:
-        return subprocess.Popen(argv, env=environment(), stdout=told, stderr=subprocess.PIPE)
+        process = subprocess.Popen(
+            argv, env=environment(), stdout=told, stderr=subprocess.PIPE, start_new_session=True
+        )
+    leash.hold(process.pid)
+    return process
 
 
 def _moved(
@@ -194,6 +199,7 @@ def _moved(
             for sender in senders:
                 sender.kill()
                 sender.wait()
+                leash.let_go(sender.pid)
         ids = [id for name in ("one", "two") for id in (folder / name).read_text().split()]
         present: set[str] = set()
         for path in (away / "spool.db", engine.store):

@@ -7,12 +7,17 @@ without sockets (``damage_spool``) and salvaged, and judges both:
   bytes, TLS demand; a phantom, a mixture or a second delivery is a finding;
 * a store that does not go on says so with the file's name; what it passes over in silence is a
   finding, unless ``store check`` tells of it;
-* the salvaged spool passes ``store check``, every content in it is what was accepted, and of the
-  messages that lay on no damaged page at least 99 % are in it, over all trials of a kind.
+* the salvaged spool passes ``store check``, every content in it is what was accepted, no recipient
+  waits past its message's expiry, and of the messages that lay on no damaged page at least 99 % are
+  in it, over all trials of a kind;
+* every recipient that was accepted is in the salvaged spool, or the report names it; where the page
+  of its row and that of its index entry are both damaged, the report must say that something is.
 
 What a -wal held behind damage, or after it was cut, is gone for SQLite, as after a power cut of a
 lying disk: there the old state is sent again, which no store can know. The row counts such doubles
 as ``marked`` 0 and no finding; the salvaged spool, a marked copy, takes the frames behind damage.
+
+Long, since a trial, its faults and its judges share the map of what lay on which page.
 """
 
 from __future__ import annotations
@@ -26,8 +31,17 @@ from pathlib import Path
 
 from mailstrom.errors import MailstromError, NotASpool
 from mailstrom.storage.sqlite.connection import PAGE_BYTES
-from mailstrom.storage.sqlite.salvage import Salvaged, salvage
-from mailstrom.storage.sqlite.salvage_pages import LEAF, Pages, record, shape
+from mailstrom.storage.sqlite.salvage import salvage
+from mailstrom.storage.sqlite.salvage_pages import (
+    INDEX_INTERIOR,
+    INDEX_LEAF,
+    LEAF,
+    Pages,
+    record,
+    shape,
+)
+from mailstrom.storage.sqlite.salvage_report import Salvaged
+from tests.torture.damage_envelope import COLUMNS, damage
 from tests.torture.damage_spool import Truth, Wire, client_at, deliver, populate
 from tests.torture.plan import Plan
 from tests.torture.table import Row
@@ -46,6 +60,8 @@ class Base:
     truth: Truth
     images: dict[int, bytes]
     pages_of: dict[str, frozenset[int]]
+    traces: dict[str, tuple[frozenset[int], frozenset[int]]]
+    """Of each address the pages of its row, and that of its entry in the index."""
 
 
 Fault = Callable[[Path, random.Random, Base, Base], None]
@@ -98,6 +114,15 @@ def swap_log(path: Path, _chance: random.Random, _base: Base, other: Base) -> No
     shutil.copyfile(_log(other.folder / "spool.db"), _log(path))
 
 
+def _envelope(column: str) -> Fault:
+    """One column of what a server is told of a message that waits."""
+
+    def fault(path: Path, chance: random.Random, base: Base, _other: Base) -> None:
+        damage(path, chance, base.truth, column)
+
+    return fault
+
+
 @dataclass(frozen=True, slots=True)
 class Kind:
     """One kind of damage.
@@ -107,12 +132,14 @@ class Kind:
         old: of a spool with a -wal, of which SQLite may rightly show an older state: what it had
             delivered is sent again.
         foreign: another spool's mail may rightly be found.
+        silent: what is lost leaves no trace: an older sound spool is left.
     """
 
     fault: Fault
     share: int
     old: bool = False
     foreign: bool = False
+    silent: bool = False
 
 
 KINDS: dict[str, Kind] = {
@@ -122,9 +149,10 @@ KINDS: dict[str, Kind] = {
     "a page of noise": Kind(garble_page, 10),
     "a page in another's place": Kind(stray_page, 10),
     "a database cut short": Kind(truncate, 6),
-    "a -wal cut short": Kind(truncate_log, 5, old=True),
-    "no -wal": Kind(delete_log, 2, old=True),
-    "another spool's -wal": Kind(swap_log, 3, old=True, foreign=True),
+    "a -wal cut short": Kind(truncate_log, 5, old=True, silent=True),
+    "no -wal": Kind(delete_log, 2, old=True, silent=True),
+    **{f"the envelope's {column}": Kind(_envelope(column), 4) for column in COLUMNS},
+    "another spool's -wal": Kind(swap_log, 3, old=True, foreign=True, silent=True),
 }
 
 
@@ -149,8 +177,8 @@ def base_at(folder: Path, seed: int, *, log: bool) -> Base:
     truth = populate(path, random.Random(seed), MESSAGES, log=log)
     shutil.rmtree(f"{path}-run", ignore_errors=True)
     path.with_name("spool.db-shm").unlink(missing_ok=True)
-    images, pages_of = _map(path, truth)
-    return Base(folder, truth, images, pages_of)
+    images, pages_of, traces = _map(path, truth)
+    return Base(folder, truth, images, pages_of, traces)
 
 
 @dataclass(slots=True)
@@ -204,7 +232,14 @@ def _trial(
     count.messages += len(truth.by_address)
     sound = {id for id, pages in base.pages_of.items() if not pages & changed}
     before = {file: file.read_bytes() for file in (path, _log(path)) if file.exists()}
-    found, kept = salvaged(path, truth, other.truth if kind.foreign else None)
+    traceless = {
+        address
+        for address, (row, entry) in base.traces.items()
+        if row & changed and entry <= changed
+    }
+    found, kept = salvaged(
+        path, truth, other.truth if kind.foreign else None, traceless, silent=kind.silent
+    )
     found += [
         f"salvage wrote to {file.name}" for file, was in before.items() if file.read_bytes() != was
     ]
@@ -237,9 +272,9 @@ def judge(
         if owner is None:
             found.append(f"phantom recipient {one.address}")
             continue
-        said = (one.sender, one.content, one.require_tls)
+        said = (one.sender, one.content, one.require_tls, one.hold)
         mails = [t.mails[t.by_address[one.address]] for t in candidates]
-        if said not in [(mail.sender, mail.content, mail.require_tls) for mail in mails]:
+        if said not in [(mail.sender, mail.content, mail.require_tls, mail.hold) for mail in mails]:
             found.append(f"{one.address}: not the sender, bytes or TLS demand that were accepted")
         if one.host != f"mx.{one.address.rpartition('@')[2]}":
             found.append(f"{one.address}: went to {one.host}")
@@ -251,18 +286,44 @@ def judge(
     return found
 
 
-def salvaged(path: Path, truth: Truth, foreign: Truth | None) -> tuple[list[str], set[str]]:
-    """What is wrong with what is salvaged, and the ids that are in it whole."""
+def salvaged(
+    path: Path, truth: Truth, foreign: Truth | None, traceless: set[str], *, silent: bool
+) -> tuple[list[str], set[str]]:
+    """What is wrong with what is salvaged, and the ids that are in it whole.
+
+    Args:
+        traceless: addresses that nothing undamaged names.
+        silent: nothing need be said of those.
+    """
     target = path.with_name("salvaged.db")
     try:
         done = salvage(str(path), str(target), truth.now_ms)
     except NotASpool:
-        return [], set()
+        named = set(truth.by_address) - traceless
+        return ([f"no spool, it says, of {sorted(named)}"] if named else []), set()
     except MailstromError as error:
         return [f"salvage: {type(error).__name__}: {error}"], set()
     except Exception as error:
         return [f"salvage crashed: {type(error).__name__}: {error}"], set()
-    return audit(target, done, truth, foreign)
+    found, kept = audit(target, done, truth, foreign)
+    return found + unnamed(target, done, truth, traceless, silent=silent), kept
+
+
+def unnamed(
+    target: Path, done: Salvaged, truth: Truth, traceless: set[str], *, silent: bool
+) -> list[str]:
+    """Recipients that were accepted, are not in the salvaged spool, and are not named."""
+    client = client_at(target)
+    try:
+        there = {str(row[0]) for row in client.query("SELECT address FROM recipients", (), 10.0)}
+    finally:
+        client.close()
+    named = {address for one in done.damaged for address in one.recipients}
+    missing = set(truth.by_address) - there - named
+    found = [f"{address} is neither salvaged nor named" for address in sorted(missing - traceless)]
+    if missing & traceless and not silent and done.sound:
+        found.append(f"nothing is said of {sorted(missing & traceless)}, which are lost")
+    return found[:MOST_FINDINGS]
 
 
 def audit(
@@ -280,6 +341,14 @@ def audit(
         listed: dict[str, set[str]] = {}
         for id, address in rows:
             listed.setdefault(str(id), set()).add(str(address))
+        late = client.query(
+            "SELECT r.address, r.next_attempt_ms FROM recipients r JOIN messages m"
+            " ON m.id = r.message_id WHERE r.next_attempt_ms >= m.expires_ms"
+            " AND m.expires_ms > ?",
+            (truth.now_ms,),
+            10.0,
+        )
+        found += [f"{address} waits until {due}, past its expiry" for address, due in late]
         kept = set()
         for id, sender in client.query("SELECT id, sender FROM messages", (), 10.0):
             mails = [t.mails[str(id)] for t in (truth, foreign) if t and str(id) in t.mails]
@@ -359,20 +428,37 @@ def _bytes(file: Path) -> bytes | None:
     return file.read_bytes() if file.exists() else None
 
 
-def _map(path: Path, truth: Truth) -> tuple[dict[int, bytes], dict[str, frozenset[int]]]:
-    """Every page of a sound spool, and the pages that each message's rows and content lie on."""
+def _map(
+    path: Path, truth: Truth
+) -> tuple[
+    dict[int, bytes],
+    dict[str, frozenset[int]],
+    dict[str, tuple[frozenset[int], frozenset[int]]],
+]:
+    """Every page of a sound spool, the pages that each message's rows and content lie on, and those
+    that each recipient's row and index entry lie on.
+    """
     pages = Pages(str(path))
     images: dict[int, bytes] = {}
     by_number: dict[int, set[int]] = {}
     ids: dict[int, str] = {}
     contents: dict[int, int] = {}
     chunks: dict[int, set[int]] = {}
+    rows: dict[str, frozenset[int]] = {}
+    entries: dict[str, frozenset[int]] = {}
     try:
         for page in range(1, pages.count + 1):
             image = pages.newest(page)
             assert image is not None
             images[page] = image
-            if image[0] != LEAF or pages.is_free(page):
+            if pages.is_free(page):
+                continue
+            if image[0] in (INDEX_LEAF, INDEX_INTERIOR):
+                for cell in pages.cells(page, image):
+                    entry = record(pages.payload(cell) or b"") or ()
+                    if len(entry) == 3 and entry[1] in truth.by_address:
+                        entries[str(entry[1])] = frozenset((page,))
+            if image[0] != LEAF:
                 continue
             for cell in pages.cells(page, image):
                 kinds = shape(cell.local) or ()
@@ -388,6 +474,8 @@ def _map(path: Path, truth: Truth) -> tuple[dict[int, bytes], dict[str, frozense
                     assert values is not None
                     number = cell.number if len(kinds) == 22 else values[1]
                     assert isinstance(number, int)
+                    if len(kinds) == 26:
+                        rows[str(values[2])] = frozenset(own)
                     by_number.setdefault(number, set()).update(own)
                     if len(kinds) == 22:
                         ids[number] = str(values[1])
@@ -396,6 +484,9 @@ def _map(path: Path, truth: Truth) -> tuple[dict[int, bytes], dict[str, frozense
     finally:
         pages.close()
     assert set(ids.values()) == set(truth.mails)
-    return images, {
-        id: frozenset(by_number[number] | chunks[contents[number]]) for number, id in ids.items()
-    }
+    assert set(rows) == set(entries) == set(truth.by_address)
+    return (
+        images,
+        {id: frozenset(by_number[n] | chunks[contents[n]]) for n, id in ids.items()},
+        {address: (rows[address], entries[address]) for address in rows},
+    )

@@ -76,6 +76,7 @@ class Seen:
     content: bytes
     host: str
     require_tls: bool
+    hold: bool
 
 
 @dataclass(slots=True)
@@ -270,7 +271,10 @@ def _turn(
                 work.settlements.append(_settlement(lane.token, row, session, "failed", now_ms))
             elif content is not None:
                 host_name = names[0] if names else ""
-                wire.seen.append(Seen(row.address, row.sender, content, host_name, row.require_tls))
+                hold = row.on_doubt is OnDoubt.HOLD
+                wire.seen.append(
+                    Seen(row.address, row.sender, content, host_name, row.require_tls, hold)
+                )
                 deferred = chance is not None and chance.random() < 0.3
                 state = "deferred" if deferred else "delivered"
                 work.settlements.append(_settlement(lane.token, row, session, state, now_ms))

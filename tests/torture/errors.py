@@ -93,6 +93,7 @@ def sweep(
 ) -> Iterator[Row]:
     """The half in this process: a row for each family of faults."""
     sums: dict[str, _Sum] = {one.family: _Sum() for one in sweeps}
+    by_sweep = dict.fromkeys(sweeps, 0)
     for number, verb in enumerate(verbs):
         for family in sums:
             folder = plan.folder / f"{verb.__name__}-{len(family)}"
@@ -100,12 +101,17 @@ def sweep(
             with World(folder, plan.seed * 1_000 + number) as world:
                 for one in (one for one in sweeps if one.family == family):
                     for forever in (False, True) if one.forever else (False,):
-                        sums[family].tried += _until_it_passes(plan, world, verb, one, forever)
+                        fired = _until_it_passes(plan, world, verb, one, forever)
+                        sums[family].tried += fired
+                        by_sweep[one] += fired
                 sums[family].messages += len(world.acked)
                 sums[family].add(world.findings)
             for left in plan.folder.glob(f"{folder.name}*"):
                 shutil.rmtree(left)
         plan.say(f"{verb.__name__}: {sum(one.tried for one in sums.values())} faults so far")
+    for kind, fired in by_sweep.items():
+        if not fired:
+            sums[kind.family].findings.append(f"{kind}: it was never brought about")
     for family, one in sums.items():
         yield Row(
             part="errors", fault=family, tried=one.tried, messages=one.messages, lost=one.lost,
@@ -126,4 +132,6 @@ def _until_it_passes(plan: Plan, world: World, verb: Verb, one: Sweep, forever: 
         fired += 1
         # The short form passes over some of the many; the long one over none.
         n += 1 if plan.long or n < 4 else n
+    else:
+        world.findings.append(f"{verb.__name__}: {one} does not end within {MOST} operations")
     return fired

@@ -12,11 +12,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from email.policy import SMTP
 from pathlib import Path
 
 from mailstrom import Mailstrom
@@ -119,7 +121,8 @@ def run(plan: Plan) -> Iterator[Row]:
     tried = messages = 0
     worst = 0.0
     for turn in range(plan.pick(1, 8)):
-        for number, case in enumerate(CASES):
+        cases = random.Random(f"{plan.seed}:{turn}").sample(CASES, len(CASES))
+        for number, case in enumerate(cases):
             folder = plan.folder / f"client-{turn}-{number}"
             folder.mkdir()
             outcome = client_case(folder, case)
@@ -264,7 +267,7 @@ def engine_cases(plan: Plan) -> Iterator[Row]:
         folder = plan.folder / f"engine-{number}"
         folder.mkdir()
         with Network() as network:
-            outcome = _engine_case(network, folder, fault, plan.pick(40, 400))
+            outcome = _engine_case(network, folder, fault, plan.pick(40, 400), plan.seed)
         tried += outcome.fired
         messages += outcome.messages
         worst = max(worst, outcome.recovery_s)
@@ -286,8 +289,9 @@ class _EngineOutcome(Outcome):
 
 
 def _engine_case(
-    network: Network, folder: Path, fault: dict[str, object], count: int
+    network: Network, folder: Path, fault: dict[str, object], count: int, seed: int
 ) -> _EngineOutcome:
+    chance = random.Random(f"{seed}:{fault}")
     outcome = _EngineOutcome(findings=[])
     token = folder / "token"
     domain, servers = network.site(None)
@@ -305,17 +309,19 @@ def _engine_case(
             number += 1
             if engine.process.poll() is not None:  # at its start: as a service manager does
                 engine.start(wait=False)
+            address = f"u{number}@{domain}"
+            raw = _raw(number, address, chance.choice((1, 50, 2_000)))
             try:
-                id = engine.send(f"u{number}@{domain}")
+                id = engine.ms.send(raw)
             except OutcomeUnknown as error:
                 _wait_served(engine, deadline)
                 if engine.rows("SELECT 1 FROM messages WHERE id = ?", error.key):
-                    unanswered.append(_one(engine, error.key, f"u{number}@{domain}"))
+                    unanswered.append(_one(error.key, number, address, raw))
                 continue
             except SpoolError:
                 time.sleep(0.05)
                 continue
-            sent.append(_one(engine, id, f"u{number}@{domain}"))
+            sent.append(_one(id, number, address, raw))
         begun = time.monotonic()
         for one in sent:
             engine.final(one.id)
@@ -356,8 +362,16 @@ def _wait_served(engine: Engine, deadline: float) -> None:
         time.sleep(0.02)
 
 
-def _one(engine: Engine, id: str, recipient: str) -> Sent:
-    raw = engine.ms.raw(id)
-    assert raw is not None
-    header = engine.rows("SELECT message_id FROM messages WHERE id = ?", id)[0][0]
-    return Sent(id=id, message_id=str(header), recipient=recipient, digest=content_digest(raw))
+def _raw(number: int, recipient: str, lines: int) -> bytes:
+    """A message that leaves no header to the client."""
+    message = mail(recipient, text="Good morning.\n" * lines)
+    message["Message-ID"] = f"<{number}@sender.test>"
+    message["Date"] = "Fri, 1 Aug 2025 12:00:00 +0000"
+    return message.as_bytes(policy=SMTP)
+
+
+def _one(id: str, number: int, recipient: str, raw: bytes) -> Sent:
+    """What was handed over, by our own bytes and not by what the store has."""
+    return Sent(
+        id=id, message_id=f"<{number}@sender.test>", recipient=recipient, digest=content_digest(raw)
+    )

@@ -16,6 +16,7 @@ with what a power cut would leave (``errors_disk.Disk``). What breaks a promise 
 from __future__ import annotations
 
 import contextlib
+import errno
 import random
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -413,6 +414,7 @@ def upkeep(w: World) -> Iterator[None]:
     )
     w.insist(lambda: w.janitor.purge(w.janitor.retention(), 100, T0))
     w.insist(lambda: w.engine.beat(w.worker, state="ready", sessions=1, now_ms=T0))
+    w.engine.room_bytes()
 
 
 def checkpoint(w: World) -> Iterator[None]:
@@ -446,6 +448,17 @@ def mend(w: World) -> Iterator[None]:
         w.put(w.other, [submission()])
     elif not w.janitor.poisoned:
         w.findings.append("a repair that failed took the flag away")
+
+
+def raise_flag(w: World) -> Iterator[None]:
+    """The flag that tells every process of a failed sync, under errors of its own."""
+    w.put(w.client, [submission()])
+    yield
+    w.client._sync.poison(OSError(errno.EIO, "injected"))
+    w.fuse.disarm()
+    if not w.janitor.poisoned:
+        w.findings.append("a failed sync is not told")
+    w.repair()
 
 
 def backup(w: World) -> Iterator[None]:
@@ -511,5 +524,5 @@ def _ids(path: Path) -> set[str]:
 
 VERBS: tuple[Verb, ...] = (
     enqueue_one, enqueue_batch, enqueue_atomic, enqueue_large, cancel, read, reopen, claim, route,
-    deliver, upkeep, checkpoint, after_restart, mend, backup, adopt, create,
+    deliver, upkeep, checkpoint, after_restart, mend, raise_flag, backup, adopt, create,
 )  # fmt: skip

@@ -5,17 +5,20 @@ times (``disk_image``, which says what the model of a disk covers); each image i
 boot does and judged by ``power_oracle``. Rows by what was being done when the power went. An image
 counts where something that was written is missing from it, or a verb was under way.
 
-Everything is repeated by the seed: a finding names seed, run, step and number of its image.
+Everything is repeated by the seed: a finding names seed, run and step of its image, and ends with
+the command that plays its run again (``-m tests.torture.power SEED RUN short|long``).
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from random import Random
@@ -62,6 +65,17 @@ class Count:
         if len(self.findings) < _MOST_FINDINGS:
             self.findings += [f"{where}: {text}" for text in found.findings]
 
+    def take(self, run: Count, again: str) -> None:
+        """All of a run; ``again``: the command that repeats it."""
+        self.tried += run.tried
+        self.messages += run.messages
+        self.lost += run.lost
+        self.silent += run.silent
+        self.marked += run.marked
+        self.worst_s = max(self.worst_s, run.worst_s)
+        if len(self.findings) < _MOST_FINDINGS:
+            self.findings += [f"{text} ({again})" for text in run.findings]
+
     def row(self, fault: str, seed: int) -> Row:
         """The row."""
         return Row(
@@ -74,27 +88,51 @@ class Count:
 def run(plan: Plan) -> Iterator[Row]:
     """Every kind; a row for each."""
     counts: dict[str, Count] = {}
-    pick, seed = plan.pick, plan.seed
-
-    def say(number: int) -> None:
-        plan.say(f"run {number}: {sum(one.tried for one in counts.values())} images")
-
+    pick = plan.pick
+    runs = (
+        *range(pick(5, 32)),
+        *range(1_000, 1_000 + pick(5, 20)),
+        *range(2_000, 2_000 + pick(2, 10)),
+        *range(3_000, 3_000 + pick(2, 16)),
+        *range(4_000, 4_000 + pick(2, 12)),
+    )
     with ground(plan.folder) as folder:
-        for number in range(pick(5, 32)):
-            images(folder, seed, number, pick(130, 240), counts, verbs=pick(160, 220))
-            say(number)
-        for number in range(1_000, 1_000 + pick(5, 20)):
-            images(folder, seed, number, pick(30, 40), counts, CREATION, verbs=3)
-        old = of_old(os.path.join(folder, "old"))
-        for number in range(2_000, 2_000 + pick(2, 10)):
-            images(folder, seed, number, pick(50, 80), counts, MIGRATION, verbs=3, old=old)
-        for number in range(3_000, 3_000 + pick(2, 16)):
-            images(folder, seed, number, pick(10, 20), counts, NESTED, verbs=100, nested=4)
-            say(number)
-        for number in range(4_000, 4_000 + pick(2, 12)):
-            copies(folder, seed, number, pick(60, 80), counts)
+        old = cache(lambda: of_old(os.path.join(folder, "old")))
+        for number in runs:
+            for fault, count in play(folder, plan, number, old).items():
+                counts.setdefault(fault, Count()).take(count, again(plan, number))
+            plan.say(f"run {number}: {sum(one.tried for one in counts.values())} images")
     for fault, count in counts.items():
-        yield count.row(fault, seed)
+        yield count.row(fault, plan.seed)
+
+
+def again(plan: Plan, number: int) -> str:
+    """The command that repeats a run."""
+    form = "long" if plan.long else "short"
+    return f"PYTHONPATH=.:workers python -P -m tests.torture.power {plan.seed} {number} {form}"
+
+
+def play(folder: str, plan: Plan, number: int, old: Callable[[], Old]) -> dict[str, Count]:
+    """One run, whose number says of what kind it is; what came of it, by fault.
+
+    Args:
+        folder: for its files.
+        old: gives the spool of an earlier release.
+    """
+    counts: dict[str, Count] = {}
+    pick, seed = plan.pick, plan.seed
+    match number // 1_000:
+        case 0:
+            images(folder, seed, number, pick(130, 240), counts, verbs=pick(160, 220))
+        case 1:
+            images(folder, seed, number, pick(30, 40), counts, CREATION, verbs=3)
+        case 2:
+            images(folder, seed, number, pick(50, 80), counts, MIGRATION, verbs=3, old=old())
+        case 3:
+            images(folder, seed, number, pick(10, 20), counts, NESTED, verbs=100, nested=4)
+        case _:
+            copies(folder, seed, number, pick(60, 80), counts)
+    return counts
 
 
 @contextmanager
@@ -226,3 +264,13 @@ def copies(folder: str, seed: int, number: int, many: int, counts: dict[str, Cou
         where = f"seed {seed}, run {number}, step {cut} of {len(recorder.steps)} ({image.mode})"
         recipients = sum(len(one.recipients) for one in known.acked.values())
         counts.setdefault(COPIES, Count()).add(found, where, recipients)
+
+
+if __name__ == "__main__":
+    _, _seed, _number, _form = sys.argv
+    with tempfile.TemporaryDirectory() as _folder, ground(Path(_folder)) as _ground:
+        _plan = Plan(folder=Path(_folder), seed=int(_seed), long=_form == "long")
+        _found = play(_ground, _plan, int(_number), lambda: of_old(os.path.join(_ground, "old")))
+        _texts = [text for _count in _found.values() for text in _count.findings]
+    print(f"{sum(_count.tried for _count in _found.values())} images, {len(_texts)} findings")
+    sys.exit("\n".join(_texts) or 0)

@@ -19,6 +19,7 @@ from mailstrom.storage.client import Submission
 from mailstrom.storage.sqlite.place import FilePlace
 from mailstrom.storage.sqlite.worker import SQLiteWorkerStore
 from tests.storage.spool import DAY
+from tests.torture.power_engine import PowerDB
 
 Pair = tuple[str, str]
 """Message id and address."""
@@ -100,14 +101,19 @@ class EagerPlace(FilePlace):
 
 @dataclass(slots=True)
 class Hand:
-    """A worker: its store, its row, its lanes, and what it holds of each."""
+    """A worker: its store's service, its row, its lanes, and what it holds of each."""
 
-    store: SQLiteWorkerStore
+    db: PowerDB
     seq: int
     lanes: dict[int, Lane] = field(default_factory=dict)
     claimed: list[Claimed] = field(default_factory=list)
     opened: list[Claimed] = field(default_factory=list)
     sent: list[Claimed] = field(default_factory=list)  # taken by the far end, no verdict yet
+
+    @property
+    def store(self) -> SQLiteWorkerStore:
+        """The store itself, for what needs no sync."""
+        return self.db.store
 
 
 def state_of(connection: apsw.Connection) -> bytes:

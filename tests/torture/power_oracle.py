@@ -2,7 +2,9 @@
 
 Contract. ``judge`` writes the image into a folder, opens it with the real stores and checks, in
 this order: that it opens; that ``store check`` finds nothing; that its state is one which the spool
-had, and none older than what was promised (so no transaction is torn or taken out of the middle);
+had, and none older than what was promised (so no transaction is torn or taken out of the middle;
+what one power cut took of the log the next may bring back, until a later commit is durable: its
+frames lie there still, and a frame before them is written again, byte for byte);
 that every acknowledged message is there with all recipients and its bytes; that an idempotency key
 still answers. Then the next boot lapses the workers of the one before, as the janitor does, and
 each recipient must have as many attempts that are delivered or in doubt as the far end has copies.
@@ -56,6 +58,7 @@ class Judgement:
 def judge(
     image: Image, folder: str, known: Known, states: Sequence[bytes], random: Random,
     *, now: int, drain: bool, nested: int = 0, boot: str = NEXT_BOOT,
+    earlier: Sequence[bytes] = (),
 ) -> Judgement:  # fmt: skip
     """Judge an image.
 
@@ -69,6 +72,7 @@ def judge(
         drain: whether an engine brings everything to its end.
         nested: so many further power cuts during this recovery and what follows.
         boot: name of the boot that opens it.
+        earlier: states of the boot before, for as long as none of this one's commits is promised.
     """
     found = Judgement()
     _lay_out(image, folder)
@@ -76,10 +80,11 @@ def judge(
         if nested:
             with recording(folder) as recorder:
                 world = _world(folder, known, random, now, boot, recorder)
-                _boot(world, states, found, drain)
-            _again(recorder, world, known, folder, random, found, nested)
+                _boot(world, states, earlier, found, drain)
+            may_return = states[known.floor : known.latest + 2]
+            _again(recorder, world, known, may_return, folder, random, found, nested)
         else:
-            _boot(_world(folder, known, random, now, boot, None), states, found, drain)
+            _boot(_world(folder, known, random, now, boot, None), states, earlier, found, drain)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return found
@@ -101,7 +106,9 @@ def _world(
     )  # fmt: skip
 
 
-def _boot(world: World, states: Sequence[bytes], found: Judgement, drain: bool) -> None:
+def _boot(
+    world: World, states: Sequence[bytes], earlier: Sequence[bytes], found: Judgement, drain: bool
+) -> None:
     known = world.known.copy()
     try:
         started = time.monotonic()
@@ -112,7 +119,7 @@ def _boot(world: World, states: Sequence[bytes], found: Judgement, drain: bool) 
             found.lost += sum(len(one.recipients) for one in known.acked.values())
             return
         found.findings += [f"check: {text}" for text in world.clients[0].check()]
-        _state(world, known, states, found)
+        _state(world, known, states, earlier, found)
         _accepted(world, known, found)
         _keys(world, known, found)
         if world.random.random() < 0.3:
@@ -140,7 +147,9 @@ def _boot(world: World, states: Sequence[bytes], found: Judgement, drain: bool) 
         world.close()
 
 
-def _state(world: World, known: Known, states: Sequence[bytes], found: Judgement) -> None:
+def _state(
+    world: World, known: Known, states: Sequence[bytes], earlier: Sequence[bytes], found: Judgement
+) -> None:
     if not states:
         return
     connection = apsw.Connection(world.path, flags=apsw.SQLITE_OPEN_READWRITE)
@@ -150,6 +159,8 @@ def _state(world: World, known: Known, states: Sequence[bytes], found: Judgement
     finally:
         connection.close()
     numbers = [number for number, one in enumerate(states[: known.latest + 2]) if one == state]
+    if not numbers and known.floor == 0 and state in earlier:
+        return
     if not numbers:
         found.findings.append("holds a state that the spool never had")
     elif numbers[-1] < known.floor:
@@ -258,8 +269,8 @@ def _end(world: World, known: Known, found: Judgement) -> None:
 
 
 def _again(
-    recorder: Recorder, world: World, known: Known, folder: str, random: Random,
-    found: Judgement, nested: int,
+    recorder: Recorder, world: World, known: Known, earlier: Sequence[bytes], folder: str,
+    random: Random, found: Judgement, nested: int,
 ) -> None:  # fmt: skip
     """Cut the power during the recovery, too."""
     disk, at, facts = Disk(recorder.base), 0, iter([*world.facts, None])
@@ -276,7 +287,7 @@ def _again(
             fact = next(facts)
         inner = judge(
             disk.image(random), f"{folder}-{number}", now_known, world.states, random,
-            now=world.now, drain=number % 2 == 0, boot=f"{world.boot}-{number}",
+            now=world.now, drain=number % 2 == 0, boot=f"{world.boot}-{number}", earlier=earlier,
         )  # fmt: skip
         found.lost += inner.lost
         found.silent += inner.silent

@@ -9,7 +9,7 @@ tries again another time. Which verbs there are is told by a subclass (``power_w
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from random import Random
@@ -24,6 +24,7 @@ from mailstrom.storage.sqlite.worker import SQLiteWorkerStore
 from tests.storage.spool import T0
 from tests.torture.disk_record import Recorder
 from tests.torture.inject.torture_vfs import Op
+from tests.torture.power_engine import PowerDB
 from tests.torture.power_known import EagerPlace, Fact, Hand, Known, state_of
 from tests.torture.power_old import Old
 
@@ -51,6 +52,8 @@ class SpoolInUse:
     """What is being done while a verb runs, by its name."""
     quick: ClassVar[Sequence[str]] = ()
     """Verbs that may come in the middle of somebody's transaction: they need no write lock."""
+    db_type: ClassVar[type[PowerDB]] = PowerDB
+    """What serves a worker's store."""
 
     def __init__(
         self, path: str, random: Random, *, boot: str, name: str, recorder: Recorder | None = None,
@@ -164,8 +167,8 @@ class SpoolInUse:
     def _do(self, name: str) -> None:
         outer = self._labelled
         self._labelled = self.labels_of[name]
-        self.labels.append((self.at, self._labelled, self.now))
         self.now += self.random.choice((1, 1_000, 5_000))
+        self.labels.append((self.at, self._labelled, self.now))
         call: Callable[[], None] = getattr(self, name)
         try:
             call()
@@ -177,8 +180,13 @@ class SpoolInUse:
             self.labels.append((self.at, outer, self.now))
 
     def moment(self, at: int) -> tuple[str, int]:
-        """What was being done when the disk had taken so many steps, and the time."""
-        _, label, now = self.labels[bisect_left(self.labels, at, key=lambda one: one[0]) - 1]
+        """What was being done when the disk had taken so many steps, and the time.
+
+        The time is that of the last thing that began by then, for what is known at this step may
+        come from there: verbs that write nothing let time pass, and days of it, without a step.
+        """
+        _, label, _ = self.labels[bisect_left(self.labels, at, key=lambda one: one[0]) - 1]
+        _, _, now = self.labels[bisect_right(self.labels, at, key=lambda one: one[0]) - 1]
         return label, now
 
     def inherit(self, old: Old) -> None:
@@ -212,26 +220,26 @@ class SpoolInUse:
         """Workers, registered, and the janitor's store."""
         self.janitor = self._store()
         for _ in range(many):
-            self.hands.append(self._worker(self._store()))
+            self.hands.append(self._worker(self.db_type(self._store(), lambda: self.now)))
         self.note()
 
     def _store(self) -> SQLiteWorkerStore:
         return SQLiteWorkerStore(self.path, busy_ms=BUSY_MS, sync=self.disk_sync)
 
-    def _worker(self, store: SQLiteWorkerStore) -> Hand:
-        row = store.register(
+    def _worker(self, db: PowerDB) -> Hand:
+        row = db.store.register(
             kind="delivery", pid=4711, host="machine", boot=self.boot, lock="delivery.lock",
             restarts=0, now_ms=self.now,
         )  # fmt: skip
         self.note()
-        return Hand(store, row.seq)
+        return Hand(db, row.seq)
 
     def close(self) -> None:
         """Close everything that is open."""
         for client in self.clients:
             client.close()
         for hand in self.hands:
-            hand.store.close()
+            hand.db.end()
         for other in (self.janitor, self.reader, self._observer):
             if other is not None:
                 other.close()

@@ -1,10 +1,10 @@
 """The lives of messages on one spool until the power goes: every verb of clients and engine.
 
 Contract. Each method without arguments is a verb: it does one thing through the real stores and
-tells what was promised. It keeps the engine's own order (``mailstrom_workers.dbservice``): claims
-are synced before anything of them is opened, a held-on-doubt open before it is sent, results at any
-later time. The far end of the wire is a counter: a recipient may be taken there at any time after
-its open returned.
+tells what was promised. Claims, opens and verdicts go through the product's own store service
+(``power_engine``), which alone decides what is synced: claims before anything of them is opened, an
+open that asks for it before it is sent, results a little later. The far end of the wire is a
+counter: a recipient may be taken there at any time after its open returned.
 
 Past 400 lines: one method a verb, and each is short.
 """
@@ -217,18 +217,13 @@ class World(SpoolInUse):
                 for token in hand.lanes
             ]
             with self.promising():
-                done = hand.store.exchange(Work(claims=wanted), self.now)
-                self.sync_claims(hand.store)
+                done = hand.db.carry(Work(claims=wanted))
             for token in done.ended:
                 hand.lanes.pop(token, None)
             for row in done.claimed:
                 assert not row.damaged
                 self.tell("claimed", row.lane)
             hand.claimed += done.claimed
-
-    def sync_claims(self, store: SQLiteWorkerStore) -> None:
-        """Claims are on disk before their first byte."""
-        store.sync()
 
     def open(self) -> None:
         """Some claimed recipients go on the wire next, with what has a verdict settled."""
@@ -248,17 +243,16 @@ class World(SpoolInUse):
                 )
             if work.empty:
                 return
+            durable = any(row.on_doubt is OnDoubt.HOLD for row in rows)
             try:
-                done = hand.store.exchange(work, self.now)
+                with self.promising() as kept:
+                    kept.append(durable)
+                    done = hand.db.carry(work, durable=durable)
             except SpoolBusy:
                 hand.claimed = rows + hand.claimed
                 raise
             self._settled(hand, work.settlements)
-            opened = [row for row in rows if row.recipient in done.opened]
-            if any(row.on_doubt is OnDoubt.HOLD for row in opened):
-                with self.promising():
-                    hand.store.sync()
-            hand.opened += opened
+            hand.opened += [row for row in rows if row.recipient in done.opened]
 
     def take(self) -> None:
         """The far end takes what is on the wire; no answer is read yet."""
@@ -282,7 +276,7 @@ class World(SpoolInUse):
                 return
             rows = self._verdicts(hand)
             if rows:
-                hand.store.exchange(Work(settlements=rows), self.now)
+                hand.db.carry(Work(settlements=rows))
                 self._settled(hand, rows)
 
     def _verdicts(self, hand: Hand) -> list[Settlement]:
@@ -319,11 +313,11 @@ class World(SpoolInUse):
         hand.opened = [row for row in hand.opened if row.recipient not in words]
 
     def sync(self) -> None:
-        """What a worker's thread does at the latest after 50 ms."""
+        """No request comes for 50 ms."""
         with self._hand() as hand:
             if hand is not None:
-                with self.promising():
-                    hand.store.sync()
+                with self.promising() as kept:
+                    kept.append(hand.db.late())
 
     def beat(self) -> None:
         """A heartbeat."""
@@ -363,7 +357,7 @@ class World(SpoolInUse):
                 with self.promising():
                     self.janitor.sync()
                 self.note()
-                self.hands[number] = self._worker(hand.store)
+                self.hands[number] = self._worker(hand.db)
                 self.hands[number].sent = hand.sent  # its verdicts may come late
 
     # --- what the janitor does --------------------------------------------------------------
@@ -453,8 +447,7 @@ class World(SpoolInUse):
         for _ in range(20):
             wanted = [ClaimRequest(lane=token, limit=50, max_bytes=1 << 23) for token in hand.lanes]
             with self.promising():
-                done = hand.store.exchange(Work(claims=wanted), self.now)
-                self.sync_claims(hand.store)
+                done = hand.db.carry(Work(claims=wanted))
             if not done.claimed:
                 break
             for row in done.claimed:
@@ -463,14 +456,14 @@ class World(SpoolInUse):
                 Open(lane=row.lane, recipients=(row.recipient,), session="s")
                 for row in done.claimed
             ]
-            opened = hand.store.exchange(Work(opens=rows), self.now).opened
+            opened = hand.db.carry(Work(opens=rows)).opened
             self.note()
             verdicts = []
             for row in done.claimed:
                 if row.recipient in opened:
                     self.tell("far", (row.message_id, row.address))
                     verdicts.append(self._verdict(row, "delivered"))
-            hand.store.exchange(Work(settlements=verdicts), self.now)
+            hand.db.carry(Work(settlements=verdicts))
             self.note()
         for token in list(hand.lanes):
             hand.store.release(token, self.now)

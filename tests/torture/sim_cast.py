@@ -21,6 +21,7 @@ class Worker(Group):
         limits: connection limits of the configurations it had.
         zombie: whether its lock fell although it lives.
         killed: whether it was killed.
+        spoilt: whether what it had to record met damage.
     """
 
     def __init__(self, loop: VirtualLoop, kind: str, slot: int, number: int) -> None:
@@ -28,7 +29,7 @@ class Worker(Group):
         self.kind, self.slot = kind, slot
         self.presence: Presence | None = None
         self.db: SimulatedDB | None = None
-        self.zombie = self.killed = False
+        self.zombie = self.killed = self.spoilt = False
         self.stops: list[tuple[float, float]] = []
         self.main: asyncio.Task[None] | None = None
 

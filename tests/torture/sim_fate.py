@@ -136,13 +136,19 @@ class Fate:
         for worker in self.world.living():
             self.world.kill(worker)
 
-    def reboot(self) -> None:
+    def reboot(self, looks: int = 100) -> None:
+        """The power goes: where there are such within a second, while commits are unsynced."""
+        if self.world.finished:
+            return
+        ripe = self.world.disk.behind() and self.world.rng.random() < 0.2
+        if looks and not ripe:
+            self.world.later(0.01 * self.world.rng.random(), lambda: self.reboot(looks - 1))
+            return
         self.world.fault("reboot")
         for worker in self.world.living():
             self.world.kill(worker)
         self.world.boot = f"boot-{len(self.world.trace)}"
-        self.world.client.close()
-        self.world.client = self.world.open_client()
+        self.world.power_cut()
 
     def stop(self) -> None:
         victim = self.victim()
@@ -183,6 +189,19 @@ class Fate:
             self.world.fault("drain")
             self.world.note(f"drain {victim.name}")
             victim.presence.drain()
+
+    def damage(self) -> None:
+        """What is to be recorded meets damage for a while, and somebody drains meanwhile."""
+        if self.world.calm or self.world.finished:
+            return
+        self.world.note("damage")
+        self.world.damaged = True
+        self.world.later(0.05 * self.world.rng.random(), self.drain)
+        self.world.later(self.world.rng.choice((0.3, 2.0)), self.mended)
+
+    def mended(self) -> None:
+        self.world.note("mended")
+        self.world.damaged = False
 
     def reload(self) -> None:
         self.world.limit = self.world.rng.choice((1, 2, 3))
@@ -232,10 +251,11 @@ class Fate:
             (0.4, self.kill_one),
             (0.3, self.kill_one),
             (0.07, self.kill_all),
-            (0.05, self.reboot),
+            (0.15, self.reboot),
             (0.3, self.stop),
             (0.15, self.unlock),
             (0.3, self.drain),
+            (0.2, self.damage),
             (0.2, self.reload),
             (0.5, self.moods),
             (0.15, self.move),

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from mailstrom.types import OnDoubt
 from mailstrom_workers.dbservice import StoreEnded
 from tests.support.checker import Finding, History, Row, check
 from tests.torture.sim_cast import Mail, Worker
@@ -67,6 +68,7 @@ def judge(world: World) -> Judged:
     found += _doubts(world, rows, attempts)
     found += _spacing(world, rows, attempts)
     found += _wire(world)
+    found += _durable(world)
     found += _ends(world)
     return Judged(
         messages=sum(len(m.submission.recipients) for m in world.mails if m.answered),
@@ -123,7 +125,7 @@ def _doubts(world: World, rows: list[Any], attempts: dict[int, list[Any]]) -> li
     """In doubt is only what a dead process held, or what a living one ended with its final dot."""
     found = []
     wires = {wire.session: wire for wire in world.network.wires}
-    mortal = any(w.killed or w.zombie for w in world.workers)
+    mortal = any(w.killed or w.zombie or w.spoilt for w in world.workers)
     for seq, _, message_id, address, *_ in rows:
         for _, session, in_doubt, *_ in attempts[seq]:
             if not in_doubt:
@@ -141,7 +143,8 @@ def _doubts(world: World, rows: list[Any], attempts: dict[int, list[Any]]) -> li
 
 
 def _ended(wire: Wire) -> bool:
-    return isinstance(wire.group, Worker) and (wire.group.killed or wire.group.zombie)
+    own = wire.group
+    return isinstance(own, Worker) and (own.killed or own.zombie or own.spoilt)
 
 
 def _heard(world: World, wire: Wire, message_id: str, address: str) -> bool:
@@ -192,6 +195,27 @@ def _wire(world: World) -> list[str]:
         found += _forbidden(mail, dot.seen.recipient, dot.mail_s, name)
         if not world.jumps:
             found += _in_time(world, mail, dot.mail_s, dot.wire, name)
+    return found
+
+
+def _durable(world: World) -> list[str]:
+    """The disk has its claim when a transaction begins, and its open where doubt means hold."""
+    own = {mail.submission.message_id: mail.submission for mail in world.mails}
+    found = []
+    for dot in world.dots:
+        mail = own.get(dot.seen.message_id)
+        if mail is None or _zombie(dot.wire):
+            continue
+        words = ("claim", "open") if mail.on_doubt is OnDoubt.HOLD else ("claim",)
+        for word in words:
+            commits = world.disk.commits.get((word, mail.id, dot.seen.recipient), [])
+            last = max(
+                (one for one in commits if one.made_s <= dot.mail_s),
+                key=lambda one: one.made_s, default=None,
+            )  # fmt: skip
+            if last is None or last.durable_s > dot.mail_s:
+                name = f"{dot.seen.message_id} to {dot.seen.recipient}"
+                found.append(f"unsynced: {name} was begun before its {word} was on the disk")
     return found
 
 

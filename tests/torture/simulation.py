@@ -1,9 +1,10 @@
 """The worker core in virtual time: thousands of stories, each from one seed, judged to the end.
 
 Contract. ``run(plan)`` tells the stories of the seeds from ``plan.seed`` on; ``story(seed, ...)``
-is one of them. A story that is not right is a finding with its seed: ``tools/torture simulation
---seed N`` begins with it. Workers, janitor, store and dialogue are the product's; time, network,
-DNS, peers and deaths are simulated (``sim_world``), judged by ``sim_oracle``.
+is one of them. A story that is not right is a finding with the command that tells it again, and
+its trace (``-m tests.torture.simulation SEED``). Workers, janitor, store and dialogue are the
+product's; time, network, DNS, peers and deaths are simulated (``sim_world``), judged by
+``sim_oracle``.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import gc
 import itertools
 import os
 import shutil
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -31,11 +33,13 @@ from tests.torture.table import Row
 SHORT, LONG = 500, 10_000
 _KINDS = (
     ("kill ", "worker or janitor killed between any two steps"),
+    ("reboot,", "power cut that takes commits along"),
     ("reboot", "all killed at once, another boot"),
     ("stop ", "worker or janitor stopped"),
     ("lock lost", "lapsed although alive"),
     ("drain", "drained under load"),
     ("reload", "configuration reloaded under load"),
+    ("damage", "verdicts and claims met damage, under a drain"),
     ("store ", "spool busy or full"),
     ("sync failed", "sync failed"),
     ("dns ", "DNS failed, or said no"),
@@ -95,7 +99,7 @@ def story(seed: int, place: Path) -> Told:
         world.run()
         judged = judge(world)
     except Exception as error:
-        error.add_note(f"seed {seed}; the end of its trace:\n" + "\n".join(world.trace[-40:]))
+        error.add_note(f"{again(seed)}; the end of its trace:\n" + "\n".join(world.trace[-40:]))
         raise
     finally:
         world.close()
@@ -108,6 +112,11 @@ def story(seed: int, place: Path) -> Told:
         faults=dict(world.faults),
         recovery_s=world.finished_s,
     )
+
+
+def again(seed: int) -> str:
+    """The command that tells a story again."""
+    return f"PYTHONPATH=.:workers python -P -m tests.torture.simulation {seed}"
 
 
 def run(plan: Plan) -> Iterator[Row]:
@@ -128,14 +137,14 @@ def run(plan: Plan) -> Iterator[Row]:
             if number % 50 == 0:  # the same again
                 repeated += 1
                 if story(seed, place).trace != told.trace:
-                    findings.append(f"seed {seed}: two runs differ")
+                    findings.append(f"seed {seed}: two runs differ ({again(seed)})")
             faults.update(told.faults)
             judged = told.judged
             messages, marked = messages + judged.messages, marked + judged.marked
             lost, silent = lost + judged.lost, silent + judged.silent
             worst_s = max(worst_s, told.recovery_s)
             for text in judged.findings:
-                findings.append(f"{text} (tools/torture simulation --seed {seed})")
+                findings.append(f"{text} ({again(seed)})")
                 plan.say(f"seed {seed}: {text}")
             if number % 500 == 499:
                 plan.say(f"{number + 1} stories, {sum(faults.values())} faults")
@@ -161,3 +170,10 @@ def _by_kind(faults: Counter[str]) -> dict[str, int]:
     for fault, tried in faults.items():
         found[next(text for start, text in _KINDS if fault.startswith(start))] += tried
     return found
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as _folder, spools(Path(_folder)) as _place:
+        _told = story(int(sys.argv[1]), _place)
+    print(*_told.lines, sep="\n")
+    sys.exit("\n".join(_told.judged.findings) or 0)

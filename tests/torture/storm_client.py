@@ -23,6 +23,11 @@ from mailstrom import Mailstrom
 SPREAD = 10
 """One message in so many goes to three recipients; one in two has an idempotency key."""
 
+RARE = 200
+"""One message in so many is large: stored in several chunks."""
+LARGE_LINES = 4_000
+"""Of 72 octets each."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Composed:
@@ -49,6 +54,10 @@ def compose(seed: str, number: int, domains: Sequence[str]) -> Composed:
         "Date: Fri, 20 Nov 2026 12:00:00 +0000",
         "",
         *(f".{line}" for line in range(dice.randrange(1, 200))),
+        *(
+            f"{dice.getrandbits(280):070x}"
+            for _ in range(LARGE_LINES * (number % RARE == RARE // 2))
+        ),
         "",
     ]
     raw = "\r\n".join(lines).encode()

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tests.support import leash
 from tests.support.checker import Seen
 from tests.support.engine import DEADLINE_S, environment
 from tests.support.network import Network
@@ -51,7 +52,10 @@ class Sink:
         for address in self.addresses:
             argv += ["--bind", f"{address}:{network.port}"]
         argv += ["--script", json.dumps(_SCRIPT)]
-        self.process = subprocess.Popen(argv, stdout=subprocess.PIPE, env=environment())
+        self.process = subprocess.Popen(
+            argv, stdout=subprocess.PIPE, env=environment(), start_new_session=True
+        )
+        leash.hold(self.process.pid)
         assert self.process.stdout is not None
         assert json.loads(self.process.stdout.readline())["event"] == "ready"
 
@@ -80,6 +84,7 @@ class Sink:
         """End the process."""
         self.process.terminate()
         self.process.wait(DEADLINE_S)
+        leash.let_go(self.process.pid)
         assert self.process.stdout is not None
         self.process.stdout.close()
 
@@ -97,6 +102,7 @@ class Client:
         process = subprocess.Popen(
             self._argv, stdin=subprocess.PIPE, env=environment(), start_new_session=True
         )
+        leash.hold(process.pid)
         self._tell(process)
         return process
 
@@ -119,6 +125,7 @@ class Client:
 
     def _reap(self) -> int:
         code = self.process.wait(DEADLINE_S)
+        leash.let_go(self.process.pid)
         if self.process.stdin is not None:
             with contextlib.suppress(BrokenPipeError):
                 self.process.stdin.close()

@@ -17,7 +17,9 @@ class Row:
     Args:
         part: the module that ran it.
         fault: what was done, in a few words.
-        tried: how many faults were really brought about; one that did not happen does not count.
+        tried: how many were really brought about; one that did not happen does not count.
+        unit: what ``tried`` counts: fault, image (of a disk after a power cut), story, step, send
+            or checkpoint.
         messages: acknowledged recipients that were at stake, all together.
         lost: acknowledged, and afterwards neither delivered, failed, held, cancelled nor waiting.
         silent: delivered more than once without a mark.
@@ -38,6 +40,7 @@ class Row:
     worst_recovery_s: float | None = None
     findings: tuple[str, ...] = field(default=())
     seed: int | None = None
+    unit: str = "fault"
 
     @property
     def clean(self) -> bool:
@@ -57,12 +60,16 @@ def markdown(rows: Iterable[Row]) -> str:
     for row in rows:
         recovery = "-" if row.worst_recovery_s is None else f"{row.worst_recovery_s:.2f} s"
         cells = [
-            row.part, row.fault, f"{row.tried:,}", f"{row.messages:,}", str(row.lost),
+            row.part, row.fault, _many(row.tried, row.unit), f"{row.messages:,}", str(row.lost),
             str(row.silent), f"{row.marked:,}", recovery,
             "none" if not row.findings else f"**{len(row.findings)}**: {row.findings[0]}",
         ]  # fmt: skip
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _many(count: int, unit: str) -> str:
+    return f"{count:,} {unit}{'' if count == 1 else 's'}"
 
 
 def as_json(row: Row) -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -32,8 +33,7 @@ def test_what_a_jump_would_break_is_noticed(tmp_path: Path) -> None:
         try:
             bench.start()
             jump("an hour ahead", HOUR)(bench)
-            expired, dropped, doubled = (bench.engine.send(bench.address("plain")) for _ in "123")
-            bench.ids += [expired, dropped, doubled]
+            expired, dropped, doubled = (bench.send("plain") for _ in "123")
             for id in (expired, dropped, doubled):
                 assert bench.engine.final(id).succeeded
             of = "message = (SELECT seq FROM message WHERE id = ?)"
@@ -75,13 +75,20 @@ def test_mail_that_did_not_wait_is_noticed(tmp_path: Path) -> None:
         bench = Bench(network, tmp_path / "bench")
         try:
             bench.start()
-            held, far = (bench.engine.send(bench.address("plain")) for _ in "12")
+            held, far = (bench.send("plain") for _ in "12")
             for id in (held, far):
                 bench.engine.final(id)
             bench.arrived("too soon", Mail(held=held, far=far))
+            told = len(bench.findings)
+            bench.arrived("in time", Mail(done=[held, far]))
+            assert len(bench.findings) == told
+            assert bench.engine.tamper("DELETE FROM attempt") == 2
+            bench.sent[held] = replace(bench.sent[held], digest="of other bytes")
+            bench.arrived("too old", Mail(done=[held, far]))
         finally:
             bench.engine.close()
-    assert len(bench.findings) == 2
+    assert told == 2
+    assert len(bench.findings) == 4
 
 
 def _is_of(bench: Bench, recipients: tuple[str, ...], id: str) -> bool:

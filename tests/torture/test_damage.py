@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import apsw
 import pytest
 
+from mailstrom.storage.base import Claimed
+from mailstrom.storage.sqlite import claims
 from mailstrom.storage.sqlite.salvage import salvage
 from mailstrom.testing.script import Script
 from tests.support.checker import History, Sent, check, content_digest
@@ -15,9 +18,10 @@ from tests.support.engine import Engine, mail
 from tests.support.network import Network, dots
 from tests.support.sockets import eventually
 from tests.support.witnesses import seen_by_server
-from tests.torture.damage import KINDS, MESSAGES, Base, audit, base_at, judge, run
+from tests.torture.damage import KINDS, MESSAGES, Base, audit, base_at, judge, run, unnamed
 from tests.torture.damage_spool import client_at, deliver
 from tests.torture.plan import Plan
+from tests.torture.table import Row
 
 
 @pytest.mark.timeout(240)
@@ -27,6 +31,51 @@ def test_damage_never_sends_what_was_not_accepted(tmp_path: Path) -> None:
     for row in rows:
         assert row.clean, row
     assert sum(row.tried for row in rows) >= 140
+    assert all(row.tried >= 5 for row in rows if "envelope" in row.fault), rows
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        lambda row: replace(row, damaged=False),
+        lambda row: replace(row, damaged=False) if row.body is not None else row,
+    ],
+)
+def test_an_envelope_that_is_not_compared_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, planted: Callable[[Claimed], Claimed]
+) -> None:
+    real = claims.complete
+    monkeypatch.setattr(
+        claims, "complete", lambda rows, found: [planted(one) for one in real(rows, found)]
+    )
+    rows = _aimed(tmp_path, monkeypatch)
+    assert [row.fault for row in rows if row.clean] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "columns"), [("_fits", ("require_tls", "on_doubt")), ("checksum", ("address",))]
+)
+def test_a_digest_of_the_envelope_that_is_dropped_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, columns: tuple[str, ...]
+) -> None:
+    class Any:
+        def __eq__(self, _other: object) -> bool:
+            return True
+
+        __hash__ = None  # type: ignore[assignment]
+
+    plants = {"_fits": lambda row, kept: True, "checksum": lambda *texts: Any()}
+    monkeypatch.setattr(claims, name, plants[name])
+    rows = _aimed(tmp_path, monkeypatch)
+    noticed = {row.fault.rpartition(" ")[2] for row in rows if not row.clean}
+    assert noticed >= set(columns)
+
+
+def _aimed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[Row]:
+    """The kinds that are aimed at the envelope, alone."""
+    kinds = {name: kind for name, kind in KINDS.items() if "envelope" in name}
+    monkeypatch.setattr("tests.torture.damage.KINDS", kinds)
+    return list(run(Plan(folder=folder)))
 
 
 @pytest.fixture
@@ -45,7 +94,7 @@ def test_a_sound_spool_is_delivered_and_salvaged_whole(base: Base) -> None:
     path = base.folder / "spool.db"
     done = salvage(str(path), str(base.folder / "new.db"), base.truth.now_ms)
     found, kept = audit(base.folder / "new.db", done, base.truth, None)
-    assert (found, done.damaged) == ([], [])
+    assert (found, done.sound, done.whole) == ([], True, MESSAGES)
     assert len(kept) == MESSAGES
     wire = deliver(path, base.truth)
     assert judge(wire, base.truth, None, path, repeats=False) == []
@@ -80,6 +129,27 @@ def test_the_oracle_misses_a_message_and_sees_wrong_content_of_a_salvage(base: B
     found, kept = audit(new, done, base.truth, None)
     assert found
     assert len(kept) < MESSAGES
+
+
+def test_the_oracle_sees_a_recipient_that_nobody_names_and_one_that_waits_too_long(
+    base: Base,
+) -> None:
+    new = base.folder / "new.db"
+    done = salvage(str(base.folder / "spool.db"), str(new), base.truth.now_ms)
+    lost = sorted(base.truth.waiting)[-1]
+    assert unnamed(new, done, base.truth, set(), silent=False) == []
+    tamper(
+        new,
+        f"DELETE FROM recipient WHERE address = '{lost}'",
+        "UPDATE recipient SET due_ms = due_ms + 1000 * 86400000 WHERE due_ms IS NOT NULL",
+    )
+    assert unnamed(new, done, base.truth, set(), silent=False) == [
+        f"{lost} is neither salvaged nor named"
+    ]
+    assert "nothing is said" in unnamed(new, done, base.truth, {lost}, silent=False)[0]
+    assert unnamed(new, done, base.truth, {lost}, silent=True) == []
+    found, _ = audit(new, done, base.truth, None)
+    assert any("past its expiry" in text for text in found)
 
 
 def test_an_engine_on_a_damaged_spool_sends_only_what_is_whole(tmp_path: Path) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
+from mailstrom.errors import OutcomeUnknown, SpoolError
 from mailstrom.storage.sqlite import poison
+from mailstrom.storage.sqlite.client import SQLiteClientStore
 from mailstrom.storage.sqlite.durable import WalSync
 from mailstrom.storage.sqlite.worker import SQLiteWorkerStore
+from tests.storage.spool import T0, submission
 from tests.torture import errors, errors_processes, errors_world
 from tests.torture.errors_inject import Fault
 from tests.torture.plan import Plan
@@ -74,6 +78,26 @@ def test_a_repair_that_only_syncs_again_is_noticed(
     monkeypatch.setattr(SQLiteWorkerStore, "repair", hasty)
     found = trials(tmp_path, errors_world.enqueue_one, Fault(op="sync", file="wal"))
     assert any("not in what a power cut leaves" in text for text in found), found
+
+
+def test_a_flag_raised_during_our_sync_refuses_what_was_synced(tmp_path: Path) -> None:
+    path = tmp_path / "spool.db"
+    during: list[int] = []
+
+    def sync(fd: int) -> None:
+        os.fdatasync(fd)
+        if during:  # another process's sync fails in the middle of ours
+            run = Path(f"{path}-run")
+            (run / "poisoned").write_text("1 another process: Input/output error\n")
+
+    store = SQLiteClientStore(str(path), sync=sync)
+    try:
+        store.enqueue([submission()], T0)
+        during.append(1)
+        with pytest.raises((SpoolError, OutcomeUnknown)):
+            store.enqueue([submission()], T0)
+    finally:
+        store.close()
 
 
 def test_an_acknowledgement_without_a_sync_is_noticed(

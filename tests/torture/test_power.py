@@ -10,7 +10,8 @@ from random import Random
 import pytest
 
 from mailstrom.errors import SpoolBusy
-from mailstrom.storage.sqlite.worker import SQLiteWorkerStore
+from mailstrom.storage.base import WorkerStore
+from mailstrom_workers.dbservice import Request, Steps
 from tests.torture.disk_image import SECTOR, Disk, Step
 from tests.torture.disk_record import recording
 from tests.torture.plan import Plan
@@ -24,6 +25,7 @@ from tests.torture.power import (
     images,
     run,
 )
+from tests.torture.power_engine import PowerDB
 from tests.torture.power_spool import UPKEEP
 from tests.torture.power_world import CHANGES, CHECKPOINTS, SENDING, WIRE, World
 
@@ -57,11 +59,19 @@ class Unsynced(World):
         """Not at all."""
 
 
+class Forgetful(PowerDB):
+    """Answers before the disk has it."""
+
+    def _exchange(self, store: WorkerStore, requests: list[Request]) -> Steps[None]:
+        for request in requests:
+            request.durable = False
+        return super()._exchange(store, requests)
+
+
 class Hasty(World):
     """Sends what was claimed before the claim is on the disk."""
 
-    def sync_claims(self, store: SQLiteWorkerStore) -> None:
-        """Not here."""
+    db_type = Forgetful
 
     def verb(self) -> None:
         """Much of what was claimed goes out at once."""
@@ -111,6 +121,7 @@ def test_claims_that_were_not_synced_are_noticed(tmp_path: Path) -> None:
     assert found.lost == 0
     assert found.silent > 0
     assert any("before it can be claimed" in text for text in found.findings)
+    assert any("was promised" in text for text in found.findings)
 
 
 def test_a_checkpoint_without_a_sync_is_noticed(tmp_path: Path) -> None:

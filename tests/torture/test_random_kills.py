@@ -70,8 +70,10 @@ def test_under_kill_nothing_is_lost_and_every_double_is_marked(
 
 @pytest.mark.timeout(300)
 def test_all_killed_at_once_and_a_replaced_worker_go_on(plan: Plan, network: Network) -> None:
-    _sound(random_kills.all_at_once(plan, network), tried=2)
-    _sound(random_kills.replaced(plan, network), tried=3)
+    both = (random_kills.all_at_once, random_kills.replaced)
+    killed, replaced = together(both, plan, network)
+    _sound(killed, tried=2)
+    _sound(replaced, tried=3)
 
 
 @pytest.mark.timeout(300)

@@ -8,7 +8,7 @@ from typing import Any, NoReturn, cast
 
 import pytest
 
-from mailstrom.errors import SpoolBusy, SpoolReplaced
+from mailstrom.errors import SpoolBusy, SpoolCorrupt, SpoolReplaced
 from mailstrom.storage.base import ClaimRequest, Exchange, Open, Work, WorkerStore
 from mailstrom_workers import dbservice
 from mailstrom_workers.dbthread import DBThread, StoreEnded
@@ -22,6 +22,7 @@ class FakeStore:
         self.works: list[Work] = []
         self.trouble: list[BaseException] = []
         self.bad_lane = -1
+        self.damaged_lane = -1
         self.closed = False
 
     def exchange(self, work: Work, now_ms: int) -> Exchange:
@@ -29,6 +30,9 @@ class FakeStore:
             raise self.trouble.pop(0)
         if any(request.lane == self.bad_lane for request in work.opens):
             raise ValueError("broken invariant")
+        if any(request.lane == self.damaged_lane for request in work.opens):
+            self.steps.append("damaged")
+            raise SpoolCorrupt("a page")
         self.works.append(work)
         self.steps.append("exchange")
         opened = frozenset(r for request in work.opens for r in request.recipients)
@@ -40,6 +44,8 @@ class FakeStore:
     def release(self, lane: int) -> str:
         if self.trouble:
             raise self.trouble.pop(0)
+        if lane == self.damaged_lane:
+            raise SpoolCorrupt("a page")
         self.steps.append(f"release {lane}")
         return "released"
 
@@ -168,6 +174,66 @@ def test_a_broken_invariant_leaves_its_neighbours_alone(store: FakeStore) -> Non
 
     found = asyncio.run(story())
     assert [isinstance(one, ValueError) for one in found] == [lane == 3 for lane in range(6)]
+
+
+def test_what_meets_damage_waits_while_the_others_go_on(
+    store: FakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dbservice, "ASIDE_S", 0.001)
+    store.damaged_lane = 3
+
+    async def story() -> tuple[list[Exchange], Exchange, object]:
+        db = await thread_of(store)
+        damaged = asyncio.create_task(db.exchange(opening(3)))
+        stuck = asyncio.create_task(db.insist(release(3)))
+        others = await asyncio.gather(*(db.exchange(opening(lane)) for lane in range(3)))
+        async with asyncio.timeout(20):
+            while store.steps.count("damaged") < 3:  # noqa: ASYNC110 - the thread tells nobody
+                await asyncio.sleep(0.001)
+        assert not damaged.done()
+        assert not stuck.done()
+        store.damaged_lane = -1  # a disk may read well again
+        found = others, await damaged, await stuck
+        await db.close()
+        return found
+
+    others, late, released = asyncio.run(story())
+    assert [lane in one.opened for lane, one in enumerate(others)] == [True] * 3
+    assert late.opened == {3}
+    assert released == "released"
+
+
+def test_a_drain_does_not_wait_for_a_damaged_spool(store: FakeStore) -> None:
+    store.damaged_lane = 3
+
+    async def story() -> None:
+        db = await thread_of(store)
+        before = asyncio.create_task(db.exchange(opening(3)))
+        await db.exchange(opening(1))
+        db.drain()
+        with pytest.raises(SpoolCorrupt):
+            await before
+        with pytest.raises(SpoolCorrupt):
+            await db.insist(release(3))
+        await db.close()
+
+    asyncio.run(asyncio.wait_for(story(), 20))
+    assert store.closed
+    assert not crashes
+
+
+def test_closing_tells_who_waits_for_a_damaged_page(store: FakeStore) -> None:
+    store.damaged_lane = 3
+
+    async def story() -> None:
+        db = await thread_of(store)
+        stuck = asyncio.create_task(db.exchange(opening(3)))
+        await db.exchange(opening(1))
+        await db.close()
+        with pytest.raises(SpoolCorrupt):
+            await stuck
+
+    asyncio.run(asyncio.wait_for(story(), 20))
 
 
 def test_closing_runs_what_is_queued_and_syncs(store: FakeStore) -> None:

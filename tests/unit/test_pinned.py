@@ -49,7 +49,7 @@ def test_it_speaks_after_a_moment_then_each_minute_then_says_the_end(heard: Hear
     alarm.look(pin(READER), 600, 11_000)
     (line,) = heard()
     assert line["event"] == "store.pinned"
-    assert (line["pid"], line["command"], line["held_s"]) == (41, "sqlite3", 1.0)
+    assert (line["holder_pid"], line["command"], line["held_s"]) == (41, "sqlite3", 1.0)
     assert (line["wal_bytes"], line["limit_bytes"], line["full"]) == (600, 1_000, False)
     alarm.look(pin(READER), 600, 70_999)
     assert heard() == []
@@ -89,14 +89,14 @@ def test_who_holds_it_longest_is_named_and_the_others_listed(heard: Heard) -> No
     alarm.look(pin(OTHER), 500, 0)
     alarm.look(pin(READER, OTHER), 500, 2_000)
     (line,) = heard()
-    assert (line["pid"], line["held_s"], line["others"]) == (42, 2.0, ["41 (sqlite3)"])
+    assert (line["holder_pid"], line["held_s"], line["others"]) == (42, 2.0, ["41 (sqlite3)"])
 
 
 def test_where_nobody_can_tell_nobody_is_accused(heard: Heard) -> None:
     alarm = PinAlarm("/spool.db")
     alarm.look(pin(READER, OTHER, sure=False), 1_000, 0)
     (line,) = heard()
-    assert "pid" not in line
+    assert "holder_pid" not in line
     assert line["others"] == ["41 (sqlite3)", "42 (dbeaver)"]
     PinAlarm("/spool.db").look(pin(sure=False), 1_000, 0)
     (line,) = heard()

@@ -33,11 +33,12 @@ from mailstrom.control import (
     decode_command,
     encode_report,
 )
-from mailstrom.errors import MailstromError, SpoolError
+from mailstrom.errors import MailstromError, SpoolCorrupt, SpoolError
 from mailstrom_workers.presence import Presence, Work, enter
 
 BEAT_S = 1.0
 EXIT_CRASHED = 70
+EXIT_DAMAGED = 1
 
 
 def end_process(where: str, error: BaseException) -> NoReturn:
@@ -104,6 +105,9 @@ async def _live(
     beats = asyncio.create_task(pipes.beat())
     try:
         await presence.run(work)
+    except SpoolCorrupt as error:  # the drain did not wait for what cannot be recorded
+        events.engine_failed(where="drain", error=error, kind=hello.kind, pid=os.getpid())
+        return EXIT_DAMAGED
     finally:
         beats.cancel()
         loop.remove_reader(0)

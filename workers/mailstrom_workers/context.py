@@ -14,6 +14,7 @@ from mailstrom.config import Config, ehlo_name, relay_hosts, relay_password, sta
 from mailstrom.errors import SpoolError
 from mailstrom.policy.retry import RetrySchedule
 from mailstrom.policy.timeouts import Timeouts
+from mailstrom.storage.pinned import mebibytes
 from mailstrom.types import OnDoubt
 from mailstrom_workers.dbservice import DBService
 from mailstrom_workers.endpoint import SessionPolicy, Tls
@@ -118,6 +119,7 @@ class Context:
     """Messages whose transaction a host ended unanswered, so that a site was left alone for it:
     the excuse holds once, or one message could keep a site from all others."""
     _room: bool = True
+    _troubled: bool = False
     _looked: float = float("-inf")
     resting: dict[str, float] = field(default_factory=dict)
     """Host name -> loop time until which it goes last."""
@@ -150,18 +152,18 @@ class Context:
         if now < self._looked + ROOM_LOOK_S:
             return
         self._looked = now
+        trouble: str | None = None
+        full = False  # of a full log ``store.pinned`` tells
         try:
-            free = await self.db.call(lambda store: store.room_bytes())
-            room = free is None or free >= ROOM_BYTES
-        except SpoolError:
-            room = False
-        if self._room and not room:
-            events.engine_failed(
-                where="disk",
-                error=f"less than {ROOM_BYTES} bytes are free on the disk, or within the"
-                " write-ahead log's limit; nothing is claimed",
-            )
-        self._room = room
+            free, full = await self.db.call(lambda store: (store.room_bytes(), store.log_full))
+            if free is not None and free < ROOM_BYTES:
+                trouble = f"less than {mebibytes(ROOM_BYTES)} are free on the disk"
+        except SpoolError as error:
+            trouble = str(error)
+        if trouble is not None and not self._troubled:
+            events.engine_failed(where="disk", error=f"{trouble}; nothing is claimed")
+        self._troubled = trouble is not None
+        self._room = trouble is None and not full
 
     def pause(self) -> None:
         """Lease nothing for a while."""

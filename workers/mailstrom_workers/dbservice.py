@@ -6,6 +6,10 @@ come in. A result is handed back only when what must be durable is: claims are o
 first byte is sent. A spool that cannot be written (busy, full, poisoned) is tried again for as long
 as the worker lives: results of open sessions are kept in memory, never dropped.
 
+Damage (``SpoolCorrupt``) is often in one place: a request that meets it is put aside and tried
+again each second, while the others have their turn. A drain does not wait for it: whoever asked is
+told, and what was not recorded is in doubt, as after a death.
+
 What must not go on ends by ``crash``, which the host of the worker gives: a process ends at once;
 an engine inside an application fails as a whole, and this service with it. From then on nothing is
 written here, and whoever waits is told ``StoreEnded``: for the spool it is a death.
@@ -24,10 +28,10 @@ from collections.abc import Callable, Generator
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
-from mailstrom import events
 from mailstrom.clock import wall_ms
-from mailstrom.errors import SpoolError, SpoolReplaced
+from mailstrom.errors import SpoolCorrupt, SpoolError, SpoolReplaced
 from mailstrom.storage.base import Exchange, Work, WorkerStore
+from mailstrom_workers.complaint import Complaint
 
 _T = TypeVar("_T")
 
@@ -39,6 +43,8 @@ FREE_LOCK_S = 0.002
 SYNC_S = 0.05
 """Results reach the disk at the latest after this time: a power cut re-sends no more than that."""
 RETRY_S = 0.25
+ASIDE_S = 1.0
+"""What met damage is tried again after this time."""
 _GATHER = 256
 _OVER = "the store's service has ended"
 
@@ -119,6 +125,10 @@ class DBService(ABC):
         self._store: WorkerStore | None = None
         self._fresh: WorkerStore | None = None
         self._batch: list[Request] = []  # what was taken from the queue and may be unanswered
+        self._aside: list[Request] = []  # what met damage
+        self._aside_until = 0.0
+        self._draining = False
+        self._damage = Complaint("store", monotonic)
         self._last_write = float("-inf")
         self._unsynced: float | None = None
 
@@ -187,8 +197,13 @@ class DBService(ABC):
         self._ask(Request(future, change))
         await future
 
+    def drain(self) -> None:
+        """From now on damage is told to whoever asked, and not waited for."""
+        self._draining = True
+
     async def close(self) -> None:
         """Run what is queued, close the store, end the service."""
+        self._draining = True
         self._put(None)
         await self._ended
 
@@ -231,7 +246,7 @@ class DBService(ABC):
             with contextlib.suppress(SpoolError):
                 if opened is not None:
                     opened.close()
-        for request in self._batch:
+        for request in (*self._batch, *self._aside):
             self._tell(request.future, error=StoreEnded(_OVER))
         self._later(self._bury)
         self._tell(self._ended, result=None)
@@ -244,15 +259,19 @@ class DBService(ABC):
         """Serve requests to the end; another store may be open then."""
         while True:
             first = yield from self._next(store)
-            requests: list[Request | None] = [first]
+            requests: list[Request | None] = [] if isinstance(first, Late) else [first]
             while len(requests) < _GATHER:
                 try:
                     requests.append(self._queue.get_nowait())
                 except Empty:
                     break
-            self._batch = [request for request in requests if request is not None]
-            exchanges = [request for request in self._batch if request.work is not None]
-            yield from self._exchange(store, exchanges)
+            fresh = [request for request in requests if request is not None]
+            again = self._again()
+            self._batch = [*fresh, *again]
+            yield from self._exchange(store, [one for one in fresh if one.work is not None])
+            for request in again:
+                if request.work is not None:
+                    yield from self._exchange(store, [request])
             for request in self._batch:
                 if request.call is not None and not self._dead:
                     yield from self._call(store, request)
@@ -268,7 +287,23 @@ class DBService(ABC):
             if None in requests:
                 return
 
-    def _next(self, store: WorkerStore) -> Steps[Request | None]:
+    def _again(self) -> list[Request]:
+        """What met damage, where its time has come."""
+        if not self._aside or (self._monotonic() < self._aside_until and not self._draining):
+            return []
+        again, self._aside = self._aside, []
+        return again
+
+    def _corrupt(self, request: Request, error: SpoolCorrupt) -> None:
+        """Put a request that met damage aside; when draining, whoever asked is told."""
+        self._damage.say(str(error))
+        if self._draining:
+            self._tell(request.future, error=error)
+            return
+        self._aside.append(request)
+        self._aside_until = self._monotonic() + ASIDE_S
+
+    def _next(self, store: WorkerStore) -> Steps[Request | Late | None]:
         """The next request; results that wait for the disk are synced while none comes."""
         while self._unsynced is not None:
             left = max(self._unsynced + SYNC_S - self._monotonic(), 0.0)
@@ -276,9 +311,7 @@ class DBService(ABC):
             if not isinstance(came, Late):
                 return came
             yield from self._sync(store)
-        came = yield Wait(None, request=True)
-        assert not isinstance(came, Late)
-        return came
+        return (yield Wait(ASIDE_S if self._aside else None, request=True))
 
     def _sync(self, store: WorkerStore) -> Steps[None]:
         yield from self._persist(store.sync)
@@ -294,6 +327,11 @@ class DBService(ABC):
                 result = call(store)
         except GeneratorExit:
             raise
+        except SpoolCorrupt as error:
+            if request.insisted:
+                self._corrupt(request, error)
+            else:
+                self._tell(request.future, error=error)
         except BaseException as error:  # belongs to whoever awaits it
             self._tell(request.future, error=error)
         else:
@@ -302,7 +340,7 @@ class DBService(ABC):
     def _insisted(self, step: Callable[[], _T]) -> Steps[_T]:
         try:
             return (yield from self._persist(step))
-        except (StoreEnded, GeneratorExit):
+        except (StoreEnded, GeneratorExit, SpoolCorrupt):
             raise
         except BaseException as error:
             self._crash("a step that must happen", error)
@@ -325,11 +363,13 @@ class DBService(ABC):
         except GeneratorExit:
             raise
         except BaseException as error:
-            # A broken invariant, that is a bug: it must not take its neighbours along, and
-            # whoever awaits it must not wait for ever.
+            # A broken invariant, that is a bug, or damage: it must not take its neighbours along,
+            # and whoever awaits it must not wait for ever.
             if len(requests) > 1 and not self._dead:
                 for request in requests:
                     yield from self._exchange(store, [request])
+            elif isinstance(error, SpoolCorrupt):
+                self._corrupt(requests[0], error)
             else:
                 for request in requests:
                     self._tell(request.future, error=error)
@@ -349,8 +389,8 @@ class DBService(ABC):
             self._tell(request.future, result=mine)
 
     def _persist(self, step: Callable[[], _T]) -> Steps[_T]:
-        """Try until the spool takes it: what was sent must be recorded."""
-        told = False
+        """Try until the spool takes it: what was sent must be recorded. Damage is raised."""
+        trouble = Complaint("store", self._monotonic)
         while True:
             if self._dead:
                 raise StoreEnded(_OVER)
@@ -358,10 +398,10 @@ class DBService(ABC):
                 return step()
             except SpoolReplaced as error:
                 self._crash("store", error)  # a fresh one opens what has the name now
+            except SpoolCorrupt:
+                raise
             except SpoolError as error:
-                if not told:
-                    events.engine_failed(where="store", error=str(error))
-                    told = True
+                trouble.say(str(error))
             yield Wait(RETRY_S, request=False)
 
     def _tell(

@@ -12,6 +12,7 @@ from mailstrom import events
 from mailstrom.errors import SpoolError
 from mailstrom.storage.base import DueDomain, Lane, WorkerStore
 from mailstrom_workers import router
+from mailstrom_workers.complaint import Complaint
 from mailstrom_workers.context import Context
 from mailstrom_workers.dbservice import StoreEnded
 from mailstrom_workers.lane import LaneRun
@@ -45,14 +46,16 @@ class Engine:
     async def run(self) -> None:
         """Deliver until ``ctx.draining`` is set, then finish what is on the wire."""
         ctx = self.ctx
+        trouble = Complaint("look", asyncio.get_running_loop().time)
         await router.use_routes(ctx)
         while not ctx.draining.is_set():
             try:
                 await ctx.look_for_room()
                 await self._look()
                 await self._wait()
-            except SpoolError as error:  # busy or full: look again later
-                events.engine_failed(where="look", error=str(error))
+                trouble.over()
+            except SpoolError as error:  # busy, full or damaged: look again later
+                trouble.say(str(error))
                 await asyncio.sleep(SATURATED_S)
         await self._drain()
 

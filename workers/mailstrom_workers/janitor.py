@@ -27,6 +27,7 @@ from mailstrom.lockfile import LockFile, is_free
 from mailstrom.storage import run_directory
 from mailstrom.storage.base import Retention, WorkerRow, WorkerStore
 from mailstrom.types import OnDoubt
+from mailstrom_workers.complaint import Complaint
 from mailstrom_workers.machine import THIS, Machine
 from mailstrom_workers.pinned import PinAlarm
 from mailstrom_workers.presence import Presence
@@ -75,6 +76,7 @@ class Janitor:
         self._pin = PinAlarm(path)
         self._purged = 0.0
         self._poisoned = False
+        self._unrepaired = Complaint("repair", lambda: machine.monotonic_ms() / 1000)
         self._copied = False
         self._unlapsed = True
         self._missing: dict[int, int] = {}
@@ -181,11 +183,13 @@ class Janitor:
     def _repair(self, store: WorkerStore) -> None:
         if not store.poisoned:
             self._poisoned = False
+            self._unrepaired.over()
             return
         if not self._poisoned:
             self._poisoned = True
             events.store_poisoned(error="the disk did not confirm a write", store=self._path)
-        store.repair()
+        if not store.repair():
+            self._unrepaired.say(f"{self._path}: still poisoned: {store.unrepaired()}")
 
     def _unless_full(self, step: Callable[[WorkerStore], None]) -> Callable[[WorkerStore], None]:
         """``step``, which can wait, unless a reader pins a log that may grow no more."""
@@ -293,6 +297,7 @@ class Role:
 async def keep(presence: Presence) -> None:
     """Do rounds while this worker holds the role, until drained."""
     role = Role(presence)
+    trouble = Complaint("janitor", asyncio.get_running_loop().time)
     janitor = Janitor(
         presence.store, presence.worker, presence.config, presence.mates, presence.machine
     )
@@ -306,10 +311,11 @@ async def keep(presence: Presence) -> None:
             try:
                 if role.take():
                     await presence.db.call(janitor.round)
+                trouble.over()
             except SpoolReplaced as error:
                 presence.crash("janitor", error)  # a fresh one opens what has the name now
             except (SpoolError, OSError) as error:
-                events.engine_failed(where="janitor", error=error)
+                trouble.say(error)
             await _pause(presence)
         if presence.role:  # what outlived the drain and was ended by force
             with contextlib.suppress(SpoolError, OSError):

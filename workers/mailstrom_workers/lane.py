@@ -102,7 +102,7 @@ class LaneRun:
             self.ctx.wake()
 
     async def _claim_batch(self) -> list[Transaction]:
-        """The next transactions; damaged messages are failed on the way."""
+        """The next transactions; damaged messages are failed on the way, unread ones given back."""
         while True:
             claimed = await self._claim_rows()
             transactions = self._group(claimed)
@@ -129,6 +129,9 @@ class LaneRun:
         for row in claimed:
             if row.damaged:
                 self.ledger.damaged(row)
+                continue
+            if row.unread:
+                self.ledger.unread(row)
                 continue
             last = transactions[-1] if transactions else None
             if (

@@ -17,6 +17,8 @@ from mailstrom.types import Judgement, Reason, Stage, iso_ms
 from mailstrom_workers.connector import Connected
 from mailstrom_workers.context import Context
 
+UNREAD_MS = 60_000
+"""A disk that does not answer is not asked for the same message at once again."""
 _FINAL = {Action.DELIVER: "delivered", Action.FAIL: "failed", Action.HOLD: "held"}
 
 
@@ -166,6 +168,15 @@ class Ledger:
         events.recipient_failed(
             message_id=row.message_id, recipient=row.address, reason=Reason.DAMAGED, reply=text
         )
+
+    def unread(self, row: Claimed) -> None:
+        """Give back a recipient whose content could not be read: unproved it is not sent."""
+        events.engine_failed(
+            where="content",
+            error=f"the content of message {row.message_id} cannot be read now; it is tried again"
+            f" in {UNREAD_MS // 1000} s: look at the disk and the kernel's log",
+        )
+        self._settle(row, "queued", None, self.ctx.now_ms() + UNREAD_MS, None)
 
     def _settle(
         self,

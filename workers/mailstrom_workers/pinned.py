@@ -8,7 +8,7 @@ limit is reached, and ``store.unpinned`` at its end. Pure but for the log lines.
 from __future__ import annotations
 
 from mailstrom import events
-from mailstrom.storage.pinned import Pinned
+from mailstrom.storage.pinned import Pinned, mebibytes
 
 PATIENCE_MS = 1_000
 AGAIN_MS = 60_000
@@ -65,14 +65,14 @@ class PinAlarm:
         stop = (
             "accepting and claiming have stopped until then"
             if self.full
-            else f"at {found.limit_bytes} bytes accepting and claiming stop"
+            else f"at {mebibytes(found.limit_bytes)} accepting and claiming stop"
         )
         events.store_pinned(
             wal_bytes=wal_bytes,
             limit_bytes=found.limit_bytes,
             full=self.full,
             advice=f"end {who}; {stop}",
-            pid=None if first is None else first.pid,
+            holder_pid=None if first is None else first.pid,
             command=None if first is None else first.command,
             held_s=None if first is None else (now_ms - self._since[first.pid]) / 1000,
             others=rest or None,

@@ -22,7 +22,7 @@ from typing import Protocol
 
 from mailstrom import events
 from mailstrom.config import Config
-from mailstrom.errors import SpoolError, SpoolReplaced
+from mailstrom.errors import SpoolCorrupt, SpoolError, SpoolReplaced
 from mailstrom.lockfile import LockFile
 from mailstrom.storage import open_worker_store, run_directory
 from mailstrom.storage.base import WorkerStore
@@ -108,6 +108,7 @@ class Presence:
         if self.state != "ended":
             self.state = "draining"
         self.draining.set()
+        self.db.drain()
 
     async def adopt(self, config: Config) -> None:
         """Go on with another configuration, between transactions.
@@ -124,15 +125,21 @@ class Presence:
         """Work to the end, with beats; then retire and free the lock."""
         beats = asyncio.create_task(self._beats())
         try:
-            await work(self)
-            self.state = "ended"
-        finally:
-            beats.cancel()
-        worker, now_ms = self.worker, self.machine.wall_ms()
-        on_doubt = OnDoubt(self.config.delivery.on_doubt)
-        await self.db.insist(
-            lambda store: store.retire(worker, state="stopped", now_ms=now_ms, on_doubt=on_doubt)
-        )
+            try:
+                await work(self)
+                self.state = "ended"
+            finally:
+                beats.cancel()
+            worker, now_ms = self.worker, self.machine.wall_ms()
+            on_doubt = OnDoubt(self.config.delivery.on_doubt)
+            await self.db.insist(
+                lambda store: store.retire(
+                    worker, state="stopped", now_ms=now_ms, on_doubt=on_doubt
+                )
+            )
+        except SpoolCorrupt:  # the row stays as a killed process leaves it
+            await self.db.close()
+            raise
         await self.db.close()
         self.lock.release(delete=True)
 

@@ -69,7 +69,7 @@ def events(
     return found
 
 
-def stats(connection: apsw.Connection, now_ms: int) -> QueueStats:
+def stats(connection: apsw.Connection, now_ms: int, *, log_full: bool) -> QueueStats:
     """Counters of the queue; final recipients are not looked at."""
     waiting = {str(status): 0 for status in _WAITING}
     waiting.update(run(connection, "waiting"))
@@ -83,6 +83,7 @@ def stats(connection: apsw.Connection, now_ms: int) -> QueueStats:
         suspended_sites=suspended,
         workers=workers,
         copied=bool(copied),
+        log_full=log_full,
     )
 
 

@@ -14,15 +14,21 @@ from typing import Any
 import apsw
 
 from mailstrom.storage.client import Owner
-from mailstrom.storage.sqlite.rows import checksum, digest
+from mailstrom.storage.sqlite.rows import checksum, digest, fits
 from mailstrom.storage.sqlite.sql import STATEMENTS, run
 
 MOST = 100
 """Sentences of a kind; who has more needs no list."""
 
-_RECOVER = "restore a copy, or recover the rest with 'mailstrom store salvage'"
-_RETRY = "'mailstrom retry' of its messages wakes it"
+_RECOVER = (
+    "restore a copy ('mailstrom store restore COPY {path}'), or get out what is whole ('mailstrom"
+    " store salvage {path} NEW')"
+)
+_RETRY = "'mailstrom queue retry ID', of a message that waits there, wakes it"
 _TOLD = "no mail is at stake, only what is told about it"
+
+_FACTS = ("id", "sender", "message_id", "size", "chunks", "eightbit", "smtputf8")
+"""What ``sealed`` is given of a row, in this order."""
 
 _REMEDIES = {
     "check_next_due": _RETRY,
@@ -37,30 +43,37 @@ _REMEDIES = {
     "check_tag_owner": _TOLD,
     "check_hours": _TOLD,
 }
-"""What to do, where it is not ``_RECOVER``."""
+"""What to do about what was found, where it is not ``_RECOVER``; where the spool cannot be read, it
+is always that."""
 
 
-def check(connection: apsw.Connection) -> list[str]:
+def check(connection: apsw.Connection, path: str) -> list[str]:
     """Broken invariants, a sentence each with what to do; empty where the spool is sound.
 
     Args:
         connection: reads only; in no transaction.
+        path: the spool's name, for what is to be done.
     """
     findings: list[str] = []
+    recover = _RECOVER.format(path=path)
     connection.create_scalar_function("digest_of", _digest, 1, deterministic=True)
     connection.create_scalar_function("checksum_of", _checksum, 3, deterministic=True)
+    connection.create_scalar_function("sealed", _sealed, 11, deterministic=True)
     try:
         statements = {"integrity": f"PRAGMA integrity_check({MOST})"}
         statements |= {name: sql for name, sql in STATEMENTS.items() if name.startswith("check_")}
         for name, sql in statements.items():
-            remedy = _REMEDIES.get(name, _RECOVER)
+            remedy = _REMEDIES.get(name, recover)
             try:
                 findings += [f"{text}: {remedy}" for text in _sentences(connection, sql)]
-            except (apsw.CorruptError, apsw.IOError, apsw.NotADBError) as error:
-                findings.append(f"{name.replace('_', ' ')} could not be read ({error}): {remedy}")
+            except (apsw.CorruptError, apsw.IOError, apsw.NotADBError, UnicodeDecodeError) as error:
+                asked = name.removeprefix("check_").replace("_", " ")
+                where = f"where the check of '{asked}' reads it"
+                findings.append(f"the file is damaged {where} ({error}): {recover}")
     finally:
         connection.create_scalar_function("digest_of", None, 1)
         connection.create_scalar_function("checksum_of", None, 3)
+        connection.create_scalar_function("sealed", None, 11)
     return findings
 
 
@@ -75,6 +88,15 @@ def _digest(*data: Any) -> bytes:
 
 def _checksum(*row: Any) -> int:
     return checksum(*row)
+
+
+def _sealed(*row: Any) -> bool:
+    """Whether a message fits its digest; the last value: the digests of its content, in hex."""
+    kept, require_tls, on_doubt, *values, digests = row
+    content = bytes.fromhex(digests)
+    pieces = tuple(content[at : at + 16] for at in range(0, len(content), 16))
+    facts = dict(zip(_FACTS, values, strict=True))
+    return fits(kept, require_tls=require_tls, on_doubt=on_doubt, digests=pieces, **facts)
 
 
 def _sentences(connection: apsw.Connection, sql: str) -> Iterator[str]:

@@ -295,7 +295,7 @@ def bodies(connection: apsw.Connection, rows: list[tuple[int, Any]]) -> dict[int
 
 
 def complete(rows: list[tuple[int, Any]], found: Mapping[int, Kept | None]) -> list[Claimed]:
-    """Claimed rows with their content; what is not among ``found`` is read by chunk later."""
+    """Claimed rows with their content; what is not among ``found`` could not be compared."""
     claimed = []
     for lane, row in rows:
         whole = checksum(row[2], row[6], row[3]) == row[5] and domain_of(row[3]) == row[4]
@@ -318,6 +318,7 @@ def complete(rows: list[tuple[int, Any]], found: Mapping[int, Kept | None]) -> l
                 chunks=row[9],
                 body=body,
                 damaged=not whole,
+                unread=row[8] not in found,
                 stream=row[10],
                 priority=row[11],
                 created_ms=row[12],

@@ -34,6 +34,7 @@ from mailstrom.errors import (
     SpoolReplaced,
 )
 from mailstrom.storage.client import Owner, Selection, Submission, Target
+from mailstrom.storage.pinned import mebibytes
 from mailstrom.storage.sqlite import (
     asking,
     backups,
@@ -42,6 +43,7 @@ from mailstrom.storage.sqlite import (
     copies,
     finding,
     forks,
+    poison,
     schema,
     streams,
     wal,
@@ -53,7 +55,7 @@ from mailstrom.storage.sqlite.connection import (
     rolled_back,
     spool_errors,
 )
-from mailstrom.storage.sqlite.durable import Sync, system_sync
+from mailstrom.storage.sqlite.durable import LocksLost, Sync, system_sync
 from mailstrom.storage.sqlite.place import FilePlace, Place
 from mailstrom.storage.sqlite.rows import decode_statuses, digest, fits, named_rows
 from mailstrom.storage.sqlite.sql import run
@@ -186,6 +188,7 @@ class SQLiteClientStore:
         """See ``ClientStore.enqueue``."""
         self._sync.check()
         with forks.inside():
+            self._require_unreplaced()
             self._require_log_room()
             try:
                 results = self._store(self._write_connection(), submissions, now_ms, atomic)
@@ -198,6 +201,15 @@ class SQLiteClientStore:
         if any(isinstance(result, str) for result in results):
             self._durable(submissions[0].id)
         return results
+
+    def _require_unreplaced(self) -> None:
+        """Write nothing to files without a name, nor without locks that newcomers share."""
+        if self._writer is not None:
+            try:
+                self._sync.verify()
+            except SpoolReplaced:
+                self.let_go()  # the next call opens what has the name now
+                raise
 
     def _require_log_room(self) -> None:
         """Refuse while a reader pins a log that is at its limit: one ``stat`` in ordinary times.
@@ -219,8 +231,8 @@ class SQLiteClientStore:
             size = self._place.log_bytes()
             if size >= limit:
                 raise SpoolFull(
-                    f"{self.path}: the write-ahead log has {size} bytes and its limit is {limit}"
-                    f" ([spool] wal_limit): {wal.sentence(found)} keeps it from"
+                    f"{self.path}: the write-ahead log has {mebibytes(size)} and its limit is"
+                    f" {mebibytes(limit)} ([spool] wal_limit): {wal.sentence(found)} keeps it from"
                     " being emptied; end its read transaction, or the process; nothing was written"
                 )
 
@@ -252,10 +264,12 @@ class SQLiteClientStore:
     def _durable(self, key: str) -> None:
         try:
             self._sync()
-        except SpoolReplaced:
+        except SpoolReplaced as error:
             with forks.inside():
                 self.let_go()  # the next call opens what has the name now
-            raise
+            if not isinstance(error, LocksLost):
+                raise
+            raise OutcomeUnknown(f"{error}; ask status({key!r})", key=key) from error
         except (SpoolError, OSError) as error:
             raise OutcomeUnknown(
                 f"{self.path}: the message was written, but the disk did not confirm it ({error});"
@@ -356,8 +370,8 @@ class SQLiteClientStore:
         try:
             connection = self._write_connection()
             found = {row[0] for row in run(connection, "known_ids", {"ids": json.dumps(ids)})}
-            if type(error) is SpoolError and len(found) < len(ids):
-                self._take_its_place(connection)
+            if type(error) in (SpoolError, SpoolFull) and len(found) < len(ids):
+                self._take_its_place(connection, error)
         except (SpoolError, apsw.Error) as trouble:
             raise OutcomeUnknown(
                 f"{self.path}: a commit failed ({error}) and the spool cannot be read now"
@@ -371,14 +385,21 @@ class SQLiteClientStore:
             for submission, row in zip(submissions, rows, strict=True)
         ]
 
-    def _take_its_place(self, connection: apsw.Connection) -> None:
+    def _take_its_place(self, connection: apsw.Connection, error: SpoolError) -> None:
         """Commit something else, durably, where the frames of the failed commit may lie.
 
         A write that was said to have failed may be on the disk all the same. Nobody sees its
-        commit now, but whoever recovers the WAL after a crash would.
+        commit now, but whoever recovers the WAL after a crash would. Only where SQLite itself found
+        no room is the end of that commit missing for sure; an I/O error may come after it, as where
+        the log's index cannot grow.
         """
         values = {"key": "commit_failed", "value": f"{time.time_ns()} {os.getpid()}"}
-        run(connection, "meta_set", values)
+        try:
+            run(connection, "meta_set", values)
+        except apsw.Error:
+            if isinstance(error.__cause__, apsw.FullError):
+                return
+            raise
         self._sync()
 
     def _write(self, doing: str, step: Callable[[apsw.Connection], _T]) -> _T:
@@ -415,6 +436,7 @@ class SQLiteClientStore:
         same time one looks again. It is no mail and is not synced: a power cut at worst tells of a
         completion twice.
         """
+        self._sync.check()
         moved = False
         while not moved:
             with self._snapshot() as connection:
@@ -501,7 +523,8 @@ class SQLiteClientStore:
     def stats(self, now_ms: int) -> QueueStats:
         """See ``ClientStore.stats``."""
         with self._snapshot() as connection:
-            return asking.stats(connection, now_ms)
+            full = wal.full(connection, self._place.log_bytes())
+            return asking.stats(connection, now_ms, log_full=full)
 
     def suppressions(self, addresses: Sequence[str], limit: int) -> list[Suppression]:
         """See ``ClientStore.suppressions``."""
@@ -589,7 +612,12 @@ class SQLiteClientStore:
     def check(self) -> list[str]:
         """See ``ClientStore.check``."""
         with self._reader() as connection:
-            return checking.check(connection) + wal.finding(self.path, connection)
+            return checking.check(connection, self.path) + poison.finding(self.path)
+
+    def pinned(self) -> list[str]:
+        """See ``ClientStore.pinned``."""
+        with self._reader() as connection:
+            return wal.note(self.path, connection) + wal.writer_note(self.path)
 
     def owners(self) -> list[Owner]:
         """See ``ClientStore.owners``."""

@@ -9,6 +9,9 @@ attempt.
 A jump concerns what the old clock stamped and nothing else. All that was there at the look before
 is told by that look's clock; of what came since, ``created_ms`` tells which clock it was.
 
+A worker reads the clock before it waits for the write lock, so what it writes just after a jump
+back may be stamped by the old clock: a while later the newest rows are looked at once more.
+
 A client's clock may be wrong by itself: it took mail before the machine's clock was put right, and
 no engine ran then. What came after a look and says that it came long before it, or has yet to come,
 is a stray: it counts from now on, as if it had come at this look.
@@ -33,8 +36,11 @@ BOOT_GAP_MS = 86_400_000
 GRACE_MS = 3_600_000
 SETTLE_MS = 3_600_000
 """So long after a jump no history is deleted."""
+ECHO_MS = 15_000
+"""So long after a jump back nobody writes by the old clock: longer than a lock is awaited."""
 NEWEST = 10_000
-"""So many new messages are looked at for strays each time; all of them after a pause."""
+"""The newest messages that are looked at for strays each time; all of them after a pause."""
+_ALL = 1 << 60
 
 
 class Look(NamedTuple):
@@ -54,7 +60,7 @@ class _Jump(NamedTuple):
 def quiet(connection: apsw.Connection, look: Look) -> bool:
     """Whether this look has nothing to write; reads only."""
     before = run(connection, "clock_get")
-    if not before or run(connection, "jumps_pending"):
+    if not before or run(connection, "jumps_pending") or _echo(connection, look):
         return False
     then = Look(*before[0][:3])
     passed_ms = look.monotonic_ms - then.monotonic_ms
@@ -80,7 +86,30 @@ def keep(connection: apsw.Connection, look: Look, limit: int) -> int:
         run(connection, "jump_domains", {"at_ms": look.wall_ms, "amount_ms": jump.amount_ms})
         run(connection, "jump_copied", {"amount_ms": jump.amount_ms})
     run(connection, "clock_set", look._asdict())
-    return shift(connection, limit)
+    passed = shift(connection, limit)
+    for seq, amount_ms in _echo(connection, look):
+        _hear(connection, seq, amount_ms, look)
+    return passed
+
+
+def _echo(connection: apsw.Connection, look: Look) -> list[tuple[int, int]]:
+    """The last jump back, if it is long enough ago to look again at what was written after it."""
+    found = run(connection, "echo_due", {"before_ms": look.wall_ms - ECHO_MS})
+    return [(row[0], row[1]) for row in found]
+
+
+def _hear(connection: apsw.Connection, jump: int, amount_ms: int, look: Look) -> None:
+    """Nothing that was stamped by the old clock, and written after the jump, waits for it."""
+    at = {"at_ms": look.wall_ms}
+    run(connection, "jump_sites", at)
+    run(connection, "echo_domains", at)
+    values = {**at, "amount_ms": amount_ms, "most": NEWEST}
+    moved = {
+        "recipients": json.dumps([row[0] for row in run(connection, "echo_recipients", values)])
+    }
+    run(connection, "lower_next_due", moved)
+    run(connection, "domains_due", moved)
+    run(connection, "meta_set", {"key": "clock_echo", "value": jump})
 
 
 def _strays(connection: apsw.Connection, then: Look, last: int, look: Look) -> tuple[bool, bool]:
@@ -89,7 +118,7 @@ def _strays(connection: apsw.Connection, then: Look, last: int, look: Look) -> t
     steady = _same_boot(then, look) and 0 <= passed_ms < 2 * LOOK_MS
     values = {
         "last": last,
-        "most": NEWEST if steady else -1,
+        "most": NEWEST if steady else _ALL,
         "behind_ms": then.wall_ms - JUMP_MS,
         "ahead_ms": look.wall_ms + JUMP_MS,
     }

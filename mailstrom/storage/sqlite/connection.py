@@ -3,6 +3,8 @@
 Rules (measured; see docs/design/decisions): one SQLite copy per process and file (apsw only);
 writers begin IMMEDIATE; the -wal file outlives its connections (PERSIST_WAL); the database and
 -shm files are never opened and closed by path here, since that drops this process's locks.
+
+Past 400 lines: every way in which a file may turn out not to be a spool is told here, in one place.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import stat
 from array import array
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from json import JSONDecodeError
 
 import apsw
 
@@ -27,10 +30,12 @@ from mailstrom.errors import (
     SpoolFull,
     SpoolReadOnly,
 )
+from mailstrom.storage.sqlite import frames, locks
+from mailstrom.storage.sqlite.checkpointer import Checkpointer, is_failed_sync
 from mailstrom.storage.sqlite.poison import poison
 
 APPLICATION_ID = 0x4D535452  # "MSTR"
-PAGE_BYTES = 4096
+PAGE_BYTES = frames.PAGE_BYTES
 _GROWTH = 64 * 1024  # less than what a small commit may need
 CLIENT_CHECKPOINT_FRAMES = 16_384
 """A client checkpoints only when the WAL passes 64 MiB, that is when no engine does."""
@@ -94,10 +99,28 @@ def only_reads(
     return apsw.SQLITE_OK if allowed else apsw.SQLITE_DENY
 
 
-def _full_sentence(path: str, doing: str) -> str:
+def _busy_sentence(path: str, doing: str) -> str:
+    """Names who has the write lock now: one that stands still is in everybody's way."""
+    who = locks.writer(path)
+    has = "" if who is None else f" ({who} has it now: if it keeps it, end its transaction or it)"
     return (
-        f"{path}: the disk is full, or the spool has reached its limit ({doing});"
-        " nothing was written: free some space, then try again"
+        f"{path}: another process held the write lock too long while {doing}{has};"
+        " nothing was written, try again"
+    )
+
+
+def _full_sentence(path: str, doing: str, *, after: str = "") -> str:
+    return (
+        f"{path}: the disk is full, or the spool has reached its limit ({doing}){after}:"
+        " free some space, then try again"
+    )
+
+
+def _or_damaged(path: str) -> str:
+    """What else a file may be whose first page is not that of a spool."""
+    return (
+        f" (if it was a spool, its first page is damaged: mailstrom store salvage {path} NEW gets"
+        " out what is whole)"
     )
 
 
@@ -119,14 +142,6 @@ def read_only_sentence(path: str, doing: str) -> str:
         f"{path}: cannot be written by this user ({doing}; user id {os.geteuid()}): run as its"
         " owner, or let this user write the spool, its -wal and -shm files and their directory"
     )
-
-
-_SYNCS = frozenset({apsw.SQLITE_IOERR_FSYNC, apsw.SQLITE_IOERR_DIR_FSYNC})
-
-
-def is_failed_sync(error: apsw.Error) -> bool:
-    """Whether a sync of SQLite's own failed."""
-    return isinstance(error, apsw.IOError) and getattr(error, "extendedresult", 0) in _SYNCS
 
 
 def advice(error: OSError) -> str:
@@ -155,17 +170,17 @@ def spool_errors(path: str, doing: str) -> Iterator[None]:
     try:
         yield
     except apsw.BusyError as error:
-        raise SpoolBusy(
-            f"{path}: another process held the write lock too long while {doing};"
-            " nothing was written, try again"
-        ) from error
+        raise SpoolBusy(_busy_sentence(path, doing)) from error
     except apsw.FullError as error:
-        raise SpoolFull(_full_sentence(path, doing)) from error
+        raise SpoolFull(_full_sentence(path, doing, after="; nothing was written")) from error
     except apsw.NotADBError as error:
-        raise NotASpool(f"{path}: this file is not a Mailstrom spool; name another one") from error
+        raise NotASpool(
+            f"{path}: this file is not a Mailstrom spool; name another one{_or_damaged(path)}"
+        ) from error
     except (apsw.ReadOnlyError, apsw.PermissionsError) as error:
         raise SpoolReadOnly(read_only_sentence(path, doing)) from error
-    except (apsw.CorruptError, UnicodeDecodeError) as error:  # text of a row that is none
+    except (apsw.CorruptError, UnicodeDecodeError, JSONDecodeError) as error:
+        # the last two: what a row holds was changed on the disk
         raise SpoolCorrupt(
             f"{path}: SQLite found the file damaged ({doing}); stop Mailstrom and put a backup in"
             f" its place: mailstrom store restore COPY {path}; without one, get out what is whole:"
@@ -293,36 +308,13 @@ def connect(
             own = {"synchronous": 1, "wal_autocheckpoint": checkpoint_frames}
             set_pragmas(connection, own, read_only)
             if checkpoint_frames > 0:
-                connection.set_wal_hook(_Checkpointer(path, checkpoint_frames))
+                connection.set_wal_hook(Checkpointer(path, checkpoint_frames))
             keep = array("i", [1])
             connection.file_control("main", apsw.SQLITE_FCNTL_PERSIST_WAL, keep.buffer_info()[0])
         except BaseException:
             connection.close()
             raise
     return connection
-
-
-class _Checkpointer:
-    """SQLite's automatic checkpoint, but for this: a sync that fails in it poisons the spool.
-
-    SQLite's own says nothing, so that the commit would be acknowledged by a later sync which knows
-    nothing of what the failed one dropped. What else fails there is tried again by the next commit.
-    """
-
-    __slots__ = ("_frames", "_path")
-
-    def __init__(self, path: str, frames: int) -> None:
-        self._path = path
-        self._frames = frames
-
-    def __call__(self, connection: apsw.Connection, schema: str, frames: int) -> int:
-        if frames >= self._frames:
-            try:
-                connection.wal_checkpoint(schema, apsw.SQLITE_CHECKPOINT_PASSIVE)
-            except apsw.Error as error:
-                if is_failed_sync(error):
-                    poison(self._path, OSError(errno.EIO, str(error)))
-        return apsw.SQLITE_OK
 
 
 def rolled_back(connection: apsw.Connection) -> bool:
@@ -425,13 +417,14 @@ def _require_ours(connection: apsw.Connection, path: str, create: bool) -> None:
     if not _is_spool(connection, create):
         raise NotASpool(
             f"{path}: is an SQLite database but not a Mailstrom spool; name another file"
+            f"{_or_damaged(path)}"
         )
     for name, fixed in (("page_size", PAGE_BYTES), ("auto_vacuum", _INCREMENTAL)):
         found = connection.execute(f"PRAGMA {name}").fetchall()[0][0]
         if found != fixed:
             raise NotASpool(
                 f"{path}: was not created by Mailstrom ({name} is {found}, not {fixed});"
-                " name another file"
+                f" name another file{_or_damaged(path)}"
             )
 
 

@@ -20,13 +20,12 @@ import os
 from collections.abc import Callable
 
 from mailstrom.errors import SpoolError, SpoolReadOnly, SpoolReplaced
-from mailstrom.storage.sqlite import poison
+from mailstrom.storage.sqlite import frames, poison
 from mailstrom.storage.sqlite.connection import advice, read_only_sentence
 from mailstrom.storage.sqlite.poison import Mark, poison_path, run_directory
+from mailstrom.storage.sqlite.unchanged import Look, look, steady
 
 __all__ = ["Sync", "WalSync", "poison_path", "run_directory", "system_sync"]
-
-_PIECE = 1024 * 1024
 
 Sync = Callable[[int], None]
 
@@ -41,6 +40,10 @@ def system_sync(fd: int) -> None:
     fcntl.fcntl(fd, fcntl.F_FULLFSYNC)  # type: ignore[attr-defined,unused-ignore]
 
 
+class LocksLost(SpoolReplaced):
+    """The -shm file is another one: what was written may be in the spool, or be overwritten."""
+
+
 class WalSync:
     """Keeps a descriptor on the -wal file and makes commits durable.
 
@@ -52,19 +55,21 @@ class WalSync:
     def __init__(self, path: str, sync: Sync = system_sync) -> None:
         self._path = path
         self._wal = f"{path}-wal"
+        self._shm = f"{path}-shm"
         self._sync = sync
         self._fd: int | None = None
         self._files: tuple[int, ...] = ()
+        self._folder = os.path.dirname(path) or "."
+        self._seen: Look | None = None  # the directory, when its files were ours
         self._pid = os.getpid()
 
     def __call__(self) -> None:
-        """Make every commit so far durable.
+        """Make every commit so far durable; before the commit it is for, ``check`` was asked.
 
         Raises:
             SpoolError: the disk refused, or the spool is poisoned; nothing committed since the
                 last success may be acknowledged.
         """
-        self.check()
         fd = self._descriptor()
         try:
             self._sync(fd)
@@ -74,7 +79,7 @@ class WalSync:
                 f"{self._path}: the disk did not confirm a write ({error}); acknowledgements stop"
                 " until the engine has repaired the spool"
             ) from error
-        self.check()  # another process's failure during our sync may have hit our frames
+        self.check()  # another process's failure, even during our sync, may have hit our frames
 
     def check(self) -> None:
         """Raise if the spool is poisoned."""
@@ -104,14 +109,18 @@ class WalSync:
         What a failed sync dropped is in the page cache still and nowhere else, and no later sync
         writes it. Until it is on the disk again no page may be moved to the database: a power cut
         would replay the frames before the gap over pages from behind it.
+
+        Raises:
+            FramesLost: it is not in the page cache, either: nothing is synced, and no page may be
+                moved.
+            SpoolError: nobody can tell.
+            OSError: the file can be neither read nor written.
         """
         fd = self._descriptor()
-        place = 0
-        while data := os.pread(fd, _PIECE, place):
+        for place, data in frames.proved(self._path, fd):
             written = 0
             while written < len(data):
                 written += os.pwrite(fd, data[written:], place + written)
-            place += written
         self._sync(fd)
 
     def fresh(self) -> None:
@@ -131,6 +140,7 @@ class WalSync:
             self._fd = os.open(self._wal, os.O_RDWR | os.O_CLOEXEC)
             poison.bind(self._path, self._fd)
             self._files = self._identity()
+            self._seen = None
             # The -wal file may be new: its directory entry must survive, too.
             directory = os.open(os.path.dirname(os.path.abspath(self._wal)), os.O_RDONLY)
             try:
@@ -161,6 +171,9 @@ class WalSync:
         if self._fd is None:
             return
         try:
+            now = look(self._folder)
+            if now == self._seen:
+                return
             found = self._identity()
         except FileNotFoundError:
             found = ()
@@ -169,16 +182,28 @@ class WalSync:
                 f"{self._path}: cannot be looked at ({error.strerror}), so nobody knows whether it"
                 " is the same spool still; nothing is acknowledged"
             ) from error
-        if found != self._files:
-            raise SpoolReplaced(
-                f"{self._path}: the spool's files were replaced or deleted under this process;"
-                " what it wrote since is not in the spool, so nothing is acknowledged"
+        if found == self._files:
+            self._seen = steady(now)
+            return
+        if found[:4] == self._files[:4]:
+            raise LocksLost(
+                f"{self._path}: its -shm file was deleted or replaced under this process, which"
+                " shares no locks with newcomers any more; nothing is acknowledged: try again"
             )
+        raise SpoolReplaced(
+            f"{self._path}: the spool's files were replaced or deleted under this process;"
+            " what it wrote since is not in the spool, so nothing is acknowledged"
+        )
 
     def _identity(self) -> tuple[int, ...]:
-        """Device and inode of the database and of its -wal, by name; opens nothing."""
+        """Device and inode of the database, its -wal and its -shm, by name; opens nothing."""
         database, wal = os.stat(self._path), os.stat(self._wal)
-        return database.st_dev, database.st_ino, wal.st_dev, wal.st_ino
+        found = database.st_dev, database.st_ino, wal.st_dev, wal.st_ino
+        try:
+            shared = os.stat(self._shm)
+        except FileNotFoundError:
+            return found
+        return *found, shared.st_dev, shared.st_ino
 
     def _descriptor(self) -> int:
         if self._fd is None or self._pid != os.getpid():

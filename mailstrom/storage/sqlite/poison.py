@@ -21,29 +21,36 @@ import contextlib
 import errno
 import fcntl
 import os
+import stat
 import struct
 import time
 from typing import NamedTuple
 
 from mailstrom.errors import SpoolError
+from mailstrom.storage.sqlite.unchanged import Look, look, steady
 
 RETRY_S = 0.25
 """How often a flag that could not be written is tried again."""
 _ATTEMPTS = 3
+_EFFECTIVE = os.access in os.supports_effective_ids
 _LOCKED_BYTE = 1 << 62
 _FLOCK = "hhqqi4x"  # struct flock of Linux, 64 bits
+_APPEND = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC
 _SET = getattr(fcntl, "F_OFD_SETLK", None)
 _GET = getattr(fcntl, "F_OFD_GETLK", None)
+_ASKED = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, _LOCKED_BYTE, 1, 0)
+_FREE = struct.pack("h", fcntl.F_UNLCK)
 
 _unwritten: dict[str, OSError] = {}  # path of a spool -> what its flag does not say yet
 _bound: dict[str, set[int]] = {}  # path of a spool -> our descriptors of its -wal file
 _trying: set[str] = set()
+_calm: dict[str, Look | None] = {}  # path of a spool -> its run directory when it had no flag
 
 
 class Mark(NamedTuple):
     """What a repair began with; ``clear`` removes nothing else."""
 
-    file: tuple[int, int] | None
+    file: tuple[int, ...] | None
     unwritten: OSError | None
 
 
@@ -103,10 +110,10 @@ def check(path: str) -> None:
     waiting = _unwritten.get(path)
     if waiting is not None:
         poison(path, waiting)
-    flag = poison_path(path)
-    if path in _unwritten or _there(flag):
+    if path in _unwritten or _there(path):
         raise SpoolError(
-            f"{path}: a disk error is being repaired; nothing can be acknowledged now (flag {flag})"
+            f"{path}: a disk error is being repaired; nothing can be acknowledged now"
+            f" (flag {poison_path(path)})"
         )
 
 
@@ -118,12 +125,19 @@ def check_others(path: str, fd: int) -> None:
     """
     if _GET is None:
         return
-    asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, _LOCKED_BYTE, 1, 0)
-    if struct.unpack(_FLOCK, fcntl.fcntl(fd, _GET, asked))[0] != fcntl.F_UNLCK:
+    if fcntl.fcntl(fd, _GET, _ASKED)[:2] != _FREE:
         raise SpoolError(
             f"{path}: another process saw a disk error and cannot write {poison_path(path)};"
             " nothing can be acknowledged until it can: make that directory writable"
         )
+
+
+def check_all(path: str) -> None:
+    """``check`` and ``check_others``, for who has no descriptor of the -wal file at hand."""
+    check(path)
+    for fd in tuple(_bound.get(path, ())):
+        with contextlib.suppress(OSError):  # closed meanwhile
+            check_others(path, fd)
 
 
 def mark(path: str) -> Mark:
@@ -149,7 +163,7 @@ def clear(path: str, begun: Mark) -> bool:
     return _identity(flag) is None
 
 
-def _remove(flag: str, expected: tuple[int, int]) -> bool:
+def _remove(flag: str, expected: tuple[int, ...]) -> bool:
     if os.path.islink(flag):  # whoever failed since remembers it, and writes it when this is gone
         os.unlink(flag)
         return True
@@ -166,24 +180,27 @@ def _remove(flag: str, expected: tuple[int, int]) -> bool:
     return True
 
 
-def _identity(flag: str) -> tuple[int, int] | None:
+def _identity(flag: str) -> tuple[int, ...] | None:
     try:
         found = os.lstat(flag)
     except OSError:
         return None
-    return found.st_ino, found.st_size
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def _there(flag: str) -> bool:
-    folder = os.path.dirname(flag)
+def _there(path: str) -> bool:
+    """Whether there is a flag; while its directory stays as it is, that alone is looked at."""
+    folder = run_directory(path)
     try:
-        os.stat(flag)
-    except FileNotFoundError:
+        now = look(folder)
+        if _calm.get(path) == now:
+            return False
         try:
-            os.stat(folder)
-        except OSError as error:
-            raise _blind(folder, error) from error
-        return False
+            os.stat(poison_path(path))
+        except FileNotFoundError:
+            look(folder)  # a flag is missed where the directory itself is missing
+            _calm[path] = steady(now)
+            return False
     except OSError as error:
         raise _blind(folder, error) from error
     return True
@@ -201,17 +218,25 @@ def _write(path: str, error: OSError) -> bool:
     flag = poison_path(path)
     line = f"{errno.errorcode.get(error.errno or 0, error)}\n".encode()
     for _ in range(_ATTEMPTS):
+        made = True
         try:
-            fd = os.open(flag, os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o660)
+            try:
+                fd = os.open(flag, _APPEND | os.O_CREAT | os.O_EXCL, 0o660)
+            except FileExistsError:
+                made = False
+                fd = os.open(flag, _APPEND)
+        except FileNotFoundError:  # it was just removed, or there is no directory
+            continue
         except OSError:
             break
         try:
+            _share(fd, flag)
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
             told = os.write(fd, line) > 0
         except BlockingIOError:  # it is just being removed
             return False
-        except OSError:  # no room for the line: a repair under way could not tell it is newer
-            told = os.fstat(fd).st_size == 0
+        except OSError:  # no room for the line: a repair under way must see something newer
+            told = made or _touched(fd)
         finally:
             kept = os.fstat(fd).st_nlink > 0
             os.close(fd)
@@ -222,6 +247,58 @@ def _write(path: str, error: OSError) -> bool:
     except OSError:
         return False
     return True
+
+
+def finding(path: str) -> list[str]:
+    """A sentence about a flag that is there, with its age; none otherwise. Looks at names only."""
+    flag = poison_path(path)
+    try:
+        since_s = os.lstat(flag).st_mtime
+    except OSError:
+        return []
+    return [
+        f"nothing can be acknowledged: a disk error was seen {max(0, int(time.time() - since_s))} s"
+        f" ago (flag {flag}), and is not repaired: {unrepaired(path)}"
+    ]
+
+
+def unrepaired(path: str) -> str:
+    """What may keep a repair from ending, and what to do; the same words while it is the same."""
+    flag = poison_path(path)
+    try:
+        found = os.lstat(flag)
+    except FileNotFoundError:
+        return f"{flag} cannot be written by a process that saw the error: let it write there"
+    except OSError as error:
+        return f"{flag} cannot be looked at ({error.strerror}): bring its directory back"
+    us, folder = os.geteuid(), os.path.dirname(flag)
+    if stat.S_ISDIR(found.st_mode):
+        return f"{flag} is a directory of user id {found.st_uid}, and no flag of ours: remove it"
+    if not os.access(folder, os.W_OK, effective_ids=_EFFECTIVE):
+        return f"user id {us} may not remove anything from {folder}: let it write there"
+    if not stat.S_ISLNK(found.st_mode) and not os.access(flag, os.W_OK, effective_ids=_EFFECTIVE):
+        return f"{flag} belongs to user id {found.st_uid}: give it (chown) to the engine's user"
+    return (
+        "a running engine repairs it once the disk takes writes again and no process keeps the"
+        " write lock or the write-ahead log ('note:' lines of 'mailstrom store check')"
+    )
+
+
+def _touched(fd: int) -> bool:
+    before = os.fstat(fd).st_mtime_ns
+    with contextlib.suppress(OSError):
+        os.utime(fd)
+    return os.fstat(fd).st_mtime_ns != before  # the clock of file systems ticks in milliseconds
+
+
+def _share(fd: int, flag: str) -> None:
+    """Let whoever repairs the spool take the flag away, whatever our umask and whoever we are."""
+    with contextlib.suppress(OSError):
+        folder, found = os.stat(os.path.dirname(flag)), os.fstat(fd)
+        if found.st_uid == os.geteuid():
+            os.fchmod(fd, 0o660)
+            if found.st_uid == 0 and folder.st_uid != 0:
+                os.fchown(fd, folder.st_uid, folder.st_gid)
 
 
 def _forget(path: str) -> None:

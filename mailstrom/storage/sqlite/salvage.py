@@ -5,7 +5,8 @@ by SQLite and never written. What becomes part of the new spool is proved: a rec
 checksum over message, sender and address, content by its digests, the message by the digest over
 both (one that an older client stored by its recipients and the size of its content). What was
 claimed or on the wire is in doubt. A message whose content is not whole is put in as failed, so
-that its id still answers; what cannot even be named is listed and left out.
+that its id still answers; what is left out is listed, as far as anything names it
+(``salvage_lost``).
 
 States may be older than the truth, since the newest page may be the damaged one: the new spool is
 marked as a copy, and sends nothing before ``adopt``. Where a delivery was recorded in an attempt
@@ -13,84 +14,55 @@ that is left, it counts. Routes, lanes, workers and sessions are not taken along
 made anew.
 
 Crash-safe as ``backups``: written under another name beside the target, synced, checked, and only
-then given its name. Writing is here, reading rows in ``salvage_rows``, what a
-row is worth in ``salvage_states``.
+then given its name. Writing is here, reading rows in ``salvage_rows``, what a row is worth in
+``salvage_states``, what is said of it in ``salvage_report``.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import apsw
 
 from mailstrom.errors import NotASpool, SpoolError
 from mailstrom.storage.sqlite import backups, copies, salvage_rows, schema
-from mailstrom.storage.sqlite.connection import mark_new, require_file, spool_errors
+from mailstrom.storage.sqlite.connection import advice, mark_new, require_file, spool_errors
 from mailstrom.storage.sqlite.restore import alone, locked
 from mailstrom.storage.sqlite.rows import digest, fits
+from mailstrom.storage.sqlite.salvage_lost import Traces, lost_messages
 from mailstrom.storage.sqlite.salvage_pages import Pages
+from mailstrom.storage.sqlite.salvage_report import Damaged, Salvaged
 from mailstrom.storage.sqlite.salvage_rows import MESSAGE, RECIPIENT
-from mailstrom.storage.sqlite.salvage_states import STAGES, TOLD, VERDICTS, proved, settled
+from mailstrom.storage.sqlite.salvage_states import (
+    MAX_AGE_MS,
+    STAGES,
+    TOLD,
+    VERDICTS,
+    proved,
+    settled,
+    timed,
+)
 from mailstrom.storage.sqlite.sql import STATEMENTS, run
 
 _MOST_NUMBER = 1 << 40
 """A row's number beyond it is damage; what is numbered here comes behind all that were found."""
 _AFTER = (
-    "salvage_tags", "salvage_idempotency", "salvage_suppression", "salvage_meta",
+    "salvage_tags", "salvage_idempotency", "salvage_suppression",
     "salvage_domains", "salvage_hours", "salvage_staged", "salvage_unstage",
 )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Damaged:
-    """A message that is not whole, with what is known of it.
-
-    Args:
-        id: None where the row that named it is lost.
-        kept: whether it is in the new spool, as failed or, if it was finished before, as it was.
-        why: what is wrong with it.
-    """
-
-    id: str | None
-    sender: str | None
-    subject: str | None
-    recipients: tuple[str, ...]
-    kept: bool
-    why: str
-
-
-@dataclass(slots=True, kw_only=True)
-class Salvaged:
-    """What came of it.
-
-    Args:
-        pages, unreadable: of the damaged file; unreadable: not even an image of it.
-        unfit_frames: pieces of the -wal that do not fit their checksum.
-        messages, recipients: taken along, the damaged ones that were kept among them.
-        in_doubt: recipients that were claimed or on the wire.
-        damaged: messages that are not whole.
-    """
-
-    pages: int = 0
-    unreadable: int = 0
-    unfit_frames: int = 0
-    messages: int = 0
-    recipients: int = 0
-    in_doubt: int = 0
-    damaged: list[Damaged] = field(default_factory=list)
 
 
 def salvage(source: str, target: str, now_ms: int, *, dry_run: bool = False) -> Salvaged:
     """Make a sound spool of what is left of a damaged one.
 
     Args:
-        source: the damaged spool's file, with its -wal beside it; nobody has it open, this process
-            neither. It stays as it is.
+        source: the damaged spool's file, with its -wal beside it, which may be all that is left of
+            it; nobody has it open, this process neither. It stays as it is.
         target: path of the new spool; it must not exist.
         now_ms: the time, for the mark of a copy and for what is in doubt.
         dry_run: only say what would come of it; the work is done beside ``target`` and deleted.
@@ -101,7 +73,7 @@ def salvage(source: str, target: str, now_ms: int, *, dry_run: bool = False) -> 
         SpoolError: or another subclass; nothing is left at ``target``.
     """
     source, target = os.path.realpath(source), os.path.abspath(target)
-    if not os.path.exists(source):
+    if not os.path.exists(source) and not os.path.exists(f"{source}-wal"):
         raise SpoolError(f"{source}: there is no such file; name the damaged spool")
     require_file(source)
     folder = os.path.dirname(target)
@@ -113,8 +85,8 @@ def salvage(source: str, target: str, now_ms: int, *, dry_run: bool = False) -> 
     backups.sweep(target)
     temporary = backups._Temporary(target)
     try:
-        with alone(source), locked(source), spool_errors(target, f"salvaging {source}"):
-            salvaged = _fill(source, temporary.path, now_ms)
+        with alone(source), locked(source):
+            salvaged = _fill(source, target, temporary.path, now_ms)
         temporary.sync()
         with spool_errors(target, "checking the new spool"):
             if not backups.checked(target, temporary.path):
@@ -126,15 +98,20 @@ def salvage(source: str, target: str, now_ms: int, *, dry_run: bool = False) -> 
     return salvaged
 
 
-def _fill(source: str, path: str, now_ms: int) -> Salvaged:
-    with ExitStack() as opened:
+def _fill(source: str, target: str, path: str, now_ms: int) -> Salvaged:
+    with ExitStack() as opened, spool_errors(target, f"salvaging {source}"):
+        # Errors are looked into while all is still open, or a lack of descriptors would be over.
         try:
             pages = Pages(source)
         except OSError as error:
-            raise SpoolError(f"{source}: cannot be read ({error.strerror})") from error
+            remedy = "; run this as its owner" if error.errno == errno.EACCES else advice(error)
+            raise SpoolError(
+                f"{error.filename or source}: cannot be read ({error.strerror}){remedy}"
+            ) from error
         opened.callback(pages.close)
         new = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READWRITE)
         opened.callback(new.close)
+        opened.enter_context(_limited(new))
         mark_new(new)
         new.execute("PRAGMA locking_mode = EXCLUSIVE").fetchall()
         new.execute("PRAGMA synchronous = OFF").fetchall()
@@ -147,16 +124,29 @@ def _fill(source: str, path: str, now_ms: int) -> Salvaged:
         # A savepoint of a transaction that made tables could not be rolled back under a cursor.
         new.execute("COMMIT").fetchall()
         new.execute("BEGIN").fetchall()
+        run(new, "salvage_meta")
         work = _Work(pages, new, now_ms)
         work.result.pages, work.result.unreadable, work.result.unfit_frames = tally
         run(new, "salvage_numbers", {"most": _MOST_NUMBER})
         work.messages()
-        if not work.result.messages and not work.result.damaged and not _ours(new):
+        found = work.result.messages or work.result.damaged or work.result.replaced
+        if not found and not _ours(new):
             raise NotASpool(f"{source}: nothing of a Mailstrom spool is in it; name another file")
         work.rest()
         copies.mark(new, source, now_ms)
         new.execute("COMMIT").fetchall()
     return work.result
+
+
+@contextmanager
+def _limited(new: apsw.Connection) -> Iterator[None]:
+    """A limit of files' sizes (ulimit -f) is told as a full disk: SQLite calls it an I/O error."""
+    try:
+        yield
+    except apsw.IOError as error:
+        if new.system_errno == errno.EFBIG:
+            raise apsw.FullError(str(error)) from error
+        raise
 
 
 def _ours(new: apsw.Connection) -> bool:
@@ -178,6 +168,9 @@ class _Work:
         self._pages = pages
         self._new = new
         self._now_ms = now_ms
+        self._traces = Traces(new)
+        kept = run(new, "salvage_max_age")
+        self._max_age_ms = int(kept[0][0]) if kept else MAX_AGE_MS
 
     def messages(self) -> None:
         """Every message that a row is found of, the newest sound row of each."""
@@ -191,13 +184,17 @@ class _Work:
             candidates.append(message)
         if candidates:
             self._one(candidates)
-        for seq, address in run(self._new, "found_orphans"):
-            self.result.damaged.append(
-                Damaged(
-                    id=None, sender=None, subject=None, recipients=(address,), kept=False,
-                    why=f"the row of its message (number {seq}) is lost",
-                )
-            )  # fmt: skip
+        self.result.damaged += lost_messages(self._new)
+        self._replaced()
+
+    def _replaced(self) -> None:
+        """Messages that the -wal made nothing of, where that can hardly be their deletion."""
+        if not self._pages.logged:
+            return
+        named = json.dumps([one.id for one in self.result.damaged if one.id is not None])
+        ((only, undeleted, unfinished),) = run(self._new, "found_replaced", {"named": named})
+        if undeleted or (unfinished and not self.result.sound):
+            self.result.replaced = only
 
     def rest(self) -> None:
         """What belongs to the spool as a whole."""
@@ -210,23 +207,51 @@ class _Work:
         for message in candidates:
             own = proved(message, recipients)
             content = self._content(message) if own else None
-            if content is not None and self._kept(message, own, content):
+            if content is not None and self._kept(message, recipients, own, content):
+                self._others(message, candidates, recipients)
                 return
         for message in candidates:
             own = proved(message, recipients)
-            if own and self._kept(message, own, None):
+            if own and self._kept(message, recipients, own, None):
+                self._others(message, candidates, recipients)
                 return
         message = candidates[0]
+        missing = self._traces.missing(message, recipients, [])
         self.result.damaged.append(
             Damaged(
                 id=message["id"],
                 sender=message["sender"],
                 subject=message["subject"],
-                recipients=tuple(dict.fromkeys(row["address"] for row in recipients)),
+                recipients=missing.addresses,
+                unnamed=missing.unnamed,
                 kept=False,
                 why="its own row, or every row of a recipient of it, is damaged or lost",
             )
         )
+
+    def _others(
+        self,
+        kept: dict[str, Any],
+        candidates: list[dict[str, Any]],
+        recipients: list[dict[str, Any]],
+    ) -> None:
+        """Name messages that were accepted, too, under the number of one that is taken along."""
+        named = {kept["id"]}
+        for message in candidates:
+            own = [] if message["id"] in named else proved(message, recipients)
+            if own:
+                named.add(message["id"])
+                self.result.damaged.append(
+                    Damaged(
+                        id=message["id"],
+                        sender=message["sender"],
+                        subject=message["subject"],
+                        recipients=tuple(row["address"] for row in own),
+                        kept=False,
+                        why=f"another message ({kept['id']}) has its number, so a page or the -wal"
+                        " is another spool's",
+                    )
+                )
 
     def _content(self, message: dict[str, Any]) -> list[tuple[int, bytes, bytes]] | None:
         """Chunks of the message that prove it, [] where it has none any more; None: not whole."""
@@ -254,57 +279,80 @@ class _Work:
     def _kept(
         self,
         message: dict[str, Any],
+        found: list[dict[str, Any]],
         recipients: list[dict[str, Any]],
         content: list[tuple[int, bytes, bytes]] | None,
     ) -> bool:
         """Write a message with all about it; False where its row is none that a spool can hold."""
         now_ms, damaged = self._now_ms, content is None
+        message = timed(message, self._max_age_ms, now_ms)
         attempts = self._attempts(message, recipients)
+        taken: list[dict[str, Any]] = []
         doubtful = 0
-        for row in recipients:
-            doubtful += settled(row, message, attempts[row["seq"]], damaged, now_ms)
-        finished = [row["finished_ms"] for row in recipients]
-        message = {
-            **message,
-            "finished_ms": None if None in finished else max(finished),
-            "purged_ms": message["purged_ms"] or (None if content else now_ms),
-        }
-        if message["finished_ms"] is None and message["purged_ms"] is not None:
-            return False  # a row that says so is damaged
         new = self._new
         new.execute("SAVEPOINT message").fetchall()
         try:
+            for row in recipients:
+                in_doubt = settled(row, message, attempts[row["seq"]], damaged, now_ms)
+                if self._recipient(row, attempts[row["seq"]]):
+                    doubtful += in_doubt
+                    taken.append(row)
+            finished = [row["finished_ms"] for row in taken]
+            message["finished_ms"] = None if None in finished else max(finished, default=None)
+            message["purged_ms"] = message["purged_ms"] or (None if content else now_ms)
+            lacks_content = message["finished_ms"] is None and message["purged_ms"] is not None
+            if lacks_content or not taken:
+                raise apsw.ConstraintError("a row that says so is damaged, or no recipient is left")
             run(new, "salvage_message", message)
             for key, data, kept in content or ():
                 run(new, "salvage_content", {"key": key, "data": data, "digest": kept})
-            for row in recipients:
-                own = attempts[row["seq"]]
-                row = _numbered(new, "recipient", row)
-                seq = run(new, "salvage_recipient", row)[0][0]
-                for attempt in own:
-                    attempt["recipient"] = seq
-                    run(new, "salvage_attempt", _numbered(new, "attempt", attempt))
         except (apsw.ConstraintError, apsw.MismatchError):
             new.execute("ROLLBACK TO message").fetchall()
             return False
         finally:
             new.execute("RELEASE message").fetchall()
-        self._events(message, {row["seq"] for row in recipients}, attempts)
+        self._events(message, {row["seq"] for row in taken}, attempts)
         self.result.messages += 1
-        self.result.recipients += len(recipients)
+        self.result.recipients += len(taken)
         self.result.in_doubt += doubtful
-        if damaged:
-            self.result.damaged.append(
-                Damaged(
-                    id=message["id"],
-                    sender=message["sender"],
-                    subject=message["subject"],
-                    recipients=tuple(row["address"] for row in recipients),
-                    kept=True,
-                    why="its content is damaged or lost",
-                )
-            )
+        self._told(message, found, taken, damaged)
         return True
+
+    def _recipient(self, row: dict[str, Any], attempts: list[dict[str, Any]]) -> bool:
+        """Write a recipient and its attempts; False where its row is none that a spool can hold."""
+        try:
+            seq = run(self._new, "salvage_recipient", _numbered(self._new, "recipient", row))[0][0]
+        except (apsw.ConstraintError, apsw.MismatchError):
+            return False
+        for attempt in attempts:
+            attempt["recipient"] = seq
+            run(self._new, "salvage_attempt", _numbered(self._new, "attempt", attempt))
+        return True
+
+    def _told(
+        self,
+        message: dict[str, Any],
+        found: list[dict[str, Any]],
+        taken: list[dict[str, Any]],
+        damaged: bool,
+    ) -> None:
+        """Say what is not whole of a message that is in the new spool."""
+        names = {name: message[name] for name in ("id", "sender", "subject")}
+        said = self.result.damaged
+        said += self._traces.between(message, taken)
+        missing = self._traces.missing(message, found, taken)
+        lost = bool(missing.addresses or missing.unnamed)
+        if damaged:
+            addresses = tuple(row["address"] for row in taken)
+            why = "its content is damaged or lost"
+            said.append(Damaged(**names, recipients=addresses, kept=True, why=why))
+        if lost:
+            addresses, unnamed = missing
+            why = "these recipients' rows are damaged or lost; its others are taken along"
+            said.append(
+                Damaged(**names, recipients=addresses, unnamed=unnamed, kept=False, why=why)
+            )
+        self.result.whole += not (damaged or lost)
 
     def _attempts(
         self, message: dict[str, Any], recipients: list[dict[str, Any]]
@@ -342,8 +390,8 @@ class _Work:
                 run(self._new, "salvage_event", {**row, "recipient": recipient, "detail": detail})
             except (apsw.ConstraintError, apsw.MismatchError):
                 continue
-        for own in attempts.values():
-            for row in own:
+        for recipient in recipients:
+            for row in attempts[recipient]:
                 if row["seq"] is None and row["reply_text"] != TOLD:
                     names = ("stage", "reason", "in_doubt", "late", "number")
                     values = {
@@ -360,13 +408,3 @@ def _numbered(new: apsw.Connection, table: str, row: dict[str, Any]) -> dict[str
     """The row with a number of its own: one that two rows claim is given to the first."""
     taken = run(new, f"salvage_has_{table}", {"seq": row["seq"]})
     return {**row, "seq": None} if taken else row
-
-
-def lines(salvaged: Salvaged) -> Iterator[str]:
-    """The result as a person reads it."""
-    yield (f"{salvaged.messages:,} messages, {salvaged.recipients:,} recipients,"
-           f" {salvaged.in_doubt:,} of them in doubt")  # fmt: skip
-    for one in salvaged.damaged:
-        yield (f"damaged: {one.id or 'unknown message'} from {one.sender or 'unknown'} to"
-               f" {', '.join(one.recipients) or 'unknown'} ({one.subject or 'no subject'}):"
-               f" {one.why}; {'kept as failed' if one.kept else 'left out'}")  # fmt: skip

@@ -6,15 +6,16 @@ holds, and nothing else is asked. Format: https://www.sqlite.org/fileformat2.htm
 (trees), 1.6 (overflow), 1.8 (pointer map), 2.1 (records), 4 (the -wal).
 
 A page's newest image is that of the last transaction in the -wal which was written whole. A frame
-that does not fit its checksum keeps its place, and what it replaced is offered behind it. Reads two
-files, writes none; knows no table.
+that does not fit its checksum keeps its place, and what it replaced is offered behind it. A -wal
+may be another spool's: what the database file holds in its places is offered apart (``replaced``).
+Reads two files, writes none; knows no table.
 """
 
 from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from mailstrom.storage.sqlite.connection import PAGE_BYTES
@@ -25,6 +26,10 @@ _MAGIC = 0x377F0682  # the lowest bit: checksums of big-endian words
 _FILE_HEADER = 100  # before the tree's own on page 1
 _ENTRIES = PAGE_BYTES // 5  # of one page of the pointer map
 _FREE, _ROOT = 2, 1
+_OVERFLOW = (3, 4)
+_LOCKS_PAGE = 0x4000_0000 // PAGE_BYTES + 1  # never used: there lie the locks
+_TITLE = b"SQLite format 3\0"
+_HEADERS = {0x02: 12, 0x05: 12, 0x0A: 8, 0x0D: 8}  # kind of a tree's page: bytes of its header
 _MOST_PAYLOAD = 1024 * 1024
 """Longer than any row of a spool: a length beyond it is damage."""
 LEAF, INDEX_LEAF, INDEX_INTERIOR = 0x0D, 0x0A, 0x02
@@ -58,26 +63,32 @@ class Pages:
     """The pages of a spool; ``close`` it.
 
     Args:
-        path: the database file. The caller sees to it that nobody has it open, this process
-            neither: to close a descriptor drops its locks.
+        path: the database file; it may be gone if its -wal is there. The caller sees to it that
+            nobody has it open, this process neither: to close a descriptor drops its locks.
 
     Raises:
         OSError: a file cannot be read.
     """
 
     def __init__(self, path: str) -> None:
-        self._files = {False: os.open(path, os.O_RDONLY | os.O_CLOEXEC)}
+        gone = os.path.exists(f"{path}-wal") and not os.path.exists(path)
+        self._files = {False: os.open(os.devnull if gone else path, os.O_RDONLY | os.O_CLOEXEC)}
         self._images: dict[int, list[Place]] = {}
         self._map: tuple[int, bytes | None] = (0, None)  # the last page of the pointer map
+        self._freelist: frozenset[int] | None = None
         self.unfit = 0
-        """Newest images in the -wal that do not fit their checksum."""
+        """Newest images in the -wal that do not fit their checksum, and ends of transactions."""
+        self.beyond = 0
+        """Pages that the spool says it has behind the end of its file."""
         try:
-            self.count = os.fstat(self._files[False]).st_size // PAGE_BYTES
+            self.count = self._in_file = os.fstat(self._files[False]).st_size // PAGE_BYTES
             try:
                 self._files[True] = os.open(f"{path}-wal", os.O_RDONLY | os.O_CLOEXEC)
             except FileNotFoundError:
-                return
-            self._read_log()
+                pass
+            else:
+                self._read_log()
+            self._look_around()
         except BaseException:
             self.close()
             raise
@@ -101,6 +112,29 @@ class Pages:
     def newest(self, page: int) -> bytes | None:
         """The newest image of the page, or None where there is no such page."""
         return next(self.images(page), None)
+
+    def _own(self, page: int) -> bytes | None:
+        """What the database file holds of a page, whatever the -wal says."""
+        image = self._read(False, PAGE_BYTES, (page - 1) * PAGE_BYTES) if page > 0 else b""
+        return image if len(image) == PAGE_BYTES else None
+
+    @property
+    def logged(self) -> bool:
+        """Whether there is a -wal that says anything."""
+        return bool(self._images)
+
+    def replaced(self) -> Iterator[bytes]:
+        """Pages in use of the database file that count for nothing, since the -wal says so."""
+        if not self._images:
+            return
+        free = self._free(self._own, self._own(1) or bytes(PAGE_BYTES)) or frozenset()
+        for page in range(1, self._in_file + 1):
+            places = self._images.get(page, [])
+            read = page <= self.count and not self.is_free(page)
+            read = read and (not places or not places[-1].log)
+            image = None if read or page in free else self._own(page)
+            if image is not None:
+                yield image
 
     def _read(self, log: bool, size: int, offset: int) -> bytes:
         try:
@@ -134,6 +168,7 @@ class Pages:
             if pages and self._frame_fits(offset, words, before):
                 self.count = pages
                 break
+            self.unfit += pages > 0  # damaged, or torn by a crash: nobody can tell
             frames_of_now.pop()
         for page, _, offset in reversed(frames_of_now):
             known = self._images.setdefault(page, [])
@@ -160,9 +195,14 @@ class Pages:
 
     # --- what a page is ---------------------------------------------------------------------
 
+    @staticmethod
+    def _map_page(page: int) -> int:
+        """The page of the pointer map that tells of a page."""
+        return (page - 2) // (_ENTRIES + 1) * (_ENTRIES + 1) + 2
+
     def _pointer(self, page: int) -> tuple[int, int]:
         """What the pointer map says: the kind of a page, and the page above it."""
-        first = (page - 2) // (_ENTRIES + 1) * (_ENTRIES + 1) + 2
+        first = self._map_page(page)
         if self._map[0] != first:
             self._map = (first, self.newest(first))
         image = self._map[1]
@@ -171,9 +211,57 @@ class Pages:
         offset = (page - first - 1) * 5
         return image[offset], int.from_bytes(image[offset + 1 : offset + 5], "big")
 
+    def _look_around(self) -> None:
+        """Read from the first page how long the file is, and which pages are free."""
+        first = self.newest(1) or bytes(PAGE_BYTES)
+        if first[:16] != _TITLE or first[24:28] != first[92:96]:
+            return
+        pages = int.from_bytes(first[28:32], "big")
+        self.beyond = max(pages - self.count, 0)
+        self._freelist = self._free(self.newest, first)
+
+    @staticmethod
+    def _free(read: Callable[[int], bytes | None], first: bytes) -> frozenset[int] | None:
+        """The list of free pages that the first page tells of, None where it is not whole."""
+        found: set[int] = set()
+        trunk, pages = struct.unpack(">II", first[32:40])  # section 1.5
+        while trunk:
+            image = read(trunk)
+            if image is None or trunk in found or len(found) > pages:
+                return None
+            count = int.from_bytes(image[4:8], "big")
+            if count > PAGE_BYTES // 4 - 2:
+                return None
+            found.add(trunk)
+            found.update(struct.unpack(f">{count}I", image[8 : 8 + 4 * count]))
+            trunk = int.from_bytes(image[:4], "big")
+        return frozenset(found) if len(found) == pages else None
+
     def is_free(self, page: int) -> bool:
-        """Whether the page holds only what was deleted."""
-        return page > 2 and self._pointer(page)[0] == _FREE
+        """Whether the page holds only what was deleted.
+
+        The list of free pages says so; where it is damaged, the pointer map does.
+        """
+        if self._freelist is not None:
+            return page in self._freelist
+        return page > 2 and self._pointer(page) == (_FREE, 0)
+
+    def is_whole(self, page: int) -> bool:
+        """Whether the newest image of a page in use is what the pointer map says that it is."""
+        image = self.newest(page)
+        if image is None:
+            return False
+        if page == 1:
+            return image[:16] == _TITLE and _is_tree(image, _FILE_HEADER)
+        if page == self._map_page(page):
+            pages = range(page + 1, min(page + _ENTRIES, self.count) + 1)
+            return all(1 <= self._pointer(each)[0] <= 5 for each in pages if each != _LOCKS_PAGE)
+        if page == _LOCKS_PAGE:
+            return True
+        kind = self._pointer(page)[0]
+        if kind in _OVERFLOW:
+            return int.from_bytes(image[:4], "big") <= self.count
+        return kind not in (_ROOT, 5) or _is_tree(image, 0)
 
     def root(self, page: int) -> int | None:
         """The root page of the tree that a page belongs to, or None where that is lost."""
@@ -199,17 +287,35 @@ class Pages:
             if cell is not None:
                 yield cell
 
-    def payload(self, cell: Cell) -> bytes | None:
-        """The whole record of an entry, or None where a page of it is lost."""
+    def payload(self, cell: Cell, *, replaced: bool = False) -> bytes | None:
+        """The whole record of an entry, or None where a page of it is lost.
+
+        Args:
+            replaced: it is of a page that ``replaced`` gave: the rest is in the database file, too.
+        """
+        read = self._own if replaced else self.newest
         pieces, left, page = [cell.local], cell.size - len(cell.local), cell.overflow
         while left > 0:
-            image = self.newest(page)
+            image = read(page)
             if image is None:
                 return None
             pieces.append(image[4 : 4 + left])
             left -= PAGE_BYTES - 4
             page = int.from_bytes(image[:4], "big")
         return b"".join(pieces)
+
+
+def _is_tree(image: bytes, start: int) -> bool:
+    """Whether a page says of itself what a page of a tree does."""
+    kind, count = image[start], int.from_bytes(image[start + 3 : start + 5], "big")
+    if kind not in _HEADERS:
+        return False
+    first = start + _HEADERS[kind]
+    places = image[first : first + 2 * count]
+    if len(places) < 2 * count:
+        return False
+    cells = struct.unpack(f">{count}H", places)
+    return all(first + 2 * count <= place < PAGE_BYTES for place in cells)
 
 
 def _checksum(data: bytes, before: tuple[int, int], words: str) -> tuple[int, int]:

@@ -40,8 +40,13 @@ _NAMED = {
     "meta": ("key", "value"),
     "idempotency": ("key", "hash", "id", "expires_ms"),
     "suppression": ("address", "scope", "reason", "created_ms", "expires_ms", "evidence"),
+    "named": ("id", "message"),
 }
 """Trees without row numbers, known by their root."""
+_INDEXES = {"sqlite_autoindex_message_1": "named"}
+"""Trees of ``_NAMED`` that the spool calls otherwise."""
+ADDRESS = ("message", "address", "recipient")
+"""The index over message and address: it lies on other pages than the recipients' rows."""
 
 # Columns by what a value of them may be: the number of a row is no value (N), T text, I integer,
 # B bytes; small letters may be NULL.
@@ -51,6 +56,8 @@ _SHAPES = {
     "attempt": (ATTEMPT, "NIIItiIITttittTtII"),
     "event": (EVENT, "NITiiT"),
 }
+REPLACED = ("id", "seq", "message_id", "created_ms", "finished_ms")
+"""What is told of a message in a page of the database file that the -wal replaced."""
 _OLDER_MESSAGE = len(MESSAGE) - 1
 """Columns of a message that was stored before there was a digest of it."""
 _CONTENT_DIGEST = 44  # serial type of 16 bytes
@@ -69,7 +76,7 @@ class Tally(NamedTuple):
 def create(scratch: apsw.Connection) -> None:
     """Make the scratch tables; ``found`` is attached."""
     tables = {name: columns for name, (columns, _) in _SHAPES.items()} | _NAMED
-    tables["content"] = CONTENT
+    tables |= {"content": CONTENT, "address": ADDRESS, "numbers": ("seq",), "replaced": REPLACED}
     for name, columns in tables.items():
         scratch.execute(f"CREATE TABLE found.{name} ({', '.join(columns)}, rank)").fetchall()
 
@@ -78,8 +85,11 @@ def index(scratch: apsw.Connection) -> None:
     """Make gathered rows quick to find by message."""
     for name, columns in (("message", "seq, rank"), ("recipient", "message, seq, rank"),
                           ("content", "key, image"), ("attempt", "message, seq, rank"),
-                          ("event", "message, id, rank")):  # fmt: skip
+                          ("event", "message, id, rank"), ("address", "message, recipient"),
+                          ("named", "message")):  # fmt: skip
         scratch.execute(f"CREATE INDEX found.{name}_at ON {name} ({columns})").fetchall()
+    for table, column in (("recipient", "seq"), ("address", "recipient")):
+        scratch.execute(f"CREATE INDEX found.{table}_number ON {table} ({column})").fetchall()
 
 
 def gather(pages: Pages, scratch: apsw.Connection) -> Tally:
@@ -90,20 +100,26 @@ def gather(pages: Pages, scratch: apsw.Connection) -> Tally:
     for page in range(1, pages.count + 1):
         if pages.is_free(page):
             continue
-        read = False
+        unreadable += not pages.is_whole(page)
         for rank, image in enumerate(pages.images(page)):
-            read = True
             for table, row in _rows(pages, page, image, rank, roots):
                 waiting.setdefault(table, []).append(row)
                 if len(waiting[table]) >= ROWS_AT_ONCE:
                     _keep(scratch, table, waiting.pop(table))
-        unreadable += not read
+    waiting["replaced"] = []
+    for row in _replaced(pages):
+        waiting["replaced"].append(row)
+        if len(waiting["replaced"]) >= ROWS_AT_ONCE:
+            _keep(scratch, "replaced", waiting["replaced"])
+            waiting["replaced"] = []
     for table, rows in waiting.items():
         _keep(scratch, table, rows)
-    return Tally(pages.count, unreadable, pages.unfit)
+    return Tally(pages.count + pages.beyond, unreadable + pages.beyond, pages.unfit)
 
 
 def _keep(scratch: apsw.Connection, table: str, rows: list[Sequence[Value]]) -> None:
+    if not rows:
+        return
     marks = ", ".join("?" * len(rows[0]))
     scratch.executemany(f"INSERT INTO found.{table} VALUES ({marks})", rows)
 
@@ -125,7 +141,8 @@ def _roots(pages: Pages) -> dict[int, str]:
             if values is None or values[0] not in ("table", "index"):
                 continue
             name, root = values[1], values[3]
-            if isinstance(name, str) and name in _NAMED and isinstance(root, int):
+            name = _INDEXES.get(name, name) if isinstance(name, str) else None
+            if name in _NAMED and isinstance(root, int):
                 found.setdefault(root, name)
         if len(found) == len(_NAMED):
             break
@@ -140,8 +157,6 @@ def _rows(
     if not leaf:
         root = pages.root(page)
         name = None if root is None else roots.get(root)
-        if name is None:
-            return
     for place, cell in enumerate(pages.cells(page, image)):
         if name is not None:
             values = record(pages.payload(cell) or b"")
@@ -151,8 +166,18 @@ def _rows(
         kinds = shape(cell.local)
         if kinds is None:
             continue
+        if not leaf:
+            entry = record(pages.payload(cell) or b"") if len(kinds) == len(ADDRESS) else None
+            if entry is not None and _fits(entry, "ITI") and "@" in str(entry[1]):
+                yield "address", (*entry, rank)
+            continue
         if len(kinds) == 3 and kinds[2] == _CONTENT_DIGEST:
             yield "content", (cell.number, page, rank, place, rank)
+            continue
+        if len(kinds) == 2:  # of SQLite's own table: the greatest number that was given out
+            values = record(cell.local)
+            if values is not None and values[0] == "message" and isinstance(values[1], int):
+                yield "numbers", (values[1], rank)
             continue
         for table, (columns, letters) in _SHAPES.items():
             older = table == "message" and len(kinds) == _OLDER_MESSAGE
@@ -163,6 +188,20 @@ def _rows(
                 values = (*values, None)
             if values is not None and _fits(values, letters):
                 yield table, (cell.number, *values[1:], rank)
+
+
+def _replaced(pages: Pages) -> Iterator[Sequence[Value]]:
+    """Messages in those pages of the database file that the -wal replaced."""
+    columns, letters = _SHAPES["message"]
+    for image in pages.replaced():
+        for cell in pages.cells(0, image) if image[0] == LEAF else ():
+            kinds = shape(cell.local)
+            if kinds is None or len(kinds) not in (len(columns), _OLDER_MESSAGE):
+                continue
+            values = record(pages.payload(cell, replaced=True) or b"")
+            if values is not None and _fits([*values, None][: len(columns)], letters):
+                told = dict(zip(columns, [cell.number, *values[1:]], strict=False))
+                yield [*(told[name] for name in REPLACED), 0]
 
 
 def _fits(values: Sequence[Value], letters: str) -> bool:

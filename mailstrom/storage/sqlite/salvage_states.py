@@ -3,7 +3,8 @@
 A row belongs to a message if it fits the checksum over both. A state is one that the new spool can
 hold: what was claimed or on the wire is in doubt, what has lost its content is failed, a delivery
 that an attempt tells of counts; and attempts agree with their recipient's row, as ``store check``
-wants it. Knows no file and no database.
+wants it. No digest covers times: what waits is due at once, or when its sender said, and a time
+that nobody can have meant is made anew (``timed``). Knows no file and no database.
 """
 
 from __future__ import annotations
@@ -20,6 +21,14 @@ _STATES = _FINAL | _WAITING | _WIRE | {"held"}
 _LOST = "it was claimed or on the wire when the spool was damaged; nobody knows how it ended"
 TOLD = "recovered from the recipient's own row; the record of the attempt is lost"
 _DAMAGED = "the stored content is not what was accepted; it is not delivered"
+
+_DAY_MS = 86_400_000
+MAX_AGE_MS = 5 * _DAY_MS
+"""Where the spool's own default is lost: as in the schema."""
+_LONGEST_MS = 366 * _DAY_MS
+"""Nobody asks for mail to be tried longer than this, or sends it later than this."""
+_CLOCK_MS = _DAY_MS
+"""A clock may have been wrong by this much when the message came."""
 
 STAGES = frozenset(map(str, Stage))
 VERDICTS = frozenset(map(str, Judgement))
@@ -43,6 +52,35 @@ def proved(message: dict[str, Any], recipients: list[dict[str, Any]]) -> list[di
     return list(own.values())
 
 
+def timed(message: dict[str, Any], max_age_ms: int, now_ms: int) -> dict[str, Any]:
+    """A copy of the message's row whose times can be meant: created, sent, expired, in this order.
+
+    Args:
+        max_age_ms: for an expiry that must be made anew.
+    """
+    created, send, expires = message["created_ms"], message["send_ms"], message["expires_ms"]
+    if not 0 < created <= now_ms + _CLOCK_MS:
+        created = min(send, now_ms) if 0 < send < expires else now_ms
+    if not created <= send <= created + _LONGEST_MS or send >= expires > created:
+        send = created
+    if not send < expires <= send + _LONGEST_MS:
+        expires = max(send, now_ms) + max_age_ms
+    return {**message, "created_ms": created, "send_ms": send, "expires_ms": expires}
+
+
+def _due(row: dict[str, Any], message: dict[str, Any], now_ms: int) -> int:
+    """When a recipient that waits is due: now, or, never tried, when its sender said.
+
+    Where the two that say so differ, the later counts if the message was to wait at all.
+    """
+    send: int = message["send_ms"]
+    due = row["due_ms"]
+    untried = row["state"] == "queued" and row["last_ms"] is None
+    if untried and send > message["created_ms"] and isinstance(due, int):
+        return max(now_ms, send, due if due < message["expires_ms"] else 0)
+    return max(now_ms, send)
+
+
 def settled(
     row: dict[str, Any],
     message: dict[str, Any],
@@ -50,7 +88,11 @@ def settled(
     damaged: bool,
     now_ms: int,
 ) -> bool:
-    """Make a row one that waits, is held or is final; True where it is in doubt from now on."""
+    """Make a row one that waits, is held or is final; True where it is in doubt from now on.
+
+    Args:
+        message: its row, as ``timed`` made it.
+    """
     doubtful = row["state"] in _WIRE
     delivered = next((a for a in attempts if a["verdict"] == "delivered" and not a["late"]), None)
     if row["state"] not in _FINAL and delivered is not None:
@@ -76,10 +118,10 @@ def settled(
                    reply_code=None, enhanced_code="5.3.0", reply_text=_DAMAGED)  # fmt: skip
         attempts.append(_attempt(row, len(attempts) + 1, str(Reason.DAMAGED), 0, _DAMAGED, now_ms))
     final = row["state"] in _FINAL
-    if row["state"] in _WAITING and not isinstance(row["due_ms"], int):
-        row["due_ms"] = now_ms
-    row["due_ms"] = row["due_ms"] if row["state"] in _WAITING else None
-    row["finished_ms"] = (row["finished_ms"] or now_ms) if final else None
+    row["due_ms"] = _due(row, message, now_ms) if row["state"] in _WAITING else None
+    row["finished_ms"] = min(row["finished_ms"] or now_ms, now_ms) if final else None
+    if row["state"] in ("failed", "held") and row["reason"] is None:
+        row["reason"] = str(Reason.DAMAGED if row["state"] == "failed" else Reason.USER)
     marks = sum(a["in_doubt"] and not a["late"] for a in attempts)
     if row["in_doubt"] and not marks:  # its attempt is lost; that it was in doubt is not
         attempts.append(_attempt(row, len(attempts) + 1, row["reason"], 1, TOLD, now_ms))
@@ -88,7 +130,7 @@ def settled(
         attempts.append(_attempt(row, len(attempts) + 1, None, 0, TOLD, now_ms))
     row["in_doubt"], row["doubts"] = int(marks > 0), min(max(row["doubts"], 0), marks)
     row["attempts"] = len(attempts)
-    row["deferrals"] = max(row["deferrals"], 0)
+    row["deferrals"] = min(max(row["deferrals"], 0), len(attempts))
     return doubtful
 
 

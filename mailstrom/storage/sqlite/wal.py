@@ -1,5 +1,7 @@
 """The bound of the -wal file: how long it may grow, and who keeps it from being emptied.
 
+Also who holds the write lock: a writer that stands still stops everybody, and is named.
+
 A reader with an open snapshot keeps every checkpoint from going past what it sees, so the file
 grows for as long as it stays. From ``alarm_bytes`` on the janitor names it; at the limit (``[spool]
 wal_limit``, told to all through ``meta``) accepting and claiming stop. A file that grew over the
@@ -14,17 +16,16 @@ Source: SQLite's documentation of the WAL-index (walformat, sections 2.1 and 2.3
 
 from __future__ import annotations
 
-import contextlib
 import os
-import re
 import struct
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import apsw
 
-from mailstrom.storage.pinned import LogHolder, Pinned
+from mailstrom.storage.pinned import Pinned, mebibytes
+from mailstrom.storage.sqlite import frames, locks
 from mailstrom.storage.sqlite.sql import run
 
 LIMIT_BYTES = 1 << 30
@@ -35,7 +36,7 @@ ALARM_BYTES = 64 << 20
 LEAST_ALARM_BYTES = LEAST_LIMIT_BYTES // 4
 RESTART_BELOW_FRAMES = 500
 """A checkpoint that leaves at most this many frames may wait (5 ms) to start the WAL again."""
-FRAME_BYTES = 4120
+FRAME_BYTES = frames.FRAME_BYTES
 PATIENCE_MS, LONG_MS, LAST_MS = 5, 200, 2_000
 """How long writers wait for readers to end, so that the WAL can start again: in ordinary times,
 with a file over its alarm, and over half of its limit. Readers that overlap without a gap, each
@@ -46,17 +47,25 @@ _MOVING_S = 2.0
 """Readers let go now and then if the checkpoint came further within so long: then a wait for them,
 whatever is left to copy, ends well. One who has stood still for longer is not waited for."""
 
+HELD_S = 1.0
+"""A write lock that one process kept for so long is worth a word."""
+_LOOKS = 10
+
 _CHECKPOINT, _FIRST_READ, _READS = 121, 123, 5
+_HEADER_BYTES = 48  # of the WAL-index; changed by each commit
 _END, _END_AT = struct.Struct("=I"), 16
 _MARKS, _HEAD_AT = struct.Struct(f"={_READS}I"), 100
-_LOCK = re.compile(r"^\d+: (\w+) +\w+ +(\w+) +(-?\d+) ([0-9a-f]+):([0-9a-f]+):(\d+) (\d+) (\w+)$")
-_LOCKS, _PROCESSES, _OWN = "/proc/locks", "/proc", "/proc/self/fd"
 
 
 def limit_bytes(connection: apsw.Connection) -> int:
     """How long the -wal file may be before accepting and claiming stop."""
     rows = run(connection, "meta_get", {"key": "wal_limit"})
     return max(int(rows[0][0]), LEAST_LIMIT_BYTES) if rows else LIMIT_BYTES
+
+
+def full(connection: apsw.Connection, size: int) -> bool:
+    """Whether a -wal file of this length is at the limit."""
+    return size >= LEAST_LIMIT_BYTES and size >= limit_bytes(connection)
 
 
 def alarm_bytes(limit: int) -> int:
@@ -186,9 +195,9 @@ def pinned(path: str) -> Pinned:
     else:
         pids = {pid for pid, _ in held}
     if all(pid > 0 for pid in pids) and (pids or marks):
-        return Pinned(holders=tuple(_named(pid) for pid in sorted(pids)), sure=bool(marks))
+        return Pinned(holders=tuple(locks.named(pid) for pid in sorted(pids)), sure=bool(marks))
     # Locks of another kind, or of another container: at least who has the file open.
-    return Pinned(holders=tuple(_named(pid) for pid in _openers(shm)))
+    return Pinned(holders=tuple(locks.named(pid) for pid in locks.openers(shm)))
 
 
 def sentence(found: Pinned) -> str:
@@ -201,7 +210,7 @@ def sentence(found: Pinned) -> str:
     return names if found.sure or len(found.holders) == 1 else f"one of {names}"
 
 
-def finding(path: str, connection: apsw.Connection) -> list[str]:
+def note(path: str, connection: apsw.Connection) -> list[str]:
     """A sentence about a log that is over its alarm because of a reader; none otherwise."""
     try:
         size = os.stat(f"{path}-wal").st_size
@@ -213,81 +222,54 @@ def finding(path: str, connection: apsw.Connection) -> list[str]:
     if found.sure and not found.holders:
         return []
     return [
-        f"the write-ahead log has {size} bytes, since {sentence(found)} keeps it from being"
-        f" emptied: end its read transaction, or the process; at {limit} bytes accepting and"
+        f"the write-ahead log has {mebibytes(size)}, since {sentence(found)} keeps it from being"
+        f" emptied: end its read transaction, or the process; at {mebibytes(limit)} accepting and"
         " claiming stop"
     ]
 
 
+def writer_note(path: str) -> list[str]:
+    """A sentence about a process that keeps the write lock and commits nothing; none otherwise.
+
+    Takes ``HELD_S`` where somebody has the lock, else nothing.
+    """
+    try:
+        shm = os.stat(f"{path}-shm")
+    except OSError:
+        return []
+    first = locks.writers(shm), _header(shm)
+    for _ in range(_LOOKS):
+        if not first[0]:
+            return []
+        time.sleep(HELD_S / _LOOKS)
+        if (locks.writers(shm), _header(shm)) != first:
+            return []
+    return [
+        f"{locks.who(first[0][0])} has held the write lock for more than a second: nothing is"
+        " accepted or claimed until it ends its transaction; if it does not, end the process"
+    ]
+
+
+def _header(shm: os.stat_result) -> bytes:
+    """What each commit changes; empty if unknown."""
+    return (frames.index_head(shm) or b"")[:_HEADER_BYTES]
+
+
 def _held(shm: os.stat_result) -> list[tuple[int, int]]:
     """(process, byte) of locks that can stop a checkpoint: of readers, and of a checkpointer."""
-    device = (os.major(shm.st_dev), os.minor(shm.st_dev))
-    exact: list[tuple[int, int]] = []
-    by_inode: list[tuple[int, int]] = []  # some file systems show another device there
-    for kind, mode, pid, major, minor, inode, first, last in _locks():
-        if kind not in ("POSIX", "OFDLCK") or int(inode) != shm.st_ino or last == "EOF":
-            continue
-        for at in range(int(first), int(last) + 1):
-            reads = mode == "READ" and _FIRST_READ <= at < _FIRST_READ + _READS
-            if reads or (mode == "WRITE" and at == _CHECKPOINT):
-                by_inode.append((int(pid), at))
-                if (int(major, 16), int(minor, 16)) == device:
-                    exact.append((int(pid), at))
-    return exact or by_inode
-
-
-def _locks() -> Iterator[tuple[str, ...]]:
-    try:
-        with open(_LOCKS, encoding="ascii", errors="replace") as stream:
-            lines = stream.read().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        found = _LOCK.match(line)  # those that wait (->) hold nothing, and do not match
-        if found is not None:
-            yield found.groups()
+    return [
+        (pid, at)
+        for pid, mode, at in locks.locked(shm)
+        if (mode == "READ" and _FIRST_READ <= at < _FIRST_READ + _READS)
+        or (mode == "WRITE" and at == _CHECKPOINT)
+    ]
 
 
 def _marks(shm: os.stat_result) -> list[int]:
     """How far each reader's slot reads, and the log's end, in frames; empty if unknown."""
     if not sys.platform.startswith("linux"):
         return []
-    for name in _listed(_OWN):
-        with contextlib.suppress(OSError, struct.error):
-            fd = int(name)
-            if os.path.samestat(os.fstat(fd), shm):
-                head = os.pread(fd, _HEAD_AT + _READS * 4, 0)
-                return [*_MARKS.unpack_from(head, _HEAD_AT), *_END.unpack_from(head, _END_AT)]
-    return []
-
-
-def _openers(shm: str) -> list[int]:
-    """Other processes that have the file open, of those whose descriptors we may see."""
-    found = []
-    real = os.path.realpath(shm)
-    for name in _listed(_PROCESSES):
-        if not name.isdigit() or int(name) == os.getpid():
-            continue
-        folder = f"{_PROCESSES}/{name}/fd"
-        for fd in _listed(folder):
-            with contextlib.suppress(OSError):
-                if os.readlink(f"{folder}/{fd}") == real:
-                    found.append(int(name))
-                    break
-    return sorted(found)
-
-
-def _listed(folder: str) -> list[str]:
-    try:
-        return os.listdir(folder)
-    except OSError:
+    head = frames.index_head(shm)
+    if head is None:
         return []
-
-
-def _named(pid: int) -> LogHolder:
-    try:
-        with open(f"{_PROCESSES}/{pid}/comm", encoding="utf-8", errors="replace") as stream:
-            command = stream.read().strip()
-    except OSError:
-        command = ""
-    return LogHolder(pid=pid, command=command or "unknown")
+    return [*_MARKS.unpack_from(head, _HEAD_AT), *_END.unpack_from(head, _END_AT)]

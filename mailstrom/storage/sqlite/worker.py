@@ -33,9 +33,20 @@ from mailstrom.storage.base import (
     Work,
     WorkerRow,
 )
-from mailstrom.storage.sqlite import claims, clocks, forks, lanes, routes, schema, upkeep, wal
+from mailstrom.storage.sqlite import (
+    claims,
+    clocks,
+    forks,
+    lanes,
+    poison,
+    routes,
+    schema,
+    upkeep,
+    wal,
+)
 from mailstrom.storage.sqlite.connection import FREE_LOCK_S, rolled_back, spool_errors
 from mailstrom.storage.sqlite.durable import Sync, system_sync
+from mailstrom.storage.sqlite.frames import FramesLost
 from mailstrom.storage.sqlite.place import FilePlace, Place
 from mailstrom.storage.sqlite.rows import digest
 from mailstrom.storage.sqlite.sql import STATEMENTS, run
@@ -61,7 +72,7 @@ class SQLiteWorkerStore:
         self,
         path: str,
         *,
-        busy_ms: int = 10_000,
+        busy_ms: int = 8_000,
         sync: Sync = system_sync,
         doubt_delays_ms: Sequence[int] = lanes.DOUBT_DELAYS_MS,
         place: Place | None = None,
@@ -72,6 +83,7 @@ class SQLiteWorkerStore:
         self._open: apsw.Connection | None = None
         self._emptying = wal.Emptying()
         self._unusable: str | None = None
+        self._lost = ""  # why the last repair may not move the log
         self._place: Place = place or FilePlace(path, sync)
         self._sync = self._place.durable
         with forks.inside():
@@ -107,6 +119,7 @@ class SQLiteWorkerStore:
         """Run one step as one immediate transaction."""
         with forks.inside(), spool_errors(self.path, doing):
             connection = self._connection()
+            self._sync.verify()  # without shared locks it would write over what others commit
             connection.execute("BEGIN IMMEDIATE")
             try:
                 result = step(connection)
@@ -215,12 +228,13 @@ class SQLiteWorkerStore:
     def room_bytes(self) -> int | None:
         """See ``WorkerStore.room_bytes``."""
         with forks.inside(), spool_errors(self.path, "looking for room"):
-            connection = self._connection()
-            room, log = self._place.room_bytes(connection), self._place.log_bytes()
-            if log < wal.LEAST_ALARM_BYTES:
-                return room
-            left = max(0, wal.limit_bytes(connection) - log)
-            return left if room is None else min(room, left)
+            return self._place.room_bytes(self._connection())
+
+    @property
+    def log_full(self) -> bool:
+        """See ``WorkerStore.log_full``."""
+        with forks.inside(), spool_errors(self.path, "looking at the log"):
+            return wal.full(self._connection(), self._place.log_bytes())
 
     def log_bytes(self) -> int:
         """See ``WorkerStore.log_bytes``."""
@@ -281,7 +295,7 @@ class SQLiteWorkerStore:
         """Read and verify content, now that the lock is free: nothing else waits for it.
 
         The claim stands, so trouble here must not look as if it did not: what cannot be read now is
-        read by chunk, when its turn comes. A damaged page costs the content that lies on it.
+        marked so (``Claimed.unread``). A damaged page costs the content that lies on it.
         """
         try:
             return claims.complete(rows, self._bodies(rows))
@@ -411,6 +425,7 @@ class SQLiteWorkerStore:
 
     def sync(self) -> None:
         """See ``WorkerStore.sync``."""
+        self._sync.check()
         self._sync()
 
     def verify(self) -> None:
@@ -422,10 +437,11 @@ class SQLiteWorkerStore:
 
         First the frames that a failed sync dropped, from the page cache, so that a power cut during
         all this finds a whole WAL. Then a TRUNCATE checkpoint, and not RESTART, which leaves the
-        old frames in the file until somebody writes.
+        old frames in the file until somebody writes. Where the page cache has lost them as well
+        nothing is moved; see ``frames``.
         """
         self._sync.verify()  # never on the word of files that are not ours
-        begun = self._sync.begin_repair()
+        begun, self._lost = self._sync.begin_repair(), ""
         try:
             with forks.inside():
                 connection = self._connection()
@@ -442,9 +458,16 @@ class SQLiteWorkerStore:
             self._sync.fresh()
         except SpoolReplaced:
             raise
+        except FramesLost as error:
+            self._lost = str(error)
+            return False
         except (apsw.Error, OSError, SpoolError):
             return False
         return self._sync.heal(begun)
+
+    def unrepaired(self) -> str:
+        """See ``WorkerStore.unrepaired``."""
+        return self._lost or poison.unrepaired(self.path)
 
     @contextlib.contextmanager
     def _disk_errors(self, doing: str) -> Iterator[None]:

@@ -481,6 +481,7 @@ class ToyClient:
                 suspended_sites=sum(s.until_ms > now_ms for s in self._spool.sites.values()),
                 workers=sum(w.kind == "delivery" for w in self._spool.workers.values()),
                 copied=False,
+                log_full=False,
             )
 
     def suppressions(self, addresses: Sequence[str], limit: int) -> list[Suppression]:
@@ -502,6 +503,10 @@ class ToyClient:
                 if (row.state in WAITING) != (row.due_ms is not None)
                 or (row.state in ("claimed", "sending")) != (row.lane in self._spool.lanes)
             ]
+
+    def pinned(self) -> list[str]:
+        """There is no log."""
+        return []
 
     def owners(self) -> list[Owner]:
         """See ``ClientStore.owners``."""
@@ -930,6 +935,8 @@ class ToyWorker:
         """See ``WorkerStore.room_bytes``."""
         return None
 
+    log_full = False
+
     def log_bytes(self) -> int:
         """See ``WorkerStore.log_bytes``."""
         return 0
@@ -947,6 +954,10 @@ class ToyWorker:
     def repair(self) -> bool:
         """Nothing breaks."""
         return True
+
+    def unrepaired(self) -> str:
+        """Nothing to repair."""
+        return "nothing is wrong"
 
     def next_due_ms(self, now_ms: int) -> int | None:
         """See ``WorkerStore.next_due_ms``."""

@@ -68,6 +68,7 @@ class FakeClient:
     matching: ClassVar[int] = 0
     arrived: ClassVar[int] = 0
     copied: ClassVar[bool] = False
+    log_full: ClassVar[bool] = False
     error: ClassVar[BaseException | None] = None
     calls: ClassVar[list[tuple[Any, ...]]] = []
 
@@ -76,6 +77,7 @@ class FakeClient:
         cls.messages, cls.rows, cls.findings, cls.error, cls.calls = {}, [], [], None, []
         cls.notes = []
         cls.matching, cls.arrived, cls.copied = 0, 0, False
+        cls.log_full = False
 
     def __init__(self, store: str | None = None, *, config: str | None = None) -> None:
         self.calls.append(("open", store, config))
@@ -132,6 +134,7 @@ class FakeClient:
             suspended_sites=0,
             workers=0,
             copied=self.copied,
+            log_full=self.log_full,
         )
 
     def backup(self, target: str) -> None:
@@ -154,6 +157,9 @@ class FakeClient:
 
     def orphans(self) -> list[str]:
         return self.notes
+
+    def pinned(self) -> list[str]:
+        return []
 
 
 class FakeChosen:

@@ -35,10 +35,13 @@ def test_a_sound_spool_is_salvaged_and_adopted(run: Any, spool: Path, tmp_path: 
     done = run("store", "salvage", str(spool), str(new))
     assert done.code == 0
     assert done.out.splitlines() == [
-        "5 messages, 5 recipients, 0 of them in doubt",
+        "5 messages whole, 0 damaged; 5 recipients taken along, 0 of them in doubt",
         str(new),
     ]
-    assert f"mailstrom store adopt {new}" in done.err
+    assert done.err.splitlines()[1:] == [
+        f"mailstrom store restore {new} {spool}",
+        f"mailstrom store adopt {spool}",
+    ]
     assert run("store", "check", str(new)).out == "ok\n"
     assert run("store", "adopt", str(new), "--yes").code == 0
 
@@ -52,10 +55,11 @@ def test_damaged_messages_are_listed_and_the_exit_code_says_so(
     assert told.code == 1
     assert "b@y.test" in told.out
     assert "its content is damaged or lost; kept as failed" in told.out
+    assert told.out.startswith("4 messages whole, 1 damaged; 5 recipients taken along")
     assert not new.exists()
     done = run("store", "salvage", str(spool), str(new), "--json")
     record = json.loads(done.out)
-    assert (done.code, record["messages"], record["dry_run"]) == (1, 5, False)
+    assert (done.code, record["messages"], record["whole"], record["dry_run"]) == (1, 5, 4, False)
     assert [one["kept"] for one in record["damaged"]] == [True]
     assert run("status", record["damaged"][0]["id"], "--store", str(new)).code == 0
 

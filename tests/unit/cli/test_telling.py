@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -115,6 +116,20 @@ def test_what_is_due_beside_a_silent_worker_says_since_when(run: Any, house: Hou
     silent = house.now - HOUR
     house.spool.engine.beat(house.spool.worker, state="ready", sessions=0, now_ms=silent)
     assert f"no delivery worker gave a sign of life since {iso_ms(silent)}" in next_of(run, id)
+
+
+def test_while_the_log_is_full_it_says_who_tells_more() -> None:
+    fact = SimpleNamespace(status="queued", next_attempt_ms=5, suspended_until_ms=None, site="s")
+    spool = waiting.Engine(now_ms=9, workers=1, silent_ms=None, copied=False, log_full=True)
+    assert "'mailstrom store check' names it" in waiting.next_step(fact, spool)
+
+
+def test_what_is_damaged_gets_no_advice_that_cannot_work() -> None:
+    fact = SimpleNamespace(status="failed", reason="damaged", finished_at="then", message_id="m")
+    spool = waiting.Engine(now_ms=9, workers=1, silent_ms=None, copied=False, log_full=False)
+    said = waiting.next_step(fact, spool)
+    assert "retry" not in said
+    assert "send it anew" in said
 
 
 def test_what_is_due_waits_for_a_route_a_connection_or_its_turn(run: Any, house: House) -> None:

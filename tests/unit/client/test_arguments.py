@@ -195,7 +195,7 @@ def test_a_wrong_argument_is_named_and_nothing_happens(
 
 def test_the_table_leaves_no_public_method_out() -> None:
     public = {name for name, _ in inspect.getmembers(Mailstrom, callable) if name[0] != "_"}
-    without_arguments = {"adopt", "check", "close", "orphans", "stats", "worker_status"}
+    without_arguments = {"adopt", "check", "close", "orphans", "pinned", "stats", "worker_status"}
     assert public == {row[0] for row in WRONG} | without_arguments
 
 

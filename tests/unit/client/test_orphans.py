@@ -31,7 +31,7 @@ def test_a_process_that_died_with_work_in_hand_is_told_and_is_no_damage(tmp_path
         spool.claim(spool.lane(worker=worker))
         (told,) = ms.orphans()
         assert told.startswith(
-            f"worker {worker} (delivery, pid 4711 on machine) is gone, with 1 lanes and 1 claimed"
+            f"worker {worker} (delivery, pid 4711 on machine) is gone, with 1 lane and 1 claimed"
         )
         assert ms.check() == []
         spool.engine.lapse(worker, boot="boot-1", now_ms=T0)

@@ -1,6 +1,6 @@
 -- What `store check` proves, section 2 of docs/design/queue.md. Each statement returns a sentence a
 -- violation, which names the row; the remedies are in checking.py. Each is one statement, so one state
--- of the spool. digest_of and checksum_of are functions of that file's connection.
+-- of the spool. digest_of, checksum_of and sealed are functions of that file's connection.
 
 -- name: check_orphan_recipient
 SELECT 'recipient ' || r.seq || ' (' || r.address || ') belongs to no message'
@@ -97,11 +97,25 @@ SELECT 'recipient ' || r.address || ' of message ' || m.id || ' does not fit its
  WHERE r.checksum <> checksum_of(m.id, m.sender, r.address);
 
 -- name: check_digest
+-- CASE: only content that was staged is looked for among all messages.
 SELECT 'chunk ' || (c.key & 4095) || ' of the content of message '
-       || coalesce((SELECT m.id FROM message m
-                     WHERE coalesce(m.content, m.seq) = c.key >> 12), '(staged)')
+       || coalesce(CASE WHEN c.key > 0 THEN (SELECT m.id FROM message m WHERE m.seq = c.key >> 12)
+                        ELSE (SELECT m.id FROM message m WHERE m.content = c.key >> 12) END,
+                   '(staged)')
        || ' does not fit its digest'
   FROM content c WHERE c.digest <> digest_of(c.data);
+
+-- name: check_seal
+-- Of content that lacks a chunk check_content tells.
+SELECT 'message ' || id || ' or its content does not fit its digest: it would not be sent'
+  FROM (SELECT m.*, (SELECT group_concat(hex(c.digest), '' ORDER BY c.key) FROM content c
+                      WHERE c.key BETWEEN coalesce(m.content, m.seq) * 4096
+                                      AND coalesce(m.content, m.seq) * 4096 + 4095) AS digests
+          FROM message m
+         WHERE m.digest IS NOT NULL AND m.purged_ms IS NULL)
+ WHERE length(digests) = 32 * chunks
+   AND NOT sealed(digest, require_tls, on_doubt, id, sender, message_id, size, chunks, eightbit,
+                  smtputf8, digests);
 
 -- name: check_purged
 SELECT 'message ' || m.id || ' was purged and '

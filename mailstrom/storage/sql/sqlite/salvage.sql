@@ -31,11 +31,57 @@ SELECT id, at_ms, type, recipient, detail
  WHERE message = :message AND id BETWEEN 1 AND 1099511627776 AND json_valid(detail)
  ORDER BY id, rank;
 
--- name: found_orphans
--- Recipients whose message is lost: nobody knows what it was.
-SELECT DISTINCT message, address FROM found.recipient f
- WHERE NOT EXISTS (SELECT 1 FROM found.message m WHERE m.seq = f.message)
- ORDER BY message, address LIMIT 1000;
+-- name: found_addresses
+-- What the index over message and address tells of a message's recipients.
+SELECT address, recipient FROM found.address
+ WHERE message = :message AND recipient BETWEEN 1 AND 1099511627776 ORDER BY recipient;
+
+-- name: found_told
+-- Recipients of a message that are told of.
+SELECT recipient FROM found.attempt WHERE message = :message
+ UNION SELECT recipient FROM found.event WHERE message = :message AND recipient IS NOT NULL;
+
+-- name: found_numbers
+SELECT count(*) FROM (SELECT seq FROM found.recipient WHERE seq BETWEEN :first AND :last
+                       UNION SELECT recipient FROM found.address
+                              WHERE recipient BETWEEN :first AND :last);
+
+-- name: found_lost
+-- Messages that something tells of, and whose own row is lost.
+SELECT t.message, min(n.id)
+  FROM (SELECT message FROM found.recipient
+         UNION SELECT message FROM found.address
+         UNION SELECT message FROM found.named WHERE typeof(id) = 'text'
+         UNION SELECT message FROM found.attempt
+         UNION SELECT message FROM found.event WHERE message IS NOT NULL
+         UNION SELECT key >> 12 FROM found.content WHERE key > 0) t
+  LEFT JOIN found.named n ON n.message = t.message AND typeof(n.id) = 'text'
+ WHERE NOT EXISTS (SELECT 1 FROM found.message m WHERE m.seq = t.message)
+ GROUP BY t.message ORDER BY t.message;
+
+-- name: found_lost_recipients
+SELECT address, seq FROM found.recipient WHERE message = :message
+ UNION SELECT address, recipient FROM found.address WHERE message = :message ORDER BY 2, 1;
+
+-- name: found_replaced
+-- Messages that stand only in pages of the database file which the -wal replaced, or under a number
+-- that another has now. Of them, how many cannot have been deleted since: a number is given out once,
+-- so nobody else can have it, and none is beyond the last. Then how many were not finished.
+SELECT count(*),
+       coalesce(sum(r.seq > (SELECT max(coalesce((SELECT max(seq) FROM found.numbers), 0),
+                                        coalesce((SELECT max(seq) FROM found.message), 0)))
+                    OR EXISTS (SELECT 1 FROM found.message m WHERE m.seq = r.seq AND m.id <> r.id)), 0),
+       coalesce(sum(r.finished_ms IS NULL), 0)
+  FROM (SELECT id, seq, message_id, created_ms, max(finished_ms) AS finished_ms
+          FROM (SELECT id, seq, message_id, created_ms, finished_ms FROM found.replaced
+                 UNION ALL
+                SELECT id, seq, message_id, created_ms, finished_ms FROM found.message)
+         GROUP BY id) r
+ WHERE NOT EXISTS (SELECT 1 FROM message WHERE id = r.id)
+   AND r.id NOT IN (SELECT value FROM json_each(:named))
+   AND NOT EXISTS (SELECT 1 FROM found.message m  -- itself, its id damaged
+                    WHERE m.seq = r.seq AND m.id <> r.id AND m.message_id = r.message_id
+                      AND m.created_ms = r.created_ms);
 
 -- name: salvage_numbers
 -- New numbers come behind all that were found, or they would be given out twice.
@@ -118,6 +164,9 @@ SELECT key, max(value) FROM found.meta
                'idempotency_window_ms')
  GROUP BY key
     ON CONFLICT (key) DO UPDATE SET value = excluded.value;
+
+-- name: salvage_max_age
+SELECT CAST(value AS INTEGER) FROM meta WHERE key = 'max_age_ms';
 
 -- name: salvage_domains
 -- Everything that waits goes to the router.

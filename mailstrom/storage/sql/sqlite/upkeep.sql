@@ -125,10 +125,11 @@ SELECT seq, at_ms, old_ms, amount_ms, grace_ms, known, last, done FROM clock_jum
 SELECT at_ms FROM clock_jump WHERE amount_ms NOT IN (-1, at_ms) ORDER BY seq DESC LIMIT 1;
 
 -- name: strays
--- Mail newer than a look whose clock was wrong: the newest, no further than needed (-1: all).
+-- Mail newer than a look whose clock was wrong: among the newest, by number, since what is finished
+-- costs a look, too.
 SELECT coalesce(max(created_ms < :behind_ms), 0), coalesce(max(created_ms > :ahead_ms), 0)
-  FROM (SELECT created_ms FROM message WHERE seq > :last AND finished_ms IS NULL
-         ORDER BY seq DESC LIMIT :most);
+  FROM message
+ WHERE seq > max(:last, (SELECT max(seq) FROM message) - :most) AND finished_ms IS NULL;
 
 -- name: stray_add
 -- A jump of those messages alone: by all that they are behind, or to now.
@@ -207,6 +208,32 @@ UPDATE domain
                         THEN max(1, min(usable_ms + :amount_ms, 253402300799000)) ELSE 0 END,
        due_ms = min(due_ms, :at_ms), retry_ms = min(retry_ms, :at_ms),
        resolved_ms = min(resolved_ms, :at_ms);
+
+-- name: echo_due
+-- The last jump back by a clock of ours, once it is older than before_ms and was not looked at again.
+SELECT seq, amount_ms FROM clock_jump
+ WHERE seq = (SELECT max(seq) FROM clock_jump WHERE amount_ms < -1) AND at_ms <= :before_ms
+   AND done >= last
+   AND seq > coalesce((SELECT CAST(value AS INTEGER) FROM meta WHERE key = 'clock_echo'), 0);
+
+-- name: echo_domains
+UPDATE domain SET due_ms = min(due_ms, :at_ms), retry_ms = min(retry_ms, :at_ms)
+ WHERE due_ms > :at_ms OR retry_ms > :at_ms;
+
+-- name: echo_recipients
+-- Deferred by an attempt that has not ended yet by this clock, and not shifted since; or queued for
+-- later although their sender named no time. Among the newest of both.
+UPDATE recipient SET due_ms = max(due_ms + :amount_ms, :at_ms)
+ WHERE due_ms > :at_ms
+   AND (seq IN (SELECT a.recipient FROM attempt AS a
+                 WHERE a.seq > (SELECT coalesce(max(seq), 0) FROM attempt) - :most
+                   AND a.ended_ms > :at_ms AND recipient.state = 'deferred'
+                   AND recipient.due_ms >= a.ended_ms)
+        OR state = 'queued' AND message IN
+           (SELECT m.seq FROM message AS m
+             WHERE m.seq > (SELECT coalesce(max(seq), 0) FROM message) - :most
+               AND m.finished_ms IS NULL AND m.send_ms <= m.created_ms))
+RETURNING seq;
 
 -- name: jump_done
 UPDATE clock_jump SET done = :until WHERE seq = :seq;

@@ -1,0 +1,112 @@
+"""Who holds locks on a spool's -shm file, as Linux tells in /proc/locks.
+
+Each process that reads or writes a WAL holds POSIX locks on bytes of that file. Nothing is opened
+here but /proc: to open and close the -shm file would drop this process's locks. Where the system
+does not tell (another container, no /proc), nobody is named.
+
+Source: SQLite's documentation of the WAL-index (walformat, section 2.3).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+
+from mailstrom.storage.pinned import LogHolder
+
+LOCKS, PROCESSES = "/proc/locks", "/proc"
+_FIRST, _LAST = 120, 127  # the lock bytes; the first is the writer's
+_LOCK = re.compile(r"^\d+: (\w+) +\w+ +(\w+) +(-?\d+) ([0-9a-f]+):([0-9a-f]+):(\d+) (\d+) (\w+)$")
+
+
+def writer(path: str) -> str | None:
+    """Who holds the write lock of this spool in this moment, for a sentence; None if nobody does.
+
+    Reads /proc: for when a call was refused, not before. None, too, where the system does not tell.
+    """
+    try:
+        pids = writers(os.stat(f"{path}-shm"))
+    except OSError:
+        return None
+    return who(pids[0]) if pids else None
+
+
+def writers(shm: os.stat_result) -> list[int]:
+    """Processes that have the write lock: one, or none; 0 where it is of another container."""
+    return [pid for pid, mode, at in locked(shm) if mode == "WRITE" and at == _FIRST]
+
+
+def who(pid: int) -> str:
+    """A process for a sentence: id, command, and whether it was stopped."""
+    if pid <= 0:
+        return "a process that this system does not name (lsof, fuser)"
+    try:
+        with open(f"{PROCESSES}/{pid}/stat", encoding="utf-8", errors="replace") as stream:
+            stopped = stream.read().rpartition(")")[2].split()[0] in "Tt"
+    except (OSError, IndexError):
+        stopped = False
+    halted = ", stopped: kill -CONT lets it go on" if stopped else ""
+    which = "this very process," if pid == os.getpid() else "process"
+    return f"{which} {pid} ({named(pid).command}{halted})"
+
+
+def locked(shm: os.stat_result) -> list[tuple[int, str, int]]:
+    """(process, mode, byte) of the locks on a file."""
+    device = (os.major(shm.st_dev), os.minor(shm.st_dev))
+    exact: list[tuple[int, str, int]] = []
+    by_inode: list[tuple[int, str, int]] = []  # some file systems show another device there
+    for kind, mode, pid, major, minor, inode, first, last in _locks():
+        if kind not in ("POSIX", "OFDLCK") or int(inode) != shm.st_ino or last == "EOF":
+            continue
+        for at in range(max(int(first), _FIRST), min(int(last), _LAST) + 1):
+            by_inode.append((int(pid), mode, at))
+            if (int(major, 16), int(minor, 16)) == device:
+                exact.append((int(pid), mode, at))
+    return exact or by_inode
+
+
+def openers(shm: str) -> list[int]:
+    """Other processes that have the file open, of those whose descriptors we may see."""
+    found = []
+    real = os.path.realpath(shm)
+    for name in _listed(PROCESSES):
+        if not name.isdigit() or int(name) == os.getpid():
+            continue
+        folder = f"{PROCESSES}/{name}/fd"
+        for fd in _listed(folder):
+            with contextlib.suppress(OSError):
+                if os.readlink(f"{folder}/{fd}") == real:
+                    found.append(int(name))
+                    break
+    return sorted(found)
+
+
+def named(pid: int) -> LogHolder:
+    """A process and its command, as far as the system tells."""
+    try:
+        with open(f"{PROCESSES}/{pid}/comm", encoding="utf-8", errors="replace") as stream:
+            command = stream.read().strip()
+    except OSError:
+        command = ""
+    return LogHolder(pid=pid, command=command or "unknown")
+
+
+def _locks() -> Iterator[tuple[str, ...]]:
+    try:
+        with open(LOCKS, encoding="ascii", errors="replace") as stream:
+            lines = stream.read().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        found = _LOCK.match(line)  # those that wait (->) hold nothing, and do not match
+        if found is not None:
+            yield found.groups()
+
+
+def _listed(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
