@@ -404,6 +404,137 @@ def test_a_free_page_holds_nothing_and_garbage_is_no_record(spool: Spool) -> Non
     assert shape(b"\x02\x0a") is None  # a type that nobody writes
 
 
+def beside(spool: Spool, name: str, *sent: str) -> Path:
+    """Another spool in its own directory, these messages in its -wal."""
+    folder = Path(spool.stores.path).parent / name  # type: ignore[attr-defined]
+    folder.mkdir()
+    stores = SQLiteStores(folder / "spool.db")
+    other = Spool(stores)
+    for address in sent:
+        other.send(address)
+    return stop(other)
+
+
+def under_the_log_of(path: Path, other: Path) -> None:
+    log = path.with_name("spool.db-wal")
+    log.write_bytes(other.with_name("spool.db-wal").read_bytes())
+
+
+def accounted(ids: list[str], target: Path, done: Salvaged) -> int:
+    """How many messages are in the new spool, are named or are counted."""
+    with Mailstrom(target) as ms:
+        there = {str(row[0]) for row in ms.query("SELECT id FROM messages")}
+    return len(set(ids) & (there | {one.id for one in done.damaged if one.id})) + done.replaced
+
+
+@pytest.mark.parametrize("others", [0, 1, 60])
+def test_messages_that_another_spools_log_hides_are_counted(others: int, spool: Spool) -> None:
+    """The -wal holds all of the other spool, or only its last pages."""
+    ids = [spool.send(f"a{number}@example.org") for number in range(40)]
+    other = beside(spool, "other", *(f"b{number}@example.net" for number in range(others)))
+    path = checkpointed(spool)
+    under_the_log_of(path, other)
+    target, done = salvaged(path)
+    assert accounted(ids, target, done) == 40
+    assert done.replaced > 0
+    assert not done.sound
+    assert any("-wal may be another spool's" in line for line in lines(done))
+
+
+def test_messages_that_the_last_pages_of_another_spool_hide_are_accounted_for(
+    spool: Spool,
+) -> None:
+    ids = [spool.send(f"a{number}@example.org") for number in range(40)]
+    path = checkpointed(spool)
+    folder = path.with_name("other")
+    folder.mkdir()
+    stores = SQLiteStores(folder / "spool.db")
+    other = Spool(stores)
+    for number in range(10):
+        other.send(f"b{number}@example.net")
+    connection = apsw.Connection(stores.path)
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    connection.close()
+    other.send("late@example.net")
+    under_the_log_of(path, stop(other))
+    target, done = salvaged(path)
+    assert accounted(ids, target, done) == 40
+    assert not done.sound
+
+
+def test_what_was_deleted_since_the_last_checkpoint_is_not_missed(spool: Spool) -> None:
+    """The database file holds it still; the -wal, rightly, does not."""
+    ids = [spool.send(f"a{number}@example.org") for number in range(40)]
+    path = checkpointed(spool)
+    tamper(
+        path,
+        "DELETE FROM recipient WHERE message > 10; DELETE FROM event WHERE message > 10;"
+        " DELETE FROM content WHERE key >= 11 * 4096; DELETE FROM message WHERE seq > 10",
+    )
+    assert path.with_name("spool.db-wal").stat().st_size > 0
+    target, done = salvaged(path)
+    assert done.sound
+    assert done.replaced == 0
+    with Mailstrom(target) as ms:
+        assert {row[0] for row in ms.query("SELECT id FROM messages")} == set(ids[:10])
+
+
+def test_a_log_whose_database_is_gone_is_salvaged(spool: Spool) -> None:
+    ids = {spool.send(f"a{number}@example.org") for number in range(5)}
+    path = stop(spool)
+    path.unlink()
+    target, done = salvaged(path)
+    assert done.sound
+    assert not path.exists()
+    with Mailstrom(target) as ms:
+        assert {row[0] for row in ms.query("SELECT id FROM messages")} == ids
+
+
+_LIMITED = """
+import resource, signal, sys
+from mailstrom.errors import SpoolError
+from mailstrom.storage.sqlite.salvage import salvage
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+kind, most = getattr(resource, sys.argv[1]), int(sys.argv[2])
+resource.setrlimit(kind, (most, most))
+try:
+    salvage(sys.argv[3], sys.argv[4], 1)
+except SpoolError as error:
+    print(type(error).__name__, error)
+"""
+
+
+def limited(path: Path, kind: str, most: int) -> str:
+    argv = [sys.executable, "-P", "-c", _LIMITED, kind, str(most)]
+    done = subprocess.run(
+        [*argv, str(path), str(path.with_name("new.db"))],
+        capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    assert {name for name in os.listdir(path.parent) if "new.db" in name} <= {"new.db"}
+    return done.stdout
+
+
+@pytest.mark.parametrize("most", [20 << 10, 100 << 10, 200 << 10])
+def test_a_limit_of_the_size_of_files_is_told_as_a_full_disk(most: int, spool: Spool) -> None:
+    for number in range(20):
+        spool.send(f"a{number}@example.org", content=BODY + b"x" * 70_000)
+    path = stop(spool)
+    assert limited(path, "RLIMIT_FSIZE", most).startswith("SpoolFull ")
+
+
+def test_a_lack_of_descriptors_is_told_with_its_remedy(spool: Spool) -> None:
+    spool.send("a@example.org")
+    path = stop(spool)
+    told = []
+    for most in range(4, 20):
+        told.append(limited(path, "RLIMIT_NOFILE", most))
+        if not told[-1]:
+            break
+    assert told[-1] == ""
+    assert all("Too many open files" in text for text in told[:-1])
+    assert any("spool.db-wal: cannot be read" in text for text in told)
+
+
 # --- damage that a claim must see ----------------------------------------------------------------
 
 

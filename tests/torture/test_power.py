@@ -12,7 +12,7 @@ import pytest
 from mailstrom.errors import SpoolBusy
 from mailstrom.storage.base import WorkerStore
 from mailstrom_workers.dbservice import Request, Steps
-from tests.torture.disk_image import SECTOR, Disk, Step
+from tests.torture.disk_image import SECTOR, Disk, Image, Step
 from tests.torture.disk_record import recording
 from tests.torture.plan import Plan
 from tests.torture.power import (
@@ -26,6 +26,8 @@ from tests.torture.power import (
     run,
 )
 from tests.torture.power_engine import PowerDB
+from tests.torture.power_known import Known
+from tests.torture.power_oracle import SPOOL, judge
 from tests.torture.power_spool import UPKEEP
 from tests.torture.power_world import CHANGES, CHECKPOINTS, SENDING, WIRE, World
 
@@ -128,6 +130,58 @@ def test_a_checkpoint_without_a_sync_is_noticed(tmp_path: Path) -> None:
     found = broken(tmp_path, Careless)
     assert found.lost > 0
     assert any("cannot be opened" in text or "check: " in text for text in found.findings)
+
+
+# --- the oracle's own footing -----------------------------------------------------------------
+
+
+def test_no_message_is_from_after_the_moment_at_which_it_is_known(tmp_path: Path) -> None:
+    """Else the next boot would start with a clock that went back by days, and nothing did that."""
+    for seed in range(3):
+        place = tmp_path / str(seed)
+        place.mkdir()
+        with recording(str(place)) as recorder:
+            path = str(place / "spool.db")
+            world = World(path, Random(seed), boot="b", name="m", recorder=recorder)
+            try:
+                world.open_clients(2)
+                world.open_engine(1)
+                for name in ("send", "expire", "keep_clock", "expire", "send", "send") * 12:
+                    world._do(name)
+            finally:
+                world.close()
+        begun = [fact for fact in world.facts if fact.kind == "begun"]
+        assert len(begun) > 20
+        for fact in begun:
+            assert fact.what.created_ms <= world.moment(fact.at)[1]
+
+
+def test_what_a_cut_took_may_come_back_only_until_a_later_commit_is_promised(
+    tmp_path: Path,
+) -> None:
+    live = tmp_path / "live"
+    live.mkdir()
+    with recording(str(live)) as recorder:
+        world = World(str(live / SPOOL), Random(1), boot="b", name="m", recorder=recorder)
+        try:
+            world.open_clients(1)
+            world.send()
+        finally:
+            world.close()
+    image = Image({one.name: one.read_bytes() for one in live.iterdir()
+                   if one.is_file() and not one.name.endswith("-shm")}, 1, "all")  # fmt: skip
+    *_, empty, back = world.states
+
+    def found(floor: int, earlier: list[bytes]) -> list[str]:
+        known = Known(begun=dict(world.known.begun), floor=floor, latest=1)
+        return judge(
+            image, str(tmp_path / "image"), known, [empty, b"another"], Random(1),
+            now=world.now, drain=False, earlier=earlier,
+        ).findings  # fmt: skip
+
+    assert found(0, [back]) == []
+    assert found(0, []) == ["holds a state that the spool never had"]
+    assert found(1, [back]) == ["holds a state that the spool never had"]
 
 
 # --- the model of the disk ----------------------------------------------------------------------

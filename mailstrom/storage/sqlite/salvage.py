@@ -15,7 +15,8 @@ made anew.
 
 Crash-safe as ``backups``: written under another name beside the target, synced, checked, and only
 then given its name. Writing is here, reading rows in ``salvage_rows``, what a row is worth in
-``salvage_states``, what is said of it in ``salvage_report``.
+``salvage_states``, what is said of it in ``salvage_report``. Long, since a message is written with
+all about it, or not at all.
 """
 
 from __future__ import annotations
@@ -111,30 +112,34 @@ def _fill(source: str, target: str, path: str, now_ms: int) -> Salvaged:
         opened.callback(pages.close)
         new = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READWRITE)
         opened.callback(new.close)
-        opened.enter_context(_limited(new))
-        mark_new(new)
-        new.execute("PRAGMA locking_mode = EXCLUSIVE").fetchall()
-        new.execute("PRAGMA synchronous = OFF").fetchall()
-        schema.migrate(new)
-        new.execute("ATTACH '' AS found").fetchall()
-        new.execute("BEGIN").fetchall()
-        salvage_rows.create(new)
-        tally = salvage_rows.gather(pages, new)
-        salvage_rows.index(new)
-        # A savepoint of a transaction that made tables could not be rolled back under a cursor.
-        new.execute("COMMIT").fetchall()
-        new.execute("BEGIN").fetchall()
-        run(new, "salvage_meta")
-        work = _Work(pages, new, now_ms)
-        work.result.pages, work.result.unreadable, work.result.unfit_frames = tally
-        run(new, "salvage_numbers", {"most": _MOST_NUMBER})
-        work.messages()
-        found = work.result.messages or work.result.damaged or work.result.replaced
-        if not found and not _ours(new):
-            raise NotASpool(f"{source}: nothing of a Mailstrom spool is in it; name another file")
-        work.rest()
-        copies.mark(new, source, now_ms)
-        new.execute("COMMIT").fetchall()
+        with _limited(new):
+            return _written(pages, new, source, now_ms)
+
+
+def _written(pages: Pages, new: apsw.Connection, source: str, now_ms: int) -> Salvaged:
+    mark_new(new)
+    new.execute("PRAGMA locking_mode = EXCLUSIVE").fetchall()
+    new.execute("PRAGMA synchronous = OFF").fetchall()
+    schema.migrate(new)
+    new.execute("ATTACH '' AS found").fetchall()
+    new.execute("BEGIN").fetchall()
+    salvage_rows.create(new)
+    tally = salvage_rows.gather(pages, new)
+    salvage_rows.index(new)
+    # A savepoint of a transaction that made tables could not be rolled back under a cursor.
+    new.execute("COMMIT").fetchall()
+    new.execute("BEGIN").fetchall()
+    run(new, "salvage_meta")
+    work = _Work(pages, new, now_ms)
+    work.result.pages, work.result.unreadable, work.result.unfit_frames = tally
+    run(new, "salvage_numbers", {"most": _MOST_NUMBER})
+    work.messages()
+    found = work.result.messages or work.result.damaged or work.result.replaced
+    if not found and not _ours(new):
+        raise NotASpool(f"{source}: nothing of a Mailstrom spool is in it; name another file")
+    work.rest()
+    copies.mark(new, source, now_ms)
+    new.execute("COMMIT").fetchall()
     return work.result
 
 

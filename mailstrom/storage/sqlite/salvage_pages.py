@@ -9,6 +9,9 @@ A page's newest image is that of the last transaction in the -wal which was writ
 that does not fit its checksum keeps its place, and what it replaced is offered behind it. A -wal
 may be another spool's: what the database file holds in its places is offered apart (``replaced``).
 Reads two files, writes none; knows no table.
+
+Long, since one format is read here: a page cannot be told without its map, nor a record without its
+page.
 """
 
 from __future__ import annotations
