@@ -22,14 +22,15 @@ class Exit(IntEnum):
 MEANINGS: dict[Exit, str] = {
     Exit.OK: "Done; also an engine that drained after TERM or INT.",
     Exit.FAILED: "Not found (the message, or a spool to ask), a check failed, the spool is damaged,"
+    " not all of it could be salvaged,"
     " `send --wait` saw a recipient fail, no recipient matched a change, a question was answered"
     " with no, the demo did not end as planned, or a second TERM stopped the engine at once.",
     Exit.USAGE: "The command line is wrong; so is SQL that is wrong, would write, or is more than"
     " one statement; an id's end that fits several; a change that nobody is there to confirm.",
     Exit.DATA: "The message cannot be sent as given, or its key was used for another message.",
     Exit.CANNOT_CREATE: "The spool cannot be created or written.",
-    Exit.TEMPORARY: "Try again: the spool is busy or full, another supervisor runs, a query took"
-    " too long, the outcome is unknown, or `send --wait` ran out of time.",
+    Exit.TEMPORARY: "Try again: the spool is busy or full, another supervisor runs or took over, a query"
+    " took too long, the outcome is unknown, or `send --wait` ran out of time.",
     Exit.CONFIG: "The configuration is unusable, the file is not a spool of this version, or a"
     " part of Mailstrom is not installed.",
 }
