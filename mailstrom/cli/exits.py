@@ -29,8 +29,8 @@ MEANINGS: dict[Exit, str] = {
     " one statement; an id's end that fits several; a change that nobody is there to confirm.",
     Exit.DATA: "The message cannot be sent as given, or its key was used for another message.",
     Exit.CANNOT_CREATE: "The spool cannot be created or written.",
-    Exit.TEMPORARY: "Try again: the spool is busy or full, another supervisor runs or took over, a query"
-    " took too long, the outcome is unknown, or `send --wait` ran out of time.",
+    Exit.TEMPORARY: "Try again: the spool is busy or full, another supervisor runs or took over, a"
+    " query took too long, the outcome is unknown, or `send --wait` ran out of time.",
     Exit.CONFIG: "The configuration is unusable, the file is not a spool of this version, or a"
     " part of Mailstrom is not installed.",
 }

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import ClassVar
 
@@ -50,6 +51,14 @@ NOTHING = Retention(bodies_ms=0, attempts_ms=0, events_ms=0)
 """Finished mail goes at once."""
 POISON = 5
 """Lost so often in a row, a recipient is held."""
+DEATHS = tuple(
+    product(
+        ("lapse", "retire", "release", "boot"),
+        (None, OnDoubt.RETRY, OnDoubt.HOLD),
+        (OnDoubt.RETRY, OnDoubt.HOLD),
+    )
+)
+"""How a lane ends, the message's own policy of doubt, and that of the worker."""
 BULK = StreamPolicy(name="bulk", priority=2, max_age_ms=3 * HOUR, on_doubt=OnDoubt.HOLD)
 MOVED = {
     "cancel": "cancelled",
@@ -112,8 +121,9 @@ class SpoolMachine(RuleBasedStateMachine):
     makes_copies: ClassVar[bool] = True
     has_views: ClassVar[bool] = True
 
-    @initialize()
-    def start(self) -> None:
+    @initialize(turn=st.integers(0, len(DEATHS) - 1))
+    def start(self, turn: int) -> None:
+        """``turn``: which of ``DEATHS`` comes first; the others follow in order."""
         self.opened = ExitStack()
         stores = self.opened.enter_context(type(self).stores())
         self.clients = [stores.client() for _ in range(2)]
@@ -132,6 +142,10 @@ class SpoolMachine(RuleBasedStateMachine):
         self.engines[0].keep_clock(wall_ms=T0, monotonic_ms=T0 - self.begun, boot="b", limit=1_000)
         self.policy = 0
         self.losses: Counter[str] = Counter()
+        self.turn = turn
+        self.sent = 0
+        self.died: set[tuple[str, OnDoubt | None, OnDoubt]] = set()
+        """Of ``DEATHS``, those that found a recipient on the wire."""
 
     def _register(self, number: int) -> int:
         row = self.engines[number].register(
@@ -145,6 +159,11 @@ class SpoolMachine(RuleBasedStateMachine):
         with self.opened:
             if hasattr(self, "policy"):
                 self._finish()
+
+    def _id(self) -> str:
+        """Of this machine's own count, so that a seed gives the same ids again."""
+        self.sent += 1
+        return f"message-{self.sent:06}"
 
     # --- what applications do ---
 
@@ -170,6 +189,7 @@ class SpoolMachine(RuleBasedStateMachine):
         addresses = [f"{name}@{domain}" for name in sorted(names)]
         one = submission(
             *addresses,
+            id=self._id(),
             created_ms=self.now,
             send_ms=self.now + later,
             expires_ms=None if bulk else self.now + later + 5 * HOUR,
@@ -190,7 +210,8 @@ class SpoolMachine(RuleBasedStateMachine):
         """The same key again: the first id, or a refusal where the payload is another one."""
         address = f"{key}@{DOMAINS[0]}"
         one = submission(
-            address, created_ms=self.now, send_ms=self.now, expires_ms=self.now + 5 * HOUR,
+            address, id=self._id(), created_ms=self.now, send_ms=self.now,
+            expires_ms=self.now + 5 * HOUR,
             idempotency=(key, b"2" if other else b"1"),
         )  # fmt: skip
         (result,) = self.clients[who].enqueue([one], self.now)
@@ -427,15 +448,11 @@ class SpoolMachine(RuleBasedStateMachine):
         assert self.engines[who].lease(worker, want=1, limit=9, workers=1, now_ms=self.now) == []
         self.workers[who] = self._register(who)
 
-    @rule(
-        who=st.integers(0, 1), end=st.sampled_from(["lapse", "retire", "release", "boot"]),
-        own=st.sampled_from([None, OnDoubt.RETRY, OnDoubt.HOLD]),
-        on_doubt=st.sampled_from(OnDoubt), opened=st.integers(1, 3),
-    )  # fmt: skip
-    def die_on_the_wire(
-        self, who: int, end: str, own: OnDoubt | None, on_doubt: OnDoubt, opened: int
-    ) -> None:
-        """Fresh mail is claimed, some of it opened; then the worker or its lanes end."""
+    @rule(who=st.integers(0, 1), opened=st.integers(1, 3))
+    def die_on_the_wire(self, who: int, opened: int) -> None:
+        """Fresh mail is claimed, some of it opened; then the next of ``DEATHS`` comes."""
+        end, own, on_doubt = DEATHS[self.turn % len(DEATHS)]
+        self.turn += 1
         self.send(who, {"a", "b", "c"}, DOMAINS[who], 0, 0, own, False)
         self.route(who, "mx")
         self.lease(who)
@@ -449,7 +466,10 @@ class SpoolMachine(RuleBasedStateMachine):
             work = Work(opens=[Open(lane=token, recipients=ones, session="s")] if ones else [])
             assert self.engines[who].exchange(work, self.now).opened == set(ones)
             for row in rows[:opened]:
-                self.rows[row.message_id, row.address].state = "sending"
+                known = self.rows[row.message_id, row.address]
+                known.state = "sending"
+                if known.on_doubt is own:
+                    self.died.add((end, own, on_doubt))
         if end != "release":
             self.replace_worker(who, end, on_doubt)
             return

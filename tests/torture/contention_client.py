@@ -100,9 +100,13 @@ def _ready(options: Options) -> None:
 
 
 def send(store: str, options: Options) -> int:
-    """``count`` calls of ``many`` messages, or until ``stop``; ``busy`` threads compute beside."""
+    """``count`` calls of ``many`` messages, or until ``stop``; ``busy`` threads compute beside.
+
+    So many refused calls as ``again`` says do not count: each is made up for by another.
+    """
     sender, over = Sender(store, options), threading.Event()
     count, many = int(options.get("count", 1 << 40)), int(options.get("many", 1))
+    again, number = int(options.get("again", 0)), 0
     stop, pause_s = options.get("stop"), float(options.get("pause", 0.0))
 
     def compute() -> None:
@@ -113,11 +117,14 @@ def send(store: str, options: Options) -> int:
     for _ in range(int(options.get("busy", 0))):
         threading.Thread(target=compute, daemon=True).start()
     _ready(options)
-    for number in range(count):
+    while number < count:
         if stop is not None and os.path.exists(stop):
             break
         if not sender.send(*(f"{number}-{part}" for part in range(many))):
             time.sleep(0.05)
+            if again:
+                again, count = again - 1, count + 1
+        number += 1
         if pause_s:
             time.sleep(pause_s)
     over.set()

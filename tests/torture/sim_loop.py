@@ -6,7 +6,9 @@ the network given. A ``Group`` is a process: every task begun in its context bel
 stopped one's callbacks are parked until it goes on, as by SIGSTOP.
 
 ``unreal`` makes the product's own code fail where it asks this machine for time, chance or sleep;
-the SQLite store, which measures how long it waits for locks, is told the virtual time.
+the SQLite store, which measures how long it waits for locks, is told the virtual time. The worker
+core is told one process id and host name, wherever it runs: they are in rows of the spool, and
+longer ones fill its pages sooner.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import asyncio
 import heapq
 import os
 import random
+import socket
 import sys
 import time
 from collections import deque
@@ -24,6 +27,8 @@ from contextvars import Context, ContextVar, copy_context
 from typing import Any, Protocol
 
 MOST_STEPS = 3_000_000
+_OWN = {"os.getpid": 1, "socket.gethostname": "simulated"}
+"""What the worker core takes for its own; that process exists on every machine."""
 GROUP: ContextVar[Group | None] = ContextVar("simulated_process", default=None)
 
 
@@ -192,6 +197,8 @@ def _refuse(loop: VirtualLoop, name: str, original: Callable[..., Any]) -> Calla
         caller = str(sys._getframe(1).f_globals.get("__name__"))
         if not caller.startswith("mailstrom"):
             return original(*args, **kwargs)
+        if name in _OWN:  # the store asks only whether it was forked
+            return _OWN[name] if caller.startswith("mailstrom_workers") else original()
         if caller.startswith(_STORE) and name == "time.monotonic":
             return loop.now_s
         if caller.startswith(_STORE) and name == "time.sleep":
@@ -213,7 +220,13 @@ def unreal(loop: VirtualLoop) -> Iterator[None]:
             "sleep",
         )
     ]  # fmt: skip
-    refused += [(os, "urandom"), (random, "random"), (random, "SystemRandom")]
+    refused += [
+        (os, "urandom"),
+        (os, "getpid"),
+        (socket, "gethostname"),
+        (random, "random"),
+        (random, "SystemRandom"),
+    ]
     kept = [(module, name, getattr(module, name)) for module, name in refused]
     try:
         for module, name, original in kept:

@@ -29,7 +29,7 @@ from mailstrom.errors import SpoolBusy, SpoolCorrupt, SpoolError, SpoolFull
 from mailstrom.policy.answers import Answer, Outcome
 from mailstrom.storage.base import WorkerStore
 from mailstrom.storage.client import Target
-from mailstrom.storage.sqlite import schema
+from mailstrom.storage.sqlite import locks, schema
 from mailstrom.storage.sqlite.client import SQLiteClientStore
 from mailstrom.types import Change
 from mailstrom_workers import engine as engine_module
@@ -112,6 +112,7 @@ class World:
         self.limit = rng.choice((1, 2, 3, 8))
         self.limits = [self.limit]
         self._numbers = 0
+        self._refused_s = -1.0
         self._looking: apsw.Connection | None = None
         self._session = ""
         network = Network(
@@ -232,8 +233,8 @@ class World:
     # --- notes ------------------------------------------------------------------------------
 
     def note(self, text: str) -> None:
-        """A line of the trace."""
-        self.trace.append(f"{self.loop.now_s:.6f} {text}")
+        """A line of the trace; the folder has another name each time."""
+        self.trace.append(f"{self.loop.now_s:.6f} {text}".replace(self.path, "spool"))
 
     def fault(self, kind: str) -> None:
         """One more fault."""
@@ -247,9 +248,14 @@ class World:
             told = " ".join(
                 f"{k}={v}" for k, v in fields.items() if v is not None and k not in _UNTOLD
             )
-            self.note(f"{who} {word} {told}".replace(self.path, "spool"))
-            if word == "engine.failed" and not _expected(group, fields):
+            self.note(f"{who} {word} {told}")
+            expected = self._refused(fields) or _expected(group, fields)
+            if word == "engine.failed" and not expected:
                 self.findings.append(f"engine.failed: {who} {fields}")
+
+    def _refused(self, fields: dict[str, Any]) -> bool:
+        """Whether a repair came to nothing since the disk refused a sync in it, and just now."""
+        return fields.get("where") == "repair" and self._refused_s == self.loop.now_s
 
     # --- faults of the spool ----------------------------------------------------------------
 
@@ -271,6 +277,7 @@ class World:
         """The disk."""
         if not self.calm and self._sync_odds and self.rng.random() < self._sync_odds:
             self.fault("sync failed")
+            self._refused_s = self.loop.now_s
             raise OSError(5, "Input/output error")
         self.disk.synced()
 
@@ -514,12 +521,14 @@ def _zombie(group: Group | None) -> bool:
 def _taken_over(world: World) -> Iterator[None]:
     """The log's lines become the trace; a quiet worker looks as often as the seed says."""
     emit, look_s, round_s = events._emit, engine_module.LOOK_S, janitor_module.ROUND_S
+    held, locks.LOCKS = locks.LOCKS, os.devnull  # no sentence names a process of this machine
     events._emit = world.event
     engine_module.LOOK_S, janitor_module.ROUND_S = world.look_s, world.round_s
     try:
         yield
     finally:
         events._emit, engine_module.LOOK_S, janitor_module.ROUND_S = emit, look_s, round_s
+        locks.LOCKS = held
 
 
 __all__ = ["Mail", "Wire", "Worker", "World"]

@@ -104,11 +104,11 @@ def test_a_sound_spool_is_delivered_and_salvaged_whole(base: Base) -> None:
 def test_the_oracle_sees_other_bytes_a_phantom_a_double_and_a_wrong_host(base: Base) -> None:
     path = base.folder / "spool.db"
     wire = deliver(path, base.truth)
-    first = wire.seen[0]
+    first = next(one for one in wire.seen if one.require_tls)
     for planted, word in (
         (replace(first, content=first.content + b"x"), "not the sender, bytes"),
         (replace(first, sender="other@s.test"), "not the sender, bytes"),
-        (replace(first, require_tls=not first.require_tls), "not the sender, bytes"),
+        (replace(first, require_tls=False), "not the sender, bytes"),
         (replace(first, address="nobody@d0.test"), "phantom"),
         (replace(first, host="mx.evil.test"), "went to mx.evil.test"),
     ):
@@ -196,6 +196,22 @@ def test_text_that_is_none_is_set_aside_and_its_neighbours_are_sent(base: Base) 
     assert (wire.refused, wire.crashed) == (None, None)
     assert {one.address for one in wire.seen} == base.truth.waiting - {broken}
     assert len(wire.damaged) == 1
+
+
+def test_a_tls_demand_that_is_lost_is_never_sent_and_one_that_is_added_is_kept(base: Base) -> None:
+    path, truth = base.folder / "spool.db", base.truth
+    due = [truth.mails[truth.by_address[address]] for address in sorted(truth.waiting)]
+    lowered = next(mail for mail in due if mail.require_tls)
+    raised = next(mail for mail in due if not mail.require_tls)
+    flip = "UPDATE message SET require_tls = 1 - require_tls WHERE id IN"
+    tamper(path, f"{flip} ('{lowered.id}', '{raised.id}')")
+    wire = deliver(path, truth)
+    assert judge(wire, truth, None, path, repeats=False) == []
+    assert set(wire.damaged) == set(lowered.recipients) & truth.waiting
+    assert {one.address for one in wire.seen} == truth.waiting - set(lowered.recipients)
+    demands = [one.require_tls for one in wire.seen if one.address in raised.recipients]
+    assert demands
+    assert all(demands)
 
 
 def test_a_kind_of_damage_that_changes_nothing_is_not_counted(

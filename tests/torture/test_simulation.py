@@ -50,9 +50,11 @@ def test_five_hundred_stories_end_as_they_should(tmp_path: Path) -> None:
 
 
 def test_a_story_is_the_same_in_another_process(place: Path, tmp_path: Path) -> None:
-    seeds = (3, 14, 15)
+    seeds = (0, 3, 14, 15)
     code = (
-        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "import sys; sys.path.append(sys.argv[1])\n"  # behind the product, as here
+        "import os, socket\n"  # on another machine
+        "os.getpid, socket.gethostname = lambda: 10**15, lambda: 'h' * 60\n"
         "from pathlib import Path\n"
         "from tests.torture.simulation import spools, story\n"
         "with spools(Path(sys.argv[2])) as place:\n"

@@ -42,14 +42,18 @@ def who(pid: int) -> str:
     """A process for a sentence: id, command, and whether it was stopped."""
     if pid <= 0:
         return "a process that this system does not name (lsof, fuser)"
-    try:
-        with open(f"{PROCESSES}/{pid}/stat", encoding="utf-8", errors="replace") as stream:
-            stopped = stream.read().rpartition(")")[2].split()[0] in "Tt"
-    except (OSError, IndexError):
-        stopped = False
-    halted = ", stopped: kill -CONT lets it go on" if stopped else ""
+    halted = ", stopped: kill -CONT lets it go on" if stopped(pid) else ""
     which = "this very process," if pid == os.getpid() else "process"
     return f"{which} {pid} ({named(pid).command}{halted})"
+
+
+def stopped(pid: int) -> bool:
+    """Whether a process stands still by a signal."""
+    try:
+        with open(f"{PROCESSES}/{pid}/stat", encoding="utf-8", errors="replace") as stream:
+            return stream.read().rpartition(")")[2].split()[0] in "Tt"
+    except (OSError, IndexError):
+        return False
 
 
 def locked(shm: os.stat_result) -> list[tuple[int, str, int]]:

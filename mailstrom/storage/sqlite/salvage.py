@@ -305,6 +305,8 @@ class _Work:
             finished = [row["finished_ms"] for row in taken]
             message["finished_ms"] = None if None in finished else max(finished, default=None)
             message["purged_ms"] = message["purged_ms"] or (None if content else now_ms)
+            if not content:  # what its row names may be another message's
+                message["content"] = None
             lacks_content = message["finished_ms"] is None and message["purged_ms"] is not None
             if lacks_content or not taken:
                 raise apsw.ConstraintError("a row that says so is damaged, or no recipient is left")

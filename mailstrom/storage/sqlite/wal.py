@@ -256,12 +256,15 @@ def _header(shm: os.stat_result) -> bytes:
 
 
 def _held(shm: os.stat_result) -> list[tuple[int, int]]:
-    """(process, byte) of locks that can stop a checkpoint: of readers, and of a checkpointer."""
+    """(process, byte) of locks that stop a checkpoint: of readers, and of who stopped in one.
+
+    A checkpointer at work is no trouble: it is about to empty the log.
+    """
     return [
         (pid, at)
         for pid, mode, at in locks.locked(shm)
         if (mode == "READ" and _FIRST_READ <= at < _FIRST_READ + _READS)
-        or (mode == "WRITE" and at == _CHECKPOINT)
+        or (mode == "WRITE" and at == _CHECKPOINT and locks.stopped(pid))
     ]
 
 
