@@ -18,18 +18,16 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import ClassVar
-from unittest import mock
 
 from hypothesis import HealthCheck, Phase, seed, settings
-from hypothesis.internal.conjecture import providers
 from hypothesis.stateful import invariant, run_state_machine_as_test
 
 from tests.storage.machine import DEATHS, SpoolMachine
 from tests.storage.test_memory_machine import MemoryMachine
 from tests.storage.test_sqlite_machine import SQLiteMachine
+from tests.support.drawing import drawn_from_the_seed
 from tests.torture.plan import Plan
 from tests.torture.table import Row
 
@@ -122,19 +120,8 @@ def wander(played: type[SpoolMachine], number: int) -> None:
         max_examples=EXAMPLES, stateful_step_count=STEPS, deadline=None, database=None,
         phases=[Phase.generate], suppress_health_check=list(HealthCheck), print_blob=False,
     )  # fmt: skip
-    with _drawn_from_the_seed():
+    with drawn_from_the_seed():
         run_state_machine_as_test(seed(number)(played), settings=one)
-
-
-def _drawn_from_the_seed() -> AbstractContextManager[object]:
-    """Hypothesis draws now and then a constant of a loaded module: then a seed is not enough.
-
-    Releases that have no such draw need nothing.
-    """
-    name = "_maybe_draw_constant"
-    if not hasattr(providers.HypothesisProvider, name):
-        return nullcontext()
-    return mock.patch.object(providers.HypothesisProvider, name, return_value=None)
 
 
 PLAYS: tuple[Callable[[type[SpoolMachine], int], None], ...] = (walk, wander)

@@ -26,10 +26,11 @@ HEAD_BYTES, FRAME_HEAD_BYTES = 32, 24
 FRAME_BYTES = FRAME_HEAD_BYTES + PAGE_BYTES
 
 _BATCH = 254  # frames read at a time: about 1 MiB
-_MAGIC = 0x377F0682  # and one more where the sums are of big-endian words
+MAGIC = 0x377F0682  # and one more where the sums are of big-endian words
 _HEAD = struct.Struct(">4I8s2I")
 _FRAME = struct.Struct(">8s8s2I")
-_WORDS = (struct.Struct("<2I"), struct.Struct(">2I"))
+WORDS = (struct.Struct("<2I"), struct.Struct(">2I"))
+"""By the lowest bit of the magic number: little-endian, big-endian."""
 _INDEX = struct.Struct("=16x2I2I8s56xI")  # end, pages, sums there, salts, moved
 _INDEX_BYTES = 136
 _FOLDERS = ("/proc/self/fd", "/dev/fd")
@@ -96,6 +97,21 @@ def proved(path: str, wal: int) -> Iterator[tuple[int, bytes]]:
         raise proof.broken(min(number, end))
 
 
+def checksum(data: bytes, before: tuple[int, int], words: struct.Struct) -> tuple[int, int]:
+    """The running checksum of a log, taken on over more of it.
+
+    Args:
+        data: a multiple of 8 bytes.
+        before: the sums so far; (0, 0) at the file's head.
+        words: two words in the log's byte order; see ``WORDS``.
+    """
+    first, second = before
+    for one, two in words.iter_unpack(data):
+        first = (first + one + second) & _MASK
+        second = (second + two + first) & _MASK
+    return first, second
+
+
 class _Proof:
     """The running checksum of one round of the log."""
 
@@ -104,7 +120,7 @@ class _Proof:
     def __init__(self, path: str, salts: bytes) -> None:
         self._path = path
         self._salts = salts
-        self._words = _WORDS[0]
+        self._words = WORDS[0]
         self.sums = (0, 0)
 
     def begin(self, head: bytes) -> None:
@@ -112,9 +128,9 @@ class _Proof:
         if len(head) < HEAD_BYTES:
             raise self.broken(0)
         magic, _, size, _, salts, *sums = _HEAD.unpack(head)
-        self._words = _WORDS[magic & 1]
+        self._words = WORDS[magic & 1]
         self._add(head[: HEAD_BYTES - 8])
-        sound = (magic & ~1, size, salts) == (_MAGIC, PAGE_BYTES, self._salts)
+        sound = (magic & ~1, size, salts) == (MAGIC, PAGE_BYTES, self._salts)
         if not sound or self.sums != tuple(sums):
             raise self.broken(0)
 
@@ -132,11 +148,7 @@ class _Proof:
             raise self.broken(number)
 
     def _add(self, data: bytes) -> None:
-        first, second = self.sums
-        for one, two in self._words.iter_unpack(data):
-            first = (first + one + second) & _MASK
-            second = (second + two + first) & _MASK
-        self.sums = (first, second)
+        self.sums = checksum(data, self.sums, self._words)
 
     def broken(self, number: int) -> FramesLost:
         """What to say where the log is not what was written."""

@@ -22,10 +22,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from mailstrom.storage.sqlite.connection import PAGE_BYTES
+from mailstrom.storage.sqlite.frames import MAGIC, WORDS, checksum
 
 _LOG_HEADER, _FRAME_HEADER = 32, 24
 _FRAME = _FRAME_HEADER + PAGE_BYTES
-_MAGIC = 0x377F0682  # the lowest bit: checksums of big-endian words
 _FILE_HEADER = 100  # before the tree's own on page 1
 _ENTRIES = PAGE_BYTES // 5  # of one page of the pointer map
 _FREE, _ROOT = 2, 1
@@ -153,11 +153,11 @@ class Pages:
         if frames <= 0:
             return
         head = self._read(True, _LOG_HEADER, 0)
-        words = ">" if int.from_bytes(head[:4], "big") & 1 else "<"
+        words = WORDS[int.from_bytes(head[:4], "big") & 1]
         salt, summed = head[16:24], struct.unpack(">II", head[24:32])
-        if _checksum(head[:24], (0, 0), words) != summed:  # damaged: the first frame knows
+        if checksum(head[:24], (0, 0), words) != summed:  # damaged: the first frame knows
             salt = self._read(True, 8, _LOG_HEADER + 8)
-            words = "<" if int.from_bytes(head[:4], "big") != _MAGIC | 1 else ">"
+            words = WORDS[int.from_bytes(head[:4], "big") == MAGIC | 1]
         frames_of_now = []  # page, size of the database after a commit or 0, place
         for number in range(frames):
             offset = _LOG_HEADER + number * _FRAME
@@ -184,7 +184,9 @@ class Pages:
             if not known[-1].fits:
                 known.append(Place(False, (page - 1) * PAGE_BYTES))
 
-    def _frame_fits(self, offset: int, words: str, first: dict[int, tuple[int, int]]) -> bool:
+    def _frame_fits(
+        self, offset: int, words: struct.Struct, first: dict[int, tuple[int, int]]
+    ) -> bool:
         """Whether a frame is what its checksum, and that of the frame before it, say."""
         frame = self._read(True, _FRAME, offset)
         before = first.get(offset)
@@ -193,7 +195,7 @@ class Pages:
             before = struct.unpack(">II", stored) if len(stored) == 8 else (0, 0)
         if len(frame) < _FRAME:
             return False
-        summed = _checksum(frame[_FRAME_HEADER:], _checksum(frame[:8], before, words), words)
+        summed = checksum(frame[_FRAME_HEADER:], checksum(frame[:8], before, words), words)
         return summed == struct.unpack(">II", frame[16:24])
 
     # --- what a page is ---------------------------------------------------------------------
@@ -319,15 +321,6 @@ def _is_tree(image: bytes, start: int) -> bool:
         return False
     cells = struct.unpack(f">{count}H", places)
     return all(first + 2 * count <= place < PAGE_BYTES for place in cells)
-
-
-def _checksum(data: bytes, before: tuple[int, int], words: str) -> tuple[int, int]:
-    one, two = before
-    values = struct.unpack(f"{words}{len(data) // 4}I", data)
-    for number in range(0, len(values), 2):
-        one = (one + values[number] + two) & 0xFFFFFFFF
-        two = (two + values[number + 1] + one) & 0xFFFFFFFF
-    return one, two
 
 
 def _varint(data: bytes, place: int) -> tuple[int, int]:
