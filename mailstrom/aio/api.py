@@ -161,8 +161,7 @@ class AsyncMailstrom(AsyncSending):
         future = finals.expect(id)
         try:
             async with asyncio.timeout(limit) as patience:
-                found = await self.status(id)
-                return found if found.completed else await future
+                return await future
         except TimeoutError:  # SpoolBusy is one, too
             if patience.expired():
                 raise not_completed(await self.status(id), timeout) from None
@@ -219,7 +218,11 @@ class AsyncMailstrom(AsyncSending):
         loop = asyncio.get_running_loop()
         if self._watch is None or self._watch[0] is not loop:
             watch = Watch(loop, lambda: self._threads.watch(self._ms._store.revision))
-            finals = Finals(watch, lambda ids: self._threads.watch(self._ms.statuses, ids))
+            finals = Finals(
+                watch,
+                lambda ids: self._threads.watch(self._ms.statuses, ids),
+                self._ms._unknown,
+            )
             self._watch = (loop, watch, finals)
         return self._watch[1], self._watch[2]
 

@@ -90,28 +90,37 @@ class Finals:
     Args:
         watch: tells when to look.
         statuses: ``Mailstrom.statuses`` on a thread.
+        unknown: the error for an id that is not there.
     """
 
     def __init__(
         self,
         watch: Watch,
         statuses: Callable[[list[str]], Awaitable[dict[str, MessageStatus]]],
+        unknown: Callable[[str], MessageNotFound],
     ) -> None:
         self._watch = watch
         self._statuses = statuses
+        self._unknown = unknown
         self._awaited: dict[str, set[asyncio.Future[MessageStatus]]] = {}
+        self._new: set[str] = set()
         self._reading: asyncio.Task[None] | None = None
+        self._first: asyncio.Task[None] | None = None
 
     def expect(self, id: str) -> asyncio.Future[MessageStatus]:
-        """A future for the completed message; ``forget`` it in any case.
+        """A future for the completed message, or an error; ``forget`` it in any case.
 
-        Whoever waits looks once after this: the future tells of what is completed from now on.
+        It is looked at once as soon as may be, with all that are new by then, and then with all
+        that are awaited whenever something was committed.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[MessageStatus] = loop.create_future()
         self._awaited.setdefault(id, set()).add(future)
+        self._new.add(id)
         if self._reading is None or self._reading.done():
             self._reading = loop.create_task(self._read(self._watch.generation))
+        if self._first is None or self._first.done():
+            self._first = loop.create_task(self._look())
         return future
 
     def forget(self, id: str, future: asyncio.Future[MessageStatus]) -> None:
@@ -126,6 +135,15 @@ class Finals:
             self._reading.cancel()
             self._reading = None
 
+    async def _look(self) -> None:
+        try:
+            while self._new:
+                asked = [id for id in self._new if id in self._awaited]
+                self._new.clear()
+                await self._ask(asked)
+        except Exception as error:
+            self._fail(error)
+
     async def _read(self, generation: int) -> None:
         loop = asyncio.get_running_loop()
         try:
@@ -133,16 +151,22 @@ class Finals:
                 await self._watch.after(generation)
                 generation = self._watch.generation
                 began = loop.time()
-                asked = list(self._awaited)
-                found = await self._statuses(asked)
-                for id in asked:
-                    self._tell(id, found.get(id))
+                await self._ask(list(self._awaited))
                 await asyncio.sleep(_REST * (loop.time() - began))
-        except Exception as error:  # everybody's: the spool cannot be read
-            for futures in list(self._awaited.values()):
-                for future in futures:
-                    if not future.done():
-                        future.set_exception(error)
+        except Exception as error:
+            self._fail(error)
+
+    async def _ask(self, asked: list[str]) -> None:
+        found = await self._statuses(asked)
+        for id in asked:
+            self._tell(id, found.get(id))
+
+    def _fail(self, error: Exception) -> None:
+        # Everybody's: the spool cannot be read.
+        for futures in list(self._awaited.values()):
+            for future in futures:
+                if not future.done():
+                    future.set_exception(error)
 
     def _tell(self, id: str, status: MessageStatus | None) -> None:
         if status is not None and not status.completed:
@@ -151,6 +175,6 @@ class Finals:
             if future.done():
                 continue
             if status is None:
-                future.set_exception(MessageNotFound(f"no message {id!r} any more"))
+                future.set_exception(self._unknown(id))
             else:
                 future.set_result(status)

@@ -68,8 +68,11 @@ class Asking(Handle):
         arguments.text("id", id)
         found = self._store.statuses([id]) if id.isascii() else {}
         if id not in found:
-            raise MessageNotFound(f"no message {arguments.shown(id)} in {self.path}")
+            raise self._unknown(id)
         return found[id]
+
+    def _unknown(self, id: str) -> MessageNotFound:
+        return MessageNotFound(f"no message {arguments.shown(id)} in {self.path}")
 
     def wait(self, id: str, timeout: float | None = None) -> MessageStatus:
         """Wait until every recipient is final.

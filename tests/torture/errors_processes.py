@@ -254,7 +254,7 @@ ENGINES: tuple[tuple[str, dict[str, object]], ...] = (
     ("a worker's full disk", _fault("write", "wal", n=30, error="ENOSPC", module=_DELIVERY)),
     ("a worker's second sync", _fault("sync", "wal", n=6, module=_DELIVERY)),
     ("a worker's lock", _fault("call:fcntl", "shm", n=60, module=_DELIVERY)),
-    ("a supervisor at its start", _fault("write", "wal", n=2, module="mailstrom.supervisor")),
+    ("a supervisor's read at its start", _fault("read", n=1, module="mailstrom.supervisor")),
 )
 
 

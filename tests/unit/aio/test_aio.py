@@ -160,11 +160,6 @@ def test_many_waits_read_together_and_end_each_in_its_time(name: str, message: b
     async def main() -> None:
         async with AsyncMailstrom(name) as ms:
             ids = await ms.send_many([message] * 200)
-            waits = [asyncio.create_task(ms.wait(id, timeout=30)) for id in ids]
-            await asyncio.sleep(0.05)
-            assert await ms.cancel(ids[7]) == 1
-            assert (await waits[7]).status is Status.CANCELLED
-            assert not any(wait.done() for wait in waits if wait is not waits[7])
             reads: list[int] = []
             real = ms._ms._store.statuses
 
@@ -173,6 +168,10 @@ def test_many_waits_read_together_and_end_each_in_its_time(name: str, message: b
                 return real(asked)
 
             ms._ms._store.statuses = statuses  # type: ignore[method-assign]
+            waits = [asyncio.create_task(ms.wait(id, timeout=30)) for id in ids]
+            assert await ms.cancel(ids[7]) == 1
+            assert (await waits[7]).status is Status.CANCELLED
+            assert not any(wait.done() for wait in waits if wait is not waits[7])
             await ms.change_all("cancel", ids=ids)
             assert {(await wait).status for wait in waits} == {Status.CANCELLED}
             assert len(reads) < 50, "one read for all of them"
