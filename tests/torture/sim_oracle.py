@@ -259,7 +259,6 @@ def _ends(world: World) -> list[str]:
                 continue  # as it dies: nobody is there to hear it
             found.append(f"error of {task.get_name()} never retrieved: {task.exception()!r}")
     found += [f"store check: {text}" for text in world.client.check()]
-    lanes = world.rows("SELECT count(*) FROM lane")[0][0]
-    if lanes:
+    if lanes := world.lanes():
         found.append(f"{lanes} lanes are left")
     return found

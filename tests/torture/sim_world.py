@@ -431,7 +431,7 @@ class World:
             if any(worker.stopped for worker in self.living()):
                 await asyncio.sleep(0.25)
         helped_s = calm_s + SELF_S
-        while self.unfinished():
+        while self.unfinished() or self.lanes():
             if loop.now_s > calm_s + (FINISH_S if self.dns_trouble or self.jumps else PLAIN_S):
                 break
             if loop.now_s > helped_s and (self.dns_trouble or self.jumps):
@@ -493,6 +493,10 @@ class World:
             " WHERE state NOT IN ('delivered', 'failed', 'cancelled', 'held')"
         )
         return int(self.rows(sql)[0][0])
+
+    def lanes(self) -> int:
+        """How many lanes are open, or were left by the dead: a power cut may bring them back."""
+        return int(self.rows("SELECT count(*) FROM lane")[0][0])
 
 
 _OUTSIDE = copy_context()
