@@ -79,6 +79,7 @@ class Janitor:
         self._unrepaired = Complaint("repair", lambda: machine.monotonic_ms() / 1000)
         self._copied = False
         self._unlapsed = True
+        self._looked_ms: int | None = None  # the wall clock that the round's look wrote down
         self._missing: dict[int, int] = {}
 
     def round(self, store: WorkerStore) -> None:
@@ -130,12 +131,14 @@ class Janitor:
 
     def _clock(self, store: WorkerStore) -> None:
         machine = self._machine
+        self._looked_ms, wall_ms = None, machine.wall_ms()
         store.keep_clock(
-            wall_ms=machine.wall_ms(),
+            wall_ms=wall_ms,
             monotonic_ms=machine.monotonic_ms(),
             boot=machine.boot_id(),
             limit=BATCH,
         )
+        self._looked_ms = wall_ms
 
     def lapse(self, store: WorkerStore) -> None:
         """Take back what processes held whose lock is free."""
@@ -168,8 +171,10 @@ class Janitor:
     def _expire(self, store: WorkerStore) -> None:
         if self._unlapsed:
             return  # what the dead hold may have been on the wire: that is marked first
+        if self._looked_ms is None:
+            return  # by a clock that jumped since the last look all mail may seem too old
         before = store.last_event()
-        if store.expire(BATCH, self._machine.wall_ms()) == 0:
+        if store.expire(BATCH, self._looked_ms) == 0:
             return
         for failure in store.failed_since(before):
             events.recipient_failed(
@@ -215,9 +220,9 @@ class Janitor:
 
     def _purge(self, store: WorkerStore) -> None:
         now = self._machine.monotonic_ms() / 1000
-        if now - self._purged < PURGE_S:
+        if now - self._purged < PURGE_S or self._looked_ms is None:
             return
-        if store.purge(self._retention(store), 200, self._machine.wall_ms()) == 0:
+        if store.purge(self._retention(store), 200, self._looked_ms) == 0:
             self._purged = now
             self._sweep(store)
 
