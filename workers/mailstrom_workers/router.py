@@ -20,6 +20,8 @@ from mailstrom_workers.context import Context, Settings
 
 NEVER_MS = 253_402_300_799_000
 MOST_TEMPORARY_S = 300
+UNFORESEEN_S = 30
+"""A domain whose look-up ended by an error that nobody foresaw is looked up again after this."""
 
 
 def policy_name(settings: Settings) -> str:
@@ -51,7 +53,7 @@ async def route(ctx: Context, due: DueDomain) -> None:
     try:
         await _route(ctx, due)
     except Exception:
-        retry_ms = ctx.now_ms() + MOST_TEMPORARY_S * 1000
+        retry_ms = ctx.now_ms() + UNFORESEEN_S * 1000
         await ctx.db.insist(lambda store: store.give_back(ctx.worker, due.name, retry_ms))
         raise
 
