@@ -30,6 +30,8 @@ NEVER_MS = 253_402_300_799_000
 """When a site without waiting recipients is due: the end of the year 9999."""
 CAP_MS = 60_000
 """How long a site keeps to the lanes it was seen to bear before one more is tried."""
+DAMAGED_MS = 1_000
+"""A site whose hosts cannot be read is looked at again after this."""
 _COUNTED = 500
 """Due messages of a site are counted this far for a lease."""
 _LOST = "the worker ended while this recipient was on the wire; it may have been delivered"
@@ -69,6 +71,10 @@ def lease(
         if due == 0:
             run(connection, "set_next_due", {"site": site})
             continue
+        where = decode_hosts(hosts)
+        if not where:
+            _look_up_again(connection, site, now_ms)
+            continue
         for _ in range(min(room, due)):
             token = run(connection, "lease", {"site": site, "worker": worker, "now_ms": now_ms})[0][
                 0
@@ -78,12 +84,22 @@ def lease(
                     token=token,
                     site=site,
                     site_key=key,
-                    hosts=decode_hosts(hosts),
+                    hosts=where,
                     provider=provider,
                     due=due,
                 )
             )
     return lanes
+
+
+def _look_up_again(connection: apsw.Connection, site: int, now_ms: int) -> None:
+    """Its hosts are damaged: domains that lead here are looked up, which writes them anew."""
+    run(connection, "expire_site", {"site": site, "now_ms": now_ms})
+    values = {"site": site, "most": _COUNTED}
+    waiting = json.dumps([row[0] for row in run(connection, "waiting_at", values)])
+    run(connection, "unroute", {"recipients": waiting})
+    run(connection, "domains_due", {"recipients": waiting})
+    run(connection, "pause_site", {"site": site, "until_ms": now_ms + DAMAGED_MS})
 
 
 def release(

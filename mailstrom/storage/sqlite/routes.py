@@ -17,6 +17,7 @@ from mailstrom.storage.sqlite.sql import run
 from mailstrom.types import DELIVERABLE, Judgement, Route, RouteResult, Stage
 
 STAMP_MOST = 1_000
+_CACHED = frozenset(map(str, RouteResult)) - {str(RouteResult.TEMPORARY)}
 
 
 def use(connection: apsw.Connection, policy: str) -> bool:
@@ -33,18 +34,19 @@ def due(connection: apsw.Connection, worker: int, limit: int, now_ms: int) -> li
     """Take domains to route; a still valid cached answer comes along.
 
     DNS trouble is none: whoever looks at the domain before its pause is over wants to know anew.
+    What damage made unreadable is none either.
     """
     if copies.marked(connection):
         return []
     values = {"worker": worker, "now_ms": now_ms, "most": limit}
     domains = []
     for name, result, hosts, expires_ms, error, failures in run(connection, "due_domains", values):
-        cached = None
-        if result is not None and result != RouteResult.TEMPORARY and expires_ms > now_ms:
+        cached, known = None, decode_hosts(hosts)
+        if result in _CACHED and known is not None and expires_ms > now_ms:
             cached = Route(
                 domain=name,
                 result=RouteResult(result),
-                hosts=decode_hosts(hosts),
+                hosts=known,
                 ttl_s=max(1, (expires_ms - now_ms) // 1000),
                 error=error,
             )

@@ -38,6 +38,10 @@ def domain_of(address: str) -> str:
     return address.rpartition("@")[2]
 
 
+SEALED = ("id", "sender", "message_id", "size", "chunks", "eightbit", "smtputf8")
+"""Columns of a message that its digest covers as they are, in the order of ``seals``."""
+
+
 def message_digest(
     *,
     id: str,
@@ -82,14 +86,41 @@ def fits(kept: bytes | None, *, require_tls: int, on_doubt: str | None, **facts:
     )
 
 
+def seal_fits(row: Sequence[Any]) -> bool:
+    """Whether a row of the statement ``seals`` fits: the message's own digest, and all its chunks.
+
+    Args:
+        row: digest, ``require_tls``, ``on_doubt``, the columns ``SEALED``, and the digests of the
+            content's chunks in hex, one after another; None where there is no chunk.
+    """
+    kept, require_tls, on_doubt, *values, digests = row
+    facts = dict(zip(SEALED, values, strict=True))
+    content = bytes.fromhex(digests or "")
+    pieces = tuple(content[at : at + 16] for at in range(0, len(content), 16))
+    if len(pieces) != facts["chunks"]:
+        return False
+    return fits(kept, require_tls=require_tls, on_doubt=on_doubt, digests=pieces, **facts)
+
+
 def encode_hosts(hosts: tuple[Host, ...]) -> str:
     """Hosts as the JSON that tables and views hold: ``[[preference, name, port], ...]``."""
     return json.dumps([[host.preference, host.name, host.port] for host in hosts])
 
 
-def decode_hosts(text: str) -> tuple[Host, ...]:
-    """Hosts from the JSON of ``encode_hosts``."""
-    return tuple(Host(preference=p, name=n, port=port) for p, n, port in json.loads(text))
+def decode_hosts(text: str) -> tuple[Host, ...] | None:
+    """Hosts from the JSON of ``encode_hosts``; None where damage made it something else."""
+    try:
+        hosts = tuple(Host(preference=p, name=n, port=port) for p, n, port in json.loads(text))
+    except (ValueError, TypeError):
+        return None
+    whole = all(
+        type(host.preference) is int and type(host.name) is str and type(host.port) in _PORT
+        for host in hosts
+    )
+    return hosts if whole else None
+
+
+_PORT = (int, type(None))
 
 
 def decode_statuses(messages: Sequence[Any], recipients: Sequence[Any]) -> dict[str, MessageStatus]:

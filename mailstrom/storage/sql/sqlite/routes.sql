@@ -105,6 +105,14 @@ UPDATE domain SET router = NULL, retry_ms = :retry_ms WHERE name = :name AND rou
 UPDATE domain SET expires_ms = 0, usable_ms = 0, retry_ms = 0
  WHERE expires_ms > 0 OR usable_ms > 0 OR retry_ms > 0;
 
+-- name: expire_site
+-- The domains that lead to it are looked up before they are used again.
+UPDATE domain SET expires_ms = 0, retry_ms = 0, due_ms = min(coalesce(due_ms, :now_ms), :now_ms)
+ WHERE site = :site;
+
+-- name: waiting_at
+SELECT seq FROM recipient WHERE site = :site AND due_ms IS NOT NULL LIMIT :most;
+
 -- name: route_event
 INSERT INTO event (at_ms, type, detail)
 VALUES (:now_ms, 'mx.resolved',
