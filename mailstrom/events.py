@@ -534,9 +534,16 @@ def supervisor_draining(
 
 
 def supervisor_stopped(
-    *, exit_code: int, pid: int | None = None, elapsed_ms: int | None = None
+    *,
+    exit_code: int,
+    lost: int | None = None,
+    pid: int | None = None,
+    elapsed_ms: int | None = None,
 ) -> None:
-    """``supervisor.stopped``: exit_code 0 when drained, 75 to leave it to another, 1 at once."""
+    """``supervisor.stopped``: exit_code 0 when drained, 75 to leave it to another, 1 at once.
+
+    Or 1 where lost is not 0: so many processes ended unasked, or by force, while it drained.
+    """
     _emit("supervisor.stopped", locals())
 
 

@@ -165,7 +165,7 @@ class AsyncSending:
             done, _ = await asyncio.wait((future,), timeout=timeout)
             if not done:
                 if request.withdraw():
-                    raise request.busy(timeout)
+                    raise self._ms._committer.busy(timeout)
                 done, _ = await asyncio.wait((future,), timeout=timeout + SYNC_GRACE_S)
                 if not done:
                     raise request.unknown()

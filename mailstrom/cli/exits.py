@@ -24,7 +24,8 @@ MEANINGS: dict[Exit, str] = {
     Exit.FAILED: "Not found (the message, or a spool to ask), a check failed, the spool is damaged,"
     " not all of it could be salvaged,"
     " `send --wait` saw a recipient fail, no recipient matched a change, a question was answered"
-    " with no, the demo did not end as planned, or a second TERM stopped the engine at once.",
+    " with no, the demo did not end as planned, or the engine did not drain whole: a second TERM"
+    " stopped it at once, or a process of it was lost or killed at the drain timeout.",
     Exit.USAGE: "The command line is wrong; so is SQL that is wrong, would write, or is more than"
     " one statement; an id's end that fits several; a change that nobody is there to confirm.",
     Exit.DATA: "The message cannot be sent as given, or its key was used for another message.",

@@ -85,10 +85,6 @@ class Request:
             raise self.error
         return self.result
 
-    def busy(self, timeout: float) -> SpoolBusy:
-        """The error of one that was withdrawn after ``timeout`` seconds."""
-        return SpoolBusy(f"no turn to write within {timeout:g} s; nothing was written, try again")
-
     def unknown(self) -> OutcomeUnknown:
         """The error of one that was begun and had no outcome in time."""
         ask = f", ask status({self.key!r}) later" if self.key else ""
@@ -147,6 +143,14 @@ class Committer:
         # Even where no thread is known of: one that is just being started finds it.
         self._line.queue.put(None)
 
+    def busy(self, timeout: float) -> SpoolBusy:
+        """The error of one withdrawn after ``timeout`` seconds; names who is in its way."""
+        who = self._store.writer()
+        has = "" if who is None else f" ({who} has the write lock now)"
+        return SpoolBusy(
+            f"no turn to write within {timeout:g} s{has}; nothing was written, try again"
+        )
+
     def submit(self, request: Request) -> None:
         """Queue a request and return at once; it is run unless it is withdrawn first.
 
@@ -166,7 +170,7 @@ class Committer:
         self.submit(request)
         if not request.done.acquire(timeout=self._timeout):
             if request.withdraw():
-                raise request.busy(self._timeout)
+                raise self.busy(self._timeout)
             if not request.done.acquire(timeout=self._timeout + SYNC_GRACE_S):
                 raise request.unknown()
         return request.outcome()

@@ -207,6 +207,13 @@ class ClientStore(Protocol):
         """
         ...
 
+    def writer(self) -> str | None:
+        """Who keeps everybody else from writing in this moment, for a sentence; None: nobody known.
+
+        Never waits, neither for the lock nor for the disk; asked once a call got no turn.
+        """
+        ...
+
     def owners(self) -> list[Owner]:
         """Engine processes whose row says that they live, with what they hold."""
         ...

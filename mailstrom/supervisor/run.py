@@ -3,9 +3,9 @@
 Checks what must be in place before any process is started: a configuration, the engine's package,
 a spool of ours, and no other supervisor on it. What is wrong is said once, on standard error, with
 what to do; the log belongs to the running engine. Exit codes are those of the whole program:
-0 drained, 1 stopped at once or spool damaged, 64 usage, 73 cannot create, 75 busy, full or already
-supervised (or drained, since another supervisor took its place), 78 configuration, foreign spool or
-engine not installed.
+0 drained, 1 stopped at once, drained with a child lost, or spool damaged, 64 usage, 73 cannot
+create, 75 busy, full or already supervised (or drained, since another supervisor took its place),
+78 configuration, foreign spool or engine not installed.
 """
 
 from __future__ import annotations

@@ -9,10 +9,9 @@ count; the kernel's wake-up byte turns the loop, which does the work. Rules:
 * The watchdog judges silence by this process's own monotonic clock. When this loop itself was late
   (stopped, starved, machine asleep) it has no right to judge: every child gets a fresh period.
 * First TERM or INT: deliveries drain, the janitor after the last of them; what outlives the drain
-  timeout is killed; exit 0. Second: all stop, killed after ``Timing.stop_s``; exit 1. Third: killed
-  now. What comes within ``Timing.same_s`` is the same one again: ``timeout`` and some terminals
-  signal the process and its group. HUP: a configuration that may be adopted goes to every child;
-  any other changes nothing, whatever is wrong. What only a restart can change is logged.
+  timeout is killed; exit 0, or 1 where a child was lost on the way. Second: all stop, killed after
+  ``Timing.stop_s``; exit 1. Third: killed now. HUP: a configuration that may be adopted goes to
+  every child; any other changes nothing. What only a restart can change is logged.
 * Where its lock file was deleted it takes the name again; where another supervisor was faster it
   drains, says whom it leaves the spool to, and exits 75.
 
@@ -21,16 +20,13 @@ No SMTP, no DNS, no spool: this process must not be able to fail for a reason th
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
 import select
-import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
-from types import FrameType
 
 from mailstrom import __version__, events
 from mailstrom.clock import monotonic_ms
@@ -39,16 +35,17 @@ from mailstrom.control import ControlError, Drain, Lapse, Reload, Stop, encode_c
 from mailstrom.errors import ConfigError
 from mailstrom.supervisor.children import Child, Slot, child_environment, spawn
 from mailstrom.supervisor.instance import Instance
+from mailstrom.supervisor.signals import Signals
 
 DELIVERY = "delivery"
 JANITOR = "janitor"
 
 EXIT_DRAINED = 0
 EXIT_STOPPED = 1
+EXIT_LOST = 1
 EXIT_SUPERSEDED = 75
 
 _CLEAN_EXIT = "exit 0"
-_WATCHED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,50 +75,6 @@ class _Phase(Enum):
     RUNNING = auto()
     DRAINING = auto()
     STOPPING = auto()
-
-
-class _Signals:
-    """Counts signals and wakes a ``poll``; a context manager that puts everything back."""
-
-    def __init__(self, same_s: float) -> None:
-        self.ends = 0
-        self.first_end: str | None = None
-        self.reloads = 0
-        self.wake_fd = -1
-        self._same_s = same_s
-        self._ended_s = 0.0
-
-    def _count(self, number: int, frame: FrameType | None) -> None:
-        if number in (signal.SIGTERM, signal.SIGINT):
-            now_s = _now_s()
-            if not self.ends or now_s - self._ended_s >= self._same_s:
-                self.first_end = self.first_end or signal.Signals(number).name
-                self.ends += 1
-                self._ended_s = now_s
-        elif number == signal.SIGHUP:
-            self.reloads += 1
-
-    @contextlib.contextmanager
-    def installed(self) -> Iterator[None]:
-        self.wake_fd, write_fd = os.pipe()
-        os.set_blocking(self.wake_fd, False)
-        os.set_blocking(write_fd, False)
-        before_fd = signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
-        before = {number: signal.signal(number, self._count) for number in _WATCHED}
-        try:
-            yield
-        finally:
-            for number, disposition in before.items():
-                signal.signal(number, disposition)
-            signal.set_wakeup_fd(before_fd)
-            os.close(self.wake_fd)
-            os.close(write_fd)
-
-    def drain_wakeups(self) -> None:
-        """Forget the wake-up bytes; the counts say what happened."""
-        with contextlib.suppress(BlockingIOError):
-            while os.read(self.wake_fd, 4096):
-                pass
 
 
 class Supervision:
@@ -158,8 +111,9 @@ class Supervision:
         self._reload = reload
         self._timing = timing
         self._environment = child_environment(dict(os.environ), os.getcwd())
-        self._signals = _Signals(timing.same_s)
+        self._signals = Signals(timing.same_s)
         self._phase = _Phase.RUNNING
+        self._lost = 0
         self._announced = False
         self._deadline_s = 0.0
         self._janitor_told = False
@@ -175,7 +129,8 @@ class Supervision:
         """Supervise until told to end.
 
         Returns:
-            0 after a drain, 75 where another supervisor was the reason, 1 after a stop.
+            0 after a drain, 1 where it lost a child, 75 where another supervisor was the reason, 1
+            after a stop.
         """
         with self._signals.installed():
             while True:
@@ -188,10 +143,16 @@ class Supervision:
                 self._end_due()
                 self._hear()
                 self._watch()
-        drained = EXIT_SUPERSEDED if self._superseded else EXIT_DRAINED
-        code = EXIT_STOPPED if self._phase is _Phase.STOPPING else drained
-        events.supervisor_stopped(exit_code=code, pid=os.getpid())
+        code = self._exit_code()
+        events.supervisor_stopped(exit_code=code, lost=self._lost, pid=os.getpid())
         return code
+
+    def _exit_code(self) -> int:
+        if self._phase is _Phase.STOPPING:
+            return EXIT_STOPPED
+        if self._superseded:  # whoever starts it again must know that, whatever else went wrong
+            return EXIT_SUPERSEDED
+        return EXIT_LOST if self._lost else EXIT_DRAINED
 
     # Signals
 
@@ -293,6 +254,7 @@ class Supervision:
                     self._lose(slot, child.pid, cause)
 
     def _lose(self, slot: Slot, pid: int, cause: str) -> None:
+        self._lost += self._phase is _Phase.DRAINING
         # A stop asks nobody to finish, so an end by force is what was asked for.
         ended = events.worker_stopped if self._phase is _Phase.STOPPING else events.worker_lost
         ended(kind=slot.kind, slot=slot.number, pid=pid, cause=cause)
@@ -415,8 +377,6 @@ class Supervision:
                 version=__version__,
                 config=self._config.origin,
             )
-
-    # Small facts
 
     def _patience_s(self) -> float:
         now_s = _now_s()

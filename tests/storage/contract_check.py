@@ -49,6 +49,41 @@ PLANTED: dict[str, tuple[str, str]] = {
         "UPDATE site SET next_due_ms = next_due_ms + 86400000",
         "would sleep past recipients",
     ),
+    "due": (
+        "UPDATE recipient SET due_ms = 1 << 50 WHERE state = 'deferred'",
+        "d@example.org of message waiting waits until 1125899906842624 ms, later than anybody",
+    ),
+    "due_in_a_flipped_bit": (
+        "UPDATE recipient SET due_ms = due_ms | (1 << 41) WHERE state = 'deferred'",
+        "d@example.org of message waiting waits until 2093-",
+    ),
+    "send": (
+        "UPDATE message SET send_ms = 1 << 50 WHERE id = 'waiting'",
+        "message waiting is to be sent at 1125899906842624 ms, which is no time",
+    ),
+    "suspended": (
+        "UPDATE site SET suspended_until_ms = 1 << 41",
+        "site mx.example.org is left alone until 2039-",
+    ),
+    "domain_left_alone": (
+        "UPDATE domain SET retry_ms = 1 << 50 WHERE name = 'unrouted.example'",
+        "domain unrouted.example is not looked up until 1125899906842624 ms",
+    ),
+    "jump": (
+        "INSERT INTO clock_jump (at_ms, old_ms, amount_ms, grace_ms, known, last)"
+        " VALUES (1, 1, 1, 0, 0, 1 << 50)",
+        "concerns messages 1 to 1125899906842624, and there were only 6",
+    ),
+    "jump_before_the_first": (
+        "INSERT INTO clock_jump (at_ms, old_ms, amount_ms, grace_ms, known, last, done)"
+        " VALUES (1, 1, 1, 0, 0, 2, -(1 << 50))",
+        "to 2, and there were only 6",
+    ),
+    "jump_time": (
+        "INSERT INTO clock_jump (at_ms, old_ms, amount_ms, grace_ms, known, last)"
+        " VALUES (1 << 50, 1, 1, 0, 0, 0)",
+        "took place at 1125899906842624 ms, which is no time",
+    ),
     "unrouted": (
         "UPDATE domain SET due_ms = NULL WHERE name = 'unrouted.example'",
         "domain unrouted.example has unrouted recipients",

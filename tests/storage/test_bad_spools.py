@@ -55,6 +55,7 @@ from mailstrom import Mailstrom
 from mailstrom.errors import MailstromError
 try:
     with Mailstrom(sys.argv[1], timeout=0.2) as ms:
+        ms._committer._timeout = 30.0  # for its own thread; another's lock is waited for 0.2 s
         print(json.dumps(["sent", ms.send(sys.stdin.buffer.read())]))
 except MailstromError as error:
     print(json.dumps([type(error).__name__, str(error)]))

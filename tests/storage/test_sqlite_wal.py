@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 
 import apsw
@@ -20,6 +20,13 @@ from tests.storage.files import SQLiteStores
 from tests.storage.spool import T0, Spool, submission
 
 LIMIT = wal.LEAST_LIMIT_BYTES
+CHECKPOINTER = """
+import fcntl, sys
+shm = open(f"{sys.argv[1]}-shm", "r+b")
+fcntl.lockf(shm, fcntl.LOCK_EX, 1, 121)
+print("reads", flush=True)
+sys.stdin.read()
+"""
 READER = """
 import sqlite3, sys
 connection = sqlite3.connect(f"file:{sys.argv[1]}?mode=ro", uri=True)
@@ -121,6 +128,21 @@ def test_a_checkpoint_names_who_pins_the_log_and_cuts_the_file_back_afterwards(
     assert spool.client.pinned() == []
 
 
+def test_a_checkpointer_at_work_pins_nothing_and_one_that_was_stopped_does(
+    spool: Spool, stores: SQLiteStores
+) -> None:
+    """As the engine's own janitor, which copies the log all the time."""
+    fill(spool, lambda: spool.engine.log_bytes() >= wal.alarm_bytes(LIMIT))
+    with foreign(CHECKPOINTER, stores.path, stopped=False) as pid:
+        assert (pid, "WRITE", 121) in locks.locked(os.stat(f"{stores.path}-shm"))
+        found = wal.pinned(stores.path)
+        assert (found.sure, found.holders) == (True, ())
+        assert spool.client.pinned() == []
+        assert "nobody any more" in wal.sentence(found)
+    with foreign(CHECKPOINTER, stores.path, stopped=True) as pid:
+        assert [one.pid for one in wal.pinned(stores.path).holders] == [pid]
+
+
 def test_a_reader_of_the_database_file_alone_is_named_too(
     spool: Spool, stores: SQLiteStores
 ) -> None:
@@ -175,10 +197,15 @@ def test_writers_wait_longer_for_readers_the_longer_the_log(size: int, wait_ms: 
     assert wal.patience_ms(size, 1 << 30) == wait_ms
 
 
-@contextmanager
-def foreign_writer(path: str, *, stopped: bool = False) -> Iterator[int]:
+def foreign_writer(path: str, *, stopped: bool = False) -> AbstractContextManager[int]:
     """Another process with another SQLite that keeps the write lock; its id."""
     writer = READER.replace('"BEGIN"', '"BEGIN IMMEDIATE"').replace("mode=ro", "mode=rw")
+    return foreign(writer, path, stopped=stopped)
+
+
+@contextmanager
+def foreign(writer: str, path: str, *, stopped: bool) -> Iterator[int]:
+    """Another process that runs a program, stopped or not; its id."""
     with subprocess.Popen(
         [sys.executable, "-P", "-c", writer, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:

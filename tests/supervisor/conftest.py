@@ -24,6 +24,9 @@ from tests.support import leash
 HERE = Path(__file__).parent
 FAKECHILD = HERE.parent / "support" / "fakechild.py"
 DEADLINE_S = 30.0
+PATIENT = {"grace_s": 600.0, "stop_s": 600.0}
+PASSING_S = 3600.0
+"""Patience ends when a test puts the supervisor's clock forward, not where a machine is slow."""
 
 Line = dict[str, Any]
 
@@ -155,6 +158,7 @@ class Stage:
         self.store = folder / "spool.db"
         self.trace = folder / "trace.jsonl"
         self.config = folder / "mailstrom.toml"
+        self.clock = folder / "clock"
         self._started: list[Supervised] = []
         self.write_config()
 
@@ -180,7 +184,8 @@ class Stage:
                 "delivery": [delivery] if "/" in delivery else self.fakechild(delivery),
                 "janitor": self.fakechild(janitor),
             },
-            "timing": {"grace_s": 0.2, "stop_s": 0.3, "start_gap_s": 0.02, "same_s": 0.0, **timing},
+            "timing": {"start_gap_s": 0.02, "same_s": 0.0, "tick_s": 0.05, **PATIENT, **timing},
+            "clock": str(self.clock),
         }
         runner = str(HERE / "serve_fake.py")
         return self.run(
@@ -203,9 +208,11 @@ class Stage:
         rest = inherited_environment().get("PYTHONPATH")
         return os.pathsep.join([str(folder), rest] if rest else [str(folder)])
 
-    def stand_still(self, seconds: float) -> None:
-        """Let the clock run while what is under test is stopped: the stimulus, not a wait."""
-        time.sleep(seconds)
+    def pass_time(self, seconds: float = PASSING_S) -> None:
+        """Put the supervisor's clock forward; it looks at least every tick."""
+        fresh = self.clock.with_suffix(".new")
+        fresh.write_text(str(seconds))
+        fresh.replace(self.clock)
 
     def end(self) -> None:
         for supervised in self._started:

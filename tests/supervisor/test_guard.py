@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def test_a_deleted_lock_is_taken_again_and_still_refuses_the_next(stage: Stage) -> None:
-    first = stage.start(tick_s=0.05)
+    first = stage.start()
     first.wait("supervisor.ready")
     path = lock_path(str(stage.store))
     path.unlink()
@@ -30,11 +30,11 @@ def test_a_deleted_lock_is_taken_again_and_still_refuses_the_next(stage: Stage) 
 
 
 def test_whoever_lost_its_lock_to_another_drains_and_leaves_the_spool_to_it(stage: Stage) -> None:
-    first = stage.start(tick_s=0.05)
+    first = stage.start()
     first.wait("supervisor.ready")
     first.signal(signal.SIGSTOP)  # so that the second one is faster
     lock_path(str(stage.store)).unlink()
-    second = stage.start(tick_s=0.05)
+    second = stage.start()
     second.wait("supervisor.ready")
     first.signal(signal.SIGCONT)
 
@@ -49,13 +49,15 @@ def test_whoever_lost_its_lock_to_another_drains_and_leaves_the_spool_to_it(stag
 
 
 def test_a_lock_that_cannot_be_looked_at_costs_no_service_and_is_said_once(stage: Stage) -> None:
-    first = stage.start(tick_s=0.02)
+    first = stage.start()
     first.wait("supervisor.ready")
     folder = lock_path(str(stage.store)).parent
     away = folder.with_suffix(".away")
     folder.rename(away)
     first.wait("engine.failed", where="lock")
-    stage.stand_still(0.2)
+    for count in (1, 2, 3):  # each is obeyed in a turn of its own, and each turn looks
+        first.signal(signal.SIGHUP)
+        first.wait("config.reloaded", count=count)
     away.rename(folder)
 
     assert len(first.lines("engine.failed", where="lock")) == 1

@@ -1,4 +1,4 @@
-"""What clients ask for beside statuses: events, recent completions, counters, suppressions.
+"""What clients ask for: statuses, events, recent completions, counters, suppressions, SQL.
 
 Steps of one read; the only write is the cursor of ``recent``, a number in ``meta``.
 """
@@ -6,13 +6,17 @@ Steps of one read; the only write is the cursor of ``recent``, a number in ``met
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import NamedTuple
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import apsw
 
+from mailstrom.errors import SpoolBusy, SpoolReadOnly
+from mailstrom.storage.sqlite.connection import only_reads
+from mailstrom.storage.sqlite.rows import decode_statuses, named_rows
 from mailstrom.storage.sqlite.sql import run
-from mailstrom.types import FINAL, Event, QueueStats, Status, Suppression, from_ms
+from mailstrom.types import FINAL, Event, MessageStatus, QueueStats, Status, Suppression, from_ms
 
 _WAITING = (Status.QUEUED, Status.SENDING, Status.DEFERRED, Status.HELD)
 
@@ -44,6 +48,13 @@ def recent(connection: apsw.Connection, limit: int) -> Recent:
 def move(connection: apsw.Connection, look: Recent) -> bool:
     """Move the cursor behind what was seen; False if somebody else moved it since."""
     return bool(run(connection, "recent_move", {"after": look.after, "top": look.top}))
+
+
+def statuses(connection: apsw.Connection, ids: Sequence[str]) -> dict[str, MessageStatus]:
+    """Status of each known id; ``connection`` is in a transaction, since this looks twice."""
+    values = {"ids": json.dumps(list(ids))}
+    messages = run(connection, "status_messages", values)
+    return decode_statuses(messages, run(connection, "status_recipients", values))
 
 
 def events(
@@ -109,3 +120,43 @@ def suppressions(
             )
         )
     return found
+
+
+def query(
+    connection: apsw.Connection,
+    sql: str,
+    params: Sequence[object] | Mapping[str, object],
+    seconds: float,
+    allowed: float | None,
+) -> list[tuple[object, ...]]:
+    """Rows of a caller's own SELECT, as named tuples.
+
+    Args:
+        connection: one that only reads; in no transaction.
+        seconds: how long it may take.
+        allowed: the same, where commits wait for it (``Place.longest_read_s``).
+
+    Raises:
+        SpoolBusy: it took longer.
+        SpoolReadOnly: it would do something else than read.
+    """
+    limit = seconds if allowed is None else min(seconds, allowed)
+    deadline = time.monotonic() + limit
+    bindings: Any = dict(params) if isinstance(params, Mapping) else tuple(params)
+    connection.set_progress_handler(lambda: time.monotonic() > deadline, 10_000)
+    connection.authorizer = only_reads
+    try:
+        return named_rows(connection.execute(sql, bindings))
+    except apsw.InterruptError as error:
+        why = "" if limit == seconds else ", since commits wait for it in this spool"
+        raise SpoolBusy(
+            f"the query took longer than {limit:g} s and was stopped{why}; narrow it"
+            + (", or ask a copy in a file (backup)" if why else "")
+        ) from error
+    except (apsw.ReadOnlyError, apsw.AuthError) as error:
+        raise SpoolReadOnly(
+            "query() only reads: SELECT and nothing else; use the verbs to change mail"
+        ) from error
+    finally:
+        connection.authorizer = None
+        connection.set_progress_handler(None)

@@ -14,7 +14,7 @@ from typing import Any
 import apsw
 
 from mailstrom.storage.client import Owner
-from mailstrom.storage.sqlite.rows import checksum, digest, fits
+from mailstrom.storage.sqlite.rows import checksum, digest, seal_fits
 from mailstrom.storage.sqlite.sql import STATEMENTS, run
 
 MOST = 100
@@ -26,18 +26,23 @@ _RECOVER = (
 )
 _RETRY = "'mailstrom queue retry ID', of a message that waits there, wakes it"
 _TOLD = "no mail is at stake, only what is told about it"
-
-_FACTS = ("id", "sender", "message_id", "size", "chunks", "eightbit", "smtputf8")
-"""What ``sealed`` is given of a row, in this order."""
+_ANEW = "'mailstrom queue hold ID' and then 'mailstrom queue release ID' give it its time again"
+_ROOM = "it takes room and nothing else; 'mailstrom store salvage {path} NEW' leaves it out"
+_LOOK = "an engine ends it at its next look at the clock: start one ('mailstrom serve')"
+_MARK = "an engine takes the mark away within a day; the content stays"
 
 _REMEDIES = {
     "check_next_due": _RETRY,
+    "check_due": _ANEW,
+    "check_suspended": _RETRY,
+    "check_jump": _LOOK,
+    "check_staged": _MARK,
     "check_unrouted": _RETRY,
     "check_site_gone": _RETRY,
     "check_domain_site": _RETRY,
     "check_session": _TOLD,
     "check_purged": _TOLD,
-    "check_content_owner": _TOLD,
+    "check_content_owner": _ROOM,
     "check_attempt_owner": _TOLD,
     "check_event_owner": _TOLD,
     "check_tag_owner": _TOLD,
@@ -62,8 +67,11 @@ def check(connection: apsw.Connection, path: str) -> list[str]:
     try:
         statements = {"integrity": f"PRAGMA integrity_check({MOST})"}
         statements |= {name: sql for name, sql in STATEMENTS.items() if name.startswith("check_")}
+        statements["check_seal"] = (
+            f"WITH seals AS ({STATEMENTS['seals']}) {STATEMENTS['check_seal']}"
+        )
         for name, sql in statements.items():
-            remedy = _REMEDIES.get(name, recover)
+            remedy = _REMEDIES.get(name, _RECOVER).format(path=path)
             try:
                 findings += [f"{text}: {remedy}" for text in _sentences(connection, sql)]
             except (apsw.CorruptError, apsw.IOError, apsw.NotADBError, UnicodeDecodeError) as error:
@@ -91,12 +99,7 @@ def _checksum(*row: Any) -> int:
 
 
 def _sealed(*row: Any) -> bool:
-    """Whether a message fits its digest; the last value: the digests of its content, in hex."""
-    kept, require_tls, on_doubt, *values, digests = row
-    content = bytes.fromhex(digests)
-    pieces = tuple(content[at : at + 16] for at in range(0, len(content), 16))
-    facts = dict(zip(_FACTS, values, strict=True))
-    return fits(kept, require_tls=require_tls, on_doubt=on_doubt, digests=pieces, **facts)
+    return seal_fits(row)
 
 
 def _sentences(connection: apsw.Connection, sql: str) -> Iterator[str]:

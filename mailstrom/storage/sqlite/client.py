@@ -1,78 +1,55 @@
 """The client's half of the SQLite store: insert, change and read rows, durable before it returns.
 
 Used by one writing thread (the client room's committer: ``enqueue``, ``change``, ``recent``,
-``adopt``) and any number of reading threads, each reader with a connection of its own from a pool.
-This file owns connections and transactions; what the verbs do within one lives in ``submissions``,
-``changes``, ``finding``, ``asking``, ``streams``, ``copies`` and ``backups``. Nothing here knows
-asyncio, DNS or SMTP.
-
-One method a verb and little else, so that the file is long and flat.
+``adopt``) and any number of reading threads. The verbs and their transactions are here; connections
+in ``client_connections``, what to say of a failed commit in ``outcomes``, the bound of the log in
+``logroom``, steps of a transaction in ``inserting``, ``changes`` and the rest.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import apsw
 
-from mailstrom.errors import (
-    IdempotencyConflict,
-    InvalidMessage,
-    OutcomeUnknown,
-    SpoolBusy,
-    SpoolCorrupt,
-    SpoolError,
-    SpoolFull,
-    SpoolReadOnly,
-    SpoolReplaced,
-)
+from mailstrom.errors import OutcomeUnknown, SpoolBusy, SpoolError, SpoolReplaced
 from mailstrom.storage.client import Owner, Selection, Submission, Target
-from mailstrom.storage.pinned import mebibytes
 from mailstrom.storage.sqlite import (
     asking,
     backups,
     changes,
     checking,
+    contents,
     copies,
     finding,
     forks,
+    inserting,
+    locks,
+    outcomes,
     poison,
-    schema,
-    streams,
     wal,
 )
-from mailstrom.storage.sqlite.connection import (
-    FREE_LOCK_S,
-    abandon,
-    only_reads,
-    rolled_back,
-    spool_errors,
-)
+from mailstrom.storage.sqlite.client_connections import ClientConnections
+from mailstrom.storage.sqlite.connection import FREE_LOCK_S, spool_errors
 from mailstrom.storage.sqlite.durable import LocksLost, Sync, system_sync
+from mailstrom.storage.sqlite.inserting import Row
+from mailstrom.storage.sqlite.logroom import LogRoom
 from mailstrom.storage.sqlite.place import FilePlace, Place
-from mailstrom.storage.sqlite.rows import decode_statuses, digest, fits, named_rows
 from mailstrom.storage.sqlite.sql import run
-from mailstrom.storage.sqlite.submissions import UNFIT, Staged, encode, known, refusal, unstage
+from mailstrom.storage.sqlite.submissions import UNFIT, Staged, encode, refusal, unstage
 from mailstrom.types import Change, Event, MessageStatus, QueueStats, Suppression
 
 _T = TypeVar("_T")
-_Row = dict[str, Any] | str | Exception
-"""Bindings of one submission, or what is known of it before it is inserted."""
-
-EMPTY_S = 1.0
-"""How often a client that is refused for a full log tries to empty it."""
 _MOST_PASSED = 64
 """Readers of events of some types whose progress is remembered."""
 
 
-class SQLiteClientStore:
+class SQLiteClientStore(ClientConnections):
     """``ClientStore`` on a SQLite spool.
 
     Args:
@@ -93,92 +70,14 @@ class SQLiteClientStore:
         place: Place | None = None,
         boot: str | None = None,
     ) -> None:
-        self.path = path
+        super().__init__(path, place or FilePlace(path, sync), busy_ms)
         self._boot = boot
-        self._busy_ms = busy_ms
-        self._place: Place = place or FilePlace(path, sync)
-        self._sync = self._place.durable
-        self._writer: apsw.Connection | None = None
-        self._readers: list[apsw.Connection] = []
-        self._watcher: apsw.Connection | None = None
-        self._watchers = 0
-        self._watching = threading.RLock()  # only taken within ``forks.inside``
-        self._emptied = float("-inf")
+        self._log_room = LogRoom(path, self._place, busy_ms)
         self._passed: dict[tuple[int, frozenset[str]], int] = {}
         self._staged: list[Staged] = []  # what no message was made of yet
-        self._unusable: str | None = None
         with forks.inside():
             self._place.prepare(busy_ms=busy_ms)
         forks.watch(self)
-
-    # --- connections ------------------------------------------------------------------------
-
-    def _usable(self) -> None:
-        if self._unusable is not None:
-            raise SpoolError(f"{self.path}: {self._unusable}")
-
-    def _write_connection(self) -> apsw.Connection:
-        self._usable()
-        if self._writer is None:
-            connection = self._place.connect(busy_ms=self._busy_ms)
-            try:
-                schema.require(connection, self.path, client=True)
-                self._sync.bind()
-            except BaseException:
-                connection.close()
-                raise
-            self._writer = connection
-        return self._writer
-
-    @contextlib.contextmanager
-    def _reader(self) -> Iterator[apsw.Connection]:
-        """A reading connection for this call alone; list.pop and append are atomic."""
-        with forks.inside():
-            self._usable()
-            pid = os.getpid()
-            try:
-                connection = self._readers.pop()
-            except IndexError:
-                connection = self._place.connect(read_only=True, busy_ms=self._busy_ms)
-            try:
-                with spool_errors(self.path, "reading"):
-                    yield connection
-            finally:
-                if pid != os.getpid():
-                    abandon(connection)
-                elif self._unusable is None and rolled_back(connection):
-                    self._readers.append(connection)
-                else:
-                    connection.close()
-
-    @contextlib.contextmanager
-    def _snapshot(self) -> Iterator[apsw.Connection]:
-        """A reading connection that sees one state of the spool throughout."""
-        with self._reader() as connection, connection:
-            yield connection
-
-    def let_go(self) -> None:
-        """Close the idle connections before a fork; see ``forks``."""
-        writer, self._writer = self._writer, None
-        watcher, self._watcher = self._watcher, None
-        for connection in [writer, watcher, *self._readers]:
-            if connection is not None:
-                connection.close()
-        self._readers.clear()
-
-    def orphaned(self) -> None:
-        """In a child whose parent forked in the middle of a read; see ``forks``."""
-        self._unusable = (
-            "this process was forked by code that interrupted a call of Mailstrom;"
-            " start it with the multiprocessing method 'spawn'"
-        )
-
-    def close(self) -> None:
-        """Close this process's connections; idempotent. Later calls raise SpoolError."""
-        self._unusable = self._unusable or "this client is closed; open a new one"
-        with forks.inside():
-            self.let_go()
-        self._place.close()
 
     # --- writing ----------------------------------------------------------------------------
 
@@ -202,39 +101,8 @@ class SQLiteClientStore:
             self._durable(submissions[0].id)
         return results
 
-    def _require_unreplaced(self) -> None:
-        """Write nothing to files without a name, nor without locks that newcomers share."""
-        if self._writer is not None:
-            try:
-                self._sync.verify()
-            except SpoolReplaced:
-                self.let_go()  # the next call opens what has the name now
-                raise
-
     def _require_log_room(self) -> None:
-        """Refuse while a reader pins a log that is at its limit: one ``stat`` in ordinary times.
-
-        Where no engine runs nobody else would empty it, so now and then it is tried here.
-        """
-        if self._place.log_bytes() < wal.LEAST_LIMIT_BYTES:
-            return
-        with spool_errors(self.path, "looking at the write-ahead log"):
-            connection = self._write_connection()
-            limit = wal.limit_bytes(connection)
-            if self._place.log_bytes() < limit:
-                return
-            found = wal.pinned(self.path)
-            over = found.sure and not found.holders
-            if over or time.monotonic() >= self._emptied + EMPTY_S:
-                self._emptied = time.monotonic()
-                wal.empty(connection, busy_ms=self._busy_ms, shorten=True)
-            size = self._place.log_bytes()
-            if size >= limit:
-                raise SpoolFull(
-                    f"{self.path}: the write-ahead log has {mebibytes(size)} and its limit is"
-                    f" {mebibytes(limit)} ([spool] wal_limit): {wal.sentence(found)} keeps it from"
-                    " being emptied; end its read transaction, or the process; nothing was written"
-                )
+        self._log_room.require(self._write_connection)
 
     def _store(
         self,
@@ -243,9 +111,9 @@ class SQLiteClientStore:
         now_ms: int,
         atomic: bool,
     ) -> list[str | Exception]:
-        rows: list[_Row] = []
+        rows: list[Row] = []
         for submission in submissions:
-            row: _Row
+            row: Row
             try:
                 row = encode(self.path, connection, submission, now_ms, self._staged)
             except UNFIT as error:
@@ -263,7 +131,7 @@ class SQLiteClientStore:
 
     def _durable(self, key: str) -> None:
         try:
-            self._sync()
+            self._confirm()
         except SpoolReplaced as error:
             with forks.inside():
                 self.let_go()  # the next call opens what has the name now
@@ -271,36 +139,25 @@ class SQLiteClientStore:
                 raise
             raise OutcomeUnknown(f"{error}; ask status({key!r})", key=key) from error
         except (SpoolError, OSError) as error:
-            raise OutcomeUnknown(
-                f"{self.path}: the message was written, but the disk did not confirm it ({error});"
-                f" ask status({key!r}) once the spool works again",
-                key=key,
-            ) from error
+            raise outcomes.unconfirmed(self.path, error, key) from error
 
     def _insert(
         self,
         connection: apsw.Connection,
         submissions: Sequence[Submission],
-        rows: Sequence[_Row],
+        rows: Sequence[Row],
         atomic: bool,
     ) -> list[str | Exception]:
         good = sum(isinstance(row, dict) for row in rows)
         if good == 0:
             return [row for row in rows if not isinstance(row, dict)]
+        # One statement alone is one step: an application busy with threads holds no lock then.
         alone = good == 1
-        results: list[str | Exception] = []
         try:
             with spool_errors(self.path, "storing a message"):
                 if not alone:
                     connection.execute("BEGIN IMMEDIATE")
-                for submission, row in zip(submissions, rows, strict=True):
-                    if not isinstance(row, dict):
-                        results.append(row)
-                        continue
-                    result = self._insert_one(connection, submission, row)
-                    if atomic and isinstance(result, Exception):
-                        raise result
-                    results.append(result)
+                results = inserting.insert(connection, submissions, rows, atomic)
                 if not alone:
                     connection.execute("COMMIT")
         except SpoolError as error:
@@ -319,65 +176,22 @@ class SQLiteClientStore:
         self._staged = [staged for staged in self._staged if staged.seq not in stored]
         return results
 
-    def _insert_one(
-        self,
-        connection: apsw.Connection,
-        submission: Submission,
-        row: dict[str, Any],
-    ) -> str | Exception:
-        try:
-            # One statement: refused, SQLite takes it back whole and leaves its neighbours alone.
-            run(connection, "enqueue", row)
-        except apsw.ConstraintError as error:
-            return self._refused(connection, submission, error)
-        except apsw.TooBigError as error:
-            return InvalidMessage(
-                f"the message is too large for the spool: {error}", rule="too-large"
-            )
-        except UNFIT as error:
-            return refusal(error)
-        return submission.id
-
-    def _refused(
-        self, connection: apsw.Connection, submission: Submission, error: Exception
-    ) -> str | Exception:
-        if submission.idempotency is not None and "idempotency" in str(error):
-            return known(connection, submission) or IdempotencyConflict(
-                f"idempotency key {submission.idempotency[0]!r} was used for a message that is"
-                " gone now; use a new key for new content"
-            )
-        return streams.refusal(connection, submission, error) or InvalidMessage(
-            f"the spool refuses this message: {error}", rule="constraint"
-        )
-
-    def _rollback(self, connection: apsw.Connection) -> None:
-        if not rolled_back(connection):
-            self._writer = None
-            connection.close()
-
     def _look_up(
         self,
         submissions: Sequence[Submission],
-        rows: Sequence[_Row],
+        rows: Sequence[Row],
         error: SpoolError,
     ) -> list[str | Exception]:
         """After a failed commit: what is stored is stored, whatever the error said."""
-        if self._writer is not None:
-            with contextlib.suppress(apsw.Error):
-                self._writer.close()
-            self._writer = None
+        self._drop_writer()
         ids = [submission.id for submission in submissions]
         try:
             connection = self._write_connection()
             found = {row[0] for row in run(connection, "known_ids", {"ids": json.dumps(ids)})}
-            if type(error) in (SpoolError, SpoolFull) and len(found) < len(ids):
-                self._take_its_place(connection, error)
+            if outcomes.may_come_back(error) and len(found) < len(ids):
+                outcomes.take_its_place(connection, error, self._confirm)
         except (SpoolError, apsw.Error) as trouble:
-            raise OutcomeUnknown(
-                f"{self.path}: a commit failed ({error}) and the spool cannot be read now"
-                f" ({trouble}); ask status({ids[0]!r}) later",
-                key=ids[0],
-            ) from error
+            raise outcomes.unknown(self.path, error, trouble, ids[0]) from error
         if not found and all(isinstance(row, dict) for row in rows):
             raise error
         return [
@@ -385,35 +199,49 @@ class SQLiteClientStore:
             for submission, row in zip(submissions, rows, strict=True)
         ]
 
-    def _take_its_place(self, connection: apsw.Connection, error: SpoolError) -> None:
-        """Commit something else, durably, where the frames of the failed commit may lie.
+    def _write(self, doing: str, step: Callable[[apsw.Connection], _T], key: str = "") -> _T:
+        """Run one step as one immediate transaction.
 
-        A write that was said to have failed may be on the disk all the same. Nobody sees its
-        commit now, but whoever recovers the WAL after a crash would. Only where SQLite itself found
-        no room is the end of that commit missing for sure; an I/O error may come after it, as where
-        the log's index cannot grow.
+        Args:
+            doing: for errors.
+            step: what it does.
+            key: the id to ask for where its outcome is unknown.
+
+        Raises:
+            SpoolError: nothing was changed, and no crash changes that; see ``outcomes``.
+            OutcomeUnknown: it may have been.
         """
-        values = {"key": "commit_failed", "value": f"{time.time_ns()} {os.getpid()}"}
-        try:
-            run(connection, "meta_set", values)
-        except apsw.Error:
-            if isinstance(error.__cause__, apsw.FullError):
-                return
-            raise
-        self._sync()
-
-    def _write(self, doing: str, step: Callable[[apsw.Connection], _T]) -> _T:
-        """Run one step as one immediate transaction."""
-        with forks.inside(), spool_errors(self.path, doing):
-            connection = self._write_connection()
-            connection.execute("BEGIN IMMEDIATE")
+        committing = False
+        with forks.inside():
             try:
-                result = step(connection)
-                connection.execute("COMMIT")
-            except BaseException:
-                self._rollback(connection)
+                with spool_errors(self.path, doing):
+                    connection = self._write_connection()
+                    connection.execute("BEGIN IMMEDIATE")
+                    try:
+                        result = step(connection)
+                        committing = True
+                        connection.execute("COMMIT")
+                    except BaseException:
+                        self._rollback(connection)
+                        raise
+            except SpoolError as error:
+                if committing and outcomes.may_come_back(error):
+                    self._deny(error, key)
                 raise
         return result
+
+    def _deny(self, error: SpoolError, key: str) -> None:
+        """See that a commit that failed never takes place after all.
+
+        On the very connection that failed: the first to open a spool recovers its log, and would
+        find the commit.
+        """
+        try:
+            if self._writer is None:
+                raise SpoolError("it could not be rolled back")
+            outcomes.take_its_place(self._write_connection(), error, self._confirm)
+        except (SpoolError, apsw.Error) as trouble:
+            raise outcomes.unknown(self.path, error, trouble, key) from error
 
     def change(self, change: Change, targets: Sequence[Target], now_ms: int) -> int:
         """See ``ClientStore.change``."""
@@ -423,6 +251,7 @@ class SQLiteClientStore:
         changed = self._write(
             f"{change} of recipients",
             lambda c: changes.change(c, change, targets, now_ms, self._boot),
+            targets[0].id,
         )
         if changed:
             self._durable(targets[0].id)
@@ -441,7 +270,7 @@ class SQLiteClientStore:
         while not moved:
             with self._snapshot() as connection:
                 look = asking.recent(connection, max(0, limit))
-                found = self._statuses(connection, look.ids)
+                found = asking.statuses(connection, look.ids)
             step = partial(asking.move, look=look)
             moved = look.top == look.after or self._write("moving the cursor of recent()", step)
         return [found[id] for id in look.ids]
@@ -464,14 +293,7 @@ class SQLiteClientStore:
     def statuses(self, ids: Sequence[str]) -> dict[str, MessageStatus]:
         """See ``ClientStore.statuses``."""
         with self._snapshot() as connection:  # one snapshot for both reads
-            return self._statuses(connection, ids)
-
-    def _statuses(
-        self, connection: apsw.Connection, ids: Sequence[str]
-    ) -> dict[str, MessageStatus]:
-        values = {"ids": json.dumps(list(ids))}
-        messages = run(connection, "status_messages", values)
-        return decode_statuses(messages, run(connection, "status_recipients", values))
+            return asking.statuses(connection, ids)
 
     def targets(
         self,
@@ -500,7 +322,7 @@ class SQLiteClientStore:
         """See ``ClientStore.find``."""
         with self._snapshot() as connection:
             ids = finding.find(connection, selection, limit=limit, after=after)
-            found = self._statuses(connection, ids)
+            found = asking.statuses(connection, ids)
         return [found[id] for id in ids]
 
     def events(self, after: int, types: Sequence[str], limit: int) -> list[Event]:
@@ -531,83 +353,22 @@ class SQLiteClientStore:
         with self._reader() as connection:
             return asking.suppressions(connection, addresses, limit)
 
-    def revision(self) -> int:
-        """See ``ClientStore.revision``: SQLite's ``data_version`` of one connection kept for it."""
-        with forks.inside(), self._watching, spool_errors(self.path, "looking for commits"):
-            self._usable()
-            if self._watcher is None:
-                self._watcher = self._place.connect(read_only=True, busy_ms=self._busy_ms)
-                self._watchers += 1
-            rows: list[Any] = self._watcher.execute("PRAGMA data_version").fetchall()
-            # A new connection counts from the beginning: its numbers must differ from the last's.
-            return (self._watchers << 32) + int(rows[0][0])
-
     def content(self, id: str) -> bytes | None:
         """See ``ClientStore.content``."""
         with self._snapshot() as connection:
-            rows = run(connection, "content_of", {"id": id})
-            if not rows or rows[0][2] is not None:
-                return None
-            first = rows[0][0] * 4096
-            pieces = run(connection, "content_chunks", {"first": first, "last": first + 4095})
-        _, chunks, _, id, sender, message_id, size, eightbit, smtputf8, tls, doubt, sealed = rows[0]
-        whole = (
-            len(pieces) == chunks
-            and sum(len(data) for data, _ in pieces) == size
-            and all(digest(data) == kept for data, kept in pieces)
-            and fits(
-                sealed,
-                require_tls=tls,
-                on_doubt=doubt,
-                id=id,
-                sender=sender,
-                message_id=message_id,
-                size=size,
-                chunks=chunks,
-                eightbit=eightbit,
-                smtputf8=smtputf8,
-                digests=[kept for _, kept in pieces],
-            )
-        )
-        if not whole:
-            raise SpoolCorrupt(f"{self.path}: the content of message {id} is damaged on disk")
-        return b"".join(data for data, _ in pieces)
+            return contents.read(connection, self.path, id)
 
     def query(
         self, sql: str, params: Sequence[object] | Mapping[str, object], seconds: float
     ) -> list[tuple[object, ...]]:
         """See ``ClientStore.query``."""
-        allowed = self._place.longest_read_s(self._busy_ms)
-        limit = seconds if allowed is None else min(seconds, allowed)
-        deadline = time.monotonic() + limit
-        bindings: Any = dict(params) if isinstance(params, Mapping) else tuple(params)
         with self._reader() as connection:
-            connection.set_progress_handler(lambda: time.monotonic() > deadline, 10_000)
-            connection.authorizer = only_reads
-            try:
-                return named_rows(connection.execute(sql, bindings))
-            except apsw.InterruptError as error:
-                why = "" if limit == seconds else ", since commits wait for it in this spool"
-                raise SpoolBusy(
-                    f"the query took longer than {limit:g} s and was stopped{why}; narrow it"
-                    + (", or ask a copy in a file (backup)" if why else "")
-                ) from error
-            except (apsw.ReadOnlyError, apsw.AuthError) as error:
-                raise SpoolReadOnly(
-                    "query() only reads: SELECT and nothing else; use the verbs to change mail"
-                ) from error
-            finally:
-                connection.authorizer = None
-                connection.set_progress_handler(None)
+            allowed = self._place.longest_read_s(self._busy_ms)
+            return asking.query(connection, sql, params, seconds, allowed)
 
     def backup(self, target: str, now_ms: int) -> None:
         """See ``ClientStore.backup``."""
         backups.backup(self._source, self.path, target, now_ms)
-
-    def _source(self) -> apsw.Connection:
-        """A connection for a copy alone; only within ``inside``."""
-        self._usable()
-        return self._place.connect(read_only=True, busy_ms=self._busy_ms)
 
     def check(self) -> list[str]:
         """See ``ClientStore.check``."""
@@ -618,6 +379,10 @@ class SQLiteClientStore:
         """See ``ClientStore.pinned``."""
         with self._reader() as connection:
             return wal.note(self.path, connection) + wal.writer_note(self.path)
+
+    def writer(self) -> str | None:
+        """See ``ClientStore.writer``."""
+        return locks.writer(self.path)
 
     def owners(self) -> list[Owner]:
         """See ``ClientStore.owners``."""

@@ -181,7 +181,10 @@ def _shift(
 ) -> int:
     """A piece of one jump; returns how many messages it passed."""
     seq, at_ms, old_ms, amount_ms, grace_ms, known, last, done = row
+    done = max(done, 0)
     until = min(last, done + limit)
+    if until >= run(connection, "newest_number")[0][0]:
+        until = last  # behind the newest message nothing is left: also where damage says so
     values = {
         "seq": seq,
         "at_ms": at_ms,

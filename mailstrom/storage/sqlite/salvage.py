@@ -34,7 +34,7 @@ from mailstrom.errors import NotASpool, SpoolError
 from mailstrom.storage.sqlite import backups, copies, salvage_rows, schema
 from mailstrom.storage.sqlite.connection import advice, mark_new, require_file, spool_errors
 from mailstrom.storage.sqlite.restore import alone, locked
-from mailstrom.storage.sqlite.rows import digest, fits
+from mailstrom.storage.sqlite.rows import SEALED, digest, fits
 from mailstrom.storage.sqlite.salvage_lost import Traces, lost_messages
 from mailstrom.storage.sqlite.salvage_pages import Pages
 from mailstrom.storage.sqlite.salvage_report import Damaged, Salvaged
@@ -262,7 +262,32 @@ class _Work:
         """Chunks of the message that prove it, [] where it has none any more; None: not whole."""
         if message["purged_ms"] is not None:
             return []
-        first = (message["seq"] if message["content"] is None else message["content"]) * 4096
+        for number in self._numbers(message):
+            chunks = self._chunks(message, number)
+            if chunks is not None:
+                message["content"] = number if number < 0 else None
+                return chunks
+        return None
+
+    def _numbers(self, message: dict[str, Any]) -> Iterator[int]:
+        """Where a message's content may lie: as its row says, under its own number, or anywhere.
+
+        No digest covers the number in the row, but the content proves itself wherever it is found;
+        and under a message's own number lies nobody else's.
+        """
+        number = message["content"]
+        if number is not None and -_MOST_NUMBER < number < 0:
+            yield number
+        yield message["seq"]
+        if message["digest"] is not None:
+            values = {"chunks": message["chunks"]}
+            yield from (row[0] for row in run(self._new, "found_unnamed", values))
+
+    def _chunks(
+        self, message: dict[str, Any], number: int
+    ) -> list[tuple[int, bytes, bytes]] | None:
+        """What lies under a number, if it is all of this message's content."""
+        first = number * 4096
         found: dict[int, tuple[int, bytes, bytes]] = {}
         places = run(self._new, "found_chunks", {"first": first, "last": first + 4095})
         for key, page, image, cell in places:
@@ -276,8 +301,7 @@ class _Work:
             return None
         if sum(len(data) for _, data, _ in chunks) != message["size"]:
             return None
-        names = ("id", "sender", "message_id", "size", "chunks", "eightbit", "smtputf8")
-        facts = {name: message[name] for name in (*names, "require_tls", "on_doubt")}
+        facts = {name: message[name] for name in (*SEALED, "require_tls", "on_doubt")}
         whole = fits(message["digest"], **facts, digests=[kept for _, _, kept in chunks])
         return chunks if whole else None
 

@@ -16,7 +16,7 @@ from mailstrom.errors import IdempotencyConflict, InvalidMessage
 from mailstrom.storage.client import CHUNK_BYTES, Submission
 from mailstrom.storage.sqlite import streams
 from mailstrom.storage.sqlite.connection import spool_errors
-from mailstrom.storage.sqlite.rows import checksum, digest, domain_of, message_digest
+from mailstrom.storage.sqlite.rows import SEALED, checksum, digest, domain_of, message_digest
 from mailstrom.storage.sqlite.sql import run
 
 MOST_CHUNKS = 4096
@@ -116,8 +116,7 @@ def encode(
     }
 
     def sealed(digests: list[bytes]) -> bytes:
-        names = ("id", "sender", "message_id", "size", "chunks", "eightbit", "smtputf8")
-        asked = {name: values[name] for name in (*names, "require_tls", "on_doubt")}
+        asked = {name: values[name] for name in (*SEALED, "require_tls", "on_doubt")}
         return message_digest(**asked, digests=digests)
 
     if chunks == 1:

@@ -13,7 +13,7 @@ from typing import Any
 import apsw
 
 from mailstrom.storage.base import Lapsed, Retention
-from mailstrom.storage.sqlite import clocks, copies, lanes
+from mailstrom.storage.sqlite import clocks, contents, copies, lanes
 from mailstrom.storage.sqlite.sql import STATEMENTS, run
 from mailstrom.types import OnDoubt
 
@@ -140,14 +140,23 @@ def expire(connection: apsw.Connection, limit: int, now_ms: int) -> int:
     return len(done)
 
 
-def purge(connection: apsw.Connection, retention: Retention, limit: int, now_ms: int) -> int:
+def purge(
+    connection: apsw.Connection,
+    retention: Retention,
+    limit: int,
+    now_ms: int,
+    shared: frozenset[int],
+) -> int:
     """Delete content, then whole messages, then everything else past its time, then free pages.
 
     Nothing for an hour after the clock jumped: what looks old then may not be. Nothing in a copy.
+
+    Args:
+        shared: staged numbers that several messages name; see ``contents``.
     """
     if clocks.unsettled(connection, now_ms) or copies.marked(connection):
         return 0
-    deleted = _purge_bodies(connection, now_ms - retention.bodies_ms, limit, now_ms)
+    deleted = _purge_bodies(connection, now_ms - retention.bodies_ms, limit, now_ms, shared)
     deleted += _purge_messages(connection, now_ms - retention.attempts_ms, limit)
     before = connection.total_changes()
     hours_gone = False
@@ -168,16 +177,16 @@ def purge(connection: apsw.Connection, retention: Retention, limit: int, now_ms:
     if left:
         sites = json.dumps([row[0] for row in left])
         run(connection, "touch_sites", {"sites": sites, "now_ms": now_ms})
-    for (seq,) in run(connection, "stale_staged", {"before_ms": now_ms - STAGED_MS}):
-        run(connection, "delete_content", {"first": -seq * 4096, "last": -seq * 4096 + 4095})
-        run(connection, "delete_staged", {"seq": seq})
+    contents.delete_staged(connection, now_ms - STAGED_MS)
     deleted += connection.total_changes() - before
     if hours_gone:  # of older events ``checking`` can no longer say whether they are in the sums
         run(connection, "meta_set", {"key": "hours_from", "value": now_ms - HOURS_MS})
     return deleted
 
 
-def _purge_bodies(connection: apsw.Connection, before_ms: int, limit: int, now_ms: int) -> int:
+def _purge_bodies(
+    connection: apsw.Connection, before_ms: int, limit: int, now_ms: int, shared: frozenset[int]
+) -> int:
     """Content of messages that finished long ago: one whole message, or ``limit`` chunks."""
     chunks_gone = 0
     for seq, content, chunks in run(
@@ -185,8 +194,7 @@ def _purge_bodies(connection: apsw.Connection, before_ms: int, limit: int, now_m
     ):
         if chunks_gone and chunks_gone + chunks > limit:
             break
-        first = content * 4096
-        run(connection, "delete_content", {"first": first, "last": first + 4095})
+        contents.delete(connection, seq, content, shared)
         run(connection, "mark_purged", {"seq": seq, "now_ms": now_ms})
         chunks_gone += chunks
     return chunks_gone

@@ -84,6 +84,7 @@ def empty(
     connection: apsw.Connection,
     *,
     busy_ms: int,
+    ask: Callable[[], None],
     wait_ms: int = PATIENCE_MS,
     shorten: bool = False,
     insist: Callable[[int], bool] = lambda moved: False,
@@ -96,6 +97,7 @@ def empty(
     Args:
         connection: any of ours.
         busy_ms: its busy timeout.
+        ask: raises in a poisoned spool, which may have become so since the first of the two.
         wait_ms: how long writers may have to wait for it.
         shorten: TRUNCATE in the place of RESTART: the file is to be cut back.
         insist: told how many frames are moved; whether to try it with more than a little left.
@@ -105,6 +107,7 @@ def empty(
 
     Raises:
         apsw.Error: other than busy.
+        SpoolError: by ``ask``.
     """
     mode = "passive"
     try:
@@ -117,6 +120,7 @@ def empty(
         return max(frames, 0), max(moved, 0), mode
     wanted = ("truncate", apsw.SQLITE_CHECKPOINT_TRUNCATE) if shorten else (
         "restart", apsw.SQLITE_CHECKPOINT_RESTART)  # fmt: skip
+    ask()
     connection.set_busy_timeout(wait_ms)
     try:
         left, done = connection.wal_checkpoint(mode=wanted[1])
@@ -138,7 +142,13 @@ class Emptying:
         self._vain_ms = 0  # the wait that came to nothing: a longer one may be tried at once
 
     def __call__(
-        self, connection: apsw.Connection, *, size: int, limit: int, busy_ms: int
+        self,
+        connection: apsw.Connection,
+        *,
+        size: int,
+        limit: int,
+        busy_ms: int,
+        ask: Callable[[], None],
     ) -> tuple[int, int, str]:
         """See ``empty``.
 
@@ -156,7 +166,7 @@ class Emptying:
             return patient and started_s < self._moving_until_s
 
         found = empty(
-            connection, busy_ms=busy_ms, wait_ms=wait_ms if patient else PATIENCE_MS,
+            connection, busy_ms=busy_ms, ask=ask, wait_ms=wait_ms if patient else PATIENCE_MS,
             shorten=shorten, insist=insist,
         )  # fmt: skip
         waited_s = time.monotonic() - started_s

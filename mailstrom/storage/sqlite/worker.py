@@ -13,6 +13,7 @@ import errno
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 import apsw
@@ -36,6 +37,7 @@ from mailstrom.storage.base import (
 from mailstrom.storage.sqlite import (
     claims,
     clocks,
+    contents,
     forks,
     lanes,
     poison,
@@ -82,6 +84,7 @@ class SQLiteWorkerStore:
         self._doubt_delays_ms = tuple(doubt_delays_ms)
         self._open: apsw.Connection | None = None
         self._emptying = wal.Emptying()
+        self._shared = contents.Shared()
         self._unusable: str | None = None
         self._lost = ""  # why the last repair may not move the log
         self._place: Place = place or FilePlace(path, sync)
@@ -393,7 +396,10 @@ class SQLiteWorkerStore:
 
     def purge(self, retention: Retention, limit: int, now_ms: int) -> int:
         """See ``WorkerStore.purge``."""
-        deleted = self._write("purging", lambda c: upkeep.purge(c, retention, limit, now_ms))
+        with forks.inside(), spool_errors(self.path, "looking for what to purge"):
+            shared = self._shared(self._connection(), now_ms - retention.bodies_ms, limit)
+        step = partial(upkeep.purge, retention=retention, limit=limit, now_ms=now_ms, shared=shared)
+        deleted = self._write("purging", step)
         return deleted + self._write("shrinking the file", upkeep.vacuum)
 
     def checkpoint(self) -> Checkpoint:
@@ -408,7 +414,7 @@ class SQLiteWorkerStore:
             if size >= wal.LEAST_ALARM_BYTES:
                 limit = wal.limit_bytes(connection)
             frames, moved, mode = self._emptying(
-                connection, size=size, limit=limit, busy_ms=self._busy_ms
+                connection, size=size, limit=limit, busy_ms=self._busy_ms, ask=self._sync.check
             )
             found = None
             if size >= wal.alarm_bytes(limit) and mode != "truncate":

@@ -508,6 +508,10 @@ class ToyClient:
         """There is no log."""
         return []
 
+    def writer(self) -> str | None:
+        """Nobody holds the lock for longer than a verb."""
+        return None
+
     def owners(self) -> list[Owner]:
         """See ``ClientStore.owners``."""
         with self._spool.lock:

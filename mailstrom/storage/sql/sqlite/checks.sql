@@ -23,8 +23,8 @@ SELECT 'message ' || m.id || ' lacks content'
   FROM message m
  WHERE m.purged_ms IS NULL
    AND (SELECT count(*) FROM content c
-         WHERE c.key BETWEEN coalesce(m.content, m.seq) * 4096
-                         AND coalesce(m.content, m.seq) * 4096 + 4095) <> m.chunks;
+         WHERE c.key BETWEEN iif(m.content < 0, m.content, m.seq) * 4096
+                         AND iif(m.content < 0, m.content, m.seq) * 4096 + 4095) <> m.chunks;
 
 -- name: check_lane_owner
 SELECT 'recipient ' || r.address || ' of message ' || m.id || ' is held by lane ' || r.lane
@@ -76,6 +76,54 @@ SELECT 'recipient ' || r.address || ' of message ' || m.id || ' waits at a site 
 SELECT 'domain ' || d.name || ' leads to a site that does not exist'
   FROM domain d LEFT JOIN site s ON s.seq = d.site WHERE d.site IS NOT NULL AND s.seq IS NULL;
 
+-- name: check_due
+-- No time after the year 9999 can be asked for, and no wait is longer than a year and its jitter
+-- (60000000000 ms) from when the message was still to be sent, by this clock or the engine's. What
+-- is due later would wait for ever. Where send_ms itself is no time check_send tells.
+SELECT 'recipient ' || r.address || ' of message ' || m.id || ' waits until '
+       || coalesce(date(r.due_ms / 1000, 'unixepoch'), r.due_ms || ' ms')
+       || ', later than anybody can have asked for'
+  FROM recipient r JOIN message m ON m.seq = r.message
+ WHERE r.due_ms IS NOT NULL
+   AND r.due_ms > min(253402300799000,
+                      max(m.send_ms, m.expires_ms, unixepoch() * 1000,
+                          coalesce((SELECT wall_ms FROM clock), 0)) + 60000000000)
+   AND m.send_ms <= 253402300799000;
+
+-- name: check_send
+SELECT 'message ' || m.id || ' is to be sent at ' || m.send_ms || ' ms, which is no time'
+  FROM message m WHERE m.finished_ms IS NULL AND m.send_ms > 253402300799000;
+
+-- name: check_suspended
+-- A pause ends after a year and its jitter at most.
+SELECT 'site ' || s.key || ' is left alone until '
+       || coalesce(date(s.suspended_until_ms / 1000, 'unixepoch'), s.suspended_until_ms || ' ms')
+       || ', longer than any pause'
+  FROM site s
+ WHERE s.suspended_until_ms > max(unixepoch() * 1000,
+                                  coalesce((SELECT wall_ms FROM clock), 0)) + 60000000000
+ UNION ALL
+SELECT 'domain ' || d.name || ' is not looked up until '
+       || coalesce(date(d.retry_ms / 1000, 'unixepoch'), d.retry_ms || ' ms')
+       || ', longer than any pause'
+  FROM domain d
+ WHERE d.retry_ms > max(unixepoch() * 1000,
+                        coalesce((SELECT wall_ms FROM clock), 0)) + 60000000000;
+
+-- name: check_jump
+-- Numbers of messages: what was never given out has nothing to shift. Until it ends nothing expires
+-- and nothing is purged.
+SELECT 'the jump of the clock ' || j.seq || ' concerns messages ' || (j.done + 1) || ' to ' || j.last
+       || ', and there were only ' || n.top
+  FROM clock_jump j,
+       (SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'message'), 0) AS top) n
+ WHERE j.done < j.last AND (j.last > n.top OR j.done < 0);
+
+-- name: check_jump_time
+-- For an hour after the last jump nothing is purged.
+SELECT 'the jump of the clock ' || j.seq || ' took place at ' || j.at_ms || ' ms, which is no time'
+  FROM clock_jump j WHERE j.at_ms > 253402300799000;
+
 -- name: check_sending
 SELECT 'recipient ' || r.address || ' of message ' || m.id || ' is on the wire of no session'
   FROM recipient r JOIN message m ON m.seq = r.message
@@ -105,15 +153,20 @@ SELECT 'chunk ' || (c.key & 4095) || ' of the content of message '
        || ' does not fit its digest'
   FROM content c WHERE c.digest <> digest_of(c.data);
 
+-- name: seals
+-- Messages, what their digests cover, and the digests of their chunks; a condition over m may follow.
+SELECT m.digest, m.require_tls, m.on_doubt, m.id, m.sender, m.message_id, m.size, m.chunks,
+       m.eightbit, m.smtputf8,
+       (SELECT group_concat(hex(c.digest), '' ORDER BY c.key) FROM content c
+         WHERE c.key BETWEEN iif(m.content < 0, m.content, m.seq) * 4096
+                         AND iif(m.content < 0, m.content, m.seq) * 4096 + 4095) AS digests
+  FROM message m
+
 -- name: check_seal
--- Of content that lacks a chunk check_content tells.
+-- Of ``seals``. Of content that lacks a chunk check_content tells.
 SELECT 'message ' || id || ' or its content does not fit its digest: it would not be sent'
-  FROM (SELECT m.*, (SELECT group_concat(hex(c.digest), '' ORDER BY c.key) FROM content c
-                      WHERE c.key BETWEEN coalesce(m.content, m.seq) * 4096
-                                      AND coalesce(m.content, m.seq) * 4096 + 4095) AS digests
-          FROM message m
-         WHERE m.digest IS NOT NULL AND m.purged_ms IS NULL)
- WHERE length(digests) = 32 * chunks
+  FROM seals
+ WHERE digest IS NOT NULL AND length(digests) = 32 * chunks
    AND NOT sealed(digest, require_tls, on_doubt, id, sender, message_id, size, chunks, eightbit,
                   smtputf8, digests);
 
@@ -124,20 +177,21 @@ SELECT 'message ' || m.id || ' was purged and '
  WHERE m.purged_ms IS NOT NULL
    AND (m.finished_ms IS NULL
         OR EXISTS (SELECT 1 FROM content c
-                    WHERE c.key BETWEEN coalesce(m.content, m.seq) * 4096
-                                    AND coalesce(m.content, m.seq) * 4096 + 4095));
+                    WHERE c.key BETWEEN iif(m.content < 0, m.content, m.seq) * 4096
+                                    AND iif(m.content < 0, m.content, m.seq) * 4096 + 4095));
 
 -- name: check_content_owner
 SELECT 'content ' || c.id || ' belongs to no message and is not staged'
   FROM (SELECT DISTINCT key >> 12 AS id FROM content) c
  WHERE CASE WHEN c.id > 0
-            THEN NOT EXISTS (SELECT 1 FROM message m WHERE m.seq = c.id AND m.content IS NULL)
+            THEN NOT EXISTS (SELECT 1 FROM message m
+                              WHERE m.seq = c.id AND coalesce(m.content, 0) >= 0)
             ELSE c.id NOT IN (SELECT content FROM message WHERE content IS NOT NULL)
                  AND NOT EXISTS (SELECT 1 FROM staged s WHERE s.seq = -c.id) END;
 
 -- name: check_staged
--- What is staged is deleted after a day.
-SELECT 'content of message ' || m.id || ' is still marked as staged: it would be deleted'
+-- The mark goes after a day, what a message names stays (stale_staged).
+SELECT 'content of message ' || m.id || ' is still marked as staged'
   FROM message m JOIN staged s ON s.seq = -m.content;
 
 -- name: check_attempt_owner

@@ -49,9 +49,10 @@ SELECT m.id, r.address, r.status, r.reason, r.attempts, r.next_attempt_ms, r.las
  ORDER BY r.seq;
 
 -- name: content_of
-SELECT coalesce(content, seq), chunks, purged_ms, id, sender, message_id, size, eightbit, smtputf8,
-       require_tls, on_doubt, digest
+SELECT iif(content < 0, content, seq), purged_ms, digest, require_tls, on_doubt, id, sender,
+       message_id, size, chunks, eightbit, smtputf8
   FROM message WHERE id = :id;
 
 -- name: content_chunks
-SELECT data, digest FROM content WHERE key BETWEEN :first AND :last ORDER BY key;
+SELECT data, digest FROM content
+ WHERE key BETWEEN :content * 4096 AND :content * 4096 + 4095 ORDER BY key;

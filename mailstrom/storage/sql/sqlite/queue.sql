@@ -121,8 +121,8 @@ UPDATE recipient SET state = 'claimed', lane = :lane, due_ms = NULL
 
 -- name: claimed_rows
 SELECT r.seq, r.message, m.id, r.address, r.domain, r.checksum, m.sender, m.size,
-       coalesce(m.content, m.seq), m.chunks, m.stream, m.priority, m.created_ms, m.expires_ms,
-       r.attempts, r.deferrals, m.on_doubt, m.require_tls, m.eightbit, m.smtputf8,
+       iif(m.content < 0, m.content, m.seq), m.chunks, m.stream, m.priority, m.created_ms,
+       m.expires_ms, r.attempts, r.deferrals, m.on_doubt, m.require_tls, m.eightbit, m.smtputf8,
        m.message_id, m.digest
   FROM recipient r JOIN message m ON m.seq = r.message
  WHERE r.seq IN (SELECT value FROM json_each(:recipients)) AND r.lane = :lane;
@@ -130,10 +130,10 @@ SELECT r.seq, r.message, m.id, r.address, r.domain, r.checksum, m.sender, m.size
 -- name: damaged_rows
 -- claimed_rows where a text is none: all texts as bytes.
 SELECT r.seq, r.message, CAST(m.id AS BLOB), CAST(r.address AS BLOB), CAST(r.domain AS BLOB),
-       r.checksum, CAST(m.sender AS BLOB), m.size, coalesce(m.content, m.seq), m.chunks,
-       CAST(m.stream AS BLOB), m.priority, m.created_ms, m.expires_ms, r.attempts, r.deferrals,
-       CAST(m.on_doubt AS BLOB), m.require_tls, m.eightbit, m.smtputf8, CAST(m.message_id AS BLOB),
-       m.digest
+       r.checksum, CAST(m.sender AS BLOB), m.size,
+       iif(m.content < 0, m.content, m.seq), m.chunks, CAST(m.stream AS BLOB), m.priority,
+       m.created_ms, m.expires_ms, r.attempts, r.deferrals, CAST(m.on_doubt AS BLOB), m.require_tls,
+       m.eightbit, m.smtputf8, CAST(m.message_id AS BLOB), m.digest
   FROM recipient r JOIN message m ON m.seq = r.message
  WHERE r.seq IN (SELECT value FROM json_each(:recipients)) AND r.lane = :lane;
 

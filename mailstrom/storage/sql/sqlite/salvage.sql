@@ -19,6 +19,13 @@ SELECT seq, message, address, domain, checksum, priority, state, reason, site, g
 SELECT key, page, image, cell FROM found.content
  WHERE key BETWEEN :first AND :last ORDER BY key, image;
 
+-- name: found_unnamed
+-- Staged content that no row names, of so many chunks.
+SELECT key >> 12 AS id FROM found.content
+ WHERE key BETWEEN -4503599627370496 AND -1
+   AND key >> 12 NOT IN (SELECT content FROM found.message WHERE content IS NOT NULL)
+ GROUP BY id HAVING count(DISTINCT key) = :chunks LIMIT 20;
+
 -- name: found_attempts
 SELECT seq, recipient, session, worker, started_ms, ended_ms, stage, host, address, reply_code,
        enhanced_code, reply_text, verdict, reason, in_doubt, late

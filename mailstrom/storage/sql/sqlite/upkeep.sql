@@ -149,6 +149,9 @@ SELECT 1, :wall_ms, :monotonic_ms, :boot, coalesce(max(seq), 0) FROM message WHE
                                     monotonic_ms = excluded.monotonic_ms, boot = excluded.boot,
                                     last = excluded.last;
 
+-- name: newest_number
+SELECT coalesce(max(seq), 0) FROM message;
+
 -- name: newest_created
 SELECT created_ms FROM message ORDER BY seq DESC LIMIT 1;
 
@@ -239,12 +242,36 @@ RETURNING seq;
 UPDATE clock_jump SET done = :until WHERE seq = :seq;
 
 -- name: purge_bodies
-SELECT seq, coalesce(content, seq), chunks FROM message
+SELECT seq, content, chunks FROM message
  WHERE finished_ms <= :before_ms AND finished_ms IS NOT NULL AND purged_ms IS NULL
  ORDER BY finished_ms LIMIT :most;
 
 -- name: delete_content
-DELETE FROM content WHERE key BETWEEN :first AND :last;
+DELETE FROM content WHERE key BETWEEN :content * 4096 AND :content * 4096 + 4095;
+
+-- name: set_content
+UPDATE message SET content = :content WHERE seq = :message;
+
+-- name: purges_staged
+-- As purge_bodies.
+SELECT 1 FROM (SELECT content FROM message
+                WHERE finished_ms <= :before_ms AND finished_ms IS NOT NULL AND purged_ms IS NULL
+                ORDER BY finished_ms LIMIT :most)
+ WHERE content < 0 LIMIT 1;
+
+-- name: contents_shared
+SELECT content FROM message WHERE content < 0 GROUP BY content HAVING count(*) > 1;
+
+-- name: is_staged
+SELECT 1 FROM staged WHERE seq = -:content;
+
+-- name: orphaned_content
+-- Staged content that no message names, and that nobody can still mean to make a message of. Looked
+-- for in a damaged spool only.
+SELECT c.id FROM (SELECT DISTINCT key >> 12 AS id FROM content WHERE key < 0) c
+ WHERE c.id NOT IN (SELECT content FROM message WHERE content IS NOT NULL)
+   AND NOT EXISTS (SELECT 1 FROM staged s WHERE s.seq = -c.id)
+ LIMIT 100;
 
 -- name: mark_purged
 UPDATE message SET purged_ms = :now_ms WHERE seq = :seq;
@@ -317,7 +344,9 @@ DELETE FROM site
    AND coalesce((SELECT m.created_ms FROM message m ORDER BY m.seq LIMIT 1) > used_ms, 1);
 
 -- name: stale_staged
-SELECT seq FROM staged WHERE created_ms <= :before_ms LIMIT 10;
+-- Rare: a client died while it staged. The second column: a message names it all the same.
+SELECT seq, -seq IN (SELECT content FROM message WHERE content IS NOT NULL)
+  FROM staged WHERE created_ms <= :before_ms LIMIT 10;
 
 -- name: delete_staged
 DELETE FROM staged WHERE seq = :seq;

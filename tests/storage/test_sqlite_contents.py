@@ -1,0 +1,228 @@
+"""Whose content is purged: never another message's, whatever a damaged row says; and what stays."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mailstrom.errors import SpoolCorrupt
+from mailstrom.storage.base import Retention
+from mailstrom.storage.client import CHUNK_BYTES
+from mailstrom.storage.sqlite.salvage import salvage
+from mailstrom.storage.sqlite.sql import STATEMENTS
+from tests.storage.files import SQLiteStores
+from tests.storage.spool import BODY, DAY, T0, Spool
+
+LONG = BODY + b"x" * (2 * CHUNK_BYTES)
+KEEP = Retention(bodies_ms=DAY, attempts_ms=30 * DAY, events_ms=30 * DAY)
+
+
+@pytest.fixture
+def stores(tmp_path: Path) -> Iterator[SQLiteStores]:
+    found = SQLiteStores(tmp_path / "spool.db")
+    with found.opened:
+        yield found
+
+
+@pytest.fixture
+def spool(stores: SQLiteStores) -> Spool:
+    return Spool(stores)
+
+
+def ended(spool: Spool, content: bytes) -> str:
+    """A message that is over, and whose body a purge deletes."""
+    id, lane, (row,) = spool.sending("a@example.org", content=content)
+    assert spool.settle(lane, row, "failed", now=T0)
+    spool.engine.release(lane.token, T0)
+    return id
+
+
+def damage(stores: SQLiteStores, id: str, number: str) -> None:
+    """Another number where the message's content is said to lie."""
+    assert stores.tamper(f"UPDATE message SET content = {number} WHERE id = ?", id) == 1
+
+
+def purge(spool: Spool) -> None:
+    while spool.engine.purge(KEEP, 10, T0 + 2 * DAY):
+        pass
+
+
+def pieces(stores: SQLiteStores) -> int:
+    found = stores.client().query("SELECT count(*) FROM content", (), 10)[0][0]
+    assert isinstance(found, int)
+    return found
+
+
+NUMBERS = {
+    "another's, staged": "(SELECT content FROM message WHERE id = 'long')",
+    "another's own": "(SELECT seq FROM message WHERE id = 'short')",
+    "being staged": "-77",
+    "nobody's": "-99",
+    "lost": "NULL",
+    "beyond all numbers": "-(1 << 60)",
+    "beyond all numbers the other way": "(1 << 60)",
+}
+
+
+@pytest.mark.parametrize("number", NUMBERS.values(), ids=NUMBERS.keys())
+@pytest.mark.parametrize("content", [BODY, LONG], ids=["short", "long"])
+def test_a_damaged_number_costs_nobody_elses_content_and_leaves_nothing(
+    spool: Spool, stores: SQLiteStores, content: bytes, number: str
+) -> None:
+    bad = ended(spool, content)
+    spool.send("b@example.net", id="long", content=LONG)
+    spool.send("c@example.net", id="short", content=BODY)
+    stores.tamper("INSERT INTO staged (seq, created_ms) VALUES (77, ?)", T0 + 2 * DAY)
+    stores.tamper("INSERT INTO content SELECT -77 * 4096, data, digest FROM content LIMIT 1")
+    damage(stores, bad, number)
+    purge(spool)
+    assert spool.client.content(bad) is None
+    assert (spool.client.content("long"), spool.client.content("short")) == (LONG, BODY)
+    assert pieces(stores) == 3 + 1 + 1, "long, short, and what a client stages now"
+    stores.tamper("DELETE FROM sqlite_sequence WHERE name = 'staged'")
+    stores.tamper("INSERT INTO sqlite_sequence VALUES ('staged', 77)")
+    spool.sound()
+
+
+def test_content_that_no_longer_fits_goes_with_its_message(
+    spool: Spool, stores: SQLiteStores
+) -> None:
+    for sql in (
+        "DELETE FROM content WHERE key & 4095 = 1",
+        "UPDATE content SET digest = zeroblob(16)",
+        "UPDATE message SET message_id = 'other'",
+        "UPDATE message SET digest = NULL",
+    ):
+        ended(spool, LONG)
+        assert stores.tamper(sql) > 0
+        purge(spool)
+        assert pieces(stores) == 0, sql
+        spool.sound()
+
+
+def test_what_cannot_be_proved_stays_is_told_and_a_salvage_leaves_it_out(
+    spool: Spool, stores: SQLiteStores, tmp_path: Path
+) -> None:
+    bad = ended(spool, LONG)
+    spool.send("b@example.net", id="long", content=LONG)
+    stores.tamper("UPDATE message SET digest = NULL")  # as an older client stored them
+    damage(stores, bad, NUMBERS["another's, staged"])
+    purge(spool)
+    assert spool.client.content("long") == LONG
+    (told,) = spool.client.check()
+    assert "belongs to no message and is not staged: it takes room and nothing else" in told
+    assert f"store salvage {stores.path} NEW" in told
+    stores.opened.close()
+    target = str(tmp_path / "new.db")
+    assert salvage(stores.path, target, T0 + 2 * DAY).damaged == []
+    with SQLiteStores(Path(target)).opened:
+        again = SQLiteStores(Path(target))
+        assert again.client().check() == []
+        assert again.client().content("long") == LONG
+        again.opened.close()
+
+
+def test_a_purge_of_sound_mail_asks_about_nobody_else(
+    spool: Spool, stores: SQLiteStores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seldom = ("contents_shared", "orphaned_content", "seals", "set_content")
+    for content, asked in ((BODY, 0), (LONG, 1)):
+        ended(spool, content)
+        with monkeypatch.context() as patch:
+            for name in seldom[asked:]:
+                patch.setitem(STATEMENTS, name, "no SQL at all")
+            purge(spool)
+        assert pieces(stores) == 0
+
+
+def test_of_two_that_name_the_same_content_neither_takes_it_from_the_other(
+    spool: Spool, stores: SQLiteStores
+) -> None:
+    """Their bytes are the same, so that no digest tells them apart."""
+    first, second = ended(spool, LONG), ended(spool, LONG)
+    damage(stores, first, f"(SELECT content FROM message WHERE id = '{second}')")
+    later = "UPDATE message SET finished_ms = ? WHERE id = ?"
+    assert stores.tamper(later, T0 + DAY + 1, second) == 1
+    purge(spool)
+    assert spool.client.content(second) == LONG
+    assert pieces(stores) == 3
+    spool.sound()
+    while spool.engine.purge(KEEP, 10, T0 + 3 * DAY):
+        pass
+    assert pieces(stores) == 0, "also where the look is old: its own bytes prove themselves"
+    spool.sound()
+
+
+def test_an_old_mark_of_staging_costs_no_message_its_content(
+    spool: Spool, stores: SQLiteStores
+) -> None:
+    spool.send("b@example.net", id="long", content=LONG)
+    assert stores.tamper("INSERT INTO staged SELECT -content, 1 FROM message") == 1
+    assert any("still marked as staged: an engine takes" in text for text in spool.client.check())
+    purge(spool)
+    assert spool.client.content("long") == LONG
+    spool.sound()
+
+
+@pytest.mark.parametrize("number", ["-(1 << 60)", "-99"])
+def test_a_number_of_nothing_is_damage_to_every_reader(
+    spool: Spool, stores: SQLiteStores, number: str
+) -> None:
+    id = spool.send("b@example.org")
+    damage(stores, id, number)
+    with pytest.raises(SpoolCorrupt, match=id):
+        spool.client.content(id)
+    spool.route()
+    (row,) = spool.claim(spool.lane())
+    assert row.damaged
+
+
+def test_a_positive_number_means_the_messages_own(spool: Spool, stores: SQLiteStores) -> None:
+    other = spool.send("a@example.org", content=BODY + b"other\r\n")
+    id = spool.send("b@example.org")
+    damage(stores, id, f"(SELECT seq FROM message WHERE id = '{other}')")
+    assert spool.client.content(id) == BODY
+    spool.route()
+    rows = {row.message_id: row.body for row in spool.claim(spool.lane())}
+    assert rows[id] == BODY
+    spool.sound()
+
+
+@pytest.mark.parametrize("number", ["NULL", "-2", "-7", "(1 << 60)"])
+def test_a_salvage_finds_staged_content_whose_number_was_lost_by_its_messages_digest(
+    spool: Spool, stores: SQLiteStores, tmp_path: Path, number: str
+) -> None:
+    spool.send("a@example.org", id="first", content=LONG)
+    spool.send("b@example.org", id="second", content=LONG[:-1])
+    damage(stores, "first", number)
+    stores.opened.close()
+    target = SQLiteStores(tmp_path / "new.db")
+    done = salvage(stores.path, target.path, T0)
+    assert (done.whole, done.damaged) == (2, [])
+    with target.opened:
+        client = target.client()
+        assert (client.content("first"), client.content("second")) == (LONG, LONG[:-1])
+        assert client.check() == []
+
+
+@pytest.mark.parametrize("number", ["-7", "7", "-(1 << 60)", "(1 << 60)"])
+@pytest.mark.parametrize("sealed", [True, False])
+def test_a_salvage_finds_content_under_its_messages_own_number(
+    spool: Spool, stores: SQLiteStores, tmp_path: Path, number: str, sealed: bool
+) -> None:
+    id = spool.send("b@example.org", content=os.urandom(9_000))
+    before = spool.client.content(id)
+    if not sealed:
+        stores.tamper("UPDATE message SET digest = NULL")
+    damage(stores, id, number)
+    stores.opened.close()
+    target = SQLiteStores(tmp_path / "new.db")
+    done = salvage(stores.path, target.path, T0)
+    assert (done.whole, done.damaged) == (1, [])
+    with target.opened:
+        client = target.client()
+        assert client.content(id) == before
+        assert client.check() == []

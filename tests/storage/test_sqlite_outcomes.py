@@ -1,0 +1,200 @@
+"""What is said of a commit that failed, by every verb that writes: denied only once it cannot come.
+
+An I/O error may come after the commit's last frame, as where the log's index cannot grow: whoever
+recovers the log after a crash would find the commit whole. (``enqueue``: test_sqlite_repair.)
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import apsw
+import pytest
+
+from mailstrom.errors import OutcomeUnknown, SpoolBusy, SpoolError, SpoolFull
+from mailstrom.storage.client import Target
+from mailstrom.storage.sqlite import changes, copies, outcomes
+from mailstrom.storage.sqlite import connection as connections
+from mailstrom.storage.sqlite.client import SQLiteClientStore
+from mailstrom.storage.sqlite.sql import STATEMENTS
+from mailstrom.storage.sqlite.worker import SQLiteWorkerStore
+from mailstrom.types import Change
+from tests.storage.spool import T0, change, submission
+
+_PLACE = STATEMENTS["meta_set"]
+_IO, _FULL = apsw.IOError("disk I/O error"), apsw.FullError("database or disk is full")
+_BUSY = apsw.BusyError("database is locked")
+ID = "the-one"
+_STATE = (
+    "SELECT (SELECT state FROM recipient WHERE address = 'a@example.org'),"
+    " (SELECT value FROM meta WHERE key = 'recent_event'),"
+    " (SELECT count(*) FROM meta WHERE key = 'copied_ms'),"
+    " (SELECT count(*) FROM meta WHERE key = 'commit_failed')"
+)
+VERBS: dict[str, Callable[[SQLiteClientStore], object]] = {
+    "change": lambda client: change(client, "cancel", [ID], None, T0),
+    "recent": lambda client: client.recent(10),
+    "adopt": lambda client: client.adopt(T0),
+}
+
+
+class Failing:
+    """A connection of which some statements fail, before they take place."""
+
+    def __init__(self, real: Any, errors: dict[str, Callable[[], Exception]]) -> None:
+        self._real, self._errors = real, errors
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._real, name)
+
+    def execute(self, sql: str, *args: Any) -> object:
+        if sql in self._errors:
+            raise self._errors[sql]()
+        return self._real.execute(sql, *args)
+
+
+def state(path: str) -> list[Any]:
+    """What the verbs would change, and whether a failed commit's place was taken."""
+    connection = apsw.Connection(path)
+    try:
+        return list(connection.execute(_STATE).fetchall()[0])
+    finally:
+        connection.close()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    return str(tmp_path / "spool.db")
+
+
+@pytest.fixture
+def client(path: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[SQLiteClientStore]:
+    """Of a copy on a full disk, with a message that waits and one that is over, told to nobody."""
+    store = SQLiteClientStore(path)
+    store.enqueue([submission("a@example.org", id=ID), submission(id="over")], T0)
+    change(store, "cancel", ["over"], None, T0)
+    copies.mark(store._write_connection(), path, T0)
+    monkeypatch.setattr(connections, "has_room", lambda path: False)
+    yield store
+    store.close()
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize(
+    ("errors", "said", "taken"),
+    [
+        ({"COMMIT": _IO}, SpoolFull, 1),
+        ({"COMMIT": _IO, _PLACE: _FULL}, OutcomeUnknown, 0),
+        ({"COMMIT": _IO, _PLACE: _IO}, OutcomeUnknown, 0),
+        ({"COMMIT": _FULL, _PLACE: _FULL}, SpoolFull, 0),
+        ({"COMMIT": _FULL}, SpoolFull, 1),
+        ({"COMMIT": _BUSY}, SpoolBusy, 0),
+        ({"BEGIN IMMEDIATE": _IO}, SpoolFull, 0),
+    ],
+)
+def test_a_failed_commit_is_denied_only_once_its_place_is_taken(
+    path: str,
+    client: SQLiteClientStore,
+    monkeypatch: pytest.MonkeyPatch,
+    verb: str,
+    errors: dict[str, Exception],
+    said: type[SpoolError],
+    taken: int,
+) -> None:
+    real, before = client._write_connection, state(path)
+    failing = {sql: (lambda error=error: error) for sql, error in errors.items()}
+    with monkeypatch.context() as patch:
+        patch.setattr(client, "_write_connection", lambda: Failing(real(), failing))
+        with pytest.raises(said) as caught:
+            VERBS[verb](client)
+    assert type(caught.value) is said
+    if isinstance(caught.value, OutcomeUnknown):
+        assert caught.value.key == (ID if verb == "change" else "")
+    assert state(path) == [*before[:3], taken]
+    VERBS[verb](client)
+    assert state(path)[:3] != before[:3], "and it works again"
+
+
+@pytest.mark.parametrize("seen_to", [True, False])
+def test_a_change_that_was_denied_does_not_come_back_with_the_log(
+    path: str,
+    tmp_path: Path,
+    client: SQLiteClientStore,
+    monkeypatch: pytest.MonkeyPatch,
+    seen_to: bool,
+) -> None:
+    """Its frames lie whole in the log, whose index could not grow; then the machine crashes."""
+
+    def copied(name: str) -> str:
+        (tmp_path / name).mkdir()
+        for end in ("", "-wal"):
+            shutil.copy(f"{path}{end}", tmp_path / name / f"spool.db{end}")
+        return str(tmp_path / name / "spool.db")
+
+    twin = copied("twin")
+    connection = connections.connect(twin)
+    connection.execute("BEGIN IMMEDIATE").fetchall()
+    assert changes.change(connection, Change.CANCEL, [Target(ID)], T0, None) == 1
+    connection.execute("COMMIT").fetchall()
+    known, log = Path(f"{path}-wal").read_bytes(), Path(f"{twin}-wal").read_bytes()
+    connection.close()
+    assert log.startswith(known), "the same log, with one commit more"
+
+    def written() -> Exception:
+        real().execute("ROLLBACK")
+        with open(f"{path}-wal", "r+b") as stream:
+            stream.seek(len(known))
+            stream.write(log[len(known) :])
+        return apsw.IOError("disk I/O error")
+
+    real = client._write_connection
+    with monkeypatch.context() as patch:
+        patch.setattr(client, "_write_connection", lambda: Failing(real(), {"COMMIT": written}))
+        if not seen_to:
+            patch.setattr(outcomes, "may_come_back", lambda error: False)
+        with pytest.raises(SpoolFull):
+            change(client, "cancel", [ID], None, T0)
+    assert state(path)[0] == "queued"
+    found = state(copied("image"))
+    assert (found[0], found[3]) == (("queued", 1) if seen_to else ("cancelled", 0))
+
+
+def test_a_sync_that_was_not_even_tried_stops_all_until_the_repair(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = os.fspath(tmp_path / "spool.db")
+    synced: list[int] = []
+    with (
+        closing(SQLiteClientStore(path, sync=synced.append)) as client,
+        closing(SQLiteClientStore(path, sync=synced.append)) as other,
+        closing(SQLiteWorkerStore(path, sync=synced.append)) as engine,
+    ):
+        client.enqueue([submission()], T0)
+        real, looks = os.stat, []
+
+        def stat(name: Any, *args: Any, **kwargs: Any) -> os.stat_result:
+            if str(name).endswith("-shm"):
+                looks.append(name)
+                if len(looks) == 2:  # behind the commit; the first is ahead of it
+                    raise OSError(errno.EIO, os.strerror(errno.EIO), name)
+            return real(name, *args, **kwargs)
+
+        monkeypatch.setattr(os, "stat", stat)
+        count = len(synced)
+        with pytest.raises(OutcomeUnknown) as unknown:
+            client.enqueue([submission()], T0)
+        monkeypatch.undo()
+        assert len(synced) == count
+        for one in (client, other):
+            with pytest.raises(SpoolError, match="being repaired"):
+                one.enqueue([submission()], T0)
+        assert engine.repair()
+        assert len(synced) > count
+        assert str(other.statuses([unknown.value.key])[unknown.value.key].status) == "queued"
+        other.enqueue([submission()], T0)
