@@ -17,7 +17,7 @@ from mailstrom.testing.script import Per, Rule, Script
 from tests.scenarios.conftest import sound
 from tests.support.checker import content_digest
 from tests.support.engine import DEADLINE_S, Engine, mail
-from tests.support.network import Network, dots
+from tests.support.network import HELD_S, Network, dots
 from tests.support.sockets import eventually
 
 Build = Callable[[str], EmailMessage | bytes]
@@ -238,12 +238,14 @@ def test_a_dead_site_is_one_row_and_no_recipient_is_charged(
 def test_mail_for_later_waits_until_then(engine: Engine, network: Network) -> None:
     domain, (host,) = network.site(Script())
     id = engine.send(f"a@{domain}", send_at=timedelta(seconds=1.5))
-    assert str(engine.ms.status(id).status) == "queued"
 
     status = engine.final(id)
 
     assert status.succeeded
+    assert status.send_at - status.created_at == timedelta(seconds=1.5)
     assert host.dots[0].at >= status.send_at.timestamp()
+    (attempt,) = engine.attempts(id)
+    assert attempt.started_ms >= status.send_at.timestamp() * 1000
 
 
 def test_what_is_too_old_fails_wherever_it_waits(engine: Engine, network: Network) -> None:
@@ -252,9 +254,13 @@ def test_what_is_too_old_fails_wherever_it_waits(engine: Engine, network: Networ
     unknown, dead = network.new_domain(), network.new_domain()
     network.zone(unknown, "SERVFAIL")
     network.route(dead, [network.nobody()])
-    soon = timedelta(seconds=2.5)
+    ids = [engine.send(f"a@{where}") for where in (deferring, unknown, dead)]
+    for id, seen in zip(
+        ids, ("attempts >= 2", "reason = 'dns'", "reason = 'connect'"), strict=True
+    ):
+        engine.until(f"SELECT 1 FROM recipients WHERE message_id = ? AND {seen}", id)
 
-    ids = [engine.send(f"a@{where}", expires_at=soon) for where in (deferring, unknown, dead)]
+    engine.expire_soon(*ids)
     found = [engine.final(id) for id in ids]
 
     for status in found:
@@ -274,11 +280,15 @@ def test_what_is_too_old_fails_wherever_it_waits(engine: Engine, network: Networ
 
 
 def test_cancelled_before_it_is_sent(engine: Engine, network: Network) -> None:
-    domain, (host,) = network.site(Script())
-    id = engine.send(f"a@{domain}", f"b@{domain}", send_at=timedelta(seconds=1.5))
+    domain = network.new_domain()
+    network.zone(domain, "SERVFAIL")
+    id = engine.send(f"a@{domain}", f"b@{domain}")
+    engine.until("SELECT 1 FROM recipients WHERE message_id = ? AND reason = 'dns'", id, count=2)
 
     assert engine.ms.cancel(id, recipient=f"a@{domain}") == 1
 
+    _, (host,) = network.site(Script(), domain=domain)
+    engine.age_route(domain)
     status = engine.final(id)
     assert {name: (str(r.status), r.reason) for name, r in status.recipients.items()} == {
         f"a@{domain}": ("cancelled", "user"),
@@ -289,13 +299,14 @@ def test_cancelled_before_it_is_sent(engine: Engine, network: Network) -> None:
 
 
 def test_what_is_on_the_wire_cannot_be_cancelled(engine: Engine, network: Network) -> None:
-    domain, (host,) = network.site(Script(rules=(Rule(stage="dot", delay=1.0),)))
+    domain, (host,) = network.site(Script(rules=(Rule(stage="dot", delay=HELD_S),)))
     id = engine.send(f"a@{domain}")
     eventually(lambda: host.dots, DEADLINE_S, what="the dot")
 
     assert str(engine.ms.status(id).status) == "sending"
     assert engine.ms.cancel(id) == 0
 
+    network.pass_time()
     assert engine.final(id).succeeded
     assert len(host.dots) == 1
 

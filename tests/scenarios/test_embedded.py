@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,11 @@ def test_stop_finishes_what_is_on_the_wire_and_gives_back_the_rest(
     ms.start(config=tables(network, sites={"connections": 1}))
     eventually(lambda: host.dots, DEADLINE_S, what="the first dot")
 
-    assert ms.stop()
+    with ThreadPoolExecutor(1) as threads:
+        stopped = threads.submit(ms.stop)
+        eventually(lambda: state_of(ms) == "draining", DEADLINE_S, what="the drain")
+        network.pass_time()
+        assert stopped.result()
 
     words = Counter(str(status.status) for status in ms.statuses(ids).values())
     assert words == {"delivered": 1, "queued": 9}
@@ -116,12 +121,14 @@ def test_cut_off_what_was_on_the_wire_is_in_doubt_and_nothing_else(
 def test_starts_and_ends_leave_no_descriptor_thread_or_lock_behind(
     network: Network, ms: Mailstrom
 ) -> None:
-    domain, _ = network.site(None)
+    domain, (host,) = network.site(None)
 
     def once() -> None:
         ms.start(config=tables(network))
         assert ms.wait(ms.send(mail(f"a@{domain}")), DEADLINE_S).succeeded
         assert ms.stop()
+        # the host's end of the connection is held by this process as well
+        eventually(lambda: not host.open, DEADLINE_S, what="the connection's end")
 
     once()
     before = kept()

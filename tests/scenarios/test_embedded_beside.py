@@ -18,7 +18,7 @@ from mailstrom_workers import delivery
 from tests.scenarios.conftest import MakeEngine
 from tests.support.embedded import application, tables
 from tests.support.engine import DEADLINE_S, alive, mail
-from tests.support.network import Network
+from tests.support.network import HELD_S, Network
 from tests.support.sockets import eventually
 
 # The janitor's role
@@ -60,13 +60,14 @@ def test_the_role_is_taken_when_a_living_supervisor_leaves_it_free_for_long(
 ) -> None:
     from mailstrom_workers import janitor
 
-    monkeypatch.setattr(janitor, "PATIENCE_MS", 500)
+    monkeypatch.setattr(janitor, "PATIENCE_MS", 3_600_000)
     file_ms.stats()
     supervisor = LockFile(Path(f"{tmp_path / 'spool.db'}-run") / SUPERVISOR_LOCK)
     assert supervisor.acquire()
     try:
         file_ms.start(config=tables(network))
         assert not file_ms.worker_status().janitor
+        monkeypatch.setattr(janitor, "PATIENCE_MS", 500)
         eventually(lambda: file_ms.worker_status().janitor, DEADLINE_S, what="the role")
         other = LockFile(supervisor.path.with_name("janitor.lock"))
         eventually(other.acquire, DEADLINE_S, what="the role left to the supervisor's janitor")
@@ -108,11 +109,15 @@ def test_both_deliver_and_the_connection_limit_holds_over_both(
     network: Network, make_engine: MakeEngine
 ) -> None:
     engine = make_engine(workers=1, settings={"sites": {"connections": 4}}).start()
-    domain, (host,) = network.site(Script(rules=(Rule(stage="dot", delay=0.02),)))
+    # One is taken at once, since a site that nobody knows gets one connection; four are held back.
+    held = Rule(stage="dot", delay=HELD_S, first=2, last=5)
+    domain, (host,) = network.site(Script(rules=(held,)))
     engine.ms.start(config=tables(network, sites={"connections": 4}))
     names = [f"u{number:03}@{domain}" for number in range(200)]
 
     ids = engine.ms.send_many(mail(name) for name in names)
+    eventually(lambda: len(host.dots) == 5, DEADLINE_S, what="four dots at once")
+    network.pass_time()
 
     assert all(engine.final(id).succeeded for id in ids)
     assert Counter(a for dot in host.dots for a in dot.recipients) == dict.fromkeys(names, 1)

@@ -86,6 +86,7 @@ def test_a_script_that_ends_without_a_word_finishes_what_is_on_the_wire(
             eventually(lambda: host.dots, DEADLINE_S, what="the dot")
             assert process.stdin is not None
             process.stdin.close()
+            network.pass_time()
             assert process.wait(DEADLINE_S) == 0
         with application(store, tables(network), "--leave") as process:
             assert process.wait(DEADLINE_S) == 0

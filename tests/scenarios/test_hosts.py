@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 
 import pytest
 
-from mailstrom.testing.script import Act, Rule, Script
+from mailstrom.testing.script import Act, Director, Rule, Script
 from tests.scenarios.conftest import MakeEngine
 from tests.support.engine import DEADLINE_S, mail
-from tests.support.network import Network, dots
+from tests.support.network import HELD_S, Network, dots
 from tests.support.sockets import eventually, loopback_addresses
 
 
@@ -133,8 +134,10 @@ def test_a_host_that_limits_connections_is_not_hammered(
 def test_a_lower_limit_of_connections_holds_after_a_reload(
     make_engine: MakeEngine, network: Network
 ) -> None:
-    rules = (Rule(stage="rcpt", act=Act.REPLY, delay=0.05, recipient="*"),)
-    domain, (host,) = network.site(Script(rules=rules))
+    # One is taken at once, since a site that nobody knows gets one connection; then each of the
+    # eight is held back, again and again, until the lower limit holds.
+    held = Rule(stage="rcpt", act=Act.REPLY, delay=HELD_S, recipient="*", first=2)
+    domain, (host,) = network.site(Script(rules=(held,)))
     engine = make_engine(settings={"sites": {"connections": 8}})
     ids = [engine.ms.send(mail(f"u{n}@{domain}")) for n in range(400)]
     engine.start()
@@ -142,8 +145,16 @@ def test_a_lower_limit_of_connections_holds_after_a_reload(
 
     engine.configure({"sites": {"connections": 2}})
     engine.signal(signal.SIGHUP)
-    eventually(lambda: host.open <= 2, DEADLINE_S, what="two connections")
+    engine.until("SELECT 1 FROM destinations WHERE lanes_limit = 2")
+
+    def answered(done: Callable[[], bool]) -> bool:
+        network.pass_time()
+        return done()
+
+    eventually(lambda: answered(lambda: host.open <= 2), DEADLINE_S, what="two connections")
     before = len(host.dots)
+    network.on_loop(lambda: setattr(host, "director", Director(Script())))
+    network.pass_time()
 
     assert all(engine.final(id).succeeded for id in ids)
     assert before < 400, "there was work left for the lower limit to bind"

@@ -10,7 +10,7 @@ import pytest
 from mailstrom.testing.script import Rule, Script
 from tests.scenarios.conftest import MakeEngine, sound
 from tests.support.engine import DEADLINE_S, Engine, mail
-from tests.support.network import Network, dots
+from tests.support.network import HELD_S, Network, dots
 from tests.support.sockets import eventually
 
 ROUTE_FAILURES = {
@@ -85,15 +85,25 @@ def test_new_hosts_are_honoured_between_two_attempts(engine: Engine, network: Ne
     assert {row.host for row in engine.attempts(id)} == {f"mx1.{domain}", f"new1.{domain}"}
 
 
+def _let_go(network: Network, engine: Engine, ids: list[str]) -> bool:
+    """Have the hosts answer what they hold back now; whether all is final."""
+    network.pass_time()
+    return all(status.completed for status in engine.ms.statuses(ids).values())
+
+
 def test_an_answer_serves_all_workers_and_outlives_them(
     network: Network, make_engine: MakeEngine
 ) -> None:
     engine = make_engine(workers=2).start()
-    domain, (host,) = network.site(Script(rules=(Rule(stage="dot", delay=0.1),)))
+    # One is taken at once, since a site that nobody knows gets one connection.
+    held = Rule(stage="dot", delay=HELD_S, first=2, last=10)
+    domain, (host,) = network.site(Script(rules=(held,)))
 
     ids = engine.ms.send_many(mail(f"u{n}@{domain}") for n in range(30))
+    sql = "SELECT DISTINCT worker FROM sessions WHERE host = ?"
+    used = engine.until(sql, f"mx1.{domain}", count=2)
+    eventually(lambda: _let_go(network, engine, ids), DEADLINE_S, what="thirty deliveries")
     assert all(engine.final(id).succeeded for id in ids)
-    used = engine.rows("SELECT DISTINCT worker FROM sessions WHERE host = ?", f"mx1.{domain}")
     assert engine.stop() == 0
     engine.start()
     assert engine.final(engine.send(f"late@{domain}")).succeeded
@@ -121,7 +131,7 @@ def test_loopback_is_no_place_for_mail_unless_configured(
 
 def test_a_slow_domain_delays_no_other(engine: Engine, network: Network) -> None:
     """Of names and of hosts: neither a silent DNS nor a silent host is waited for by others."""
-    silent, (host,) = network.site(Script(rules=(Rule(stage="greeting", delay=3.0),)))
+    silent, (host,) = network.site(Script(rules=(Rule(stage="greeting", delay=HELD_S),)))
     unknown = network.new_domain()
     network.zone(unknown, "TIMEOUT")
     well, _ = network.site(Script())
@@ -132,6 +142,7 @@ def test_a_slow_domain_delays_no_other(engine: Engine, network: Network) -> None
     assert engine.final(engine.send(f"a@{well}")).succeeded
 
     assert not engine.ms.status(slow[0]).completed
+    eventually(lambda: _let_go(network, engine, slow), DEADLINE_S, what="the slow host's mail")
     assert all(engine.final(id).succeeded for id in slow)
     assert engine.ms.cancel(lost) == 1
 
@@ -154,12 +165,13 @@ def test_what_never_reached_a_session_says_why_in_rows_and_log(
     network: Network, make_engine: MakeEngine
 ) -> None:
     """Expired at a dead site, and refused by its route: both keep the words, both are logged."""
-    settings = {"retry": {"max_age": "2s"}, "sites": {"suspend": ["30s"]}}
-    engine = make_engine(workers=1, settings=settings).start()
+    engine = make_engine(workers=1, settings={"sites": {"suspend": ["30s"]}}).start()
     dead, no_mail = network.new_domain(), network.new_domain()
     network.route(dead, [network.nobody()])
     network.zone(no_mail, {"MX": ["0 ."]})
     late, refused = engine.send(f"a@{dead}"), engine.send(f"b@{no_mail}")
+    engine.until("SELECT 1 FROM recipients WHERE message_id = ? AND reason = 'connect'", late)
+    engine.expire_soon(late)
 
     (expired,) = engine.final(late).recipients.values()
     (failed,) = engine.final(refused).recipients.values()

@@ -21,11 +21,11 @@ from mailstrom import Mailstrom
 from mailstrom.testing.script import Act, Rule, Script
 from tests.support import leash
 from tests.support.engine import DEADLINE_S, STAGES, environment
-from tests.support.network import Network
+from tests.support.network import HELD_S, Network
 
 APPLICATION = Path(__file__).parent.parent / "scenarios" / "embedded_app.py"
 SILENT_ONCE = Script(rules=(Rule(stage="dot", act=Act.SILENCE, last=1),))
-SLOW_ONCE = Script(rules=(Rule(stage="dot", delay=1.0, last=1),))
+SLOW_ONCE = Script(rules=(Rule(stage="dot", delay=HELD_S, last=1),))
 
 Tables = dict[str, Any]
 

@@ -24,6 +24,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from mailstrom import Mailstrom
+from mailstrom.clock import wall_ms
 from mailstrom.types import MessageStatus
 from tests.support import leash
 from tests.support.network import Network
@@ -324,6 +325,12 @@ class Engine:
         """Make what is known about a domain older than its TTL; nobody waits for that."""
         sql = "UPDATE domain SET expires_ms = 1, usable_ms = 1, retry_ms = 1 WHERE name = ?"
         assert self.tamper(sql, domain) == 1, f"{domain} is not in the shared cache"
+
+    def expire_soon(self, *ids: str) -> None:
+        """Move the end of these messages' time to half a second from now."""
+        for id in ids:
+            sql = "UPDATE message SET expires_ms = ? WHERE id = ?"
+            assert self.tamper(sql, wall_ms() + 500, id) == 1, f"{id} is not there"
 
     # Reports
 

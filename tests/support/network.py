@@ -6,6 +6,10 @@ and a server keeps answering while a test waits. Every mail host has an address 
 ``mx1.DOMAIN``, ``mx2.DOMAIN`` in order of preference. The zone is changed on the loop only, because
 the DNS server reads it there.
 
+Time on that loop may be let pass (``pass_time``): a host that is to keep somebody waiting gets a
+rule with a delay of ``HELD_S``, longer than any test, and answers when the test has seen what it
+waited for. No test depends on how much it gets done within a short delay.
+
 Must not know: the engine, the spool.
 """
 
@@ -30,6 +34,18 @@ from tests.support.sockets import free_port, loopback_addresses
 T = TypeVar("T")
 
 SETUP_S = 30.0
+HELD_S = 3600.0
+"""The delay of an answer that is held back until ``Network.pass_time``."""
+
+
+class _Loop(asyncio.SelectorEventLoop):
+    """A loop whose clock may be put forward; every timer that is due by then is run."""
+
+    passed_s = 0.0
+
+    def time(self) -> float:
+        """Seconds, as everywhere in asyncio."""
+        return super().time() + self.passed_s
 
 
 class Network:
@@ -47,7 +63,7 @@ class Network:
         self.servers: list[SMTPServer] = []
         self._numbers = itertools.count(1)
         self._authority: trustme.CA | None = None
-        self._loop = asyncio.new_event_loop()
+        self._loop = _Loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="network", daemon=True)
 
     def __enter__(self) -> Self:
@@ -82,6 +98,14 @@ class Network:
             return change()
 
         return self._run(step())
+
+    def pass_time(self, seconds: float = HELD_S) -> None:
+        """Let so much time pass for the servers at once: what they hold back so long goes out."""
+
+        def change() -> None:
+            self._loop.passed_s += seconds
+
+        self.on_loop(change)
 
     # Names
 

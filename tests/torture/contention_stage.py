@@ -21,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from mailstrom.storage.sqlite.wal import LIMIT_BYTES
 from mailstrom.testing.script import Script
 from mailstrom.testing.smtp import SMTPServer
 from tests.support import leash
@@ -32,7 +33,7 @@ from tests.support.witnesses import seen_by_server, spool_rows
 from tests.torture.table import Row
 
 CLIENT = Path(__file__).with_name("contention_client.py")
-CEILING = 512 << 20
+CEILING = LIMIT_BYTES + (64 << 20)
 """No case lets a -wal file grow past this."""
 LONGEST_S = 900.0
 SETTINGS: Tables = {

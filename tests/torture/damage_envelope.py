@@ -20,7 +20,7 @@ COLUMNS = ("address", "sender", "require_tls", "on_doubt", "content")
 _MESSAGE, _RECIPIENT = 22, 26
 _PLACE = {"address": 2, "sender": 2, "content": 5, "metadata": 11, "on_doubt": 12,
           "require_tls": 13}  # fmt: skip
-_NULL, _ZERO, _ONE = 0, 8, 9
+_NULL, _BYTE, _ZERO, _ONE = 0, 1, 8, 9
 _HOLD = 13 + 2 * len("hold")
 
 
@@ -42,8 +42,8 @@ def damage(path: Path, chance: random.Random, truth: Truth, column: str) -> None
             row[_header(kinds, place)] = _NULL
         elif column == "require_tls":  # what may not travel in clear may
             row[_header(kinds, place)] = _ZERO
-        else:  # the content of the first message
-            row[_header(kinds, place)] = _ONE
+        else:  # the other long message's content: -1 and -2, a byte each
+            row[row[0] + sum(map(_size, kinds[:place]))] ^= 1
         stream.seek(offset)
         stream.write(row)
 
@@ -71,7 +71,7 @@ def _places(path: Path, truth: Truth, column: str) -> Iterator[tuple[int, tuple[
                 fit = {
                     "require_tls": kind == _ONE,
                     "on_doubt": kind == _HOLD and kinds[_PLACE["metadata"]] + 8 < 128,
-                    "content": kind == _NULL and cell.number > 1,
+                    "content": kind == _BYTE,
                 }
                 if fit.get(column, True):
                     yield (page - 1) * PAGE_BYTES + image.index(cell.local), kinds

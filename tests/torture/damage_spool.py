@@ -1,9 +1,9 @@
 """A spool with a known population to be damaged, and what would go on the wire from it.
 
 ``Truth`` is what was accepted: each recipient address once, so that an address tells its message.
-``deliver`` is an engine without sockets: it claims, checks and reads through the stores as a worker
-does and notes what a server would see. Nothing of the product is replaced. Must not know: which
-fault was brought about.
+``deliver`` is an engine without sockets: it routes, claims, checks and reads through the stores as
+a worker does and notes what a server would see; the host of each domain is ``mx.DOMAIN``. Nothing
+of the product is replaced. Must not know: which fault was brought about.
 """
 
 from __future__ import annotations
@@ -18,11 +18,17 @@ from pathlib import Path
 import apsw
 
 from mailstrom.errors import SpoolError
+from mailstrom.policy.refusal import judge_route
+from mailstrom.policy.routing import SMTP_PORT, site_key
+from mailstrom.policy.verdict import Action
 from mailstrom.storage.base import (
     Attempt,
     Claimed,
     ClaimRequest,
+    DueDomain,
+    Lane,
     Open,
+    Refusal,
     RouteAnswer,
     SessionRow,
     Settlement,
@@ -32,10 +38,21 @@ from mailstrom.storage.client import CHUNK_BYTES, Submission, Target
 from mailstrom.storage.sqlite import schema
 from mailstrom.storage.sqlite.client import SQLiteClientStore
 from mailstrom.storage.sqlite.worker import SQLiteWorkerStore
-from mailstrom.types import Change, Host, Judgement, OnDoubt, Reason, Route, RouteResult, Stage
+from mailstrom.types import (
+    DELIVERABLE,
+    Change,
+    Host,
+    Judgement,
+    OnDoubt,
+    Reason,
+    Route,
+    RouteResult,
+    Stage,
+)
 
 DOMAINS = tuple(f"d{number}.test" for number in range(4))
 HOUR_MS = 3_600_000
+ROUTE_MS, LATER_MS = 50 * HOUR_MS, 60 * HOUR_MS
 ROUNDS = 40  # more than any sound run needs
 
 
@@ -108,11 +125,13 @@ def worker_at(path: Path) -> SQLiteWorkerStore:
     return SQLiteWorkerStore(str(path), sync=_no_sync)
 
 
-def populate(path: Path, chance: random.Random, messages: int, *, log: bool) -> Truth:
+def populate(path: Path, chance: random.Random, messages: int, *, log: bool, name: str) -> Truth:
     """Make the spool: some delivered, deferred, held, cancelled, on the wire, the rest waiting.
 
     Args:
         log: the second half is in the -wal; else all has reached the database file.
+        name: in every id, address and content, so that no mail of two spools is alike; a mixture
+            of both finds its way, though, since their domains are the same.
     """
     now_ms = int(time.time() * 1000)
     client, engine = client_at(path), worker_at(path)
@@ -126,22 +145,23 @@ def populate(path: Path, chance: random.Random, messages: int, *, log: bool) -> 
                 _checkpoint(path)
             long = number in (3, messages - 3)
             mail = Mail(
-                id=f"message-{number}",
-                sender=f"sender{number}@s.test",
+                id=f"message-{name}-{number}",
+                sender=f"sender{number}@{name}.test",
                 content=_content(
-                    number, CHUNK_BYTES + 5_000 if long else chance.randrange(90, 900)
+                    f"{name} {number}", CHUNK_BYTES + 5_000 if long else chance.randrange(90, 900)
                 ),
                 require_tls=number % 5 == 0,
                 hold=number % 7 == 0,
                 recipients=tuple(
-                    f"r{number}.{each}@{chance.choice(DOMAINS)}" for each in range(1 + number % 3)
+                    f"r{number}.{each}.{name}@{chance.choice(DOMAINS)}"
+                    for each in range(1 + number % 3)
                 ),
             )
             (stored,) = client.enqueue([_submission(mail, number, now_ms)], now_ms)
             assert stored == mail.id, stored
             mails[mail.id] = mail
         _turn(engine, worker, Wire(), now_ms, most=3, chance=chance, leave=True)
-        held = [f"message-{number}" for number in (1, messages - 1)]
+        held = [f"message-{name}-{number}" for number in (1, messages - 1)]
         client.change(Change.HOLD, [Target(id) for id in held], now_ms)
         rows = client.query("SELECT address, status FROM recipients", (), 10.0)
     finally:
@@ -159,9 +179,9 @@ def populate(path: Path, chance: random.Random, messages: int, *, log: bool) -> 
     return Truth(mails, owners, waiting, now_ms)
 
 
-def _content(number: int, size: int) -> bytes:
-    head = f"From: a@s.test\r\nSubject: {number}\r\n\r\n".encode()
-    line = hashlib.sha256(str(number).encode()).hexdigest().encode() + b"\r\n"
+def _content(title: str, size: int) -> bytes:
+    head = f"From: a@s.test\r\nSubject: {title}\r\n\r\n".encode()
+    line = hashlib.sha256(title.encode()).hexdigest().encode() + b"\r\n"
     return head + (line * (size // len(line) + 1))[: size - size % len(line) + len(line)]
 
 
@@ -190,8 +210,12 @@ def _register(engine: SQLiteWorkerStore, now_ms: int) -> int:
     ).seq  # fmt: skip
 
 
-def deliver(path: Path, truth: Truth) -> Wire:
-    """Open the spool as an engine does and deliver until nothing is due or a store refuses."""
+def deliver(path: Path, truth: Truth, *, later: bool = False) -> Wire:
+    """Open the spool as an engine does and deliver until nothing is due or a store refuses.
+
+    Args:
+        later: then once more when every route has expired, and every pause that an engine makes.
+    """
     wire = Wire()
     now_ms = truth.now_ms + 2 * HOUR_MS
     engine: SQLiteWorkerStore | None = None
@@ -202,9 +226,10 @@ def deliver(path: Path, truth: Truth) -> Wire:
             if row.kind == "delivery":
                 engine.lapse(row.seq, boot="boot", now_ms=now_ms)
         worker = _register(engine, now_ms)
-        for turn in range(ROUNDS):
-            if not _turn(engine, worker, wire, now_ms + turn * 1000):
-                break
+        for begin_ms in (now_ms, now_ms + LATER_MS)[: 1 + later]:
+            for turn in range(ROUNDS):
+                if not _turn(engine, worker, wire, begin_ms + turn * 1000):
+                    break
     except SpoolError as error:
         wire.refused = str(error)
     except Exception as error:
@@ -237,20 +262,16 @@ def _turn(
     """
     came = False
     for due in engine.due_domains(worker, 1000, now_ms):
-        host = Host(preference=10, name=f"mx.{due.name}")
-        route = Route(domain=due.name, result=RouteResult.MX, hosts=(host,), error=None)
-        answer = RouteAnswer(
-            route=route, site_key=host.name, provider=None, expires_ms=now_ms + 50 * HOUR_MS
-        )
+        answer = _answer(due, now_ms)
         while engine.put_route(worker, answer, now_ms):
-            pass
+            if answer.cached:
+                break  # no longer what was taken from the cache, or more than one piece: again
         came = True
     for lane in engine.lease(worker, want=20, limit=20, workers=1, now_ms=now_ms):
         claim = ClaimRequest(lane=lane.token, limit=most, max_bytes=1 << 26)
         rows = engine.exchange(Work(claims=[claim]), now_ms).claimed
         came = came or bool(rows)
         session = f"{lane.token}.{now_ms}"
-        names = [host.name for host in lane.hosts]
         work = Work(sessions=[_session(session, lane.token, lane.site, now_ms)])
         whole = [row for row in rows if not row.damaged]
         wire.damaged += [row.address for row in rows if row.damaged]
@@ -270,10 +291,9 @@ def _turn(
             if row.damaged or (row.recipient in opened and content is None):
                 work.settlements.append(_settlement(lane.token, row, session, "failed", now_ms))
             elif content is not None:
-                host_name = names[0] if names else ""
                 hold = row.on_doubt is OnDoubt.HOLD
                 wire.seen.append(
-                    Seen(row.address, row.sender, content, host_name, row.require_tls, hold)
+                    Seen(row.address, row.sender, content, _host(lane), row.require_tls, hold)
                 )
                 deferred = chance is not None and chance.random() < 0.3
                 state = "deferred" if deferred else "delivered"
@@ -281,6 +301,31 @@ def _turn(
         engine.exchange(work, now_ms)
         engine.release(lane.token, now_ms)
     return came
+
+
+def _answer(due: DueDomain, now_ms: int) -> RouteAnswer:
+    """What a router answers: the cached route where there is one, else what DNS says."""
+    found = due.cached
+    if found is None:
+        host = Host(preference=10, name=f"mx.{due.name}")
+        found = Route(domain=due.name, result=RouteResult.MX, hosts=(host,), error=None)
+    verdict = judge_route(found.result, found.error)
+    refusal = None
+    if verdict is not None and verdict.action is Action.FAIL and verdict.reason is not None:
+        refusal = Refusal(verdict.reason, verdict.enhanced_code or "5.0.0", "")
+    key = site_key(found.hosts, SMTP_PORT) if found.result in DELIVERABLE else None
+    return RouteAnswer(
+        route=found, site_key=key, provider=None, expires_ms=now_ms + ROUTE_MS, refusal=refusal,
+        cached=due.cached is not None,
+    )  # fmt: skip
+
+
+def _host(lane: Lane) -> str:
+    """Where a worker of this lane would knock first."""
+    if not lane.hosts:
+        return ""
+    first = min(lane.hosts, key=lambda host: host.preference)
+    return first.name if first.port in (None, SMTP_PORT) else f"{first.name}:{first.port}"
 
 
 def _read(engine: SQLiteWorkerStore, row: Claimed) -> bytes | None:

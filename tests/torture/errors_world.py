@@ -5,7 +5,8 @@ all over a file layer in which one operation fails. Every verb goes through it, 
 acknowledged, refused or left unknown, and ``judge`` compares that with what the stores say, and
 with what a power cut would leave (``errors_disk.Disk``). What breaks a promise becomes a finding:
 
-* acknowledged and gone, refused and there, unknown and contradicted later;
+* acknowledged and gone, refused and there, unknown and contradicted later: what a status said of
+  an unknown one holds after a power cut, too;
 * an acknowledgement between a failed sync and the repair;
 * a recipient that the far end took and whose row on disk does not say so, nor that it was claimed;
 * a verdict recorded twice or not at all; wrong bytes; a broken invariant; a pinned WAL;
@@ -57,6 +58,7 @@ class World(Spool):
         self.acked: dict[str, bytes] = {}
         self.refused: set[str] = set()
         self.unknown: dict[str, bytes] = {}
+        self.told: set[str] = set()  # unknown, and then a status said that it is stored
         self.wired: dict[int, int] = {}  # recipient -> lane, durable claim returned
         self.taken: dict[int, int] = {}  # recipient -> copies at the far end
         self.changed: set[str] = set()  # cancelled, and told so
@@ -238,6 +240,7 @@ class World(Spool):
         for id in list(self.unknown):  # resolved for good: what it is now it stays
             if store.statuses([id]):
                 self.acked[id] = self.unknown.pop(id)
+                self.told.add(id)
             else:
                 del self.unknown[id]
                 self.refused.add(id)
@@ -251,7 +254,9 @@ class World(Spool):
         self.findings += [f"{row[0]}: its delivery is recorded {row[1]} times" for row in twice]
 
     def _compare(self, found: set[str], cancelled: set[str], where: str) -> None:
-        self.findings += [f"{id}: acknowledged, not in {where}" for id in self.acked.keys() - found]
+        for id in sorted(self.acked.keys() - found):
+            said = "said to be stored by a status" if id in self.told else "acknowledged"
+            self.findings.append(f"{id}: {said}, not in {where}")
         self.findings += [f"{id}: refused, and in {where}" for id in self.refused & found]
         self.findings += [
             f"{id}: told cancelled, not in {where}" for id in self.changed - cancelled

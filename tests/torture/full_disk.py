@@ -33,7 +33,7 @@ from mailstrom.storage.sqlite import schema
 from mailstrom.storage.sqlite.connection import APPLICATION_ID, mark_new
 from mailstrom.storage.sqlite.worker import SQLiteWorkerStore
 from mailstrom.testing.script import Rule, Script
-from mailstrom_workers.context import ROOM_LOOK_S
+from mailstrom_workers.context import ROOM_BYTES, ROOM_LOOK_S
 from tests.support.checker import History, Sent, check, content_digest
 from tests.support.engine import Engine, environment, mail
 from tests.support.network import Network, dots
@@ -47,6 +47,10 @@ GROWTH_MB = 7
 """What the messages of one cycle take at most, besides what the engine keeps free."""
 PATIENCE_S = 45.0
 LANES = 4
+DOT_S = 0.25
+"""So long the sink thinks about a message, so that many wait when the disk fills up."""
+BURST, LOADED = 30, 20
+"""Messages of a cycle, and how many must wait before the disk is filled."""
 MOST_LOG_BYTES = 16 << 20
 WATCH_S = 1.5
 """So long a full disk is watched for deliveries."""
@@ -348,7 +352,7 @@ class _Load:
         (folder / "engine").mkdir()
         if self.disk is not None:
             (folder / "engine" / "spool.db").symlink_to(folder / "disk" / "spool.db")
-        script = Script(rules=(Rule(stage="dot", delay=0.05),))
+        script = Script(rules=(Rule(stage="dot", delay=DOT_S),))
         self.domain, self.hosts = network.site(script)
         settings = {"sites": {"connections": LANES, "idle": "200ms", "suspend": ["1s"]}}
         self.engine = Engine(network, folder / "engine", workers=2, settings=settings)
@@ -375,10 +379,15 @@ class _Load:
             )
         )  # fmt: skip
 
-    def fill(self) -> None:
-        """No byte more can be written."""
+    def shrink(self) -> None:
+        """Leave a small disk, whatever lies on it from before: the rest then fills at once."""
         if self.disk is not None:
-            self.disk.fill()
+            self.disk.fill(CYCLE_MB << 20)
+
+    def fill(self, leave: int = 0) -> None:
+        """No byte more can be written, or ``leave`` on a disk of its own."""
+        if self.disk is not None:
+            self.disk.fill(leave)
             return
         spool = self.engine.store.resolve()
         largest = max(p.stat().st_size for p in (spool, spool.with_name("spool.db-wal")))
@@ -411,15 +420,20 @@ class _Load:
         sql = "SELECT count(*) FROM recipients WHERE finished_ms IS NULL"
         return int(self.engine.rows(sql)[0][0])
 
-    def paused(self) -> list[str]:
+    def paused(self, fresh: int) -> list[str]:
         """What a worker did although it had seen that there is no room; it looks once a second.
 
         A file of its own limit is no full disk: a worker cannot see it beforehand.
+
+        Args:
+            fresh: messages that are sent meanwhile, where there is room for them.
         """
         if self.disk is None:
             return []
         time.sleep(3 * ROOM_LOOK_S)  # a look, and the delivery that was claimed before it
         dots, sending = self.dots(), self.sending()
+        for _ in range(fresh):
+            self.send(10)
         time.sleep(WATCH_S)
         found = []
         if self.dots() > dots:
@@ -454,20 +468,26 @@ def _cycles(plan: Plan, *, mounted: bool) -> Iterator[Row]:
         try:
             load.engine.start()
             for cycle in range(cycles):
-                for _ in range(30):
+                load.shrink()
+                for _ in range(BURST):
                     load.send(chance.choice((10, 500, 20_000)))
+                for _ in range(10 * BURST):  # what was sent while these were handed over
+                    if load.waiting() >= LOADED:
+                        break
+                    load.send(10)
                 # No more than there are: while the last were sent, the first were delivered.
                 enough = min(load.dots() + 1 + chance.randrange(8), len(load.sent))
                 _until(lambda enough=enough: load.dots() >= enough, load, "a delivery")
-                load.fill()
-                tried += 1
+                low = cycle % 2 == 1  # room enough to record much, and less than must stay free
+                load.fill(ROOM_BYTES // 2 if low else 0)
+                tried += load.waiting() > 0  # with nothing on its way a full disk proves little
                 _settled(load)
                 # What is recorded before it is sent cannot be begun without room: at most one
                 # transaction of each lane has no verdict in the spool.
                 unrecorded = load.dots() - load.delivered()
                 if unrecorded > LANES:
                     findings.append(f"cycle {cycle}: {unrecorded} sent that are not recorded")
-                findings += [f"cycle {cycle}: {text}" for text in load.paused()]
+                findings += [f"cycle {cycle}: {text}" for text in load.paused(LANES if low else 0)]
                 if mounted:
                     for _ in range(20):  # the -wal may have room of its own at first
                         load.send(100_000)

@@ -212,7 +212,7 @@ class Stage:
         return len(self.engine.rows("SELECT seq FROM clock_jump WHERE done >= last"))
 
     def _quiet(self) -> None:
-        """No dead worker, no lane, nothing in flight: what happens next is the case's.
+        """No dead worker, no lane, nothing in flight, no repair: what happens next is the case's.
 
         One worker that is ready is enough: another may be starting, after the last case.
         """
@@ -225,6 +225,7 @@ class Stage:
             ready = {row.kind for row in rows if row.state == "ready"}
             return (
                 ready == {"delivery", "janitor"}
+                and not os.path.lexists(poison_path(str(engine.store)))
                 and all(alive(row.pid) for row in rows)
                 and not engine.rows("SELECT 1 AS n FROM destinations WHERE lanes > 0 LIMIT 1")
             )
@@ -405,7 +406,7 @@ class Stage:
         try:
             self._quiet()
         except AssertionError:
-            result.findings.append("a lane, or a dead worker's row, stays")
+            result.findings.append("a lane, a dead worker's row, or poison stays")
         result.findings += [f"store check: {line}" for line in self.engine.ms.check()]
         self._witnesses(result, mail, point.scene)
         marks = self._marks(mail)

@@ -98,6 +98,7 @@ class World:
         self.believed: set[tuple[str, str]] = set()
         self.calm = self.damaged = False
         self.finished = False
+        self.drained: set[str] = set()  # kinds of process that are told to end, also as they start
         self.finished_s = 0.0
         self.findings: list[str] = []
         self._store_odds = rng.choice((0.0, 0.0, 0.0, 0.002, 0.02))
@@ -351,6 +352,8 @@ class World:
             self.later(0.3, lambda: self.start(worker.kind, worker.slot))
             return
         resolver = partial(deliver, resolver=lambda _: SimulatedResolver(self))
+        if worker.kind in self.drained:
+            worker.presence.drain()
         try:
             await worker.presence.run(resolver if worker.kind == "delivery" else keep)
         except BaseException as error:
@@ -460,6 +463,7 @@ class World:
         self.finished = True
         self.note("end")
         for kind in ("delivery", "janitor"):
+            self.drained.add(kind)
             for worker in self.living(kind):
                 if worker.presence is not None:
                     worker.presence.drain()

@@ -4,22 +4,27 @@ Contract. ``run(plan)`` tells the stories of the seeds from ``plan.seed`` on; ``
 is one of them. A story that is not right is a finding with the command that tells it again, and
 its trace (``-m tests.torture.simulation SEED``). Workers, janitor, store and dialogue are the
 product's; time, network, DNS, peers and deaths are simulated (``sim_world``), judged by
-``sim_oracle``.
+``sim_oracle``. Stories only compute, so two processes tell them, each every other one; they are
+judged in the order of their seeds.
 """
 
 from __future__ import annotations
 
 import gc
 import itertools
+import multiprocessing
 import os
 import shutil
 import sys
 import tempfile
+import traceback
+import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import apsw
@@ -31,6 +36,10 @@ from tests.torture.sim_world import World
 from tests.torture.table import Row
 
 SHORT, LONG = 500, 10_000
+TELLERS = 2
+"""Processes that tell stories beside each other."""
+TWICE_OF = 50
+"""One story of so many is told twice."""
 _KINDS = (
     ("kill ", "worker or janitor killed between any two steps"),
     ("reboot,", "power cut that takes commits along"),
@@ -119,6 +128,73 @@ def again(seed: int) -> str:
     return f"PYTHONPATH=.:workers python -P -m tests.torture.simulation {seed}"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Heard:
+    """A story without its trace, as one process hands it to another.
+
+    Args:
+        same: whether it came out the same when it was told again; None where it was told once.
+        error: the traceback of what it raised.
+    """
+
+    told: Told | None = None
+    same: bool | None = None
+    error: str = ""
+
+
+def _tell(plan: Plan, first: int, to: Connection, others: Sequence[Connection]) -> None:
+    """Tell every ``TELLERS``-th story from number ``first`` on, until nobody listens.
+
+    Args:
+        others: inherited ends of pipes; while one of them is open, it is listened to.
+    """
+    for end in others:
+        end.close()
+    with spools(plan.folder) as place:
+        for number in itertools.count(first, TELLERS):
+            seed = plan.seed + number
+            try:
+                told = story(seed, place)
+                same = None
+                if number % TWICE_OF == 0:
+                    same = story(seed, place).trace == told.trace
+                heard = _Heard(told=replace(told, lines=()), same=same)
+            except Exception as error:
+                heard = _Heard(error="".join(traceback.format_exception(error)))
+            try:
+                to.send(heard)
+            except BrokenPipeError:
+                return
+
+
+@contextmanager
+def _stories(plan: Plan) -> Iterator[Iterator[_Heard]]:
+    """The stories in the order of their seeds, without end; told until the block is left."""
+    context = multiprocessing.get_context("fork")
+    pipes = [context.Pipe(duplex=False) for _ in range(TELLERS)]
+    ends = [listening for listening, _ in pipes]
+    held = [end for pipe in pipes for end in pipe]
+    tellers = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # 3.12: fork beside threads
+        for first, (_, speaking) in enumerate(pipes):
+            others = [end for end in held if end is not speaking]
+            teller = context.Process(
+                target=_tell, args=(plan, first, speaking, others), daemon=True
+            )
+            teller.start()
+            tellers.append(teller)
+    for _, speaking in pipes:
+        speaking.close()
+    try:
+        yield (end.recv() for end in itertools.cycle(ends))
+    finally:
+        for end in ends:
+            end.close()
+        for teller in tellers:
+            teller.join()
+
+
 def run(plan: Plan) -> Iterator[Row]:
     """The stories, and a row for each kind of fault."""
     faults: Counter[str] = Counter()
@@ -127,16 +203,15 @@ def run(plan: Plan) -> Iterator[Row]:
     worst_s = 0.0
     count = plan.pick(SHORT, LONG)
     gc.freeze()
-    with spools(plan.folder) as place:
-        for number in itertools.count():
-            if tried == count:
-                break
-            seed = plan.seed + number
-            told = story(seed, place)
+    with _stories(plan) as stories:
+        for number, heard in enumerate(stories):
+            seed, told = plan.seed + number, heard.told
+            if told is None:
+                raise RuntimeError(heard.error)
             tried += bool(told.faults)  # one in which all went well is no fault
-            if number % 50 == 0:  # the same again
+            if heard.same is not None:
                 repeated += 1
-                if story(seed, place).trace != told.trace:
+                if not heard.same:
                     findings.append(f"seed {seed}: two runs differ ({again(seed)})")
             faults.update(told.faults)
             judged = told.judged
@@ -148,6 +223,8 @@ def run(plan: Plan) -> Iterator[Row]:
                 plan.say(f"seed {seed}: {text}")
             if number % 500 == 499:
                 plan.say(f"{number + 1} stories, {sum(faults.values())} faults")
+            if tried == count:
+                break
     gc.unfreeze()
     yield Row(
         part="simulation",

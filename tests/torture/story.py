@@ -24,8 +24,8 @@ from tests.torture.table import Row
 
 LANES = 4
 """Most connections to the host."""
-SLACK_S = 2.0
-"""What an end may take beyond the drain's time-out."""
+SLACK_S = 30.0
+"""What an end may take beyond the drain's time-out, on a machine that does much else besides."""
 _FLOW = Script(rules=(Rule(stage="dot", delay=0.03),))
 
 

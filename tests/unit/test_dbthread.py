@@ -88,9 +88,21 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_lanes_that_ask_together_share_a_transaction(store: FakeStore) -> None:
+    under_way, go_on = threading.Event(), threading.Event()
+
+    def slow(_: object) -> None:
+        under_way.set()
+        assert go_on.wait(20)
+
     async def story() -> list[Exchange]:
         db = await thread_of(store)
-        found = await asyncio.gather(*(db.exchange(opening(lane)) for lane in range(20)))
+        first = asyncio.ensure_future(db.call(slow))
+        await asyncio.to_thread(under_way.wait, 20)
+        asking = asyncio.gather(*(db.exchange(opening(lane)) for lane in range(20)))
+        await asyncio.sleep(0)  # all are queued
+        go_on.set()
+        found = await asking
+        await first
         await db.close()
         return found
 
@@ -330,7 +342,10 @@ def test_killed_it_insists_no_longer(store: FakeStore) -> None:
     async def story() -> object:
         db = await thread_of(store)
         waiting = asyncio.ensure_future(db.insist(release(1)))
-        await asyncio.sleep(0.01)  # it is being tried
+        whole = len(store.trouble)
+        async with asyncio.timeout(20):
+            while len(store.trouble) == whole:  # noqa: ASYNC110 - the thread tells nobody
+                await asyncio.sleep(0.001)
         await db.kill(20.0)
         (found,) = await asyncio.gather(waiting, return_exceptions=True)
         return found

@@ -575,6 +575,7 @@ def test_an_unanswered_quit_is_left_behind() -> None:
             session = await opened(target, quick(quit=0.1))
             await session.quit()
             assert not session.usable
+            await peer.hanging.wait()  # patience may end before the server has read it
             assert peer.commands[-1] == "QUIT"
             peer.hang.set()
 

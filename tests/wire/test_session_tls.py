@@ -215,6 +215,8 @@ def test_required_starttls_is_never_relaxed(
         async with serving(peer) as target:
             policy = wanting(tls, timeouts=quick(starttls=0.2).timeouts)
             failure = await refused(target, policy if reply == "hang" else wanting(tls))
+            if reply == "hang":
+                await peer.hanging.wait()  # patience may end before the server has read it
             peer.hang.set()
         assert (failure.stage, failure.cause) == (Stage.STARTTLS, cause)
         assert (failure.reply.code if failure.reply else None) == reply_code
@@ -281,7 +283,7 @@ def test_a_handshake_that_fails_by_the_peer(how: str, implicit: bool) -> None:
 
         async with serving(script) as target:
             policy = replace(
-                quick(starttls=0.3, greeting=0.3) if how == "hang" else POLICY,
+                quick(**{"greeting" if implicit else "starttls": 0.3}) if how == "hang" else POLICY,
                 tls="implicit" if implicit else "required",
             )
             failure = await refused(target, policy)

@@ -1,4 +1,4 @@
-"""A client whose writing thread can be kept busy, and its batches counted."""
+"""A client whose writing thread can be kept busy, its batches counted, its patience shortened."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mailstrom import Mailstrom
+from mailstrom.client.commit import Request
 
 
 def counted(ms: Mailstrom) -> list[int]:
@@ -23,13 +24,13 @@ def counted(ms: Mailstrom) -> list[int]:
 
 
 class Gate:
-    """Keeps a client's writing thread busy until it is opened."""
+    """Keeps a client's writing thread busy until it is opened, whatever the client's patience."""
 
     def __init__(self, ms: Mailstrom) -> None:
         self.open = threading.Event()
         self._entered = threading.Event()
-        self._thread = threading.Thread(target=ms._committer.call, args=(self._hold,))
-        self._thread.start()
+        self._request = Request(call=self._hold)
+        ms._committer.submit(self._request)
         assert self._entered.wait(30)
 
     def _hold(self) -> None:
@@ -39,4 +40,24 @@ class Gate:
     def let_go(self) -> None:
         """Let the others write."""
         self.open.set()
-        self._thread.join(30)
+        assert self._request.done.acquire(timeout=30)
+        self._request.outcome()
+
+
+def impatient(ms: Mailstrom, seconds: float) -> None:
+    """From now on this client waits no longer than that for its turn to write.
+
+    Not from its opening on: what a test only prepares must not fail on a machine that stands still.
+    """
+    ms._timeout = ms._committer._timeout = seconds
+
+
+def begun(ms: Mailstrom, entered: threading.Event) -> None:
+    """A request's patience begins when the writing thread is at it, as ``entered`` tells."""
+    submit = ms._committer.submit
+
+    def submitted(request: Request) -> None:
+        submit(request)
+        assert entered.wait(30)
+
+    ms._committer.submit = submitted  # type: ignore[method-assign]

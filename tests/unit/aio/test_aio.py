@@ -22,7 +22,7 @@ from mailstrom import (
     SpoolError,
     Status,
 )
-from tests.unit.aio.gate import Gate, counted
+from tests.unit.aio.gate import Gate, begun, counted, impatient
 
 # --- sending ------------------------------------------------------------------------------------
 
@@ -71,7 +71,8 @@ def test_a_send_that_is_cancelled_in_the_queue_is_withdrawn(name: str, message: 
             await ms.send(message)
             gate = Gate(ms._ms)
             sending = asyncio.create_task(ms.send(message))
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0)
+            assert ms._ms._committer._line.queue.qsize() == 1
             sending.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await sending
@@ -88,15 +89,18 @@ def test_a_disk_that_does_not_answer_leaves_the_outcome_unknown(
     monkeypatch.setattr("mailstrom.aio.sending.SYNC_GRACE_S", 0.05)
 
     async def main() -> None:
-        async with AsyncMailstrom(name, timeout=0.05) as ms:
+        async with AsyncMailstrom(name) as ms:
             real = ms._ms._store.enqueue
-            go = threading.Event()
+            entered, go = threading.Event(), threading.Event()
 
             def slow(*given: Any, **options: Any) -> Any:
+                entered.set()
                 assert go.wait(30)
                 return real(*given, **options)
 
             ms._ms._store.enqueue = slow  # type: ignore[method-assign]
+            begun(ms._ms, entered)
+            impatient(ms._ms, 0.05)
             with pytest.raises(OutcomeUnknown, match="may or may not be stored") as caught:
                 await ms.send(message)
             go.set()
@@ -186,7 +190,7 @@ def test_a_wait_that_takes_too_long_and_one_for_nothing(name: str, message: byte
             for timeout in (0, -1, 0.02):
                 with pytest.raises(TimeoutError, match=f"message {id} was not completed within"):
                     await ms.wait(id, timeout=timeout)
-            for timeout in (None, 0, 5):
+            for timeout in (None, 0, 60):
                 with pytest.raises(MessageNotFound):
                     await ms.wait("nothing-here", timeout)
             waiting = asyncio.create_task(ms.wait(id))

@@ -32,7 +32,7 @@ class Gate:
         return spec
 
 sys.meta_path.insert(0, Gate())
-client = Mailstrom(path, timeout=5)
+client = Mailstrom(path, timeout=30)
 sending = threading.Thread(target=client.send, args=(message,))
 sending.start()
 assert importing.wait(30)
@@ -104,7 +104,7 @@ class Gate:
         return spec
 
 sys.meta_path.insert(0, Gate())
-client = Mailstrom(sys.argv[1], timeout=5)
+client = Mailstrom(sys.argv[1], timeout=30)
 main = threading.main_thread().ident
 
 def interrupt():
@@ -118,7 +118,7 @@ except KeyboardInterrupt:
     print("interrupted")
 go.set()
 client.start(config={"dns": {"nameservers": ["127.0.0.1:9"]}})
-print(client.worker_status().state is EngineState.READY, client.stop(10))
+print(client.worker_status().state is EngineState.READY, client.stop(30))
 client.close()
 """
 

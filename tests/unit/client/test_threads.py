@@ -19,7 +19,7 @@ from mailstrom import (
     SpoolBusy,
     SpoolError,
 )
-from mailstrom.client.commit import Committer
+from mailstrom.client.commit import Committer, Request
 from mailstrom.storage.client import Submission
 from mailstrom.storage.sqlite.client import SQLiteClientStore
 from mailstrom.storage.sqlite.connection import connect
@@ -164,6 +164,10 @@ class Slow:
         self.stored += [one.id for one in submissions]
         return [one.id for one in submissions]
 
+    def writer(self) -> str | None:
+        """Who is in the way."""
+        return "process 12 (cp)"
+
 
 @pytest.fixture
 def slow() -> Iterator[Slow]:
@@ -186,7 +190,8 @@ def test_who_waited_in_vain_for_a_turn_is_told_so_and_never_stored(slow: Slow) -
     thread.start()
     assert slow.entered.wait(30)
     patient._line.started = True  # as it will be in a moment
-    with pytest.raises(SpoolBusy, match=r"no turn to write within 0\.05 s; nothing was written"):
+    who = r"\(process 12 \(cp\) has the write lock now\)"
+    with pytest.raises(SpoolBusy, match=rf"no turn to write within 0\.05 s {who}; nothing was"):
         impatient.enqueue(second)
     slow.go.set()
     thread.join(30)
@@ -200,10 +205,19 @@ def test_who_is_being_stored_waits_for_the_disk_and_then_the_outcome_is_unknown(
 ) -> None:
     monkeypatch.setattr("mailstrom.client.commit.SYNC_GRACE_S", 0.05)
     writing = committer(slow, 0.01)
+    submit = writing.submit
+
+    def begun(request: Request) -> None:
+        submit(request)
+        assert slow.entered.wait(30), "patience is counted from here: it is being stored"
+
     one = submission()
-    with pytest.raises(OutcomeUnknown, match="may or may not be stored") as caught:
-        writing.enqueue(one)
+    with monkeypatch.context() as patch:
+        patch.setattr(writing, "submit", begun)
+        with pytest.raises(OutcomeUnknown, match="may or may not be stored") as caught:
+            writing.enqueue(one)
     assert caught.value.key == one.id
+    writing._timeout = 30
     slow.go.set()
     assert writing.call(lambda: list(slow.stored)) == [one.id]
     writing.stop()
@@ -307,7 +321,7 @@ def test_a_signal_handler_that_raises_before_the_thread_runs_blocks_nobody(
     def stopped(*_: Any) -> int:
         raise KeyboardInterrupt
 
-    writing = committer(slow, 5)
+    writing = committer(slow, 30)
     slow.go.set()
     with monkeypatch.context() as interrupted:
         interrupted.setattr(_thread, "start_new_thread", stopped)
