@@ -27,6 +27,7 @@ from mailstrom.storage.sqlite.durable import WalSync
 from mailstrom.storage.sqlite.sql import STATEMENTS
 from mailstrom.storage.sqlite.worker import SQLiteWorkerStore
 from tests.storage.spool import T0, submission
+from tests.torture.inject.torture_vfs import Op, watched
 
 EIO = OSError(errno.EIO, os.strerror(errno.EIO))
 
@@ -127,6 +128,61 @@ def test_a_whole_log_is_proved_wherever_its_beginning_was_moved_already(
     assert client.check() == []
 
 
+def test_what_a_checkpoint_moved_without_a_sync_is_moved_again_by_the_repair(
+    path: str, client: SQLiteClientStore, engine: SQLiteWorkerStore
+) -> None:
+    """The failed sync of a later checkpoint drops that as well, and it is none of its frames."""
+    client.enqueue([submission()], T0)
+    assert engine.checkpoint().mode == "restart"
+    synced = Path(path).read_bytes()
+    first = submission(content=b"x" * 60_000)
+    client.enqueue([first], T0)
+    reader = connections.connect(path)
+    reader.execute("BEGIN").fetchall()
+    reader.execute("SELECT count(*) FROM message").fetchall()
+    last = submission()
+    client.enqueue([last], T0)
+    assert engine.checkpoint().mode == "passive"
+    assert frames.index_head(os.stat(f"{path}-shm"))[96:100] != bytes(4)  # type: ignore[index]
+    reader.close()
+    with open(path, "r+b", buffering=0) as stream:
+        stream.write(synced)
+        stream.truncate()
+    poison.poison(path, EIO)
+    assert engine.repair() is True
+    client.close()
+    engine.close()
+    again = SQLiteClientStore(path)
+    assert again.check() == []
+    assert set(again.statuses([first.id, last.id])) == {first.id, last.id}
+    assert again.content(first.id) == first.content
+    again.close()
+
+
+def test_a_repair_waits_for_a_checkpoint_that_is_under_way(
+    path: str, client: SQLiteClientStore, engine: SQLiteWorkerStore
+) -> None:
+    """It would say at its end how far it came, over what the repair said."""
+    client.enqueue([submission()], T0)
+    told: list[str] = []
+
+    def meanwhile(op: Op) -> None:
+        if not told and (op.name, op.kind) == ("write", "db"):
+            with pytest.raises(SpoolError) as caught:
+                frames.move_again(path)
+            told.append(str(caught.value))
+            assert engine.repair() is False
+
+    with watched(before=meanwhile):
+        other = connections.connect(path)
+        poison.poison(path, EIO)
+        other.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+        other.close()
+    assert told == [f"{path}: a checkpoint is under way"]
+    assert engine.poisoned
+    assert engine.repair() is True
+
+
 # --- nothing else moves pages, or forgets ---------------------------------------------------------
 
 
@@ -148,6 +204,29 @@ def test_a_clients_checkpoint_moves_nothing_in_a_poisoned_spool(
     assert asked == ["moved"]
     with pytest.raises(SpoolError, match="being repaired"):
         client.recent(10)
+
+
+def test_a_checkpoint_begins_no_second_one_where_a_sync_failed_during_the_first(
+    path: str, client: SQLiteClientStore
+) -> None:
+    client.enqueue([submission()], T0)
+    done: list[str] = []
+
+    def during(op: Op) -> None:
+        if (op.name, op.kind) == ("sync", "db"):
+            poison.poison(path, EIO)
+
+    def after(op: Op) -> None:
+        if op.name == "sync":
+            done.append(op.kind)
+
+    with watched(before=during, after=after):
+        engine = SQLiteWorkerStore(path)
+        done.clear()
+        with pytest.raises(SpoolError, match="being repaired"):
+            engine.checkpoint()
+        engine.close()
+    assert done == ["wal", "db"]
 
 
 def test_a_failure_during_a_repair_is_kept_where_the_flag_has_no_room_for_its_line(

@@ -8,6 +8,9 @@ now. Pure: no files, no clock; all chance comes from the ``Random`` it is given.
 The model is ext4 or xfs with barriers on a drive that keeps its word about flushes:
 
 * What was written to a file before a sync of it *began*, and that sync returned, is there.
+* A sync that *fails* drops what was written before it: each sector shows any of its contents, and
+  no later sync changes that, until somebody writes that sector again (the whole of it goes then,
+  from the page cache) or cuts it off.
 * Of what came later each sector of 512 bytes shows, by itself, any of the contents it had since:
   kept, lost, torn within a page, reordered against everything else. A sector is written whole.
 * A file that grew shows its old length, its new one (what was lost reads as zeros), or ends with
@@ -23,7 +26,7 @@ that change by themselves.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -37,14 +40,14 @@ class Step:
     """One thing that was asked of the disk.
 
     Args:
-        what: write, truncate, sync; create (a name for an inode, new or not), unlink, rename,
-            sync_names.
+        what: write, truncate, sync, drop (a sync that failed); create (a name for an inode, new or
+            not), unlink, rename, sync_names. Within a ``Disk`` also dropped: a piece of a write.
         name: the name changed; for data the name at that time, to read by.
         inode: which file.
         offset: of a write; the new size of a truncation.
         data: of a write.
         to: the new name of a rename.
-        since: of a sync: how many steps had been taken when it began.
+        since: of a sync or a drop: how many steps had been taken when it began.
     """
 
     what: str
@@ -90,11 +93,16 @@ class Disk:
             case "write" | "truncate":
                 self._late.setdefault(step.inode, []).append((number, step))
             case "sync":
-                late = self._late.pop(step.inode, [])
-                _write_all(self._file(step.inode), (one for n, one in late if n < step.since))
-                rest = [(n, one) for n, one in late if n >= step.since]
+                done, rest = _settled(self._late.pop(step.inode, []), step.since)
+                _write_all(self._file(step.inode), done)
                 if rest:
                     self._late[step.inode] = rest
+            case "drop":
+                late = self._late.pop(step.inode, [])
+                if late:
+                    self._late[step.inode] = [
+                        piece for n, one in late for piece in _dropped(n, one, step.since)
+                    ]
             case "sync_names":
                 for n, one in self._late_names:
                     if n < step.since:
@@ -160,6 +168,47 @@ def _rename(names: dict[str, int], step: Step) -> None:
     else:
         names.pop(step.name, None)
         names[step.to] = step.inode
+
+
+def _dropped(number: int, step: Step, since: int) -> Iterator[tuple[int, Step]]:
+    """A write that a failed sync took, sector by sector; anything else as it is."""
+    if step.what != "write" or number >= since:
+        yield number, step
+        return
+    at, end = step.offset, step.offset + len(step.data)
+    while at < end:
+        to = min(end, (at // SECTOR + 1) * SECTOR)
+        data = step.data[at - step.offset : to - step.offset]
+        yield number, Step("dropped", step.name, step.inode, at, data)
+        at = to
+
+
+def _settled(
+    late: Sequence[tuple[int, Step]], since: int
+) -> tuple[list[Step], list[tuple[int, Step]]]:
+    """What a sync makes durable of these, and what it leaves.
+
+    Of what was dropped: where something was written to the same sector after it, or it was cut off.
+    """
+    done: list[Step] = []
+    rest = [(number, step) for number, step in late if number >= since][::-1]
+    written: set[int] = set()
+    length: int | None = None
+    for number, step in reversed(late):
+        if number >= since:
+            continue
+        if step.what == "dropped":
+            cut_off = length is not None and step.offset >= length
+            if not cut_off and step.offset // SECTOR not in written:
+                rest.append((number, step))
+                continue
+        elif step.what == "truncate":
+            length = step.offset if length is None else min(length, step.offset)
+        else:
+            end = step.offset + len(step.data)
+            written.update(range(step.offset // SECTOR, -(-end // SECTOR)))
+        done.append(step)
+    return done[::-1], rest[::-1]
 
 
 def _write_all(file: bytearray, steps: Iterable[Step]) -> None:

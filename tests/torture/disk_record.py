@@ -2,9 +2,11 @@
 
 Contract. Within ``recording(folder)`` every connection that the process opens goes through the
 watched VFS, and the calls of ``os`` that the product uses on files beside (fsync of a file or of
-the folder, link, rename, unlink, writing by a descriptor) through this module. ``steps`` grows in
-the order in which things happened; ``between`` is called just before a write or a sync, so that
-somebody else can do something at that very moment. A sync covers what was written before it began.
+the folder, link, rename, unlink, writing by a descriptor, also at a place of it) through this
+module. ``steps`` grows in the order in which things happened; ``between`` is called just before a
+write or a sync, so that somebody else can do something at that very moment; what it raises, a step
+of SQLite fails with. A sync covers what was written before it began; ``drop`` writes down that one
+fails.
 
 SQLite syncs the directory with the first sync of a rollback journal that it made (os_unix.c); no
 VFS can see that, so it is written down here. Nobody may write through a descriptor whose file got
@@ -21,7 +23,7 @@ from typing import Any
 import apsw
 
 from tests.torture.disk_image import Step
-from tests.torture.inject.torture_vfs import Op, watched
+from tests.torture.inject.torture_vfs import Op, kind_of, watched
 
 
 def _nobody(_op: Op) -> None:
@@ -39,6 +41,7 @@ class Recorder:
         self.folder = folder
         self.steps: list[Step] = []
         self.between: Callable[[Op], object] = _nobody
+        self.piece = 1 << 30  # what one call of os.pwrite takes at most
         self.base: dict[str, bytes] = {}
         for name in sorted(os.listdir(folder)):
             path = os.path.join(folder, name)
@@ -63,6 +66,14 @@ class Recorder:
             self._newest += 1
             self._inodes[name] = self._newest
             self._add("create", name)
+
+    def drop(self, op: Op) -> None:
+        """This sync, which was about to begin, fails: what waited for it is on no disk."""
+        name = self._name(op.path)
+        assert name is not None
+        assert op.name == "sync"
+        self._began.pop(id(op), None)
+        self._add("drop", name, since=len(self.steps))
 
     # --- SQLite -----------------------------------------------------------------------------
 
@@ -111,7 +122,7 @@ class Recorder:
     def patched(self) -> dict[str, Callable[..., Any]]:
         """The calls of ``os`` to be replaced, by name."""
         real = {name: getattr(os, name) for name in (
-            "open", "write", "fsync", "link", "rename", "replace", "unlink",
+            "open", "write", "pwrite", "fsync", "link", "rename", "replace", "unlink",
         )}  # fmt: skip
 
         def opened(path: Any, flags: int, *rest: Any, **more: Any) -> int:
@@ -125,6 +136,16 @@ class Recorder:
             if name := self._name(os.readlink(f"/proc/self/fd/{fd}")):
                 offset = os.lseek(fd, 0, os.SEEK_CUR) - done
                 self._add("write", name, offset=offset, data=bytes(data)[:done])
+            return done
+
+        def pwrite(fd: int, data: Any, offset: int) -> int:
+            path = os.readlink(f"/proc/self/fd/{fd}")
+            name = self._name(path)
+            if name is None:
+                return int(real["pwrite"](fd, data, offset))
+            self.between(Op("write", path, kind_of(path), offset, bytes(data)))
+            done = int(real["pwrite"](fd, data[: self.piece], offset))
+            self._add("write", name, offset=offset, data=bytes(data[:done]))
             return done
 
         def fsync(fd: int) -> None:
@@ -159,7 +180,7 @@ class Recorder:
                 self._gone(name)
 
         return {
-            "open": opened, "write": write, "fsync": fsync, "link": link,
+            "open": opened, "write": write, "pwrite": pwrite, "fsync": fsync, "link": link,
             "rename": move("rename"), "replace": move("replace"), "unlink": unlink,
         }  # fmt: skip
 

@@ -15,7 +15,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -32,12 +32,14 @@ from tests.torture.power_copies import BACKUP, CopyWorld, judge_copy
 from tests.torture.power_known import Known
 from tests.torture.power_old import Old, of_old
 from tests.torture.power_oracle import SPOOL, Judgement, judge
+from tests.torture.power_repair import ROUNDS, RepairWorld
 from tests.torture.power_world import World
 from tests.torture.table import Row
 
 BOOT = "boot-before"
 CREATION, MIGRATION, NESTED = "creation of a spool", "migration of a 0.1.0 spool", "recovery"
 COPIES = "backup, restore and adoption"
+REPAIR = "the repair after a failed sync"
 _MOST_FINDINGS = 20
 _ROOM = 512 << 20
 
@@ -95,6 +97,7 @@ def run(plan: Plan) -> Iterator[Row]:
         *range(2_000, 2_000 + pick(2, 10)),
         *range(3_000, 3_000 + pick(2, 16)),
         *range(4_000, 4_000 + pick(2, 12)),
+        *range(5_000, 5_000 + pick(2, 18)),
     )
     with ground(plan.folder) as folder:
         old = cache(lambda: of_old(os.path.join(folder, "old")))
@@ -123,13 +126,15 @@ def play(folder: str, plan: Plan, number: int, old: Callable[[], Old]) -> dict[s
     pick, seed = plan.pick, plan.seed
     match number // 1_000:
         case 0:
-            images(folder, seed, number, pick(130, 240), counts, verbs=pick(160, 220))
+            images(folder, seed, number, pick(100, 240), counts, verbs=pick(130, 220))
         case 1:
             images(folder, seed, number, pick(30, 40), counts, CREATION, verbs=3)
         case 2:
             images(folder, seed, number, pick(50, 80), counts, MIGRATION, verbs=3, old=old())
         case 3:
             images(folder, seed, number, pick(10, 20), counts, NESTED, verbs=100, nested=4)
+        case 5:
+            repairs(folder, seed, number, pick(45, 60), counts)
         case _:
             copies(folder, seed, number, pick(60, 80), counts)
     return counts
@@ -207,16 +212,24 @@ def images(
 
 
 def cuts(
-    recorder: Recorder, world: World, random: Random, many: int, *, since: int = 1
-) -> Iterator[tuple[Image, int, Known]]:
-    """So many moments of a recorded run, in order: an image, the step, and what was known then."""
+    recorder: Recorder, world: World, random: Random, many: int, *, since: int = 1,
+    chosen: Sequence[int] = (),
+) -> Iterator[tuple[Image, int, Known]]:  # fmt: skip
+    """So many moments of a recorded run, in order: an image, the step, and what was known then.
+
+    Args:
+        since: not before this step.
+        chosen: the steps, where they are not left to chance.
+    """
     steps, disk, known = recorder.steps, Disk(recorder.base), world.before.copy()
     kinds: dict[str, list[range]] = {}
     for (start, label, _), (end, _, _) in pairwise(world.labels):
         if since <= start < end:
             kinds.setdefault(label, []).append(range(start + 1, end + 1))
-    chosen = []
-    for _ in range(many):  # half of them by steps, half by what is done, which is not equally long
+    chosen = list(chosen)
+    for _ in range(
+        many - len(chosen)
+    ):  # half of them by steps, half by what is done, which is not equally long
         cut = random.randrange(since, len(steps))
         if kinds and random.random() < 0.5:
             cut = random.choice(random.choice(kinds[random.choice(list(kinds))]))
@@ -264,6 +277,40 @@ def copies(folder: str, seed: int, number: int, many: int, counts: dict[str, Cou
         where = f"seed {seed}, run {number}, step {cut} of {len(recorder.steps)} ({image.mode})"
         recipients = sum(len(one.recipients) for one in known.acked.values())
         counts.setdefault(COPIES, Count()).add(found, where, recipients)
+
+
+def repairs(
+    folder: str, seed: int, number: int, many: int, counts: dict[str, Count],
+    world_type: type[RepairWorld] = RepairWorld,
+) -> None:  # fmt: skip
+    """Syncs fail and drop what they were for; the power goes at each operation of the repairs."""
+    random = Random(f"{seed}/{number}")
+    place = os.path.join(folder, f"run-{number}")
+    os.mkdir(place)
+    path = os.path.join(place, SPOOL)
+    SQLiteClientStore(path).close()
+    with recording(place) as recorder:
+        world = world_type(path, random, boot=BOOT, name="m", recorder=recorder)
+        try:
+            world.open_clients(3)
+            world.open_engine(2)
+            for _ in range(ROUNDS):
+                world.fail_and_mend()
+        finally:
+            world.close()
+    shutil.rmtree(place)
+    for image, cut, known in cuts(
+        recorder, world, random, many, chosen=world.chosen(many, len(recorder.steps) - 1)
+    ):
+        flagged = random.random() < 0.5  # neither its name nor that it is gone was synced
+        nested = 2 if flagged and random.random() < 0.3 else 0
+        found = judge(
+            image, f"{place}-image", known, world.states, random, now=world.moment(cut)[1],
+            drain=random.random() < 0.2, nested=nested, flagged=flagged,
+        )  # fmt: skip
+        where = f"seed {seed}, run {number}, step {cut} of {len(recorder.steps)} ({image.mode})"
+        recipients = sum(len(one.recipients) for one in known.acked.values())
+        counts.setdefault(REPAIR, Count()).add(found, where, recipients, 1 + nested)
 
 
 if __name__ == "__main__":

@@ -32,14 +32,17 @@ class _Refused(Exception):
 class _Impatient:
     """A worker's store; who cannot write is told at once."""
 
-    def __init__(self, store: SQLiteWorkerStore) -> None:
+    def __init__(self, store: SQLiteWorkerStore, mended: Callable[[], bool]) -> None:
         self._store = store
+        self._mended = mended
 
     def sync(self) -> None:
         """See ``WorkerStore.sync``."""
         try:
             self._store.sync()
         except SpoolError as error:
+            if self._mended():
+                raise  # the service asks again
             raise _Refused(error) from error
 
     def __getattr__(self, name: str) -> Any:
@@ -53,6 +56,10 @@ class _Impatient:
             raise _Refused(error) from error
 
 
+def _never() -> bool:
+    return False
+
+
 def _crash(where: str, error: BaseException) -> NoReturn:
     raise error
 
@@ -63,10 +70,13 @@ class PowerDB(DBService):
     Args:
         store: of one worker; closed with the service.
         now_ms: wall milliseconds.
+
+    ``mended`` is asked when a sync is refused: whether it was only for this once.
     """
 
     def __init__(self, store: SQLiteWorkerStore, now_ms: Callable[[], int]) -> None:
         self.store = store
+        self.mended: Callable[[], bool] = _never
         self._seconds = 0.0
         self._own = asyncio.new_event_loop()
         self._own.run_until_complete(self._found(now_ms))
@@ -75,7 +85,7 @@ class PowerDB(DBService):
 
     async def _found(self, now_ms: Callable[[], int]) -> None:
         super().__init__(
-            lambda: cast(SQLiteWorkerStore, _Impatient(self.store)),
+            lambda: cast(SQLiteWorkerStore, _Impatient(self.store, lambda: self.mended())),
             crash=_crash, now_ms=now_ms, monotonic=lambda: self._seconds,
         )  # fmt: skip
 
@@ -101,16 +111,28 @@ class PowerDB(DBService):
         raise AssertionError("an exchange that waits for more than its answer")
 
     def late(self) -> bool:
-        """No request came for as long as results may wait; whether there were such."""
+        """No request came for as long as results may wait; whether there were such.
+
+        Raises:
+            SpoolError: the disk does not confirm them.
+        """
         waited = self._unsynced is not None
         self._seconds += SYNC_S
-        self._step()
+        try:
+            self._step()
+        except _Refused as error:
+            raise error.error from None
         return waited
 
     def end(self) -> None:
         """As the process ends; what is unsynced stays so."""
         self._steps.close()
         self._own.close()
+
+    @property
+    def over(self) -> bool:
+        """Whether it ended by what the spool refused."""
+        return self._dead
 
     # --- how it is driven -------------------------------------------------------------------
 

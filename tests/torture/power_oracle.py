@@ -6,9 +6,10 @@ had, and none older than what was promised (so no transaction is torn or taken o
 what one power cut took of the log the next may bring back, until a later commit is durable: its
 frames lie there still, and a frame before them is written again, byte for byte);
 that every acknowledged message is there with all recipients and its bytes; that an idempotency key
-still answers. Then the next boot lapses the workers of the one before, as the janitor does, and
-each recipient must have as many attempts that are delivered or in doubt as the far end has copies.
-Last an engine brings everything to its end, and no token comes again.
+still answers. Where the flag of a failed sync lies there, a repair must end and change nothing.
+Then the next boot lapses the workers of the one before, as the janitor does, and each recipient
+must have as many attempts that are delivered or in doubt as the far end has copies. Last an engine
+brings everything to its end, and no token comes again.
 
 What is wrong is told in sentences; nothing here decides what is clean.
 """
@@ -26,6 +27,8 @@ from random import Random
 import apsw
 
 from mailstrom.errors import SpoolBusy, SpoolError
+from mailstrom.storage.sqlite.durable import poison_path
+from mailstrom.storage.sqlite.worker import SQLiteWorkerStore
 from mailstrom.types import Change, MessageStatus
 from tests.storage.spool import HOUR, change
 from tests.torture.disk_image import Disk, Image
@@ -35,6 +38,7 @@ from tests.torture.power_world import World
 
 NEXT_BOOT = "boot-after"
 SPOOL = "spool.db"
+_FLAG = "a disk error was seen"
 
 
 @dataclass(slots=True)
@@ -58,7 +62,7 @@ class Judgement:
 def judge(
     image: Image, folder: str, known: Known, states: Sequence[bytes], random: Random,
     *, now: int, drain: bool, nested: int = 0, boot: str = NEXT_BOOT,
-    earlier: Sequence[bytes] = (),
+    earlier: Sequence[bytes] = (), flagged: bool = False,
 ) -> Judgement:  # fmt: skip
     """Judge an image.
 
@@ -73,16 +77,17 @@ def judge(
         nested: so many further power cuts during this recovery and what follows.
         boot: name of the boot that opens it.
         earlier: states of the boot before, for as long as none of this one's commits is promised.
+        flagged: the flag that a sync failed is still there.
     """
     found = Judgement()
-    _lay_out(image, folder)
+    _lay_out(image, folder, flagged)
     try:
         if nested:
             with recording(folder) as recorder:
                 world = _world(folder, known, random, now, boot, recorder)
                 _boot(world, states, earlier, found, drain)
             may_return = states[known.floor : known.latest + 2]
-            _again(recorder, world, known, may_return, folder, random, found, nested)
+            _again(recorder, world, known, may_return, folder, random, found, nested, flagged)
         else:
             _boot(_world(folder, known, random, now, boot, None), states, earlier, found, drain)
     finally:
@@ -90,11 +95,16 @@ def judge(
     return found
 
 
-def _lay_out(image: Image, folder: str) -> None:
+def _lay_out(image: Image, folder: str, flagged: bool) -> None:
     os.mkdir(folder)
     for name, data in image.files.items():
         with open(os.path.join(folder, name), "wb") as stream:
             stream.write(data)
+    if flagged:
+        flag = poison_path(os.path.join(folder, SPOOL))
+        os.mkdir(os.path.dirname(flag))
+        with open(flag, "wb") as stream:
+            stream.write(b"EIO\n")
 
 
 def _world(
@@ -118,9 +128,16 @@ def _boot(
             found.findings.append(f"cannot be opened: {error}")
             found.lost += sum(len(one.recipients) for one in known.acked.values())
             return
-        found.findings += [f"check: {text}" for text in world.clients[0].check()]
+        flagged = os.path.lexists(poison_path(world.path))
+        told = world.clients[0].check()
+        found.findings += [f"check: {text}" for text in told if not (flagged and _FLAG in text)]
         _state(world, known, states, earlier, found)
         _accepted(world, known, found)
+        if flagged:
+            if not any(_FLAG in text for text in told):
+                found.findings.append("check: says nothing of the flag")
+            _mended(world, found)
+            _state(world, known, states, earlier, found)
         _keys(world, known, found)
         if world.random.random() < 0.3:
             _meddle(world)
@@ -145,6 +162,19 @@ def _boot(
         found.findings.append(f"opened, and fails: {type(error).__name__}: {error}")
     finally:
         world.close()
+
+
+def _mended(world: World, found: Judgement) -> None:
+    """What the janitor does where the flag outlived the power cut."""
+    store = SQLiteWorkerStore(world.path, sync=world.disk_sync)
+    try:
+        with world.promising() as kept:
+            kept.append(store.repair())
+        if not kept[0] or store.poisoned:
+            found.findings.append(f"flagged, and not repaired: {store.unrepaired()}")
+    finally:
+        store.close()
+    found.findings += [f"repaired; check: {text}" for text in world.clients[0].check()]
 
 
 def _state(
@@ -270,9 +300,11 @@ def _end(world: World, known: Known, found: Judgement) -> None:
 
 def _again(
     recorder: Recorder, world: World, known: Known, earlier: Sequence[bytes], folder: str,
-    random: Random, found: Judgement, nested: int,
+    random: Random, found: Judgement, nested: int, flagged: bool,
 ) -> None:  # fmt: skip
     """Cut the power during the recovery, too."""
+    if not recorder.steps:
+        return  # it could not even be opened, which is a finding
     disk, at, facts = Disk(recorder.base), 0, iter([*world.facts, None])
     fact, now_known = next(facts), known.copy()
     now_known.floor = now_known.latest = 0
@@ -288,6 +320,7 @@ def _again(
         inner = judge(
             disk.image(random), f"{folder}-{number}", now_known, world.states, random,
             now=world.now, drain=number % 2 == 0, boot=f"{world.boot}-{number}", earlier=earlier,
+            flagged=flagged and random.random() < 0.5,
         )  # fmt: skip
         found.lost += inner.lost
         found.silent += inner.silent

@@ -446,7 +446,8 @@ class World(SpoolInUse):
         self.note()
         for _ in range(20):
             wanted = [ClaimRequest(lane=token, limit=50, max_bytes=1 << 23) for token in hand.lanes]
-            with self.promising():
+            with self.promising() as kept:
+                kept.append(bool(wanted))  # without a lane nothing is asked, and nothing synced
                 done = hand.db.carry(Work(claims=wanted))
             if not done.claimed:
                 break

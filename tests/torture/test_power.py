@@ -7,10 +7,15 @@ import os
 from pathlib import Path
 from random import Random
 
+import apsw
 import pytest
 
 from mailstrom.errors import SpoolBusy
 from mailstrom.storage.base import WorkerStore
+from mailstrom.storage.sqlite import frames
+from mailstrom.storage.sqlite.durable import WalSync
+from mailstrom.storage.sqlite.poison import Mark
+from mailstrom.storage.sqlite.worker import SQLiteWorkerStore
 from mailstrom_workers.dbservice import Request, Steps
 from tests.torture.disk_image import SECTOR, Disk, Image, Step
 from tests.torture.disk_record import recording
@@ -20,20 +25,23 @@ from tests.torture.power import (
     CREATION,
     MIGRATION,
     NESTED,
+    REPAIR,
     Count,
     ground,
     images,
+    repairs,
     run,
 )
 from tests.torture.power_engine import PowerDB
 from tests.torture.power_known import Known
 from tests.torture.power_oracle import SPOOL, judge
+from tests.torture.power_repair import RepairWorld
 from tests.torture.power_spool import UPKEEP
 from tests.torture.power_world import CHANGES, CHECKPOINTS, SENDING, WIRE, World
 
 LEAST = {
     SENDING: 150, WIRE: 80, CHECKPOINTS: 50, CHANGES: 40, UPKEEP: 40,
-    CREATION: 80, MIGRATION: 80, NESTED: 80, COPIES: 100,
+    CREATION: 80, MIGRATION: 80, NESTED: 80, COPIES: 100, REPAIR: 90,
 }  # fmt: skip
 
 
@@ -130,6 +138,96 @@ def test_a_checkpoint_without_a_sync_is_noticed(tmp_path: Path) -> None:
     found = broken(tmp_path, Careless)
     assert found.lost > 0
     assert any("cannot be opened" in text or "check: " in text for text in found.findings)
+
+
+# --- a repair that is broken on purpose ---------------------------------------------------------
+
+
+class Unwritten(RepairWorld):
+    """Repairs without writing the log anew: what was dropped stays so."""
+
+    def _store(self) -> SQLiteWorkerStore:
+        store = super()._store()
+        store._sync.rewrite = lambda: None  # type: ignore[method-assign]
+        return store
+
+
+class Hurried(RepairWorld):
+    """Moves the log and takes the flag away without a sync."""
+
+    def repair(self) -> None:
+        """As PRAGMA synchronous = OFF does it."""
+        with self._keeper() as store:
+            if store is None or not store.poisoned or self._depth:
+                return
+            self.armed = None
+            begun, at = store._sync.begin_repair(), self.at
+            connection = store._connection()
+            connection.execute("PRAGMA synchronous = OFF").fetchall()
+            busy = False
+            try:
+                connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+            except apsw.BusyError:
+                busy = True
+            connection.execute("PRAGMA synchronous = NORMAL").fetchall()
+            assert busy or store._sync.heal(begun)
+            self.spans.append(range(at + 1, self.at + 1))
+
+
+class Early(RepairWorld):
+    """Takes the flag away first, and then repairs."""
+
+    def _store(self) -> SQLiteWorkerStore:
+        store = super()._store()
+        begin = store._sync.begin_repair
+
+        def begun() -> Mark:
+            mark = begin()
+            store._sync.heal(mark)
+            return mark
+
+        store._sync.begin_repair = begun  # type: ignore[method-assign]
+        return store
+
+
+def broken_repairs(tmp_path: Path, world_type: type[RepairWorld] = RepairWorld) -> Count:
+    """What is found of three short runs."""
+    counts: dict[str, Count] = {}
+    with ground(tmp_path) as folder:
+        for number in range(3):
+            repairs(folder, 7, number, 20, counts, world_type)
+    return counts[REPAIR]
+
+
+@pytest.mark.parametrize("world_type", [Unwritten, Hurried, Early])
+def test_a_repair_that_is_broken_is_noticed(tmp_path: Path, world_type: type[RepairWorld]) -> None:
+    found = broken_repairs(tmp_path, world_type)
+    assert found.tried >= 50
+    words = ("was promised", "never had", "acknowledged, and without", "check: ")
+    assert any(word in text for text in found.findings for word in words)
+
+
+def test_a_repair_that_moves_only_what_was_not_moved_before_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(frames, "move_again", lambda path: None)
+    found = broken_repairs(tmp_path)
+    assert any("check: " in text for text in found.findings)
+
+
+def test_a_confirmation_that_did_not_look_at_the_flag_after_the_sync_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unchecked(self: WalSync) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(self, "check", lambda: None)
+            confirm(self)
+
+    confirm = WalSync.__call__
+    monkeypatch.setattr(WalSync, "__call__", unchecked)
+    found = broken_repairs(tmp_path)
+    assert found.lost > 0
+    assert any("was promised" in text for text in found.findings)
 
 
 # --- the oracle's own footing -----------------------------------------------------------------
@@ -230,6 +328,27 @@ def test_a_truncation_is_there_or_not_and_what_follows_it_only_with_it() -> None
         f=OLD + OLD,
     )
     assert shown(disk, "f") == {OLD + OLD, b"", NEW, bytes(SECTOR)}
+
+
+def test_what_a_failed_sync_dropped_stays_uncertain_until_its_sector_is_written_again() -> None:
+    disk = disk_with(
+        Step("write", inode=1, offset=0, data=NEW + NEW),
+        Step("drop", inode=1, since=1),
+        f=OLD + OLD,
+    )
+    either = {a + b for a in (OLD, NEW) for b in (OLD, NEW)}
+    assert shown(disk, "f") == either
+    disk.take(Step("sync", inode=1, since=2))
+    assert shown(disk, "f") == either
+    disk.take(Step("write", inode=1, offset=10, data=b"x"))  # the whole sector goes with it
+    part = NEW[:10] + b"x" + NEW[11:]
+    assert shown(disk, "f") == {a + b for a in (OLD, NEW, part) for b in (OLD, NEW)}
+    disk.take(Step("sync", inode=1, since=4))
+    assert shown(disk, "f") == {part + b for b in (OLD, NEW)}
+    disk.take(Step("truncate", inode=1, offset=SECTOR))
+    disk.take(Step("sync", inode=1, since=6))
+    assert shown(disk, "f") == {part}
+    assert disk.unsynced == 0
 
 
 def test_a_name_may_be_missing_until_the_directory_is_synced() -> None:

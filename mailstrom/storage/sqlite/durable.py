@@ -108,7 +108,8 @@ class WalSync:
 
         What a failed sync dropped is in the page cache still and nowhere else, and no later sync
         writes it. Until it is on the disk again no page may be moved to the database: a power cut
-        would replay the frames before the gap over pages from behind it.
+        would replay the frames before the gap over pages from behind it. Then every frame of it is
+        to be moved, whatever was: the database may have been dropped, too (``frames.move_again``).
 
         Raises:
             FramesLost: it is not in the page cache, either: nothing is synced, and no page may be
@@ -122,6 +123,7 @@ class WalSync:
             while written < len(data):
                 written += os.pwrite(fd, data[written:], place + written)
         self._sync(fd)
+        frames.move_again(self._path)
 
     def fresh(self) -> None:
         """Sync the -wal file regardless of the flag, and its directory; part of a repair."""

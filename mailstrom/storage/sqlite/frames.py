@@ -3,8 +3,8 @@
 After a failed sync the page cache may have dropped pages and read them again from the disk, where
 they never came: then frames are zeros or those of an earlier round, and SQLite, whose index of the
 log is in shared memory, would move them all the same. The frames carry a running checksum; here it
-is followed from the last frame that was moved to the end that the index names, and compared with
-the sum that stands there.
+is followed from the head to the end that the index names, and compared with the sum that stands
+there. What was moved before is moved once more, for that may have been dropped as well.
 
 The index (the -shm file) is read through the descriptor that SQLite has open, never opened: closing
 it would drop this process's locks. Whoever asks holds the write lock, so the end stands still.
@@ -15,6 +15,7 @@ Source: SQLite's file format, section 4 (the write-ahead log), and walformat, se
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import struct
 from collections.abc import Iterator
@@ -33,6 +34,10 @@ WORDS = (struct.Struct("<2I"), struct.Struct(">2I"))
 """By the lowest bit of the magic number: little-endian, big-endian."""
 _INDEX = struct.Struct("=16x2I2I8s56xI")  # end, pages, sums there, salts, moved
 _INDEX_BYTES = 136
+_MOVED_AT = 96
+_CHECKPOINT = 121  # the lock byte of whoever makes a checkpoint
+_FLOCK = "hhqqi4x"  # struct flock of Linux, 64 bits
+_SET = getattr(fcntl, "F_OFD_SETLK", None)
 _FOLDERS = ("/proc/self/fd", "/dev/fd")
 _MOST_DESCRIPTORS = 4096  # tried where the system lists none
 _MASK = 0xFFFFFFFF
@@ -48,16 +53,61 @@ def index_head(shm: os.stat_result) -> bytes | None:
     Args:
         shm: which file it is.
     """
+    found = _index(shm)
+    return None if found is None else found[1]
+
+
+def _index(shm: os.stat_result) -> tuple[int, bytes] | None:
     for fd in _descriptors():
         with contextlib.suppress(OSError):
             if os.path.samestat(os.fstat(fd), shm):
                 head = os.pread(fd, _INDEX_BYTES, 0)
-                return head if len(head) == _INDEX_BYTES else None
+                return (fd, head) if len(head) == _INDEX_BYTES else None
     return None
 
 
+def move_again(path: str) -> None:
+    """Have the next checkpoint move every frame of the log, those that were moved before as well.
+
+    A checkpoint that a reader or a writer cuts short counts its frames as moved without a sync of
+    the database. The sync that a later one makes covers those pages, and where it fails it drops
+    them; but what it tries again begins behind them. So the count goes back to zero, as after a
+    crash, while nobody makes a checkpoint.
+
+    Args:
+        path: the database file; a connection of this process holds its write lock, and the log was
+            ``proved``.
+
+    Raises:
+        SpoolError: a checkpoint is under way, or the index cannot be reached.
+        OSError: the index cannot be written.
+    """
+    found = _index(os.stat(f"{path}-shm"))
+    if found is None:
+        raise SpoolError(f"{path}-shm: cannot be read, so nobody can tell what was moved")
+    fd, _ = found
+    try:
+        _lock(fd, fcntl.F_WRLCK)
+    except (BlockingIOError, PermissionError) as error:
+        raise SpoolError(f"{path}: a checkpoint is under way") from error
+    try:
+        end, *_, moved = _INDEX.unpack_from(os.pread(fd, _INDEX_BYTES, 0))
+        if moved < end:  # that all of it was moved is only said once a sync has succeeded
+            os.pwrite(fd, bytes(4), _MOVED_AT)
+    finally:
+        _lock(fd, fcntl.F_UNLCK)
+
+
+def _lock(fd: int, kind: int) -> None:
+    """A lock of the open description, which SQLite's own locks of this process respect, too."""
+    if _SET is not None:
+        fcntl.fcntl(fd, _SET, struct.pack(_FLOCK, kind, os.SEEK_SET, _CHECKPOINT, 1, 0))
+
+
 def proved(path: str, wal: int) -> Iterator[tuple[int, bytes]]:
-    """Read the -wal file, and prove each frame that is in the log and not in the database yet.
+    """Read the -wal file, and prove each frame of the log, unless the database has all of them.
+
+    One that was moved already is proved, too: its page may be on no disk yet (``move_again``).
 
     Args:
         path: the database file; a connection of this process holds its write lock.
@@ -88,7 +138,7 @@ def proved(path: str, wal: int) -> Iterator[tuple[int, bytes]]:
         for offset in range(0, len(data), FRAME_BYTES):
             number += 1
             if proof is not None and number <= end:
-                proof.frame(number, data[offset : offset + FRAME_BYTES], number <= moved)
+                proof.frame(number, data[offset : offset + FRAME_BYTES])
         yield place, data
         place += len(data)
         if len(data) % FRAME_BYTES:  # only the file's end is no whole frame
@@ -134,14 +184,11 @@ class _Proof:
         if not sound or self.sums != tuple(sums):
             raise self.broken(0)
 
-    def frame(self, number: int, data: bytes, moved: bool) -> None:
-        """The next frame; of one that is in the database already only its sums are taken."""
+    def frame(self, number: int, data: bytes) -> None:
+        """The next frame."""
         if len(data) < FRAME_BYTES:
             raise self.broken(number)
         summed, salts, *sums = _FRAME.unpack_from(data)
-        if moved:
-            self.sums = (sums[0], sums[1])
-            return
         self._add(summed)
         self._add(data[FRAME_HEAD_BYTES:])
         if salts != self._salts or self.sums != tuple(sums):
