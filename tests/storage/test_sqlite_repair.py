@@ -183,6 +183,26 @@ def test_a_repair_waits_for_a_checkpoint_that_is_under_way(
     assert engine.repair() is True
 
 
+def test_a_repair_passes_over_a_descriptor_that_only_reads(tmp_path: Path) -> None:
+    """Another copy of SQLite in this process, say, which reads; it came first."""
+    path = str(tmp_path / "spool.db")
+    first = os.open(os.devnull, os.O_RDONLY)
+    client = SQLiteClientStore(path)
+    engine = SQLiteWorkerStore(path)
+    reading = os.open(f"{path}-shm", os.O_RDONLY)
+    os.dup2(reading, first)  # lower than SQLite's own
+    try:
+        client.enqueue([submission()], T0)
+        poison.poison(path, EIO)
+        assert engine.repair() is True
+        assert not engine.poisoned
+    finally:
+        engine.close()
+        client.close()
+        os.close(reading)
+        os.close(first)
+
+
 # --- nothing else moves pages, or forgets ---------------------------------------------------------
 
 

@@ -57,10 +57,12 @@ def index_head(shm: os.stat_result) -> bytes | None:
     return None if found is None else found[1]
 
 
-def _index(shm: os.stat_result) -> tuple[int, bytes] | None:
+def _index(shm: os.stat_result, *, writable: bool = False) -> tuple[int, bytes] | None:
     for fd in _descriptors():
         with contextlib.suppress(OSError):
             if os.path.samestat(os.fstat(fd), shm):
+                if writable and fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDWR:
+                    continue  # somebody else's here, who only reads
                 head = os.pread(fd, _INDEX_BYTES, 0)
                 return (fd, head) if len(head) == _INDEX_BYTES else None
     return None
@@ -82,9 +84,9 @@ def move_again(path: str) -> None:
         SpoolError: a checkpoint is under way, or the index cannot be reached.
         OSError: the index cannot be written.
     """
-    found = _index(os.stat(f"{path}-shm"))
+    found = _index(os.stat(f"{path}-shm"), writable=True)
     if found is None:
-        raise SpoolError(f"{path}-shm: cannot be read, so nobody can tell what was moved")
+        raise SpoolError(f"{path}-shm: cannot be reached, so nobody can tell what was moved")
     fd, _ = found
     try:
         _lock(fd, fcntl.F_WRLCK)
