@@ -163,9 +163,12 @@ class AsyncMailstrom(AsyncSending):
             async with asyncio.timeout(limit) as patience:
                 return await future
         except TimeoutError:  # SpoolBusy is one, too
-            if patience.expired():
-                raise not_completed(await self.status(id), timeout) from None
-            raise
+            if not patience.expired():
+                raise
+            found = await self.status(id)
+            if found.completed:
+                return found
+            raise not_completed(found, timeout) from None
         finally:
             finals.forget(id, future)
 

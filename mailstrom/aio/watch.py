@@ -157,9 +157,11 @@ class Finals:
             self._fail(error)
 
     async def _ask(self, asked: list[str]) -> None:
+        """Look once; who came since the look began is told nothing by it."""
+        waiting = {id: frozenset(self._awaited[id]) for id in asked}
         found = await self._statuses(asked)
-        for id in asked:
-            self._tell(id, found.get(id))
+        for id, futures in waiting.items():
+            self._tell(id, futures, found.get(id))
 
     def _fail(self, error: Exception) -> None:
         # Everybody's: the spool cannot be read.
@@ -168,10 +170,15 @@ class Finals:
                 if not future.done():
                     future.set_exception(error)
 
-    def _tell(self, id: str, status: MessageStatus | None) -> None:
+    def _tell(
+        self,
+        id: str,
+        futures: frozenset[asyncio.Future[MessageStatus]],
+        status: MessageStatus | None,
+    ) -> None:
         if status is not None and not status.completed:
             return
-        for future in self._awaited.pop(id, set()):
+        for future in futures:
             if future.done():
                 continue
             if status is None:

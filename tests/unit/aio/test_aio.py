@@ -8,7 +8,8 @@ import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
 from email.message import EmailMessage
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -22,6 +23,8 @@ from mailstrom import (
     SpoolError,
     Status,
 )
+from mailstrom.aio.watch import Finals, Watch
+from mailstrom.types import MessageStatus
 from tests.unit.aio.gate import Gate, begun, counted, impatient
 
 # --- sending ------------------------------------------------------------------------------------
@@ -202,6 +205,53 @@ def test_a_wait_that_takes_too_long_and_one_for_nothing(name: str, message: byte
             await ms.cancel(id)
             for forever in (None, float("inf"), 1e12, 0):
                 assert (await ms.wait(id, forever)).completed
+
+    asyncio.run(main())
+
+
+def test_a_look_that_began_before_a_wait_does_not_answer_it() -> None:
+    rows: dict[str, MessageStatus] = {}
+
+    async def main() -> None:
+        looking, go_on = asyncio.Event(), asyncio.Event()
+
+        async def statuses(ids: list[str]) -> dict[str, MessageStatus]:
+            found = {id: rows[id] for id in ids if id in rows}
+            looking.set()
+            await go_on.wait()
+            return found
+
+        async def revision() -> int:
+            return 1
+
+        watch = Watch(asyncio.get_running_loop(), revision)
+        finals = Finals(watch, statuses, lambda id: MessageNotFound(id))
+        early = finals.expect("x")
+        await looking.wait()
+        rows["x"] = cast(MessageStatus, SimpleNamespace(completed=True))  # stored, and delivered
+        late = finals.expect("x")
+        go_on.set()
+        with pytest.raises(MessageNotFound):
+            await early
+        assert await late is rows["x"]
+        finals.forget("x", early)
+        finals.forget("x", late)
+
+    asyncio.run(main())
+
+
+def test_a_wait_whose_time_is_over_tells_what_it_finds(name: str, message: bytes) -> None:
+    async def main() -> None:
+        async with AsyncMailstrom(name) as ms:
+            id = await ms.send(message)
+            await ms.cancel(id)
+
+            async def never(_ids: list[str]) -> dict[str, MessageStatus]:
+                await asyncio.Event().wait()
+                raise AssertionError
+
+            ms._watched()[1]._statuses = never
+            assert (await ms.wait(id, timeout=0.01)).status is Status.CANCELLED
 
     asyncio.run(main())
 
