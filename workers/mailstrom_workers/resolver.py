@@ -49,6 +49,7 @@ from mailstrom.policy.routing import Family, interleave, refused_address
 from mailstrom.smtp.reply import visible
 from mailstrom.types import Route
 from mailstrom_workers.nameservers import reasons, stub_resolver
+from mailstrom_workers.standstill import Standstill
 
 MAX_IN_FLIGHT = 128
 MAX_LINKS = 8
@@ -143,6 +144,7 @@ class Resolver:
         self._backend = dns.asyncbackend.get_backend("asyncio")
         self._in_flight = asyncio.Semaphore(MAX_IN_FLIGHT)
         self._asking: dict[tuple[str, Kind], asyncio.Task[Answer]] = {}
+        self._standstill: Standstill | None = None
         self._cache: dict[str, _Cached] = {}
 
     async def close(self) -> None:
@@ -264,13 +266,24 @@ class Resolver:
         return await asyncio.shield(lookup)
 
     async def _look_up(self, name: str, kind: Kind) -> Answer:
+        loop = asyncio.get_running_loop()
+        if self._standstill is None:
+            self._standstill = Standstill(loop)
         async with self._in_flight:
-            try:
-                # dnspython measures by the wall clock; the loop's clock has the last word.
-                async with asyncio.timeout(self._timeout + 1.0):
-                    return await self._follow(name, kind)
-            except (dns.exception.DNSException, OSError, EOFError, TimeoutError) as error:
-                return _trouble(name, kind, reasons(error))
+            began = loop.time()
+            with self._standstill.watched():
+                answer = await self._follow_in_time(name, kind)
+                if answer.outcome is Outcome.TEMPORARY and self._standstill.since(began):
+                    answer = await self._follow_in_time(name, kind)  # it was us who were not there
+            return answer
+
+    async def _follow_in_time(self, name: str, kind: Kind) -> Answer:
+        try:
+            # dnspython measures by the wall clock; the loop's clock has the last word.
+            async with asyncio.timeout(self._timeout + 1.0):
+                return await self._follow(name, kind)
+        except (dns.exception.DNSException, OSError, EOFError, TimeoutError) as error:
+            return _trouble(name, kind, reasons(error))
 
     async def _follow(self, name: str, kind: Kind) -> Answer:
         loop = asyncio.get_running_loop()
