@@ -143,6 +143,27 @@ def test_a_checkpointer_at_work_pins_nothing_and_one_that_was_stopped_does(
         assert [one.pid for one in wal.pinned(stores.path).holders] == [pid]
 
 
+def test_a_reader_of_the_engines_own_is_nobody_unless_it_was_stopped(
+    spool: Spool, stores: SQLiteStores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(spool, lambda: spool.engine.log_bytes() >= wal.alarm_bytes(LIMIT) // 2)
+    reader = (
+        "import apsw, sys; c = apsw.Connection(sys.argv[1]); c.execute('BEGIN').fetchall();"
+        "c.execute('SELECT count(*) FROM meta').fetchall(); print('reads', flush=True);"
+        "sys.stdin.read()"
+    )
+    for halted in (False, True):
+        with foreign(reader, stores.path, stopped=halted) as pid:
+            spool.send("a@example.org")
+            spool.engine.checkpoint()
+            assert [one.pid for one in wal.pinned(stores.path).holders] == [pid]
+            with monkeypatch.context() as patch:
+                patch.setattr(locks, "_OWN", reader.encode())  # as if it were a worker's
+                found = wal.pinned(stores.path)
+            assert found.sure
+            assert [one.pid for one in found.holders] == ([pid] if halted else [])
+
+
 def test_a_reader_of_the_database_file_alone_is_named_too(
     spool: Spool, stores: SQLiteStores
 ) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from mailstrom.storage.pinned import LogHolder
 
 LOCKS, PROCESSES = "/proc/locks", "/proc"
+_OWN = b"mailstrom_workers."
 _FIRST, _LAST = 120, 127  # the lock bytes; the first is the writer's
 _LOCK = re.compile(r"^\d+: (\w+) +\w+ +(\w+) +(-?\d+) ([0-9a-f]+):([0-9a-f]+):(\d+) (\d+) (\w+)$")
 
@@ -54,6 +55,16 @@ def stopped(pid: int) -> bool:
             return stream.read().rpartition(")")[2].split()[0] in "Tt"
     except (OSError, IndexError):
         return False
+
+
+def at_work(pid: int) -> bool:
+    """Whether a process is one of an engine's own and runs: what it reads is read in a moment."""
+    try:
+        with open(f"{PROCESSES}/{pid}/cmdline", "rb") as stream:
+            own = any(word.startswith(_OWN) for word in stream.read().split(b"\0"))
+    except OSError:
+        return False
+    return own and not stopped(pid)
 
 
 def locked(shm: os.stat_result) -> list[tuple[int, str, int]]:

@@ -204,6 +204,7 @@ def pinned(path: str) -> Pinned:
         }
     else:
         pids = {pid for pid, _ in held}
+    pids = {pid for pid in pids if not locks.at_work(pid)}
     if all(pid > 0 for pid in pids) and (pids or marks):
         return Pinned(holders=tuple(locks.named(pid) for pid in sorted(pids)), sure=bool(marks))
     # Locks of another kind, or of another container: at least who has the file open.
