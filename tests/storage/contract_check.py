@@ -65,6 +65,26 @@ PLANTED: dict[str, tuple[str, str]] = {
         "UPDATE site SET suspended_until_ms = 1 << 41",
         "site mx.example.org is left alone until 2039-",
     ),
+    "paused": (
+        "UPDATE site SET paused_ms = 1 << 41",
+        "site mx.example.org is passed over until 2039-",
+    ),
+    "text_of_a_site": (
+        "UPDATE site SET last_reply = CAST(x'35ff' AS TEXT)",
+        "site mx.example.org has a text that is none",
+    ),
+    "text_of_a_domain": (
+        "UPDATE domain SET error = CAST(x'ff' AS TEXT) WHERE name = 'unrouted.example'",
+        "domain unrouted.example has a text that is none",
+    ),
+    "name_of_a_site": (
+        "UPDATE site SET key = CAST(x'6dff' AS TEXT)",
+        "has a name that is no text (m\N{REPLACEMENT CHARACTER})",
+    ),
+    "name_of_a_domain": (
+        "UPDATE domain SET name = CAST(x'6dff' AS TEXT) WHERE name = 'example.org'",
+        "domain m\N{REPLACEMENT CHARACTER} has a name that is no text",
+    ),
     "domain_left_alone": (
         "UPDATE domain SET retry_ms = 1 << 50 WHERE name = 'unrouted.example'",
         "domain unrouted.example is not looked up until 1125899906842624 ms",
@@ -83,6 +103,11 @@ PLANTED: dict[str, tuple[str, str]] = {
         "INSERT INTO clock_jump (at_ms, old_ms, amount_ms, grace_ms, known, last)"
         " VALUES (1 << 50, 1, 1, 0, 0, 0)",
         "took place at 1125899906842624 ms, which is no time",
+    ),
+    "jump_yet_to_come": (
+        "INSERT INTO clock_jump (at_ms, old_ms, amount_ms, grace_ms, known, last)"
+        " VALUES (1 << 42, 1, 1, 0, 0, 0)",
+        "took place 2109-05-15 07:35:11, which is yet to come",
     ),
     "unrouted": (
         "UPDATE domain SET due_ms = NULL WHERE name = 'unrouted.example'",

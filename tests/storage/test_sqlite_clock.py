@@ -17,6 +17,7 @@ from mailstrom.storage.sqlite.worker import SQLiteWorkerStore
 from tests.storage.spool import DAY, HOUR, T0, submission
 
 YEAR = 365 * DAY
+MINUTE = 60_000
 LIFE = 5 * DAY
 
 jumps = st.one_of(
@@ -86,5 +87,47 @@ def test_no_jump_takes_or_gives_a_day_of_life(script: list[tuple[str, int]], pie
             else:
                 assert due <= wall
                 assert expires - wall == LIFE - (true - sent[id])
+        client.close()
+        engine.close()
+
+
+amounts = st.integers(-4 * YEAR, 4 * YEAR).filter(lambda amount: abs(amount) > 10 * MINUTE)
+
+
+@settings(max_examples=150, deadline=None, database=None)
+@given(st.lists(amounts, min_size=2, max_size=4), st.integers(1, 3))
+def test_jumps_between_two_looks_neither_expire_nor_delay_what_came_between_them(
+    jumps: list[int], piece: int
+) -> None:
+    with tempfile.TemporaryDirectory(prefix="clock-") as folder:
+        path = str(Path(folder) / "spool.db")
+        client = SQLiteClientStore(path, sync=_no_disk)
+        engine = SQLiteWorkerStore(path, sync=_no_disk)
+        wall = T0 + 10 * YEAR
+
+        def look(true: int) -> None:
+            while engine.keep_clock(wall_ms=wall, monotonic_ms=true, boot="b", limit=piece):
+                pass
+            assert engine.expire(1_000, wall) == 0
+            assert client.check() == []
+
+        client.enqueue([submission(created_ms=wall, send_ms=wall)], wall)
+        look(0)
+        for amount in jumps:  # half a minute in all, one message by each clock
+            client.enqueue([submission(created_ms=wall, send_ms=wall)], wall)
+            wall += amount
+        client.enqueue([submission(created_ms=wall, send_ms=wall)], wall)
+        for true in (30_000, 31_000):
+            look(true)
+        found = client.query(
+            "SELECT m.expires_ms, r.next_attempt_ms FROM messages m"
+            " JOIN recipients r ON r.message_id = m.id", (), 10.0
+        )  # fmt: skip
+        assert len(found) == len(jumps) + 2
+        for expires, due in found:
+            assert isinstance(expires, int)
+            assert isinstance(due, int)
+            assert due <= wall
+            assert abs(expires - wall - LIFE) <= 2 * MINUTE
         client.close()
         engine.close()

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
+import apsw
 import pytest
 
 from mailstrom.config import Config
@@ -112,3 +113,50 @@ def test_nothing_expires_while_no_look_succeeds(
     with pytest.raises(SpoolBusy):
         janitor.round(store)
     assert status(path) == "queued"
+
+
+def damage(path: str, change: str) -> None:
+    """Put into the clock's row what no statement of ours would: any value of any type."""
+    with closing(apsw.Connection(path)) as connection:
+        connection.config(apsw.SQLITE_DBCONFIG_WRITABLE_SCHEMA, 1)
+        ((sql,),) = connection.execute("SELECT sql FROM sqlite_schema WHERE name = 'clock'")
+        loose = sql.replace("NOT NULL", "").replace("INTEGER ", "BLOB ").replace(") STRICT", ")")
+        loose = loose.replace("BLOB PRIMARY", "INTEGER PRIMARY")
+        put = "UPDATE sqlite_schema SET sql = ? WHERE name = 'clock'"
+        for text, then in ((loose, f"UPDATE clock SET {change}"), (sql, "SELECT 1")):
+            connection.execute(put, (text,))
+            ((version,),) = connection.execute("PRAGMA schema_version")
+            connection.execute(f"PRAGMA schema_version = {version + 1}")
+            connection.execute(then).fetchall()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "boot = CAST(x'61ff62' AS TEXT)",
+        "boot = NULL",
+        "boot = 7",
+        "wall_ms = NULL",
+        "wall_ms = 'late'",
+        "wall_ms = 1.5",
+        "wall_ms = -(1 << 62) * 2",
+        "monotonic_ms = x'00'",
+        "monotonic_ms = -(1 << 62) * 2",
+        "last = NULL",
+    ],
+)
+def test_a_damaged_look_is_written_anew(
+    path: str, clock: Clock, store: Jumping, janitor: Janitor, change: str
+) -> None:
+    janitor.round(store)
+    damage(path, change)
+    clock.monotonic_ms += 1_000
+    for _ in range(2):
+        janitor.round(store)
+    assert status(path) == "queued"
+    with closing(apsw.Connection(path)) as connection:
+        ((wall_ms, boot),) = connection.execute("SELECT wall_ms, boot FROM clock")
+    assert (wall_ms, boot) == (clock.wall_ms(), "a boot")
+    clock.monotonic_ms += 6 * DAY
+    janitor.round(store)
+    assert status(path) == "failed", "expiry goes on"

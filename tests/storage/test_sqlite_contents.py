@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
+import apsw
 import pytest
 
 from mailstrom.errors import SpoolCorrupt
 from mailstrom.storage.base import Retention
 from mailstrom.storage.client import CHUNK_BYTES
+from mailstrom.storage.sqlite import contents
 from mailstrom.storage.sqlite.salvage import salvage
 from mailstrom.storage.sqlite.sql import STATEMENTS
 from tests.storage.files import SQLiteStores
@@ -156,6 +160,99 @@ def test_of_two_that_name_the_same_content_neither_takes_it_from_the_other(
     spool.sound()
 
 
+def test_content_of_mail_that_came_since_the_look_stays(spool: Spool, stores: SQLiteStores) -> None:
+    """A damaged number says one that is not given out yet."""
+    ended(spool, LONG)
+    damage(stores, bad := ended(spool, LONG), "-3")
+    later = "UPDATE message SET finished_ms = ? WHERE id = ?"
+    assert stores.tamper(later, T0 + DAY + 1, bad) == 1
+    purge(spool)
+    spool.send("b@example.net", id="live", content=LONG)
+    assert stores.client().query("SELECT content FROM message WHERE id = 'live'", (), 1) == [(-3,)]
+    while spool.engine.purge(KEEP, 10, T0 + 3 * DAY):
+        pass
+    assert spool.client.content(bad) is None
+    assert spool.client.content("live") == LONG
+
+
+def test_of_two_that_name_the_same_content_and_go_together_nothing_is_left(
+    spool: Spool, stores: SQLiteStores
+) -> None:
+    for wrong, right in ((0, 1), (1, 0)):
+        ids = [ended(spool, LONG), ended(spool, LONG[:-1])]
+        damage(stores, ids[wrong], f"(SELECT content FROM message WHERE id = '{ids[right]}')")
+        Spool(stores).engine.purge(KEEP, 10, T0 + 2 * DAY)
+        assert pieces(stores) == 0
+    spool.sound()
+
+
+UNREADABLE = {
+    "text that is none": "content = -99, sender = CAST(x'61ff62' AS TEXT)",
+    "no text": "content = -99, sender = NULL",
+    "a text for a number": "content = 'xy'",
+    "no text for a number": "content = CAST(x'ff80' AS TEXT)",
+    "no chunks": "content = -99, chunks = NULL",
+    "a text for chunks": "content = -99, chunks = 'x'",
+    "a text for its size": "size = 'x'",
+}
+
+
+@pytest.mark.parametrize("damaged", UNREADABLE.values(), ids=UNREADABLE.keys())
+def test_a_row_of_the_wrong_kind_keeps_no_other_body_from_being_purged(
+    spool: Spool, stores: SQLiteStores, damaged: str
+) -> None:
+    bad, good = ended(spool, LONG), ended(spool, BODY)
+    ((strict,),) = stores.client().query(
+        "SELECT sql FROM sqlite_schema WHERE name = 'message'", (), 1
+    )
+    assert isinstance(strict, str)
+    loose = strict.replace(") STRICT", ")").replace("NOT NULL", "")
+    for sql in (loose, strict):
+        with closing(apsw.Connection(stores.path)) as connection:
+            connection.execute("PRAGMA ignore_check_constraints = ON").fetchall()
+            if sql == strict:
+                change = f"UPDATE message SET {damaged} WHERE id = ?"
+                connection.execute(change, (bad,)).fetchall()
+            connection.config(apsw.SQLITE_DBCONFIG_WRITABLE_SCHEMA, 1)
+            change = "UPDATE sqlite_schema SET sql = ? WHERE name = 'message'"
+            connection.execute(change, (sql,)).fetchall()
+            ((version,),) = connection.execute("PRAGMA schema_version").fetchall()
+            connection.execute(f"PRAGMA schema_version = {version + 1}").fetchall()
+    purge(spool)
+    assert spool.client.content(good) is None
+
+
+def test_content_that_is_lost_is_looked_for_once_and_without_the_lock(
+    spool: Spool, stores: SQLiteStores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[tuple[bool, int]] = []
+
+    def look(connection: apsw.Connection, messages: list[int]) -> dict[int, int]:
+        looked.append((connection.in_transaction, len(messages)))
+        return orphans(connection, messages)
+
+    orphans = contents._orphans
+    monkeypatch.setattr(contents, "_orphans", look)
+    for content in (BODY, BODY, LONG, LONG):
+        ended(spool, content)
+    stores.tamper("DELETE FROM content WHERE key > 0")  # one chunk: that was never staged
+    stores.tamper("UPDATE message SET content = NULL")
+    purge(spool)
+    assert looked == [(False, 2)]
+    assert pieces(stores) == 0
+
+
+def test_lost_content_is_found_among_however_much(spool: Spool, stores: SQLiteStores) -> None:
+    damage(stores, ended(spool, LONG), "NULL")
+    stores.tamper(
+        "INSERT INTO content SELECT (-2 - j.value) * 4096 + (c.key & 4095), x'00',"
+        " zeroblob(16) FROM content c, json_each(?) j",
+        json.dumps(list(range(120))),
+    )
+    purge(spool)
+    assert pieces(stores) == 120 * 3
+
+
 def test_an_old_mark_of_staging_costs_no_message_its_content(
     spool: Spool, stores: SQLiteStores
 ) -> None:
@@ -206,6 +303,44 @@ def test_a_salvage_finds_staged_content_whose_number_was_lost_by_its_messages_di
         client = target.client()
         assert (client.content("first"), client.content("second")) == (LONG, LONG[:-1])
         assert client.check() == []
+
+
+@pytest.mark.parametrize("number", ["NULL", "-2"])
+def test_a_salvage_gives_each_of_two_with_the_same_bytes_its_own(
+    spool: Spool, stores: SQLiteStores, tmp_path: Path, number: str
+) -> None:
+    ids = [spool.send("a@example.org", content=LONG) for _ in range(2)]
+    stores.tamper(f"UPDATE message SET content = {number}")
+    stores.opened.close()
+    target = SQLiteStores(tmp_path / "new.db")
+    assert salvage(stores.path, target.path, T0).damaged == []
+    with target.opened:
+        client = target.client()
+        assert [client.content(id) for id in ids] == [LONG, LONG]
+        assert client.check() == []
+
+
+def test_a_salvage_finds_content_among_much_that_no_row_names(
+    spool: Spool, stores: SQLiteStores, tmp_path: Path
+) -> None:
+    for number in range(25):
+        spool.send("a@example.org", content=LONG + bytes([65 + number]))
+    stores.tamper("UPDATE message SET content = NULL")
+    stores.opened.close()
+    target = SQLiteStores(tmp_path / "new.db")
+    done = salvage(stores.path, target.path, T0)
+    assert (done.whole, done.damaged) == (25, [])
+
+
+def test_a_salvage_seeks_what_was_never_staged_nowhere(
+    spool: Spool, stores: SQLiteStores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool.send("a@example.org", content=BODY)
+    stores.tamper("DELETE FROM content")
+    with monkeypatch.context() as patch:
+        patch.setitem(STATEMENTS, "found_unnamed", "no SQL at all")
+        done = salvage(stores.path, str(tmp_path / "new.db"), T0)
+    assert len(done.damaged) == 1
 
 
 @pytest.mark.parametrize("number", ["-7", "7", "-(1 << 60)", "(1 << 60)"])

@@ -19,7 +19,7 @@ import pytest
 
 from mailstrom.errors import OutcomeUnknown, SpoolBusy, SpoolError, SpoolFull
 from mailstrom.storage.client import Target
-from mailstrom.storage.sqlite import changes, copies, outcomes
+from mailstrom.storage.sqlite import changes, copies, outcomes, poison
 from mailstrom.storage.sqlite import connection as connections
 from mailstrom.storage.sqlite.client import SQLiteClientStore
 from mailstrom.storage.sqlite.sql import STATEMENTS
@@ -165,9 +165,70 @@ def test_a_change_that_was_denied_does_not_come_back_with_the_log(
     assert (found[0], found[3]) == (("queued", 1) if seen_to else ("cancelled", 0))
 
 
-def test_a_sync_that_was_not_even_tried_stops_all_until_the_repair(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("verb", ["enqueue", "change"])
+def test_a_place_that_the_system_does_not_let_us_confirm_leaves_the_outcome_unknown(
+    client: SQLiteClientStore, monkeypatch: pytest.MonkeyPatch, verb: str
 ) -> None:
+    real, verbs = client._write_connection, {"enqueue": lambda c: c.enqueue([submission()], T0)}
+
+    def failed() -> Exception:
+        monkeypatch.setattr(poison, "check_others", no_locks)
+        return apsw.IOError("disk I/O error")
+
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    first = {"COMMIT": failed, STATEMENTS["enqueue"]: failed}
+    monkeypatch.setattr(client, "_write_connection", lambda: Failing(real(), first))
+    with pytest.raises(OutcomeUnknown, match=os.strerror(errno.ENOLCK)):
+        (VERBS | verbs)[verb](client)
+
+
+@pytest.mark.parametrize(
+    ("verb", "said", "ask"),
+    [
+        ("change", "the change was written, but", f"ask status('{ID}') once"),
+        ("adopt", "the copy was adopted, but", "repeat it once"),
+    ],
+)
+def test_what_was_done_is_said_where_the_disk_does_not_confirm_it(
+    client: SQLiteClientStore, verb: str, said: str, ask: str
+) -> None:
+    def broken(_: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    client._sync._sync = broken  # type: ignore[attr-defined]
+    with pytest.raises(OutcomeUnknown) as caught:
+        VERBS[verb](client)
+    assert said in str(caught.value)
+    assert ask in str(caught.value)
+
+
+def test_a_copy_whose_adoption_was_not_confirmed_is_synced_when_it_is_adopted_again(
+    path: str, client: SQLiteClientStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    client._sync._sync = synced.append  # type: ignore[attr-defined]
+
+    def unseen() -> None:
+        raise SpoolError("cannot be looked at") from OSError(errno.EIO, "")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(client._sync, "verify", unseen)
+        with pytest.raises(OutcomeUnknown, match="adopted"):
+            client.adopt(T0)
+    assert (synced, state(path)[2]) == ([], 0)
+    with closing(SQLiteWorkerStore(path)) as engine:
+        assert engine.repair()
+    assert client.adopt(T0) is False
+    assert len(synced) == 1
+
+
+@pytest.mark.parametrize("repairing", [False, True])
+def test_a_sync_that_was_not_even_tried_stops_all_until_the_repair(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repairing: bool
+) -> None:
+    """Also where a repair that began before the commit is about to take a flag away."""
     path = os.fspath(tmp_path / "spool.db")
     synced: list[int] = []
     with (
@@ -185,12 +246,23 @@ def test_a_sync_that_was_not_even_tried_stops_all_until_the_repair(
                     raise OSError(errno.EIO, os.strerror(errno.EIO), name)
             return real(name, *args, **kwargs)
 
+        begun: list[poison.Mark] = []
+
+        def flagged() -> None:
+            if repairing:
+                poison.poison(path, OSError(errno.EIO, "another's"))
+                begun.append(engine._sync.begin_repair())
+                del looks[1:]  # what the repair looked at
+
+        monkeypatch.setattr(client, "_require_log_room", flagged)
         monkeypatch.setattr(os, "stat", stat)
         count = len(synced)
         with pytest.raises(OutcomeUnknown) as unknown:
             client.enqueue([submission()], T0)
         monkeypatch.undo()
         assert len(synced) == count
+        assert Path(poison.poison_path(path)).read_text() == "EIO\n" * (1 + repairing)
+        assert not any(engine._sync.heal(mark) for mark in begun)
         for one in (client, other):
             with pytest.raises(SpoolError, match="being repaired"):
                 one.enqueue([submission()], T0)

@@ -31,7 +31,7 @@ def spool(stores: SQLiteStores) -> Spool:
 
 def stuck(spool: Spool) -> list[str]:
     """What is found of such rows."""
-    words = ("later than anybody", "longer than any pause", "no time", "there were only")
+    words = ("later than anybody", "longer than any pause", "no time", "there were only", "to come")
     return [text for text in spool.client.check() if any(word in text for word in words)]
 
 
@@ -55,6 +55,13 @@ def test_the_farthest_legal_times_are_sound(spool: Spool) -> None:
     spool.sound()
     assert change(spool.client, "hold", ["far", "old"], None, now) == 2
     assert change(spool.client, "release", ["far", "old"], None, now) == 2
+    spool.sound()
+
+
+def test_a_pause_for_others_to_go_first_is_sound(spool: Spool, stores: SQLiteStores) -> None:
+    spool.send("a@example.org")
+    spool.route()
+    assert stores.tamper("UPDATE site SET paused_ms = unixepoch() * 1000 + 2000") == 1
     spool.sound()
 
 
@@ -88,18 +95,25 @@ def test_hold_and_release_give_a_recipient_its_time_again(
 def test_a_retry_ends_a_pause_without_end(spool: Spool, stores: SQLiteStores) -> None:
     id = spool.send("a@example.org")
     other = spool.send("b@example.net")
+    third = spool.send("c@example.com")
     spool.route()
+    spool.route("example.com")
     for sql in (
-        "UPDATE site SET suspended_until_ms = 1 << 50",
+        "UPDATE site SET suspended_until_ms = 1 << 50 WHERE key = 'mx.example.org'",
+        "UPDATE site SET paused_ms = 1 << 50 WHERE key = 'mx.example.com'",
         "UPDATE domain SET retry_ms = 1 << 50 WHERE name = 'example.net'",
     ):
         assert stores.tamper(sql) == 1
     told = stuck(spool)
-    assert len(told) == 2
+    assert len(told) == 3
     assert all("'mailstrom queue retry ID'" in text for text in told)
     now = time.time_ns() // 1_000_000
-    assert change(spool.client, "retry", [id, other], None, now) == 2
+    assert change(spool.client, "retry", [id, other, third], None, now) == 3
     spool.sound()
+    spool.route(now=now)
+    spool.route("example.com", now=now)
+    found = {lane.site_key for lane in spool.lease(now=now, want=5)}
+    assert found == {"mx.example.org", "mx.example.com"}
 
 
 @pytest.mark.parametrize(("last", "done"), [(1 << 50, 0), (2, -(1 << 50))])
@@ -121,3 +135,31 @@ def test_an_engines_next_look_ends_a_jump_without_end(
     spool.sound()
     assert spool.engine.expire(10, T0 + 30 * DAY) == 3, "expiry goes on"
     assert spool.engine.purge(Retention(), 10, T0 + 60 * DAY) > 0
+
+
+def test_an_engines_next_look_ends_a_jump_that_is_yet_to_come(
+    spool: Spool, stores: SQLiteStores
+) -> None:
+    _, lane, (row,) = spool.sending("a@example.org")
+    assert spool.settle(lane, row, "delivered")
+    look = {"monotonic_ms": 0, "boot": "b", "limit": 2}
+    spool.engine.keep_clock(wall_ms=T0, **look)
+    assert stores.tamper(
+        "INSERT INTO clock_jump (at_ms, old_ms, amount_ms, grace_ms, known, last, done)"
+        f" VALUES (1 << 42, {T0}, -1000, 0, 0, 1, 1)"
+    )
+    (told,) = stuck(spool)
+    assert "an engine ends it at its next look at the clock" in told
+    later = T0 + 60 * DAY
+    look["monotonic_ms"] = 60 * DAY
+    spool.engine.keep_clock(wall_ms=later, **look)
+    spool.sound()
+    assert spool.engine.purge(Retention(), 10, later) == 0, "as after any jump"
+    assert spool.engine.purge(Retention(), 10, later + 2 * HOUR) > 0
+
+
+def test_a_jump_before_the_clock_went_back_is_sound(spool: Spool) -> None:
+    now = time.time_ns() // 1_000_000
+    for ahead in (0, 50 * LONGEST_MS, 0):
+        spool.engine.keep_clock(wall_ms=now + ahead, monotonic_ms=0, boot="b", limit=2)
+    spool.sound()

@@ -14,7 +14,7 @@ from typing import Any
 import apsw
 
 from mailstrom.storage.client import Owner
-from mailstrom.storage.sqlite.rows import checksum, digest, seal_fits
+from mailstrom.storage.sqlite.rows import checksum, digest, readable, seal_fits
 from mailstrom.storage.sqlite.sql import STATEMENTS, run
 
 MOST = 100
@@ -28,6 +28,7 @@ _RETRY = "'mailstrom queue retry ID', of a message that waits there, wakes it"
 _TOLD = "no mail is at stake, only what is told about it"
 _ANEW = "'mailstrom queue hold ID' and then 'mailstrom queue release ID' give it its time again"
 _ROOM = "it takes room and nothing else; 'mailstrom store salvage {path} NEW' leaves it out"
+_ANSWER = "nobody waits for it, an engine writes it anew when it looks up a domain or sends there"
 _LOOK = "an engine ends it at its next look at the clock: start one ('mailstrom serve')"
 _MARK = "an engine takes the mark away within a day; the content stays"
 
@@ -35,7 +36,9 @@ _REMEDIES = {
     "check_next_due": _RETRY,
     "check_due": _ANEW,
     "check_suspended": _RETRY,
+    "check_text": _ANSWER,
     "check_jump": _LOOK,
+    "check_jump_time": _LOOK,
     "check_staged": _MARK,
     "check_unrouted": _RETRY,
     "check_site_gone": _RETRY,
@@ -64,6 +67,7 @@ def check(connection: apsw.Connection, path: str) -> list[str]:
     connection.create_scalar_function("digest_of", _digest, 1, deterministic=True)
     connection.create_scalar_function("checksum_of", _checksum, 3, deterministic=True)
     connection.create_scalar_function("sealed", _sealed, 11, deterministic=True)
+    connection.create_scalar_function("text_of", _text, 1, deterministic=True)
     try:
         statements = {"integrity": f"PRAGMA integrity_check({MOST})"}
         statements |= {name: sql for name, sql in STATEMENTS.items() if name.startswith("check_")}
@@ -82,6 +86,7 @@ def check(connection: apsw.Connection, path: str) -> list[str]:
         connection.create_scalar_function("digest_of", None, 1)
         connection.create_scalar_function("checksum_of", None, 3)
         connection.create_scalar_function("sealed", None, 11)
+        connection.create_scalar_function("text_of", None, 1)
     return findings
 
 
@@ -96,6 +101,10 @@ def _digest(*data: Any) -> bytes:
 
 def _checksum(*row: Any) -> int:
     return checksum(*row)
+
+
+def _text(*data: Any) -> str | None:
+    return readable(*data)
 
 
 def _sealed(*row: Any) -> bool:

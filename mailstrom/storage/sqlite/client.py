@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import apsw
 
-from mailstrom.errors import OutcomeUnknown, SpoolBusy, SpoolError, SpoolReplaced
+from mailstrom.errors import SpoolBusy, SpoolError, SpoolReplaced
 from mailstrom.storage.client import Owner, Selection, Submission, Target
 from mailstrom.storage.sqlite import (
     asking,
@@ -98,7 +98,7 @@ class SQLiteClientStore(ClientConnections):
                 raise
             self._unstage()
         if any(isinstance(result, str) for result in results):
-            self._durable(submissions[0].id)
+            self._durable("the message was written", submissions[0].id)
         return results
 
     def _require_log_room(self) -> None:
@@ -129,17 +129,18 @@ class SQLiteClientStore(ClientConnections):
             with contextlib.suppress(SpoolError):
                 unstage(self.path, self._write_connection(), self._staged)
 
-    def _durable(self, key: str) -> None:
+    def _durable(self, done: str, key: str = "") -> None:
+        """Sync what was committed: ``done`` says what; ``key`` is as in ``_write``."""
         try:
-            self._confirm()
+            self._sync()
         except SpoolReplaced as error:
             with forks.inside():
                 self.let_go()  # the next call opens what has the name now
             if not isinstance(error, LocksLost):
                 raise
-            raise OutcomeUnknown(f"{error}; ask status({key!r})", key=key) from error
+            raise outcomes.overwritten(error, key) from error
         except (SpoolError, OSError) as error:
-            raise outcomes.unconfirmed(self.path, error, key) from error
+            raise outcomes.unconfirmed(self.path, error, done, key) from error
 
     def _insert(
         self,
@@ -189,8 +190,8 @@ class SQLiteClientStore(ClientConnections):
             connection = self._write_connection()
             found = {row[0] for row in run(connection, "known_ids", {"ids": json.dumps(ids)})}
             if outcomes.may_come_back(error) and len(found) < len(ids):
-                outcomes.take_its_place(connection, error, self._confirm)
-        except (SpoolError, apsw.Error) as trouble:
+                outcomes.take_its_place(connection, error, self._sync)
+        except (SpoolError, OSError, apsw.Error) as trouble:
             raise outcomes.unknown(self.path, error, trouble, ids[0]) from error
         if not found and all(isinstance(row, dict) for row in rows):
             raise error
@@ -239,8 +240,8 @@ class SQLiteClientStore(ClientConnections):
         try:
             if self._writer is None:
                 raise SpoolError("it could not be rolled back")
-            outcomes.take_its_place(self._write_connection(), error, self._confirm)
-        except (SpoolError, apsw.Error) as trouble:
+            outcomes.take_its_place(self._write_connection(), error, self._sync)
+        except (SpoolError, OSError, apsw.Error) as trouble:
             raise outcomes.unknown(self.path, error, trouble, key) from error
 
     def change(self, change: Change, targets: Sequence[Target], now_ms: int) -> int:
@@ -254,7 +255,7 @@ class SQLiteClientStore(ClientConnections):
             targets[0].id,
         )
         if changed:
-            self._durable(targets[0].id)
+            self._durable("the change was written", targets[0].id)
         return changed
 
     def recent(self, limit: int) -> list[MessageStatus]:
@@ -276,17 +277,15 @@ class SQLiteClientStore(ClientConnections):
         return [found[id] for id in look.ids]
 
     def adopt(self, now_ms: int) -> bool:
-        """See ``ClientStore.adopt``."""
+        """See ``ClientStore.adopt``; without a mark it syncs, too, what took the mark away."""
         self._sync.check()
         step = partial(copies.adopt, now_ms=now_ms)
-        more = self._write("adopting a copy", step)
-        if more is None:
-            return False
+        more = marked = self._write("adopting a copy", step)
         while more:
             time.sleep(FREE_LOCK_S)
             more = self._write("adopting a copy", step)
-        self._sync()
-        return True
+        self._durable("the copy was adopted")
+        return marked is not None
 
     # --- reading ----------------------------------------------------------------------------
 

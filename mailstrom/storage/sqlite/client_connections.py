@@ -3,8 +3,8 @@
 Contract. Connections are opened on demand, only within ``forks.inside``, and closed before a fork;
 one that could not leave its transaction is closed instead of being kept. Readers are lent to one
 call each, so any number of threads may read; the writer is the writing thread's alone. Knows no
-verb, no row and nothing of what makes a commit durable, but that the writer writes only to files
-that have their names.
+verb, no row and nothing of what makes a commit durable, but that this takes hold of the writer's
+-wal file, and that the writer writes only to files that have their names.
 """
 
 from __future__ import annotations
@@ -71,30 +71,6 @@ class ClientConnections:
             except SpoolReplaced:
                 self.let_go()  # the next call opens what has the name now
                 raise
-
-    def _confirm(self) -> None:
-        """Sync what was committed; where that was not even tried, all stop as if it had failed.
-
-        Otherwise somebody would be told that it is stored, from memory, and a power cut would take
-        it back. The repair makes it durable, with all that was committed.
-        """
-        try:
-            self._sync()
-        except SpoolReplaced:
-            raise
-        except (SpoolError, OSError) as error:
-            cause = error if isinstance(error, OSError) else error.__cause__
-            if isinstance(cause, OSError):
-                self._stop(cause)
-            raise
-
-    def _stop(self, cause: OSError) -> None:
-        """Let nobody acknowledge anything until the repair, if that is not so already."""
-        try:
-            self._sync.check()
-        except SpoolError:
-            return
-        self._sync.poison(cause)
 
     def _rollback(self, connection: apsw.Connection) -> None:
         if not rolled_back(connection):

@@ -7,7 +7,8 @@ after a gap of more than a day late messages live one hour more and are due now,
 attempt.
 
 A jump concerns what the old clock stamped and nothing else. All that was there at the look before
-is told by that look's clock; of what came since, ``created_ms`` tells which clock it was.
+is told by that look's clock; of what came since, ``created_ms`` tells which clock it was. Where it
+was neither, the clock jumped more than once between the looks, and that mail counts from now on.
 
 A worker reads the clock before it waits for the write lock, so what it writes just after a jump
 back may be stamped by the old clock: a while later the newest rows are looked at once more.
@@ -34,6 +35,8 @@ SLACK_MS = JUMP_MS // 2
 BOOT_GAP_MS = 86_400_000
 """Down (or ahead) for longer than this: late messages get one more attempt before they expire."""
 GRACE_MS = 3_600_000
+_LAST_MS = 253_402_300_799_000
+"""No clock is later: the end of the year 9999."""
 SETTLE_MS = 3_600_000
 """So long after a jump no history is deleted."""
 ECHO_MS = 15_000
@@ -59,21 +62,21 @@ class _Jump(NamedTuple):
 
 def quiet(connection: apsw.Connection, look: Look) -> bool:
     """Whether this look has nothing to write; reads only."""
-    before = run(connection, "clock_get")
-    if not before or run(connection, "jumps_pending") or _echo(connection, look):
+    before = _before(connection)
+    if before is None or run(connection, "jumps_pending") or _echo(connection, look):
         return False
-    then = Look(*before[0][:3])
+    then, known = before
     passed_ms = look.monotonic_ms - then.monotonic_ms
     if not (_same_boot(then, look) and 0 <= passed_ms < LOOK_MS and _jump(then, look) is None):
         return False
-    return not any(_strays(connection, then, before[0][3], look))
+    return not any(_strays(connection, then, known, look))
 
 
 def keep(connection: apsw.Connection, look: Look, limit: int) -> int:
     """Write a look down; shift ``limit`` messages of each jump. Returns how many were passed."""
-    before = run(connection, "clock_get")
-    if before:
-        then, known = Look(*before[0][:3]), before[0][3]
+    before = _before(connection)
+    if before is not None:
+        then, known = before
         jump = _jump(then, look)
         if jump is None or jump.amount_ms == 0:
             _add_strays(connection, then, known, look)
@@ -82,14 +85,33 @@ def keep(connection: apsw.Connection, look: Look, limit: int) -> int:
     if jump is not None:
         values = {**jump._asdict(), "at_ms": look.wall_ms, "known": known}
         run(connection, "jump_add", values)
+        if before is not None:
+            _add_others(connection, then, known, look, jump)
         run(connection, "jump_sites", {"at_ms": look.wall_ms})
         run(connection, "jump_domains", {"at_ms": look.wall_ms, "amount_ms": jump.amount_ms})
         run(connection, "jump_copied", {"amount_ms": jump.amount_ms})
+    else:
+        ahead = {"wall_ms": look.wall_ms, "ahead_ms": look.wall_ms + JUMP_MS}
+        run(connection, "last_jump_ends", ahead)
     run(connection, "clock_set", look._asdict())
     passed = shift(connection, limit)
     for seq, amount_ms in _echo(connection, look):
         _hear(connection, seq, amount_ms, look)
     return passed
+
+
+def _before(connection: apsw.Connection) -> tuple[Look, int] | None:
+    """The look before and the newest message then; None where there is none that can be read.
+
+    A boot that is no text is none that could be this one.
+    """
+    for wall_ms, monotonic_ms, boot, last in run(connection, "clock_get"):
+        if all(type(one) is int and 0 <= one <= _LAST_MS for one in (wall_ms, monotonic_ms, last)):
+            try:
+                return Look(wall_ms, monotonic_ms, boot.decode()), last
+            except (AttributeError, UnicodeDecodeError):
+                return Look(wall_ms, monotonic_ms, ""), last
+    return None
 
 
 def _echo(connection: apsw.Connection, look: Look) -> list[tuple[int, int]]:
@@ -133,6 +155,36 @@ def _add_strays(connection: apsw.Connection, then: Look, last: int, look: Look) 
     values = {"at_ms": look.wall_ms, "done": last}
     if behind:
         old_ms = then.wall_ms - JUMP_MS - SLACK_MS
+        run(connection, "stray_add", {**values, "old_ms": old_ms, "amount_ms": look.wall_ms})
+    if ahead:
+        run(connection, "stray_add", {**values, "old_ms": look.wall_ms, "amount_ms": -1})
+
+
+def _add_others(
+    connection: apsw.Connection, then: Look, known: int, look: Look, jump: _Jump
+) -> None:
+    """Note mail that came since the look before by neither its clock nor this one's.
+
+    The clock jumped more than once meanwhile. Such mail counts from now on, as strays do.
+    """
+    passed_ms = look.monotonic_ms - then.monotonic_ms
+    if not _same_boot(then, look) or not 0 <= passed_ms < 2 * LOOK_MS:
+        return
+    forward = jump.amount_ms > 0
+    behind_ms = look.wall_ms - passed_ms - SLACK_MS
+    values = {
+        "known": known,
+        "old_from_ms": jump.old_ms - passed_ms - SLACK_MS,
+        "old_to_ms": jump.old_ms + SLACK_MS,
+        "behind_ms": behind_ms,
+        "ahead_ms": look.wall_ms + SLACK_MS,
+    }
+    ((behind, ahead),) = run(connection, "jump_others", values)
+    if behind if forward else ahead:  # the old clock's as well, then: no mail is shifted twice
+        run(connection, "jump_of_known")
+    values = {"at_ms": look.wall_ms, "done": known}
+    if behind:
+        old_ms = behind_ms - SLACK_MS
         run(connection, "stray_add", {**values, "old_ms": old_ms, "amount_ms": look.wall_ms})
     if ahead:
         run(connection, "stray_add", {**values, "old_ms": look.wall_ms, "amount_ms": -1})

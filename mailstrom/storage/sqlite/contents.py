@@ -8,13 +8,16 @@ and the digest is no proof, since two messages may have the same bytes: what was
 only where nobody else names it. Content whose number was lost is looked for by the digest; what
 stays all the same takes room and nothing else, and ``store check`` tells (``check_content_owner``).
 
-Steps of somebody else's transaction, but for ``Shared``, which looks at all messages: before the
-transaction, seldom, and only where something staged is to go.
+Steps of somebody else's transaction, but for ``Shared``, which looks at all messages and at all
+staged content: before the transaction, and only where something staged is to go. What came since
+is asked for in the transaction (``late``).
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import apsw
 
@@ -26,14 +29,30 @@ LOOK_S = 60.0
 """How long a look for numbers that two messages name holds: they come by damage alone."""
 
 
+class Look(NamedTuple):
+    """What a purge must know and cannot look for while it has the lock.
+
+    Args:
+        seen: the newest message when it was looked; of those that came since, ask ``late``.
+        shared: staged numbers that more than one message names -> JSON of these messages' own;
+            none, in a sound spool.
+        orphans: message -> where its content lies, of messages to be purged whose row no longer
+            says so; none, in a sound spool.
+    """
+
+    seen: int
+    shared: Mapping[int, str]
+    orphans: Mapping[int, int]
+
+
 class Shared:
-    """The staged numbers that more than one message names; none, in a sound spool."""
+    """Looks for staged content that two messages name, or none."""
 
     def __init__(self) -> None:
-        self._found: frozenset[int] = frozenset()
+        self._found = Look(0, {}, {})
         self._until_s = float("-inf")
 
-    def __call__(self, connection: apsw.Connection, before_ms: int, limit: int) -> frozenset[int]:
+    def __call__(self, connection: apsw.Connection, before_ms: int, limit: int) -> Look:
         """Look, where one of the next ``limit`` messages to be purged was staged.
 
         Args:
@@ -42,9 +61,26 @@ class Shared:
         """
         staged = run(connection, "purges_staged", {"before_ms": before_ms, "most": limit})
         if staged and time.monotonic() >= self._until_s:
-            self._found = frozenset(row[0] for row in run(connection, "contents_shared"))
+            # The number first: what comes meanwhile is asked for in the transaction.
+            seen = run(connection, "newest_number")[0][0]
+            self._found = Look(seen, dict(run(connection, "contents_shared")), {})
             self._until_s = time.monotonic() + LOOK_S
-        return self._found
+        lost = [
+            seq
+            for seq, number, chunks, is_own, is_there in staged
+            if chunks != 1 and not is_own and (not is_there or number in self._found.shared)
+        ]
+        return self._found._replace(orphans=_orphans(connection, lost) if lost else {})
+
+
+def late(connection: apsw.Connection, look: Look) -> dict[int, tuple[int, int]]:
+    """Staged numbers that messages name which came since the look: the first and the last of them.
+
+    Args:
+        connection: in the transaction that purges. Reads those messages, whatever they name.
+    """
+    found = run(connection, "contents_since", {"seen": look.seen})
+    return {number: (first, last) for number, first, last in found}
 
 
 def read(connection: apsw.Connection, path: str, id: str) -> bytes | None:
@@ -81,30 +117,36 @@ def read(connection: apsw.Connection, path: str, id: str) -> bytes | None:
 
 
 def delete(
-    connection: apsw.Connection, message: int, number: int | None, shared: frozenset[int]
+    connection: apsw.Connection,
+    message: int,
+    number: int | None,
+    look: Look,
+    since: Mapping[int, tuple[int, int]],
 ) -> None:
     """Delete a message's content.
 
     Args:
         message: its number.
         number: ``message.content``. It is made NULL where nothing was deleted under it.
-        shared: numbers that others name, too.
+        since: see ``late``.
     """
+
+    def is_nobody_elses(number: int) -> bool:
+        if since.get(number, (message, message)) != (message, message):
+            return False
+        named = {"content": number, "message": message, "among": look.shared.get(number, "[]")}
+        return not run(connection, "is_anothers", named)
+
     if _delete(connection, message):  # then the rest is not there, or not this message's
         if number is not None:
             run(connection, "set_content", {"message": message, "content": None})
         return
-    if number is not None and number < 0 and number not in shared:
-        is_staged = run(connection, "is_staged", {"content": number})
-        if not is_staged and _delete(connection, number):
-            return
-    run(connection, "set_content", {"message": message, "content": None})
-    for (orphan,) in run(connection, "orphaned_content"):
-        run(connection, "set_content", {"message": message, "content": orphan})
-        if _proved(connection, message):
-            _delete(connection, orphan)
-            return
+    staged = 0 if number is None else number
+    if not (staged < 0 and is_nobody_elses(staged) and _delete(connection, staged)):
         run(connection, "set_content", {"message": message, "content": None})
+    orphan = look.orphans.get(message)
+    if orphan is not None and is_nobody_elses(orphan):
+        _delete(connection, orphan)
 
 
 def delete_staged(connection: apsw.Connection, before_ms: int) -> None:
@@ -124,8 +166,39 @@ def _delete(connection: apsw.Connection, number: int) -> int:
     return connection.changes()
 
 
-def _proved(connection: apsw.Connection, message: int) -> bool:
-    """Whether what lies where a message's row says fits its digest; never without a digest."""
+def _orphans(connection: apsw.Connection, messages: list[int]) -> dict[int, int]:
+    """Where the content of messages lies whose rows do not say so, as far as digests prove it."""
+    wanted: dict[tuple[Any, Any], dict[int, Any]] = {}
+    for message in messages:
+        row = _seal(connection, message)
+        if row is not None:
+            facts = dict(zip(SEALED, row[3:], strict=False))
+            wanted.setdefault((facts["chunks"], facts["size"]), {})[message] = row
+    found: dict[int, int] = {}
+    if not wanted:
+        return found
+    for orphan, chunks, size in connection.execute(STATEMENTS["orphaned_content"]):
+        rows = wanted.get((chunks, size))
+        if not rows:
+            continue
+        digests = run(connection, "content_digests", {"content": orphan})[0][0]
+        for message, row in rows.items():
+            if seal_fits((*row[:-1], digests)):
+                found[message] = orphan
+                del rows[message]
+                break
+    return found
+
+
+def _seal(connection: apsw.Connection, message: int) -> tuple[Any, ...] | None:
+    """A message's row of ``seals``; None where it has no digest, or is too damaged to have one."""
     sql = f"{STATEMENTS['seals']} WHERE m.seq = :message"
-    ((kept, *rest),) = connection.execute(sql, {"message": message}).fetchall()
-    return kept is not None and seal_fits((kept, *rest))
+    try:
+        rows = connection.execute(sql, {"message": message}).fetchall()
+    except UnicodeDecodeError:
+        return None
+    if not rows or rows[0][0] is None:
+        return None
+    names = ("id", "sender", "message_id")
+    facts = dict(zip(SEALED, rows[0][3:], strict=False))
+    return rows[0] if all(isinstance(facts[name], str) for name in names) else None

@@ -15,6 +15,7 @@ anew, emptied it and synced afresh.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Callable
@@ -61,16 +62,29 @@ class WalSync:
         self._files: tuple[int, ...] = ()
         self._folder = os.path.dirname(path) or "."
         self._seen: Look | None = None  # the directory, when its files were ours
+        self._known = frames.Known()  # of the log, by the repairs so far
         self._pid = os.getpid()
 
     def __call__(self) -> None:
         """Make every commit so far durable; before the commit it is for, ``check`` was asked.
 
+        Where the files cannot be looked at, so that it is not even tried, all stop as if it had
+        failed: otherwise somebody would be told of the commit, from memory, and a power cut would
+        take it back. The repair makes it durable. A flag that is there already may be about to go
+        with a repair that began before the commit, so it is raised anew.
+
         Raises:
             SpoolError: the disk refused, or the spool is poisoned; nothing committed since the
                 last success may be acknowledged.
         """
-        fd = self._descriptor()
+        try:
+            fd = self._descriptor()
+        except SpoolReplaced:
+            raise
+        except SpoolError as error:
+            if self._fd is not None and isinstance(error.__cause__, OSError):
+                self.poison(error.__cause__)
+            raise
         try:
             self._sync(fd)
         except OSError as error:
@@ -92,8 +106,15 @@ class WalSync:
         poison.poison(self._path, error)
 
     def begin_repair(self) -> Mark:
-        """What is wrong now; ``heal`` ends that and nothing that comes after it."""
-        return poison.mark(self._path)
+        """What is wrong now; ``heal`` ends that and nothing that comes after it.
+
+        The log is proved here, before the write lock is taken, so that ``rewrite`` is quick. What
+        is wrong with it counts there, where nobody writes meanwhile.
+        """
+        begun = poison.mark(self._path)
+        with contextlib.suppress(SpoolError, OSError):
+            frames.prove(self._path, self._descriptor(), self._known)
+        return begun
 
     def heal(self, begun: Mark) -> bool:
         """Take the flag away; only after the WAL was emptied and a fresh sync has succeeded.
@@ -114,11 +135,11 @@ class WalSync:
         Raises:
             FramesLost: it is not in the page cache, either: nothing is synced, and no page may be
                 moved.
-            SpoolError: nobody can tell.
+            SpoolError: nobody can tell, or it grew by too much since ``begin_repair``.
             OSError: the file can be neither read nor written.
         """
         fd = self._descriptor()
-        for place, data in frames.proved(self._path, fd):
+        for place, data in frames.proved(self._path, fd, self._known):
             written = 0
             while written < len(data):
                 written += os.pwrite(fd, data[written:], place + written)

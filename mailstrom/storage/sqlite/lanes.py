@@ -14,7 +14,7 @@ import apsw
 
 from mailstrom.storage.base import Lane, Suspension
 from mailstrom.storage.sqlite import copies
-from mailstrom.storage.sqlite.rows import decode_hosts
+from mailstrom.storage.sqlite.rows import decode_hosts, readable
 from mailstrom.storage.sqlite.settling import record, site_event
 from mailstrom.storage.sqlite.sql import run
 from mailstrom.types import Judgement, OnDoubt, Reason, Stage
@@ -32,6 +32,8 @@ CAP_MS = 60_000
 """How long a site keeps to the lanes it was seen to bear before one more is tried."""
 DAMAGED_MS = 1_000
 """A site whose hosts cannot be read is looked at again after this."""
+_LOOKED_UP = 20
+"""So many domains are looked up anew for the hosts of one site; one answer is enough."""
 _COUNTED = 500
 """Due messages of a site are counted this far for a lease."""
 _LOST = "the worker ended while this recipient was on the wire; it may have been delivered"
@@ -83,9 +85,9 @@ def lease(
                 Lane(
                     token=token,
                     site=site,
-                    site_key=key,
+                    site_key=readable(key) or "",
                     hosts=where,
-                    provider=provider,
+                    provider=readable(provider),
                     due=due,
                 )
             )
@@ -93,10 +95,10 @@ def lease(
 
 
 def _look_up_again(connection: apsw.Connection, site: int, now_ms: int) -> None:
-    """Its hosts are damaged: domains that lead here are looked up, which writes them anew."""
-    run(connection, "expire_site", {"site": site, "now_ms": now_ms})
+    """Its hosts are damaged: domains that wait here are looked up, which writes them anew."""
     values = {"site": site, "most": _COUNTED}
     waiting = json.dumps([row[0] for row in run(connection, "waiting_at", values)])
+    run(connection, "expire_waiting", {"recipients": waiting, "most": _LOOKED_UP})
     run(connection, "unroute", {"recipients": waiting})
     run(connection, "domains_due", {"recipients": waiting})
     run(connection, "pause_site", {"site": site, "until_ms": now_ms + DAMAGED_MS})

@@ -57,18 +57,31 @@ def unknown(path: str, error: SpoolError, trouble: Exception, key: str) -> Outco
         trouble: of the attempt to look, or to take its place.
         key: the id to ask for; empty where it is no message's.
     """
-    ask = f"ask status({key!r}) later" if key else "look later whether it took place"
     return OutcomeUnknown(
         f"{path}: a commit failed ({error}) and the spool cannot be looked after now ({trouble});"
-        f" {ask}",
+        f" {_ask(key)} later",
         key=key,
     )
 
 
-def unconfirmed(path: str, error: Exception, key: str) -> OutcomeUnknown:
-    """The error where a commit took place and its sync failed."""
+def unconfirmed(path: str, error: Exception, done: str, key: str) -> OutcomeUnknown:
+    """The error where a commit took place and its sync failed.
+
+    Args:
+        done: what was committed, as a sentence.
+        key: as in ``unknown``.
+    """
     return OutcomeUnknown(
-        f"{path}: the message was written, but the disk did not confirm it ({error});"
-        f" ask status({key!r}) once the spool works again",
+        f"{path}: {done}, but the disk did not confirm it ({error});"
+        f" {_ask(key)} once the spool works again",
         key=key,
     )
+
+
+def overwritten(error: Exception, key: str) -> OutcomeUnknown:
+    """The error where others who share no lock with us may have written over a commit."""
+    return OutcomeUnknown(f"{error}; {_ask(key)}", key=key)
+
+
+def _ask(key: str) -> str:
+    return f"ask status({key!r})" if key else "repeat it"

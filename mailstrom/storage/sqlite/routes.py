@@ -12,12 +12,12 @@ import apsw
 
 from mailstrom.storage.base import DueDomain, Refusal, RouteAnswer
 from mailstrom.storage.sqlite import copies, settling
-from mailstrom.storage.sqlite.rows import decode_hosts, encode_hosts
+from mailstrom.storage.sqlite.rows import decode_hosts, encode_hosts, readable
 from mailstrom.storage.sqlite.sql import run
 from mailstrom.types import DELIVERABLE, Judgement, Route, RouteResult, Stage
 
 STAMP_MOST = 1_000
-_CACHED = frozenset(map(str, RouteResult)) - {str(RouteResult.TEMPORARY)}
+_CACHED = {str(one).encode(): one for one in RouteResult if one is not RouteResult.TEMPORARY}
 
 
 def use(connection: apsw.Connection, policy: str) -> bool:
@@ -34,23 +34,28 @@ def due(connection: apsw.Connection, worker: int, limit: int, now_ms: int) -> li
     """Take domains to route; a still valid cached answer comes along.
 
     DNS trouble is none: whoever looks at the domain before its pause is over wants to know anew.
-    What damage made unreadable is none either.
+    What damage made unreadable is none either. A domain whose name is no text stays taken, so that
+    it is not met again before this worker ends: nobody can look it up.
     """
     if copies.marked(connection):
         return []
     values = {"worker": worker, "now_ms": now_ms, "most": limit}
     domains = []
     for name, result, hosts, expires_ms, error, failures in run(connection, "due_domains", values):
+        try:
+            domain = name.decode()
+        except UnicodeDecodeError:
+            continue
         cached, known = None, decode_hosts(hosts)
         if result in _CACHED and known is not None and expires_ms > now_ms:
             cached = Route(
-                domain=name,
-                result=RouteResult(result),
+                domain=domain,
+                result=_CACHED[result],
                 hosts=known,
                 ttl_s=max(1, (expires_ms - now_ms) // 1000),
-                error=error,
+                error=readable(error),
             )
-        domains.append(DueDomain(name=name, cached=cached, failures=failures))
+        domains.append(DueDomain(name=domain, cached=cached, failures=failures))
     return domains
 
 
@@ -62,7 +67,7 @@ def put(connection: apsw.Connection, worker: int, answer: RouteAnswer, now_ms: i
         return False  # another worker has it now
     _, result, site, generation, expires_ms, usable_ms = found[0]
     if answer.cached:
-        if result != str(route.result) or expires_ms <= now_ms:
+        if _CACHED.get(result) is not route.result or expires_ms <= now_ms:
             run(connection, "domain_release", {"name": route.domain})
             return True  # no longer what was taken from the cache: to be looked up
     elif route.result is RouteResult.TEMPORARY:

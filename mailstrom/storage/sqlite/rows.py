@@ -107,10 +107,16 @@ def encode_hosts(hosts: tuple[Host, ...]) -> str:
     return json.dumps([[host.preference, host.name, host.port] for host in hosts])
 
 
-def decode_hosts(text: str) -> tuple[Host, ...] | None:
+def readable(text: bytes | None) -> str | None:
+    """A text that was read as bytes; what damage made no text is replaced."""
+    return None if text is None else text.decode("utf-8", "replace")
+
+
+def decode_hosts(text: bytes | None) -> tuple[Host, ...] | None:
     """Hosts from the JSON of ``encode_hosts``; None where damage made it something else."""
     try:
-        hosts = tuple(Host(preference=p, name=n, port=port) for p, n, port in json.loads(text))
+        found = json.loads("" if text is None else text.decode())
+        hosts = tuple(Host(preference=p, name=n, port=port) for p, n, port in found)
     except (ValueError, TypeError):
         return None
     whole = all(

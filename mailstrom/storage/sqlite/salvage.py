@@ -174,6 +174,8 @@ class _Work:
         self._new = new
         self._now_ms = now_ms
         self._traces = Traces(new)
+        self._digests: dict[int, list[bytes]] = {}
+        """Of unnamed content that was read: each is read once, not for every message without."""
         kept = run(new, "salvage_max_age")
         self._max_age_ms = int(kept[0][0]) if kept else MAX_AGE_MS
 
@@ -263,6 +265,10 @@ class _Work:
         if message["purged_ms"] is not None:
             return []
         for number in self._numbers(message):
+            if run(self._new, "salvage_has_content", {"key": number * 4096}):
+                continue  # another message's, of the same bytes
+            if number in self._digests and not _whole(message, self._digests[number]):
+                continue
             chunks = self._chunks(message, number)
             if chunks is not None:
                 message["content"] = number if number < 0 else None
@@ -273,14 +279,14 @@ class _Work:
         """Where a message's content may lie: as its row says, under its own number, or anywhere.
 
         No digest covers the number in the row, but the content proves itself wherever it is found;
-        and under a message's own number lies nobody else's.
+        and under a message's own number lies nobody else's. That of one chunk was never staged.
         """
         number = message["content"]
         if number is not None and -_MOST_NUMBER < number < 0:
             yield number
         yield message["seq"]
-        if message["digest"] is not None:
-            values = {"chunks": message["chunks"]}
+        if message["digest"] is not None and message["chunks"] > 1:
+            values = {"chunks": message["chunks"], "size": message["size"]}
             yield from (row[0] for row in run(self._new, "found_unnamed", values))
 
     def _chunks(
@@ -297,13 +303,14 @@ class _Work:
             if chunk is not None and digest(chunk[0]) == chunk[1]:
                 found[key] = (key, *chunk)
         chunks = [found[key] for key in sorted(found)]
-        if [key for key, _, _ in chunks] != list(range(first, first + message["chunks"])):
+        digests = [kept for _, _, kept in chunks]
+        if number not in (message["seq"], message["content"]):
+            self._digests[number] = digests
+        if [key for key, _, _ in chunks] != list(range(first, first + len(chunks))):
             return None
         if sum(len(data) for _, data, _ in chunks) != message["size"]:
             return None
-        facts = {name: message[name] for name in (*SEALED, "require_tls", "on_doubt")}
-        whole = fits(message["digest"], **facts, digests=[kept for _, _, kept in chunks])
-        return chunks if whole else None
+        return chunks if _whole(message, digests) else None
 
     def _kept(
         self,
@@ -433,6 +440,12 @@ class _Work:
                         "detail": json.dumps({name: row[name] for name in names}),
                     }
                     run(self._new, "salvage_new_event", values)
+
+
+def _whole(message: dict[str, Any], digests: list[bytes]) -> bool:
+    """Whether chunks of these digests are all of the message's content."""
+    facts = {name: message[name] for name in (*SEALED, "require_tls", "on_doubt")}
+    return message["chunks"] == len(digests) and fits(message["digest"], **facts, digests=digests)
 
 
 def _numbered(new: apsw.Connection, table: str, row: dict[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import apsw
 
 from mailstrom.storage.sqlite.salvage_pages import LEAF, Pages, Value, record, shape
+from mailstrom.storage.sqlite.sql import run
 
 MESSAGE = (
     "seq", "id", "sender", "subject", "size", "content", "chunks", "stream", "priority",
@@ -33,7 +34,9 @@ ATTEMPT = (
     "late",
 )  # fmt: skip
 EVENT = ("id", "at_ms", "type", "message", "recipient", "detail")
-CONTENT = ("key", "page", "image", "cell")
+CONTENT = ("key", "page", "image", "cell", "size")
+UNNAMED = ("id", "chunks", "least", "most")
+"""Staged content that no message's row names: its chunks, and within which bounds its size is."""
 _NAMED = {
     "tag": ("tag", "message"),
     "tag_message": ("message", "tag"),
@@ -76,13 +79,19 @@ class Tally(NamedTuple):
 def create(scratch: apsw.Connection) -> None:
     """Make the scratch tables; ``found`` is attached."""
     tables = {name: columns for name, (columns, _) in _SHAPES.items()} | _NAMED
-    tables |= {"content": CONTENT, "address": ADDRESS, "numbers": ("seq",), "replaced": REPLACED}
+    tables |= {
+        "content": CONTENT,
+        "unnamed": UNNAMED,
+        "address": ADDRESS,
+        "numbers": ("seq",),
+        "replaced": REPLACED,
+    }
     for name, columns in tables.items():
         scratch.execute(f"CREATE TABLE found.{name} ({', '.join(columns)}, rank)").fetchall()
 
 
 def index(scratch: apsw.Connection) -> None:
-    """Make gathered rows quick to find by message."""
+    """Make gathered rows quick to find by message, and unnamed content by its chunks and size."""
     for name, columns in (("message", "seq, rank"), ("recipient", "message, seq, rank"),
                           ("content", "key, image"), ("attempt", "message, seq, rank"),
                           ("event", "message, id, rank"), ("address", "message, recipient"),
@@ -90,6 +99,8 @@ def index(scratch: apsw.Connection) -> None:
         scratch.execute(f"CREATE INDEX found.{name}_at ON {name} ({columns})").fetchall()
     for table, column in (("recipient", "seq"), ("address", "recipient")):
         scratch.execute(f"CREATE INDEX found.{table}_number ON {table} ({column})").fetchall()
+    run(scratch, "find_unnamed")
+    scratch.execute("CREATE INDEX found.unnamed_at ON unnamed (chunks, least)").fetchall()
 
 
 def gather(pages: Pages, scratch: apsw.Connection) -> Tally:
@@ -172,7 +183,7 @@ def _rows(
                 yield "address", (*entry, rank)
             continue
         if len(kinds) == 3 and kinds[2] == _CONTENT_DIGEST:
-            yield "content", (cell.number, page, rank, place, rank)
+            yield "content", (cell.number, page, rank, place, max(0, kinds[1] - 12) // 2, rank)
             continue
         if len(kinds) == 2:  # of SQLite's own table: the greatest number that was given out
             values = record(cell.local)

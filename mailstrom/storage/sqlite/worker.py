@@ -443,7 +443,8 @@ class SQLiteWorkerStore:
 
         First the frames that a failed sync dropped, from the page cache, so that a power cut during
         all this finds a whole WAL. Then a TRUNCATE checkpoint, and not RESTART, which leaves the
-        old frames in the file until somebody writes. Where the page cache has lost them as well
+        old frames in the file until somebody writes; it waits for readers with the write lock, so
+        not for longer than writers may have to wait. Where the page cache has lost them as well
         nothing is moved; see ``frames``.
         """
         self._sync.verify()  # never on the word of files that are not ours
@@ -457,9 +458,11 @@ class SQLiteWorkerStore:
                 finally:
                     connection.execute("ROLLBACK").fetchall()
                 connection.execute("PRAGMA synchronous = 2").fetchall()
+                connection.set_busy_timeout(min(self._busy_ms, wal.LAST_MS))
                 try:
                     connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
                 finally:
+                    connection.set_busy_timeout(self._busy_ms)
                     connection.execute("PRAGMA synchronous = 1").fetchall()
             self._sync.fresh()
         except SpoolReplaced:

@@ -67,8 +67,9 @@ UPDATE recipient
 
 -- name: retry_sites
 -- Whoever says "retry" wants it tried now: the pause of the site ends, one canary lane finds out.
-UPDATE site SET suspended_until_ms = :now_ms
- WHERE suspended_until_ms > :now_ms
+UPDATE site SET suspended_until_ms = min(suspended_until_ms, :now_ms),
+                paused_ms = min(paused_ms, :now_ms)
+ WHERE (suspended_until_ms > :now_ms OR paused_ms > :now_ms)
    AND seq IN (SELECT r.site FROM recipient r
                 WHERE r.seq IN (SELECT value FROM json_each(:recipients))
                   AND r.state IN ('queued', 'deferred'));

@@ -1,6 +1,7 @@
 -- What `store check` proves, section 2 of docs/design/queue.md. Each statement returns a sentence a
 -- violation, which names the row; the remedies are in checking.py. Each is one statement, so one state
--- of the spool. digest_of, checksum_of and sealed are functions of that file's connection.
+-- of the spool. digest_of, checksum_of, sealed and text_of are functions of that file's
+-- connection.
 
 -- name: check_orphan_recipient
 SELECT 'recipient ' || r.seq || ' (' || r.address || ') belongs to no message'
@@ -95,7 +96,8 @@ SELECT 'message ' || m.id || ' is to be sent at ' || m.send_ms || ' ms, which is
   FROM message m WHERE m.finished_ms IS NULL AND m.send_ms > 253402300799000;
 
 -- name: check_suspended
--- A pause ends after a year and its jitter at most.
+-- A pause ends after a year and its jitter at most, one for others to go first after a second; a
+-- minute is what clocks may differ by.
 SELECT 'site ' || s.key || ' is left alone until '
        || coalesce(date(s.suspended_until_ms / 1000, 'unixepoch'), s.suspended_until_ms || ' ms')
        || ', longer than any pause'
@@ -103,12 +105,38 @@ SELECT 'site ' || s.key || ' is left alone until '
  WHERE s.suspended_until_ms > max(unixepoch() * 1000,
                                   coalesce((SELECT wall_ms FROM clock), 0)) + 60000000000
  UNION ALL
+SELECT 'site ' || s.key || ' is passed over until '
+       || coalesce(date(s.paused_ms / 1000, 'unixepoch'), s.paused_ms || ' ms')
+       || ', longer than any pause'
+  FROM site s
+ WHERE s.paused_ms > max(unixepoch() * 1000,
+                         coalesce((SELECT wall_ms FROM clock), 0)) + 61000
+ UNION ALL
 SELECT 'domain ' || d.name || ' is not looked up until '
        || coalesce(date(d.retry_ms / 1000, 'unixepoch'), d.retry_ms || ' ms')
        || ', longer than any pause'
   FROM domain d
  WHERE d.retry_ms > max(unixepoch() * 1000,
                         coalesce((SELECT wall_ms FROM clock), 0)) + 60000000000;
+
+-- name: check_text
+-- text_of: the bytes as text, replaced where they are none.
+SELECT 'site ' || text_of(CAST(s.key AS BLOB)) || ' has a text that is none'
+  FROM (SELECT key, concat_ws(char(10), provider, hosts, suspended_by, suspended_reason, last_reply,
+                              pipelining) AS texts FROM site) s
+ WHERE text_of(CAST(s.texts AS BLOB)) IS NOT s.texts
+ UNION ALL
+SELECT 'domain ' || text_of(CAST(d.name AS BLOB)) || ' has a text that is none'
+  FROM (SELECT name, concat_ws(char(10), result, hosts, error) AS texts FROM domain) d
+ WHERE text_of(CAST(d.texts AS BLOB)) IS NOT d.texts;
+
+-- name: check_name
+-- Of the tables: an index may be whole where its table is not.
+SELECT 'site ' || seq || ' has a name that is no text (' || text_of(CAST(key AS BLOB)) || ')'
+  FROM site NOT INDEXED WHERE text_of(CAST(key AS BLOB)) IS NOT key
+ UNION ALL
+SELECT 'domain ' || text_of(CAST(name AS BLOB)) || ' has a name that is no text'
+  FROM domain NOT INDEXED WHERE text_of(CAST(name AS BLOB)) IS NOT name;
 
 -- name: check_jump
 -- Numbers of messages: what was never given out has nothing to shift. Until it ends nothing expires
@@ -120,9 +148,19 @@ SELECT 'the jump of the clock ' || j.seq || ' concerns messages ' || (j.done + 1
  WHERE j.done < j.last AND (j.last > n.top OR j.done < 0);
 
 -- name: check_jump_time
--- For an hour after the last jump nothing is purged.
+-- For an hour after the last jump nothing is purged. Of one that is not the last the clock may have
+-- gone back since.
 SELECT 'the jump of the clock ' || j.seq || ' took place at ' || j.at_ms || ' ms, which is no time'
-  FROM clock_jump j WHERE j.at_ms > 253402300799000;
+  FROM clock_jump j WHERE j.at_ms > 253402300799000
+ UNION ALL
+SELECT 'the last jump of the clock (' || j.seq || ') took place '
+       || coalesce(datetime(j.at_ms / 1000, 'unixepoch'), 'at ' || j.at_ms || ' ms')
+       || ', which is yet to come'
+  FROM clock_jump j
+ WHERE j.seq = (SELECT seq FROM clock_jump WHERE amount_ms NOT IN (-1, at_ms)
+                 ORDER BY seq DESC LIMIT 1)
+   AND j.at_ms > max(unixepoch() * 1000, coalesce((SELECT wall_ms FROM clock), 0)) + 60000
+   AND j.at_ms <= 253402300799000;
 
 -- name: check_sending
 SELECT 'recipient ' || r.address || ' of message ' || m.id || ' is on the wire of no session'

@@ -8,8 +8,9 @@ SELECT seq FROM site
 
 -- name: ready_sites
 -- canary: nothing is known of the site, or it failed last time; one lane finds out for all. Sites
--- that have all their lanes are passed over here, or 200 slow ones would hide all others.
-SELECT seq, key, provider, hosts,
+-- that have all their lanes are passed over here, or 200 slow ones would hide all others. Texts as
+-- bytes: damage may have made them none.
+SELECT seq, CAST(key AS BLOB), CAST(provider AS BLOB), CAST(hosts AS BLOB),
        CASE WHEN last_success_ms = 0 OR failures > 0 THEN 1
             ELSE min(:limit, coalesce(lane_cap, :limit)) END AS most
   FROM site

@@ -1,16 +1,19 @@
 -- The shared MX cache and the stamping of routes on waiting recipients.
 
 -- name: due_domains
+-- Texts as bytes: damage may have made them none.
 UPDATE domain SET router = :worker
  WHERE name IN (SELECT name FROM domain
                  WHERE ready_ms <= :now_ms AND due_ms IS NOT NULL AND router IS NULL
                  ORDER BY ready_ms LIMIT :most)
    AND EXISTS (SELECT 1 FROM worker
                 WHERE seq = :worker AND state IN ('starting', 'ready', 'draining'))
-RETURNING name, result, hosts, expires_ms, error, failures;
+RETURNING CAST(name AS BLOB), CAST(result AS BLOB), CAST(hosts AS BLOB), expires_ms,
+          CAST(error AS BLOB), failures;
 
 -- name: domain_get
-SELECT router, result, site, generation, expires_ms, usable_ms FROM domain WHERE name = :name;
+SELECT router, CAST(result AS BLOB), site, generation, expires_ms, usable_ms
+  FROM domain WHERE name = :name;
 
 -- name: site_put
 INSERT INTO site (key, provider, hosts, next_due_ms, used_ms)
@@ -105,10 +108,14 @@ UPDATE domain SET router = NULL, retry_ms = :retry_ms WHERE name = :name AND rou
 UPDATE domain SET expires_ms = 0, usable_ms = 0, retry_ms = 0
  WHERE expires_ms > 0 OR usable_ms > 0 OR retry_ms > 0;
 
--- name: expire_site
--- The domains that lead to it are looked up before they are used again.
-UPDATE domain SET expires_ms = 0, retry_ms = 0, due_ms = min(coalesce(due_ms, :now_ms), :now_ms)
- WHERE site = :site;
+-- name: expire_waiting
+-- Some domains of these recipients are looked up before their answer is used again: any answer writes
+-- their site anew. One whose DNS fails is looked up as it is, once its pause is over.
+UPDATE domain SET expires_ms = 0
+ WHERE name IN (SELECT name FROM domain
+                 WHERE name IN (SELECT domain FROM recipient
+                                 WHERE seq IN (SELECT value FROM json_each(:recipients)))
+                   AND expires_ms > 0 AND result IS NOT 'temporary' LIMIT :most);
 
 -- name: waiting_at
 SELECT seq FROM recipient WHERE site = :site AND due_ms IS NOT NULL LIMIT :most;

@@ -20,11 +20,19 @@ SELECT key, page, image, cell FROM found.content
  WHERE key BETWEEN :first AND :last ORDER BY key, image;
 
 -- name: found_unnamed
--- Staged content that no row names, of so many chunks.
-SELECT key >> 12 AS id FROM found.content
- WHERE key BETWEEN -4503599627370496 AND -1
-   AND key >> 12 NOT IN (SELECT content FROM found.message WHERE content IS NOT NULL)
- GROUP BY id HAVING count(DISTINCT key) = :chunks LIMIT 20;
+-- Staged content that no row names, of so many chunks and bytes.
+SELECT id FROM found.unnamed
+ WHERE chunks = :chunks AND :size BETWEEN least AND most ORDER BY id DESC;
+
+-- name: find_unnamed
+-- Images of one chunk may differ in size where one of them is damaged.
+INSERT INTO found.unnamed (id, chunks, least, most)
+SELECT key >> 12, count(*), sum(least), sum(most)
+  FROM (SELECT key, min(size) AS least, max(size) AS most FROM found.content
+         WHERE key BETWEEN -4503599627370496 AND -1
+           AND key >> 12 NOT IN (SELECT content FROM found.message WHERE content IS NOT NULL)
+         GROUP BY key)
+ GROUP BY key >> 12;
 
 -- name: found_attempts
 SELECT seq, recipient, session, worker, started_ms, ended_ms, stage, host, address, reply_code,
@@ -102,6 +110,9 @@ SELECT 1 FROM recipient WHERE seq = :seq;
 
 -- name: salvage_has_attempt
 SELECT 1 FROM attempt WHERE seq = :seq;
+
+-- name: salvage_has_content
+SELECT 1 FROM content WHERE key = :key;
 
 -- name: salvage_message
 INSERT INTO message (seq, id, sender, subject, size, content, chunks, stream, priority, message_id,

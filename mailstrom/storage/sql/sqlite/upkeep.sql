@@ -124,6 +124,13 @@ SELECT seq, at_ms, old_ms, amount_ms, grace_ms, known, last, done FROM clock_jum
 -- Strays (see strays) are a client's, not ours.
 SELECT at_ms FROM clock_jump WHERE amount_ms NOT IN (-1, at_ms) ORDER BY seq DESC LIMIT 1;
 
+-- name: last_jump_ends
+-- A jump is as old as the look that saw it. By a later time what waits for an hour after the last one
+-- would wait for years.
+UPDATE clock_jump SET at_ms = :wall_ms
+ WHERE seq = (SELECT seq FROM clock_jump WHERE amount_ms NOT IN (-1, at_ms) ORDER BY seq DESC LIMIT 1)
+   AND at_ms > :ahead_ms;
+
 -- name: strays
 -- Mail newer than a look whose clock was wrong: among the newest, by number, since what is finished
 -- costs a look, too.
@@ -140,7 +147,7 @@ SELECT :at_ms, :old_ms, :amount_ms, 0, 0, coalesce(max(seq), 0), :done FROM mess
 DELETE FROM clock_jump WHERE done >= last AND amount_ms IN (-1, at_ms);
 
 -- name: clock_get
-SELECT wall_ms, monotonic_ms, boot, last FROM clock;
+SELECT wall_ms, monotonic_ms, CAST(boot AS BLOB), last FROM clock WHERE one = 1;
 
 -- name: clock_set
 INSERT INTO clock (one, wall_ms, monotonic_ms, boot, last)
@@ -158,6 +165,16 @@ SELECT created_ms FROM message ORDER BY seq DESC LIMIT 1;
 -- name: jump_add
 INSERT INTO clock_jump (at_ms, old_ms, amount_ms, grace_ms, known, last)
 SELECT :at_ms, :old_ms, :amount_ms, :grace_ms, :known, coalesce(max(seq), 0) FROM message;
+
+-- name: jump_others
+SELECT coalesce(max(created_ms < :behind_ms), 0), coalesce(max(created_ms > :ahead_ms), 0)
+  FROM message
+ WHERE seq > :known AND finished_ms IS NULL
+   AND created_ms NOT BETWEEN :old_from_ms AND :old_to_ms;
+
+-- name: jump_of_known
+-- The jump that was just added: of what was there at the look before alone.
+UPDATE clock_jump SET last = known WHERE seq = (SELECT max(seq) FROM clock_jump);
 
 -- name: jump_expiry
 -- Time that a message was not yet to be sent is no age: a send time of the user's own (later than
@@ -242,7 +259,10 @@ RETURNING seq;
 UPDATE clock_jump SET done = :until WHERE seq = :seq;
 
 -- name: purge_bodies
-SELECT seq, content, chunks FROM message
+-- What is no number there is damage; 0 is nobody's.
+SELECT seq, iif(typeof(content) IN ('integer', 'null'), content, 0),
+       iif(typeof(chunks) = 'integer', max(1, chunks), 1)
+  FROM message
  WHERE finished_ms <= :before_ms AND finished_ms IS NOT NULL AND purged_ms IS NULL
  ORDER BY finished_ms LIMIT :most;
 
@@ -253,25 +273,50 @@ DELETE FROM content WHERE key BETWEEN :content * 4096 AND :content * 4096 + 4095
 UPDATE message SET content = :content WHERE seq = :message;
 
 -- name: purges_staged
--- As purge_bodies.
-SELECT 1 FROM (SELECT content FROM message
-                WHERE finished_ms <= :before_ms AND finished_ms IS NOT NULL AND purged_ms IS NULL
-                ORDER BY finished_ms LIMIT :most)
- WHERE content < 0 LIMIT 1;
+-- As purge_bodies, those that were staged: they name a staged number, or have more than one chunk.
+-- Whether content lies under the message's own number, and whether some that nobody is staging now
+-- lies under the one that it names.
+SELECT m.seq, m.number, m.chunks,
+       EXISTS (SELECT 1 FROM content c WHERE c.key BETWEEN m.seq * 4096 AND m.seq * 4096 + 4095),
+       EXISTS (SELECT 1 FROM content c
+                WHERE c.key BETWEEN m.number * 4096 AND m.number * 4096 + 4095)
+       AND NOT EXISTS (SELECT 1 FROM staged s WHERE s.seq = -m.number)
+  FROM (SELECT seq, iif(typeof(content) = 'integer' AND content < 0, content, NULL) AS number,
+               iif(typeof(chunks) = 'integer', chunks, 1) AS chunks
+          FROM message
+         WHERE finished_ms <= :before_ms AND finished_ms IS NOT NULL AND purged_ms IS NULL
+         ORDER BY finished_ms LIMIT :most) m
+ WHERE m.number < 0 OR m.chunks > 1;
 
 -- name: contents_shared
-SELECT content FROM message WHERE content < 0 GROUP BY content HAVING count(*) > 1;
+SELECT content, json_group_array(seq) FROM message
+ WHERE content IN (SELECT content FROM message WHERE content < 0
+                    GROUP BY content HAVING count(*) > 1)
+ GROUP BY content;
 
--- name: is_staged
-SELECT 1 FROM staged WHERE seq = -:content;
+-- name: contents_since
+SELECT content, min(seq), max(seq) FROM message WHERE seq > :seen AND content < 0 GROUP BY content;
+
+-- name: is_anothers
+-- A client's that stages it now, or another message's, of those that are asked.
+SELECT 1 FROM staged WHERE seq = -:content
+ UNION ALL
+SELECT 1 FROM message
+ WHERE seq IN (SELECT value FROM json_each(:among)) AND seq <> :message AND content = :content;
 
 -- name: orphaned_content
--- Staged content that no message names, and that nobody can still mean to make a message of. Looked
--- for in a damaged spool only.
-SELECT c.id FROM (SELECT DISTINCT key >> 12 AS id FROM content WHERE key < 0) c
+-- Staged content that no message names, and that nobody can still mean to make a message of: all of
+-- it, with chunks and bytes. Looked for in a damaged spool only. Sizes first: grouping would sort
+-- the content itself.
+WITH piece AS MATERIALIZED (SELECT key >> 12 AS id, length(data) AS size FROM content WHERE key < 0)
+SELECT c.id, c.chunks, c.size
+  FROM (SELECT id, count(*) AS chunks, sum(size) AS size FROM piece GROUP BY id) c
  WHERE c.id NOT IN (SELECT content FROM message WHERE content IS NOT NULL)
-   AND NOT EXISTS (SELECT 1 FROM staged s WHERE s.seq = -c.id)
- LIMIT 100;
+   AND NOT EXISTS (SELECT 1 FROM staged s WHERE s.seq = -c.id);
+
+-- name: content_digests
+SELECT group_concat(hex(digest), '' ORDER BY key) FROM content
+ WHERE key BETWEEN :content * 4096 AND :content * 4096 + 4095;
 
 -- name: mark_purged
 UPDATE message SET purged_ms = :now_ms WHERE seq = :seq;
