@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from mailstrom.storage.sqlite.client import SQLiteClientStore
 from mailstrom.storage.sqlite.worker import SQLiteWorkerStore
-from tests.storage.spool import DAY, HOUR, T0, submission
+from tests.storage.files import SQLiteStores
+from tests.storage.spool import DAY, HOUR, T0, Spool, submission
 
 YEAR = 365 * DAY
 MINUTE = 60_000
@@ -92,6 +93,31 @@ def test_no_jump_takes_or_gives_a_day_of_life(script: list[tuple[str, int]], pie
 
 
 amounts = st.integers(-4 * YEAR, 4 * YEAR).filter(lambda amount: abs(amount) > 10 * MINUTE)
+
+
+def test_mail_that_was_deferred_between_two_jumps_is_due(tmp_path: Path) -> None:
+    """The clock went back, forward to the right time, and back again before anybody looked."""
+    stores = SQLiteStores(tmp_path / "spool.db")
+    with stores.opened:
+        spool = Spool(stores)
+        engine, ahead, back = spool.engine, T0 + 10 * DAY, T0 + DAY
+
+        def look(wall: int, true: int) -> None:
+            engine.keep_clock(wall_ms=wall, monotonic_ms=true, boot="b", limit=100)
+
+        look(T0, 0)
+        (id,) = spool.client.enqueue([submission(created_ms=ahead, send_ms=ahead)], ahead)
+        spool.route(now=ahead)
+        lane = spool.lane(now=ahead)
+        (row,) = spool.claim(lane, now=ahead)
+        spool.open(lane, [row], now=ahead)
+        assert spool.settle(lane, row, "deferred", now=ahead, due_ms=ahead + MINUTE)
+        for true in (500, 1_000):
+            look(back, true)
+        ((due,),) = spool.rows("SELECT next_attempt_ms FROM recipients")
+        assert due == back
+        assert isinstance(id, str)
+        spool.sound()
 
 
 @settings(max_examples=150, deadline=None, database=None)

@@ -7,7 +7,7 @@ every row; ``clean`` says so, together with whatever else the part found wrong.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +46,34 @@ class Row:
     def clean(self) -> bool:
         """Nothing lost, doubled in silence, or otherwise wrong."""
         return not (self.lost or self.silent or self.findings)
+
+
+def merged(rows: Iterable[Row]) -> list[Row]:
+    """Rows of one step of the crash table each ("W3: router: killed"), one for each kind of death.
+
+    Other rows stay as they are, in their order.
+    """
+    found: list[Row] = []
+    places: dict[str, int] = {}
+    for row in rows:
+        step, _, rest = row.fault.partition(": ")
+        kind = rest.rpartition(": ")[2]
+        if row.part != "named_kills" or not rest:
+            found.append(row)
+            continue
+        if kind not in places:
+            places[kind] = len(found)
+            found.append(replace(row, fault=f"at each named step: {kind}"))
+            continue
+        whole = found[places[kind]]
+        times = [one.worst_recovery_s for one in (whole, row) if one.worst_recovery_s is not None]
+        found[places[kind]] = replace(
+            whole, tried=whole.tried + row.tried, messages=whole.messages + row.messages,
+            lost=whole.lost + row.lost, silent=whole.silent + row.silent,
+            marked=whole.marked + row.marked, worst_recovery_s=max(times, default=None),
+            findings=(*whole.findings, *(f"{step}: {text}" for text in row.findings)),
+        )  # fmt: skip
+    return found
 
 
 HEADINGS = (

@@ -195,7 +195,7 @@ UPDATE message
 UPDATE recipient
    SET due_ms = CASE WHEN m.send_ms > m.created_ms
                      THEN max(due_ms + :amount_ms, :at_ms, m.send_ms)
-                     WHEN recipient.state = 'queued' THEN :at_ms
+                     WHEN recipient.state = 'queued' OR :amount_ms = -1 THEN :at_ms
                      ELSE max(due_ms + :amount_ms, :at_ms) END
   FROM (SELECT seq, created_ms, send_ms FROM message
          WHERE seq > :done AND seq <= :until AND finished_ms IS NULL
