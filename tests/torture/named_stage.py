@@ -324,7 +324,14 @@ class Stage:
                 os.kill(self.engine.pid_at(f"mx1.{mail.domains[0]}"), signal.SIGKILL)
 
     def _kill(self, kind: str) -> None:
-        os.kill(self.engine.live(kind)[0], signal.SIGKILL)
+        found: list[int] = []
+
+        def lives() -> bool:  # after the last case another may be starting
+            found[:] = self.engine.live(kind)
+            return bool(found)
+
+        eventually(lives, RECOVERY_S, what=f"a {kind} that lives", interval=LOOK_S)
+        os.kill(found[0], signal.SIGKILL)
 
     def _age(self) -> None:
         """Make what is finished a year older."""
