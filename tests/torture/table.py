@@ -51,19 +51,24 @@ class Row:
 def merged(rows: Iterable[Row]) -> list[Row]:
     """Rows of one step of the crash table each ("W3: router: killed"), one for each kind of death.
 
-    Other rows stay as they are, in their order.
+    So are walks of the clock drawn by chance. Other rows stay as they are, in their order.
     """
     found: list[Row] = []
     places: dict[str, int] = {}
     for row in rows:
         step, _, rest = row.fault.partition(": ")
-        kind = rest.rpartition(": ")[2]
-        if row.part != "named_kills" or not rest:
+        kind = ""
+        if row.part == "named_kills" and rest:
+            kind = f"at each named step: {rest.rpartition(': ')[2]}"
+        elif row.part == "clocks" and " ms" in rest:  # drawn by chance
+            kind = "jumps by chance, from two minutes to ten years, both ways, back and forth"
+        if not kind:
             found.append(row)
             continue
         if kind not in places:
             places[kind] = len(found)
-            found.append(replace(row, fault=f"at each named step: {kind}"))
+            told = tuple(f"{step}: {text}" for text in row.findings)
+            found.append(replace(row, fault=kind, findings=told))
             continue
         whole = found[places[kind]]
         times = [one.worst_recovery_s for one in (whole, row) if one.worst_recovery_s is not None]
