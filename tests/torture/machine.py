@@ -146,6 +146,7 @@ def drive(name: str, first: int, rounds: int, until_s: float) -> Driven:
                 findings.append(told)
         done += 1
     row = Row(
+        unit="step",
         part="property",
         fault=f"any order of verbs, {name}",
         tried=played.steps,  # type: ignore[attr-defined]

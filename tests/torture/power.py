@@ -81,6 +81,7 @@ class Count:
     def row(self, fault: str, seed: int) -> Row:
         """The row."""
         return Row(
+            unit="image",
             part="power", fault=f"power cut during {fault}", tried=self.tried,
             messages=self.messages, lost=self.lost, silent=self.silent, marked=self.marked,
             worst_recovery_s=self.worst_s, findings=tuple(self.findings), seed=seed,

@@ -227,6 +227,7 @@ def run(plan: Plan) -> Iterator[Row]:
                 break
     gc.unfreeze()
     yield Row(
+        unit="story",
         part="simulation",
         fault=f"stories of one seed each, {repeated} of them told twice",
         tried=tried,
