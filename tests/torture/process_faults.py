@@ -22,7 +22,7 @@ from tests.support.network import Network
 from tests.support.sockets import eventually
 from tests.torture.launch import with_faults
 from tests.torture.plan import Plan
-from tests.torture.processes import (
+from tests.torture.processes import Process, (
     descriptors,
     freeze,
     strike,
@@ -71,6 +71,20 @@ def orphans(plan: Plan, network: Network) -> Row:
         )
 
 
+def _stopped_at_work(story: Story) -> Process:
+    """A worker that has a session open and stands still; one that closed it meanwhile goes on."""
+
+    def stopped() -> Process | None:
+        worker = story.busy()
+        freeze(worker)
+        if story.sessions([worker]):
+            return worker
+        strike(worker, signal.SIGCONT)
+        return None
+
+    return eventually(stopped, DEADLINE_S, what="a worker stopped at its work")
+
+
 def worker_stopped(plan: Plan, network: Network) -> Row:
     """SIGSTOP of a delivering worker for seconds, then SIGCONT."""
     stops, lasting_s, tried = plan.pick(1, 5), plan.pick(2, 10), 0
@@ -78,8 +92,7 @@ def worker_stopped(plan: Plan, network: Network) -> Row:
         story.warm()
         for _ in range(stops):
             story.send(60)
-            worker = story.busy()
-            freeze(worker)
+            worker = _stopped_at_work(story)
             tried += story.sessions([worker]) > 0
             _PACE.wait(lasting_s)
             strike(worker, signal.SIGCONT)
