@@ -22,7 +22,8 @@ from tests.support.network import Network
 from tests.support.sockets import eventually
 from tests.torture.launch import with_faults
 from tests.torture.plan import Plan
-from tests.torture.processes import Process, (
+from tests.torture.processes import (
+    Process,
     descriptors,
     freeze,
     strike,
