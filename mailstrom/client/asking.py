@@ -2,6 +2,8 @@
 
 Any thread may ask; a reader waits for no writer. Long answers are read in pages, so that no read
 holds the spool's log for long.
+
+Longer than a file should be: one short method for each question.
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@ A power cut can take an open with it that was not synced, never the claim. So th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,13 +22,6 @@ from tests.storage.files import SQLiteStores
 from tests.storage.spool import T0, Spool, change, submission
 from tests.torture.disk_image import SECTOR
 from tests.torture.disk_record import recording
-
-
-@pytest.fixture
-def stores(tmp_path: Path) -> Iterator[SQLiteStores]:
-    found = SQLiteStores(tmp_path / "spool.db")
-    with found.opened:
-        yield found
 
 
 def client_of(stores: SQLiteStores, boot: str) -> SQLiteClientStore:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import apsw
 import pytest
@@ -15,6 +15,7 @@ from mailstrom.errors import SpoolCorrupt
 from mailstrom.storage.base import Retention
 from mailstrom.storage.client import CHUNK_BYTES
 from mailstrom.storage.sqlite import contents
+from mailstrom.storage.sqlite.rows import fits, message_digest
 from mailstrom.storage.sqlite.salvage import salvage
 from mailstrom.storage.sqlite.sql import STATEMENTS
 from tests.storage.files import SQLiteStores
@@ -22,18 +23,6 @@ from tests.storage.spool import BODY, DAY, T0, Spool
 
 LONG = BODY + b"x" * (2 * CHUNK_BYTES)
 KEEP = Retention(bodies_ms=DAY, attempts_ms=30 * DAY, events_ms=30 * DAY)
-
-
-@pytest.fixture
-def stores(tmp_path: Path) -> Iterator[SQLiteStores]:
-    found = SQLiteStores(tmp_path / "spool.db")
-    with found.opened:
-        yield found
-
-
-@pytest.fixture
-def spool(stores: SQLiteStores) -> Spool:
-    return Spool(stores)
 
 
 def ended(spool: Spool, content: bytes) -> str:
@@ -361,3 +350,15 @@ def test_a_salvage_finds_content_under_its_messages_own_number(
         client = target.client()
         assert client.content(id) == before
         assert client.check() == []
+
+
+@pytest.mark.parametrize("name", ["id", "sender", "message_id"])
+@pytest.mark.parametrize("damaged", [None, 7, b"x"])
+def test_a_row_whose_text_is_none_fits_no_digest(name: str, damaged: object) -> None:
+    facts: dict[str, Any] = {
+        "id": "one", "sender": "a@example.org", "message_id": "<1@example.org>", "size": 1,
+        "chunks": 1, "eightbit": 0, "smtputf8": 0, "digests": (b"d",),
+    }  # fmt: skip
+    kept = message_digest(require_tls=0, on_doubt=None, **facts)
+    assert fits(kept, require_tls=0, on_doubt=None, **facts)
+    assert not fits(kept, require_tls=0, on_doubt=None, **{**facts, name: damaged})

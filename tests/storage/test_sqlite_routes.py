@@ -2,27 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import apsw
 import pytest
 
 from mailstrom.types import RouteResult
 from tests.storage.files import SQLiteStores
 from tests.storage.spool import DAY, HOUR, T0, Spool
-
-
-@pytest.fixture
-def stores(tmp_path: Path) -> Iterator[SQLiteStores]:
-    found = SQLiteStores(tmp_path / "spool.db")
-    with found.opened:
-        yield found
-
-
-@pytest.fixture
-def spool(stores: SQLiteStores) -> Spool:
-    return Spool(stores)
 
 
 def damage(stores: SQLiteStores, sql: str) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -15,18 +13,6 @@ from tests.storage.spool import DAY, HOUR, T0, Spool, change
 
 LONGEST_MS = round(365 * DAY * 1.9)
 """The longest wait of a schedule, and its widest jitter."""
-
-
-@pytest.fixture
-def stores(tmp_path: Path) -> Iterator[SQLiteStores]:
-    found = SQLiteStores(tmp_path / "spool.db")
-    with found.opened:
-        yield found
-
-
-@pytest.fixture
-def spool(stores: SQLiteStores) -> Spool:
-    return Spool(stores)
 
 
 def stuck(spool: Spool) -> list[str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -53,13 +52,6 @@ def then(path: str, code: str) -> object:
     )
     assert ran.returncode == 0, ran.stderr
     return json.loads(ran.stdout)
-
-
-@pytest.fixture
-def stores(tmp_path: Path) -> Iterator[SQLiteStores]:
-    found = SQLiteStores(tmp_path / "spool.db")
-    with found.opened:
-        yield found
 
 
 def version_of(path: str) -> int:

@@ -16,6 +16,8 @@ written here, and whoever waits is told ``StoreEnded``: for the spool it is a de
 
 The serving half is a generator that yields its waits; whoever drives it does the waiting and sends
 what came. ``dbthread.DBThread`` drives it on a thread of its own. Must not know: threads, sleeping.
+
+Longer than a file should be: how it is asked and how it is served is safe only as seen together.
 """
 
 from __future__ import annotations

@@ -78,6 +78,8 @@ def fits(kept: bytes | None, *, require_tls: int, on_doubt: str | None, **facts:
     """
     if kept is None:
         return True
+    if not all(isinstance(facts[name], str) for name in ("id", "sender", "message_id")):
+        return False  # damaged: no digest was made over what is no text
     facts["digests"] = tuple(facts["digests"])
     return any(
         message_digest(require_tls=tls, on_doubt=doubt, **facts) == kept
