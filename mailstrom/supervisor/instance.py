@@ -34,6 +34,19 @@ class Holder:
     host: str = "unknown"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """What a look at our own lock found; neither field is set where all is as it was.
+
+    Args:
+        retaken: the file had been deleted or replaced, and is ours again.
+        rival: who has it now.
+    """
+
+    retaken: bool = False
+    rival: Holder | None = None
+
+
 def lock_path(store: str) -> Path:
     """Path of the instance lock of the spool at ``store``."""
     return Path(run_directory(store)) / SUPERVISOR_LOCK
@@ -76,30 +89,25 @@ class Instance:
         self._store = store
         self._lock = lock
 
-    @property
-    def guards(self) -> bool:
-        """Whether the file that we hold has the name still.
-
-        Raises:
-            OSError: nobody can tell now.
-        """
-        return self._lock.named
-
-    def renew(self) -> Holder | None:
-        """Take the lock again, after its file was deleted or replaced.
+    def look(self) -> Standing:
+        """See that nobody else can take the name; take it again where our file lost it.
 
         Returns:
-            None where it is ours, else who has it now.
+            Whether it had to be taken again, or who was faster. A name that comes back between
+            the two looks, with a directory that was moved away, is our own file's: its lock
+            refuses this process too, and that is no rival.
 
         Raises:
-            OSError: the directory is gone, say; ask again.
+            OSError: the directory is gone, say, and nobody can tell now; ask again.
         """
+        if self._lock.named:
+            return Standing()
         taken = take_lock(self._store)
         if isinstance(taken, Holder):
-            return taken
+            return Standing() if self._lock.named else Standing(rival=taken)
         former, self._lock = self._lock, taken
         former.release()
-        return None
+        return Standing(retaken=True)
 
     def release(self) -> None:
         """Give the lock back; idempotent."""

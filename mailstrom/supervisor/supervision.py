@@ -175,18 +175,19 @@ class Supervision:
             return
         path = self._instance.path
         try:
-            if self._instance.guards:
-                self._blind = None
-                return
-            rival = self._instance.renew()
+            standing = self._instance.look()
         except OSError as error:
             text = f"{path}: cannot be locked ({error}): bring its directory back"
             if text != self._blind:  # said once: this is asked at every turn
                 self._blind = text
                 events.engine_failed(where="lock", error=text, pid=os.getpid())
             return
-        if rival is None:
+        self._blind = None
+        rival = standing.rival
+        if standing.retaken:
             text = f"{path} was deleted or replaced, and is taken again: leave it alone"
+        elif rival is None:
+            return
         else:
             text = (
                 f"{path} was deleted or replaced, and another supervisor has it now: pid"

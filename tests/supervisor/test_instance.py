@@ -13,7 +13,7 @@ import pytest
 
 from mailstrom.lockfile import LockFile
 from mailstrom.supervisor import instance
-from mailstrom.supervisor.instance import Holder, lock_path, take_lock
+from mailstrom.supervisor.instance import Holder, Instance, Standing, lock_path, take_lock
 
 HOLD = """
 import sys
@@ -98,3 +98,42 @@ def test_the_lock_is_not_inherited(store: str) -> None:
         assert orphan.poll() is None
     assert isinstance(again, LockFile)
     again.release()
+
+
+def test_a_directory_that_comes_back_between_two_looks_is_no_rival(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = take_lock(store)
+    assert isinstance(lock, LockFile)
+    guard = Instance(store, lock)
+    folder = lock_path(store).parent
+    away = folder.with_suffix(".away")
+
+    def take_when_back(name: str) -> LockFile | Holder:
+        away.rename(folder)
+        return take_lock(name)
+
+    monkeypatch.setattr(instance, "take_lock", take_when_back)
+    folder.rename(away)
+
+    assert guard.look() == Standing()
+
+    assert guard.look() == Standing()
+    monkeypatch.undo()
+    lock_path(store).unlink()
+    assert guard.look() == Standing(retaken=True)
+    guard.release()
+
+
+def test_another_that_took_the_name_is_a_rival(store: str) -> None:
+    lock = take_lock(store)
+    assert isinstance(lock, LockFile)
+    guard = Instance(store, lock)
+    lock_path(store).unlink()
+    other = take_lock(store)
+
+    assert guard.look() == Standing(rival=Holder(pid=os.getpid(), host=socket.gethostname()))
+
+    assert isinstance(other, LockFile)
+    other.release()
+    guard.release()
