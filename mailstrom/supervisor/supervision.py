@@ -186,15 +186,13 @@ class Supervision:
         rival = standing.rival
         if standing.retaken:
             text = f"{path} was deleted or replaced, and is taken again: leave it alone"
-        elif rival is None:
-            return
-        else:
+            events.engine_failed(where="lock", error=text, pid=os.getpid())
+        elif rival is not None:
             text = (
                 f"{path} was deleted or replaced, and another supervisor has it now: pid"
                 f" {rival.pid} on host {rival.host}; this one drains and leaves the spool to it"
             )
-        events.engine_failed(where="lock", error=text, pid=os.getpid())
-        if rival is not None:
+            events.engine_failed(where="lock", error=text, pid=os.getpid())
             self._superseded = True
             self._drain()
 

@@ -216,7 +216,7 @@ def test_a_shm_deleted_between_commit_and_sync_makes_the_outcome_unknown(
     path: str, client: SQLiteClientStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client.enqueue([submission()], T0)
-    monkeypatch.setattr(client, "_require_log_room", lambda: os.unlink(f"{path}-shm"))
+    monkeypatch.setattr(client._log_room, "require", lambda _: os.unlink(f"{path}-shm"))
     one = submission()
     with pytest.raises(OutcomeUnknown, match="-shm file was deleted") as caught:
         client.enqueue([one], T0)

@@ -248,13 +248,13 @@ def test_a_sync_that_was_not_even_tried_stops_all_until_the_repair(
 
         begun: list[poison.Mark] = []
 
-        def flagged() -> None:
+        def flagged(_writer: object) -> None:
             if repairing:
                 poison.poison(path, OSError(errno.EIO, "another's"))
                 begun.append(engine._sync.begin_repair())
                 del looks[1:]  # what the repair looked at
 
-        monkeypatch.setattr(client, "_require_log_room", flagged)
+        monkeypatch.setattr(client._log_room, "require", flagged)
         monkeypatch.setattr(os, "stat", stat)
         count = len(synced)
         with pytest.raises(OutcomeUnknown) as unknown:

@@ -94,6 +94,25 @@ def test_at_the_limit_accepting_stops_with_the_readers_name_and_resumes_by_itsel
     assert spool.client.check() == []
 
 
+def test_a_reader_whose_lock_one_look_missed_is_named_all_the_same(
+    spool: Spool, stores: SQLiteStores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, looks = locks.locked, 0
+
+    def missed(shm: os.stat_result) -> list[tuple[int, str, int]]:
+        nonlocal looks
+        looks += 1
+        return [] if looks == 1 else real(shm)
+
+    with foreign_reader(stores.path) as reader:
+        fill(spool, lambda: spool.engine.log_bytes() >= LIMIT)
+        monkeypatch.setattr(locks, "locked", missed)
+        with pytest.raises(SpoolFull, match=rf"process {reader} \("):
+            spool.send("b@example.org")
+        monkeypatch.undo()
+    assert looks == 2
+
+
 def test_a_large_message_that_is_refused_leaves_nothing_behind(
     spool: Spool, stores: SQLiteStores
 ) -> None:

@@ -88,7 +88,7 @@ class SQLiteClientStore(ClientConnections):
         self._sync.check()
         with forks.inside():
             self._require_unreplaced()
-            self._require_log_room()
+            self._log_room.require(self._write_connection)
             try:
                 results = self._store(self._write_connection(), submissions, now_ms, atomic)
             except SpoolBusy:
@@ -100,9 +100,6 @@ class SQLiteClientStore(ClientConnections):
         if any(isinstance(result, str) for result in results):
             self._durable("the message was written", submissions[0].id)
         return results
-
-    def _require_log_room(self) -> None:
-        self._log_room.require(self._write_connection)
 
     def _store(
         self,

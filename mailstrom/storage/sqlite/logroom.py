@@ -62,6 +62,9 @@ class LogRoom:
                 wal.empty(connection, busy_ms=self._busy_ms, ask=ask, shorten=True)
             size = self._place.log_bytes()
             if size >= limit:
+                if over:
+                    # The system tells its locks piece by piece, and one may slip through between.
+                    found = wal.pinned(self._path)
                 raise SpoolFull(
                     f"{self._path}: the write-ahead log has {mebibytes(size)} and its limit is"
                     f" {mebibytes(limit)} ([spool] wal_limit): {wal.sentence(found)} keeps it from"
