@@ -22,6 +22,7 @@ from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from random import Random
+from typing import TypeVar
 
 from mailstrom.storage.sqlite import upkeep
 from mailstrom.storage.sqlite.client import SQLiteClientStore
@@ -42,6 +43,7 @@ COPIES = "backup, restore and adoption"
 REPAIR = "the repair after a failed sync"
 _MOST_FINDINGS = 20
 _ROOM = 512 << 20
+_World = TypeVar("_World", bound=World)
 
 
 @dataclass(slots=True)
@@ -255,22 +257,31 @@ def cuts(
         yield image, at, known
 
 
-def copies(folder: str, seed: int, number: int, many: int, counts: dict[str, Count]) -> None:
-    """Backup, restore and adoption of one spool in use, cut often."""
-    random = Random(f"{seed}/{number}")
+@contextmanager
+def recorded(
+    folder: str, number: int, random: Random, world_type: type[_World]
+) -> Iterator[tuple[str, Recorder, _World]]:
+    """A new spool with three clients and an engine, recorded; its folder is gone afterwards."""
     place = os.path.join(folder, f"run-{number}")
     os.mkdir(place)
     path = os.path.join(place, SPOOL)
     SQLiteClientStore(path).close()
     with recording(place) as recorder:
-        world = CopyWorld(path, random, boot=BOOT, name="m", recorder=recorder)
+        world = world_type(path, random, boot=BOOT, name="m", recorder=recorder)
         try:
             world.open_clients(3)
             world.open_engine(2)
-            marks = world.copied(recorder)
+            yield place, recorder, world
         finally:
             world.close()
     shutil.rmtree(place)
+
+
+def copies(folder: str, seed: int, number: int, many: int, counts: dict[str, Count]) -> None:
+    """Backup, restore and adoption of one spool in use, cut often."""
+    random = Random(f"{seed}/{number}")
+    with recorded(folder, number, random, CopyWorld) as (place, recorder, world):
+        marks = world.copied(recorder)
     (before,) = (known for _, stage, known in marks if stage == BACKUP)
     for image, cut, known in cuts(recorder, world, random, many, since=marks[1][0]):
         stage = max(stage for at, stage, _ in marks if at <= cut)
@@ -286,20 +297,9 @@ def repairs(
 ) -> None:  # fmt: skip
     """Syncs fail and drop what they were for; the power goes at each operation of the repairs."""
     random = Random(f"{seed}/{number}")
-    place = os.path.join(folder, f"run-{number}")
-    os.mkdir(place)
-    path = os.path.join(place, SPOOL)
-    SQLiteClientStore(path).close()
-    with recording(place) as recorder:
-        world = world_type(path, random, boot=BOOT, name="m", recorder=recorder)
-        try:
-            world.open_clients(3)
-            world.open_engine(2)
-            for _ in range(ROUNDS):
-                world.fail_and_mend()
-        finally:
-            world.close()
-    shutil.rmtree(place)
+    with recorded(folder, number, random, world_type) as (place, recorder, world):
+        for _ in range(ROUNDS):
+            world.fail_and_mend()
     for image, cut, known in cuts(
         recorder, world, random, many, chosen=world.chosen(many, len(recorder.steps) - 1)
     ):
