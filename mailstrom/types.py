@@ -32,6 +32,14 @@ class Status(StrEnum):
 FINAL = frozenset({Status.DELIVERED, Status.FAILED, Status.CANCELLED, Status.PARTIAL})
 
 
+class Pipelining(StrEnum):
+    """How much is sent ahead of replies where a server offers PIPELINING (RFC 2920)."""
+
+    NONE = "none"  # one command, one reply
+    TRANSACTION = "transaction"  # MAIL RCPT... DATA in one flight
+    FULL = "full"  # the next transaction's flight behind the dot, too
+
+
 class Reason(StrEnum):
     """Why a recipient has its status."""
 

@@ -89,10 +89,29 @@ class Delivery(Table, frozen=True, kw_only=True):
         Literal["full", "transaction", "none"],
         Meta(
             description="Most that is sent ahead (RFC 2920): also the next envelope behind the"
-            " final dot, one transaction's envelope, or nothing. For now `full` does what"
-            " `transaction` does."
+            " final dot, one transaction's envelope, or nothing."
         ),
     ] = "full"
+    chunking_max_size: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=1 << 26,
+            description="Content up to this size goes by BDAT in one flight with its envelope"
+            " where a server offers CHUNKING (RFC 3030); 0: never.",
+            extra={"unit": "size"},
+        ),
+    ] = 262144
+    pipeline_depth: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=64,
+            description="Messages in flight on one connection that offers CHUNKING and"
+            " PIPELINING. More than one is for your own relays: a loss leaves all of them in"
+            " doubt.",
+        ),
+    ] = 1
 
 
 class Relay(Table, frozen=True, kw_only=True):

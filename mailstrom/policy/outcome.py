@@ -36,7 +36,7 @@ Must not know: clocks, sockets, the store, how a session was set up.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from mailstrom.policy.hint import retry_hint_s
 from mailstrom.policy.refusal import TOO_LARGE, judge_route, local_refusal

@@ -1,49 +1,61 @@
-"""The client's dialogue: MAIL, RCPT, DATA and content on an established session.
+"""The client's dialogue: MAIL, RCPT, DATA or BDAT and content on an established session.
 
-Contract: bytes in, events out. With PIPELINING a transaction's ``[RSET] MAIL RCPT* DATA`` is one
-flight (RFC 2920 section 3.1), else one command and one reply. Every reply is matched to its
-command by order; what is out of step ends the session's use. Content follows a 354 only, and only
-if a recipient was accepted; a 354 without any gets a lone dot (RFC 2920 section 3.1). A loss
-before the final dot's bytes were taken is "not sent", a loss after it is "maybe sent"
-(``dot_written``), and the two are never confused. RSET is sent only before a transaction that
-follows an unfinished one.
+Contract: bytes in, events out; ends come in the order of ``begin``. With PIPELINING a transaction's
+``[RSET] MAIL RCPT* DATA`` is one flight, and the next one's flight follows its content's dot (RFC
+2920 section 3.1); where a BDAT is known to work ``MAIL RCPT* BDAT n LAST`` and the content are one
+flight (RFC 3030 section 2), with ``depth`` several of them. Else one command and one reply.
 
-Replies are awaited in a queue of (transaction, slot, index), so that a later change can put the
-next envelope behind the dot without touching the table.
+Every reply is matched to its command by order; what is out of step ends the session's use. Content
+follows a 354 only, and only if a recipient was accepted; a 354 without any gets a lone dot. A
+flight with a BDAT whose recipients were all refused ends the session: what the server made of the
+octets is unknown. A loss before the last octet of the content was taken is "not sent", a loss after
+it is "maybe sent" (``dot_written``), and the two are never confused: each transaction in flight has
+its own. RSET is sent before a transaction that follows an unfinished one, or one whose end is not
+known yet.
 
 Must not know: clocks (the shell calls ``fail``), sockets, what a reply means for the message.
+
+Longer than a file should be: order is what keeps replies with their transactions, and it is kept
+here alone.
 """
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from mailstrom.smtp import commands
 from mailstrom.smtp.capabilities import Capabilities
-from mailstrom.smtp.framing import DotStuffer
+from mailstrom.smtp.framing import DotStuffer, require_crlf, stuffed
 from mailstrom.smtp.reply import BadReply, Reply, ReplyParser
-from mailstrom.smtp.states import STAGES, TABLE, Progress, Slot, Step
+from mailstrom.smtp.states import STAGES, TABLE, Group, Progress, Slot, Step
 from mailstrom.smtp.transaction import (
     ContentWanted,
+    Dialect,
     Envelope,
     Event,
+    Extension,
     Fault,
     PeerClosing,
     TransactionEnd,
     Unmet,
     unmet,
 )
-from mailstrom.types import Stage
+from mailstrom.types import Pipelining, Stage
 
 __all__ = [
     "ClientDialogue",
     "ContentWanted",
+    "Dialect",
     "Envelope",
     "Event",
+    "Extension",
     "Fault",
     "PeerClosing",
+    "Pipelining",
     "TransactionEnd",
     "Unmet",
     "unmet",
@@ -52,6 +64,9 @@ __all__ = [
 
 _CLOSING = 421
 _GO_AHEAD = 354
+_UNKNOWN_COMMAND = frozenset({500, 501, 502, 503, 504})
+_OUT_OF_SYNC = re.compile(r"pipelin|synchroni[sz]", re.IGNORECASE)
+_CONTENT = (Slot.DOT, Slot.LONE_DOT, Slot.BDAT)
 
 
 class ClientDialogue:
@@ -59,20 +74,22 @@ class ClientDialogue:
 
     Args:
         capabilities: from the last EHLO reply.
-        pipelining: use PIPELINING where it is offered.
+        dialect: what of them may be used with this server.
     """
 
-    def __init__(self, capabilities: Capabilities, *, pipelining: bool) -> None:
+    def __init__(self, capabilities: Capabilities, dialect: Dialect) -> None:
         self.capabilities = capabilities
         self.replies = 0  # so that a shell can tell progress from dripping bytes
-        self._pipelined = pipelining and capabilities.pipelining
+        self._pipelining = dialect.pipelining if capabilities.pipelining else Pipelining.NONE
+        self._chunk_octets = dialect.chunk_octets if capabilities.chunking else 0
+        self._chunks_proved = dialect.chunks_proved
+        self._depth = dialect.depth
         self._parser = ReplyParser()
         self._output: list[bytes] = []
         self._awaited: deque[tuple[Progress, Slot, int]] = deque()
-        self._unsent: deque[tuple[Slot, int, bytes]] = deque()
-        self._current: Progress | None = None
-        self._dot_pending = False
-        self._dot_written = False
+        self._left = 0  # of the awaited replies, those whose command was taken for the wire
+        self._running: deque[Progress] = deque()
+        self._finished: list[Progress] = []  # content that is whole in the output
         self._reset_due = False
         self._broken = False
         self._steps: dict[Step, Callable[[Progress, Slot, int, Reply], list[Event]]] = {
@@ -83,6 +100,7 @@ class ClientDialogue:
             Step.REFUSE_DATA: self._refuse_data,
             Step.GO_AHEAD: self._go_ahead,
             Step.FINISH: self._finish,
+            Step.REFUSE_CHUNK: self._refuse_chunk,
             Step.GARBAGE: self._out_of_step,
         }
 
@@ -91,19 +109,26 @@ class ClientDialogue:
     @property
     def idle(self) -> bool:
         """No transaction is under way."""
-        return self._current is None
+        return not self._running
 
     @property
-    def usable(self) -> bool:
+    def ready(self) -> bool:
         """Whether ``begin`` may be called now."""
-        return self._current is None and not self._broken and not self._parser.partial
+        if self._broken:
+            return False
+        if not self._running:
+            return not self._parser.partial
+        last = self._running[-1]
+        if not last.given or self._pipelining is not Pipelining.FULL:
+            return False
+        return len(self._running) < self._depth + (not last.chunked)
 
     @property
     def stage(self) -> Stage:
         """What reply is awaited; ``BODY`` while content is being written, ``MAIL`` when idle."""
-        if self._awaited:
+        if self._left or (self._awaited and self._awaited[0][1] not in _CONTENT):
             return STAGES[self._awaited[0][1]]
-        return Stage.MAIL if self._current is None else Stage.BODY
+        return Stage.BODY if self._running else Stage.MAIL
 
     @property
     def resetting(self) -> bool:
@@ -111,49 +136,63 @@ class ClientDialogue:
         return bool(self._awaited) and self._awaited[0][1] is Slot.RSET
 
     @property
-    def dot_written(self) -> bool:
-        """Whether the final dot of the current or last transaction was taken for the wire."""
-        return self._dot_written
+    def overdue_behind(self) -> bool:
+        """The awaited reply is the first to commands that left behind content, now answered."""
+        if not self._awaited:
+            return False
+        transaction = self._awaited[0][0]
+        return transaction.behind and not transaction.answered
 
     def take_output(self) -> bytes:
         """Bytes to write now, each once; empty if there are none.
 
-        Once the bytes with the final dot are taken the message may arrive, whatever happens next.
+        Once the bytes that end a content are taken its message may arrive, whatever happens next.
         """
         if not self._output:
             return b""
         taken = self._output[0] if len(self._output) == 1 else b"".join(self._output)
         self._output.clear()
-        if self._dot_pending and self._current is not None:
-            self._dot_pending = False
-            self._dot_written = True
-            self._current.dot_written = True
-            self._awaited.append((self._current, Slot.DOT, 0))
+        self._left = len(self._awaited)
+        for transaction in self._finished:
+            transaction.dot_written = True
+        self._finished.clear()
         return taken
 
     # What the shell tells
 
-    def begin(self, envelope: Envelope) -> None:
+    def begin(self, envelope: Envelope, body: bytes | None = None) -> None:
         """Starts a transaction.
 
+        Args:
+            envelope: who to whom.
+            body: the whole content, CRLF line ends, not stuffed: it is written when its time has
+                come. None: ``ContentWanted`` asks for it.
+
         Raises:
-            RuntimeError: not ``usable``.
+            RuntimeError: not ``ready``.
             ValueError: no recipient, an address that is no path, or a need the server does not
                 meet (ask ``unmet`` first). Nothing was written then.
+            BareLineEnd: the body has a CR or LF alone. Nothing was written then.
         """
-        if not self.usable:
-            raise RuntimeError("the dialogue is not usable; open another session")
+        if not self.ready:
+            raise RuntimeError("the dialogue is not ready; wait, or open another session")
         if not envelope.recipients:
             raise ValueError("an envelope needs at least one recipient")
         lacking = unmet(envelope, self.capabilities)
         if lacking is not None:
             raise ValueError(f"the server does not offer what the envelope needs: {lacking}")
-        flight = self._flight(envelope)
-        self._current = Progress(envelope.recipients)
-        self._dot_written = self._dot_pending = False
-        self._unsent = deque(flight)
+        transaction = Progress(envelope.recipients)
+        transaction.behind = bool(self._running)
+        transaction.chunked = body is not None and 0 < len(body) <= self._chunk_octets
+        if transaction.chunked:
+            assert body is not None
+            require_crlf(body)
+        elif body is not None:
+            transaction.body = stuffed(body)
+        transaction.groups = self._groups(envelope, transaction, body)
         self._reset_due = False
-        self._send()
+        self._running.append(transaction)
+        self._send(transaction)
 
     def content(self, chunk: bytes) -> None:
         """Content bytes, CRLF line ends, any split; only after ``ContentWanted``.
@@ -171,11 +210,12 @@ class ClientDialogue:
             BareLineEnd: the content ends with a CR.
             RuntimeError: no content is wanted.
         """
-        transaction = self._current
-        self._output.append(self._stuffer().end())
-        if transaction is not None:
-            transaction.writing = None
-            self._dot_pending = True
+        last = self._stuffer().end()
+        transaction = self._running[-1]
+        transaction.writing = None
+        self._output.append(last)
+        self._whole(transaction)
+        self._awaited.append((transaction, Slot.DOT, 0))
 
     def receive(self, data: bytes) -> list[Event]:
         """Bytes from the peer; gives what they led to, in order."""
@@ -209,61 +249,90 @@ class ClientDialogue:
         """The session is over without a reply (the shell's timeout, a lost connection)."""
         if self._broken:
             return []
+        stage = self.stage
         self._broken = True
-        transaction = self._current
-        if transaction is None:
+        if not self._running:
             return [PeerClosing(reply=None, fault=fault)]
+        transaction = self._running[0]
         refused = transaction.refused
         if refused is not None:
             # "550 go away" and a close: the reply decided, the close only ends the session
             return self._end(transaction, refused, None)
-        return self._end(transaction, self.stage, fault)
+        return self._end(transaction, stage, fault)
 
     # Sending
 
-    def _flight(self, envelope: Envelope) -> list[tuple[Slot, int, bytes]]:
+    def _groups(
+        self, envelope: Envelope, transaction: Progress, body: bytes | None
+    ) -> deque[Group]:
+        """What leaves together: all of it, or command by command; an unproved BDAT by itself."""
         offered = self.capabilities
-        flight: list[tuple[Slot, int, bytes]] = []
-        if self._reset_due:
-            flight.append((Slot.RSET, 0, commands.RSET))
-        first = commands.mail(
+        groups: deque[Group] = deque()
+        if self._reset_due or (transaction.behind and self._running[-1].chunked):
+            groups.append(Group(commands.RSET, ((Slot.RSET, 0),)))
+        mail = commands.mail(
             envelope.sender,
             size=envelope.size if offered.size is not None else None,
             body="8BITMIME" if envelope.eightbit else None,
             smtputf8=envelope.smtputf8,
         )
-        flight.append((Slot.MAIL, 0, first))
+        groups.append(Group(mail, ((Slot.MAIL, 0),)))
         for index, address in enumerate(envelope.recipients):
             line = commands.rcpt(address, smtputf8=envelope.smtputf8)
-            flight.append((Slot.RCPT, index, line))
-        flight.append((Slot.DATA, 0, commands.DATA))
-        return flight
+            groups.append(Group(line, ((Slot.RCPT, index),)))
+        last = Group(commands.DATA, ((Slot.DATA, 0),))
+        if transaction.chunked:
+            assert body is not None
+            last = Group(commands.bdat(len(body)) + body, ((Slot.BDAT, 0),))
+        if self._pipelining is Pipelining.NONE:
+            groups.append(last)
+            return groups
+        alone = transaction.chunked and not self._chunks_proved
+        if not alone:
+            groups.append(last)
+        flight = Group(
+            b"".join([group.octets for group in groups]),
+            tuple([slot for group in groups for slot in group.slots]),
+        )
+        return deque((flight, last) if alone else (flight,))
 
-    def _send(self) -> None:
-        """Puts the next command, or with PIPELINING all of them, on the wire."""
-        transaction = self._current
-        while transaction is not None and self._unsent:
-            slot, index, line = self._unsent.popleft()
-            self._output.append(line)
+    def _send(self, transaction: Progress) -> None:
+        """Puts the next group on the wire, once every reply to the one before has come."""
+        if not transaction.groups or self._awaits(transaction):
+            return
+        group = transaction.groups.popleft()
+        self._output.append(group.octets)
+        for slot, index in group.slots:
             self._awaited.append((transaction, slot, index))
-            if not self._pipelined:
-                return
+        if transaction.chunked and not transaction.groups:
+            self._whole(transaction)
+
+    def _awaits(self, transaction: Progress) -> bool:
+        return bool(self._awaited) and self._awaited[0][0] is transaction
+
+    def _whole(self, transaction: Progress) -> None:
+        """The end of its content is among what is to be written."""
+        transaction.given = True
+        self._finished.append(transaction)
 
     def _stuffer(self) -> DotStuffer:
-        if self._current is None or self._current.writing is None:
+        if not self._running or self._running[-1].writing is None:
             raise RuntimeError("no content is wanted; wait for ContentWanted, stop at the end")
-        return self._current.writing
+        return self._running[-1].writing
 
     # Receiving
 
     def _match(self, reply: Reply) -> list[Event]:
         self.replies += 1
-        if not self._awaited:
+        if not self._left and (not self._awaited or self._awaited[0][1] in _CONTENT):
             return self._unasked(reply)
-        if self._output and reply.code != _CLOSING:
+        if not self._left and reply.code != _CLOSING:
             # it came before its command left: a reply too many
             return self.fail(Fault.GARBAGE)
         transaction, slot, index = self._awaited.popleft()
+        self._left = max(self._left - 1, 0)
+        if slot is Slot.MAIL and transaction.behind and _stumbles(reply):
+            return self._out_of_step(transaction, slot, index, reply)
         if slot is not Slot.RSET:  # its reply says nothing about this transaction
             transaction.answered = True
         if reply.code == _CLOSING:
@@ -273,10 +342,10 @@ class ClientDialogue:
 
     def _unasked(self, reply: Reply) -> list[Event]:
         self._broken = True
-        transaction = self._current
-        if transaction is None:
+        if not self._running:
             closing = reply.code == _CLOSING
             return [PeerClosing(reply=reply, fault=None if closing else Fault.GARBAGE)]
+        transaction = self._running[0]
         # The verdict on the content, before its dot left: a refusal holds, a consent cannot.
         if reply.transient or reply.permanent:
             transaction.dot = reply
@@ -291,7 +360,7 @@ class ClientDialogue:
         elif slot is Slot.DATA:
             if transaction.opened:
                 transaction.data = reply
-        elif slot in (Slot.DOT, Slot.LONE_DOT):
+        elif slot in _CONTENT:
             transaction.dot = reply
         else:
             transaction.mail = reply
@@ -306,14 +375,13 @@ class ClientDialogue:
         if slot is Slot.MAIL:
             transaction.mail = reply
             transaction.opened = True
-        self._send()
+        self._send(transaction)
         return []
 
     def _refuse_all(
         self, transaction: Progress, _slot: Slot, _index: int, reply: Reply
     ) -> list[Event]:
         transaction.mail = reply
-        self._unsent.clear()
         return self._settled(transaction)
 
     def _accept_one(
@@ -328,9 +396,8 @@ class ClientDialogue:
     ) -> list[Event]:
         self._keep(transaction, slot, index, reply)
         if transaction.refused is not None:
-            self._unsent.clear()
             return self._settled(transaction)
-        self._send()
+        self._send(transaction)
         return []
 
     def _refuse_data(
@@ -347,13 +414,38 @@ class ClientDialogue:
             self._output.append(b".\r\n")
             self._awaited.append((transaction, Slot.LONE_DOT, 0))
             return []
-        transaction.writing = DotStuffer()
-        return [ContentWanted()]
+        if transaction.body is None:
+            transaction.writing = DotStuffer()
+            return [ContentWanted()]
+        self._output.append(transaction.body)
+        transaction.body = None
+        self._whole(transaction)
+        self._awaited.append((transaction, Slot.DOT, 0))
+        return []
 
     def _finish(self, transaction: Progress, slot: Slot, index: int, reply: Reply) -> list[Event]:
         self._keep(transaction, slot, index, reply)
         transaction.opened = False
-        return self._end(transaction, transaction.refused or Stage.DOT, None)
+        refused = transaction.refused
+        if slot is Slot.BDAT:
+            self._chunks_proved = self._chunks_proved or refused is None
+            self._broken = refused is not None  # it takes what it refused: nothing holds here
+        return self._end(transaction, refused or Stage.DOT, None)
+
+    def _refuse_chunk(
+        self, transaction: Progress, slot: Slot, index: int, reply: Reply
+    ) -> list[Event]:
+        refused = transaction.refused
+        if refused is not None:
+            # Whether the octets were skipped, or read as commands, cannot be told.
+            self._broken = True
+            return self._end(transaction, refused, None)
+        if reply.code in _UNKNOWN_COMMAND and not self._chunks_proved:
+            self._broken = True
+            transaction.dot_written = False  # nothing takes a message by an unknown command
+            return self._end(transaction, Stage.DATA, Fault.GARBAGE, Extension.CHUNKING)
+        self._keep(transaction, slot, index, reply)
+        return self._end(transaction, Stage.DOT, None)
 
     def _out_of_step(
         self, transaction: Progress, slot: Slot, _index: int, _reply: Reply
@@ -368,27 +460,71 @@ class ClientDialogue:
 
     def _settled(self, transaction: Progress) -> list[Event]:
         """Every recipient is refused: over, unless replies of the flight are still to be read."""
-        if self._awaited:
+        transaction.groups.clear()
+        if self._awaits(transaction):
             return []
         return self._end(transaction, transaction.refused or Stage.DATA, None)
 
-    def _end(self, transaction: Progress, stage: Stage, fault: Fault | None) -> list[Event]:
-        self._reset_due = transaction.opened
-        self._current = None
+    def _end(
+        self,
+        transaction: Progress,
+        stage: Stage,
+        fault: Fault | None,
+        stumbled: Extension | None = None,
+    ) -> list[Event]:
+        """The first of those running is over; with a broken session all of them are."""
+        running = self._running
+        running.popleft()
+        if stumbled is None and fault in (Fault.GARBAGE, Fault.TIMEOUT):
+            stumbled = self._stumbled(transaction, stage, fault)
+        events: list[Event] = [self._told(transaction, stage, fault, stumbled)]
+        if not self._broken:
+            self._reset_due = transaction.opened and not running
+            return events
+        for other in running:  # no reply to them can have come: replies come in order
+            lost = Stage.DOT if other.dot_written else Stage.MAIL
+            events.append(self._told(other, lost, fault or Fault.CLOSED, None))
+        running.clear()
         self._awaited.clear()
-        self._unsent.clear()
+        self._left = 0
         self._output.clear()
-        self._dot_pending = False
-        return [
-            TransactionEnd(
-                mail=transaction.mail,
-                rcpts=tuple(transaction.rcpts),
-                data=transaction.data,
-                dot=transaction.dot,
-                stage=stage,
-                fault=fault,
-                dot_written=transaction.dot_written,
-                answered=transaction.answered,
-                usable=not self._broken,
-            )
-        ]
+        self._finished.clear()
+        return events
+
+    def _stumbled(self, transaction: Progress, stage: Stage, fault: Fault) -> Extension | None:
+        """Whether a liberty may be why the server fell silent, or out of step."""
+        if self._pipelining is Pipelining.NONE:
+            return None
+        behind = transaction.behind and not transaction.answered
+        waiting = stage is Stage.DOT and bool(self._running)  # something stands behind its dot
+        flight = fault is Fault.GARBAGE and stage in (Stage.MAIL, Stage.RCPT, Stage.DATA)
+        return Extension.PIPELINING if behind or waiting or flight else None
+
+    def _told(
+        self,
+        transaction: Progress,
+        stage: Stage,
+        fault: Fault | None,
+        stumbled: Extension | None,
+    ) -> TransactionEnd:
+        return TransactionEnd(
+            mail=transaction.mail,
+            rcpts=tuple(transaction.rcpts),
+            data=transaction.data,
+            dot=transaction.dot,
+            stage=stage,
+            fault=fault,
+            dot_written=transaction.dot_written,
+            answered=transaction.answered,
+            usable=not self._broken,
+            behind=transaction.behind,
+            chunked=transaction.chunked,
+            stumbled=stumbled,
+        )
+
+
+def _stumbles(reply: Reply) -> bool:
+    """Whether this answer to a MAIL behind content says that it came at a bad time."""
+    if reply.code == 503:
+        return True
+    return reply.permanent and any(_OUT_OF_SYNC.search(line) for line in reply.lines)

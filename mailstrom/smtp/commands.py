@@ -111,6 +111,11 @@ def mail(
     return out + (b" SMTPUTF8\r\n" if smtputf8 else b"\r\n")
 
 
+def bdat(octets: int) -> bytes:
+    """``BDAT octets LAST`` (RFC 3030 section 2); the octets follow at once."""
+    return b"BDAT %d LAST\r\n" % octets
+
+
 def rcpt(address: str, *, smtputf8: bool = False) -> bytes:
     """``RCPT TO:<address>``; ``postmaster`` alone is allowed (RFC 5321 section 4.1.1.3).
 

@@ -31,6 +31,30 @@ def _bare(block: bytes) -> str | None:
     return None
 
 
+def require_crlf(content: bytes) -> None:
+    """Content that is to leave, whole.
+
+    Raises:
+        BareLineEnd: a CR or LF that is not part of a CRLF.
+    """
+    broken = _bare(content)
+    if broken is not None:
+        raise BareLineEnd(f"content holds a {broken}; it must have CRLF line ends only")
+
+
+def stuffed(content: bytes) -> bytes:
+    """Whole content as it stands behind a 354, its terminator included.
+
+    Raises:
+        BareLineEnd: a CR or LF that is not part of a CRLF.
+    """
+    require_crlf(content)
+    if content.startswith(b"."):
+        content = b"." + content
+    end = b".\r\n" if not content or content.endswith(b"\r\n") else b"\r\n.\r\n"
+    return content.replace(b"\r\n.", b"\r\n..") + end
+
+
 class DotStuffer:
     """Turns content into what stands behind a 354 (client side)."""
 

@@ -18,6 +18,7 @@ from enum import StrEnum
 
 _ENHANCED = re.compile(r"([245])\.(\d{1,3})\.(\d{1,3})(?:\s+|$)")
 _ENHANCED_CODE = re.compile(r"[245]\.\d{1,3}\.\d{1,3}")
+_MOST_KNOWN = 16
 _LINE_BREAKERS = re.compile(r"[\r\n\x00]")
 
 
@@ -148,7 +149,7 @@ class ReplyParser:
         max_bytes: octets of one reply.
     """
 
-    __slots__ = ("_bad", "_buffer", "_code", "_lines", "_octets", "_scanned", "limits")
+    __slots__ = ("_bad", "_buffer", "_code", "_known", "_lines", "_octets", "_scanned", "limits")
 
     def __init__(self, max_line: int = 4096, max_lines: int = 100, max_bytes: int = 65536) -> None:
         self.limits = (max_line, max_lines, max_bytes)
@@ -158,6 +159,7 @@ class ReplyParser:
         self._lines: list[str] = []
         self._octets = 0
         self._bad: tuple[str, bytes] | None = None
+        self._known: dict[bytes, Reply] = {}  # of one line each
 
     @property
     def partial(self) -> bool:
@@ -194,6 +196,10 @@ class ReplyParser:
         return replies
 
     def _take(self, line: bytes, replies: list[Reply]) -> None:
+        known = self._known.get(line)
+        if known is not None and self._code is None:
+            replies.append(known)
+            return
         _, max_lines, max_bytes = self.limits
         bare = line[:-2] if line.endswith(b"\r\n") else line[:-1]
         digits, separator = bare[:3], bare[3:4]
@@ -214,7 +220,10 @@ class ReplyParser:
         if self._octets > max_bytes:
             self._refuse("reply-too-long", line, replies)
         if separator != b"-":
-            replies.append(Reply.of(code, self._lines))
+            reply = Reply.of(code, self._lines)
+            if len(self._lines) == 1 and len(self._known) < _MOST_KNOWN:
+                self._known[line] = reply
+            replies.append(reply)
             self._code, self._lines, self._octets = None, [], 0
 
     def _refuse(self, rule: str, line: bytes, replies: list[Reply]) -> None:

@@ -8,7 +8,9 @@ Must not know: bytes, commands, when anything is sent.
 
 from __future__ import annotations
 
+from collections import deque
 from enum import StrEnum, auto
+from typing import NamedTuple
 
 from mailstrom.smtp.framing import DotStuffer
 from mailstrom.smtp.reply import Reply, ReplyKind
@@ -24,6 +26,7 @@ class Slot(StrEnum):
     DATA = auto()
     DOT = auto()
     LONE_DOT = auto()
+    BDAT = auto()
 
 
 class Step(StrEnum):
@@ -36,6 +39,7 @@ class Step(StrEnum):
     REFUSE_DATA = auto()
     GO_AHEAD = auto()
     FINISH = auto()
+    REFUSE_CHUNK = auto()
     GARBAGE = auto()
 
 
@@ -46,6 +50,7 @@ STAGES = {
     Slot.DATA: Stage.DATA,
     Slot.DOT: Stage.DOT,
     Slot.LONE_DOT: Stage.DOT,
+    Slot.BDAT: Stage.DOT,
 }
 
 _P, _I = ReplyKind.POSITIVE, ReplyKind.INTERMEDIATE
@@ -77,7 +82,18 @@ TABLE: dict[tuple[Slot, ReplyKind], Step] = {
     (Slot.LONE_DOT, _I): Step.FINISH,
     (Slot.LONE_DOT, _T): Step.FINISH,
     (Slot.LONE_DOT, _F): Step.FINISH,
+    (Slot.BDAT, _P): Step.FINISH,
+    (Slot.BDAT, _I): Step.GARBAGE,
+    (Slot.BDAT, _T): Step.REFUSE_CHUNK,
+    (Slot.BDAT, _F): Step.REFUSE_CHUNK,
 }
+
+
+class Group(NamedTuple):
+    """Commands that leave together, and what their replies answer."""
+
+    octets: bytes
+    slots: tuple[tuple[Slot, int], ...]
 
 
 class Progress:
@@ -86,9 +102,14 @@ class Progress:
     __slots__ = (
         "accepted",
         "answered",
+        "behind",
+        "body",
+        "chunked",
         "data",
         "dot",
         "dot_written",
+        "given",
+        "groups",
         "mail",
         "opened",
         "rcpts",
@@ -104,9 +125,14 @@ class Progress:
         self.dot: Reply | None = None
         self.accepted = 0
         self.answered = False
-        self.opened = False  # the server holds an envelope that no dot has ended
+        self.opened = False  # the server holds an envelope that no content has ended
+        self.groups: deque[Group] = deque()
+        self.body: bytes | None = None
         self.writing: DotStuffer | None = None
+        self.given = False  # all content is among what is to be written, or was
         self.dot_written = False
+        self.behind = False
+        self.chunked = False
 
     @property
     def refused(self) -> Stage | None:

@@ -12,13 +12,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from msgspec import Struct
+
 from mailstrom.smtp.capabilities import Capabilities
 from mailstrom.smtp.reply import Reply
-from mailstrom.types import Stage
+from mailstrom.types import Pipelining, Stage
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Envelope:
+class Envelope(Struct, frozen=True, kw_only=True, gc=False):
     """What MAIL and RCPT say.
 
     Args:
@@ -44,6 +45,32 @@ class Fault(StrEnum):
     GARBAGE = "garbage"
 
 
+class Extension(StrEnum):
+    """What a server offers, and was seen to mishandle."""
+
+    PIPELINING = "pipelining"
+    CHUNKING = "chunking"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dialect:
+    """What of a server's extensions may be used with it.
+
+    Args:
+        pipelining: how much is sent ahead, where PIPELINING is offered.
+        chunk_octets: content up to so many octets goes by BDAT where CHUNKING is offered; 0: none.
+        chunks_proved: a BDAT worked at this site before: it may join a flight. Else the first one
+            waits until a recipient was accepted.
+        depth: transactions of one session whose content is out and unanswered, at most. More than
+            one needs BDAT in flights: behind a DATA, content cannot follow before its 354.
+    """
+
+    pipelining: Pipelining = Pipelining.FULL
+    chunk_octets: int = 0
+    chunks_proved: bool = False
+    depth: int = 1
+
+
 class Unmet(StrEnum):
     """What an envelope needs and a server does not offer."""
 
@@ -66,24 +93,26 @@ def unmet(envelope: Envelope, capabilities: Capabilities) -> Unmet | None:
     return None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ContentWanted:
+class ContentWanted(Struct, frozen=True, kw_only=True, gc=False):
     """354 came, a recipient was accepted: ``content()`` now, then ``end_content()``."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TransactionEnd:
+class TransactionEnd(Struct, frozen=True, kw_only=True, gc=False):
     """All that is known about one transaction, once.
 
     Args:
-        mail, data, dot: the reply to each, or None if none came (or it was not sent).
+        mail, data, dot: the reply to each, or None if none came (or it was not sent); ``dot`` is
+            that to the content, however it went.
         rcpts: one entry per recipient, in the envelope's order.
         stage: where it was decided; ``BODY`` while content was being written.
         fault: None if replies decided everything, else how the peer failed.
-        dot_written: the content's final dot left and no reply to it came before it: without
-            ``dot`` the message may or may not have been taken.
+        dot_written: the content's final dot left, or the last octet of its BDAT, and no reply to
+            it came before it: without ``dot`` the message may or may not have been taken.
         answered: any reply of this transaction arrived.
         usable: another transaction may follow on this session.
+        behind: its commands left behind content that was not answered yet.
+        chunked: its content went by BDAT.
+        stumbled: the extension that the server offers and mishandled here, or None.
     """
 
     mail: Reply | None
@@ -95,6 +124,9 @@ class TransactionEnd:
     dot_written: bool
     answered: bool
     usable: bool
+    behind: bool = False
+    chunked: bool = False
+    stumbled: Extension | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,11 +16,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+from msgspec import Struct
+
 from mailstrom.storage.pinned import Pinned
 from mailstrom.types import (
     Host,
     Judgement,
     OnDoubt,
+    Pipelining,
     Reason,
     Route,
     Stage,
@@ -40,10 +43,28 @@ class Lane:
     provider: str | None
     due: int
     """Recipients that were due at the site when the lane was leased (bounded count)."""
+    pipelining: Pipelining = Pipelining.FULL
+    """Most that the site's hosts were seen to bear."""
+    chunking: bool | None = None
+    """Whether a BDAT worked there (True), or CHUNKING was offered and mishandled (False)."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClaimRequest:
+class Lesson(Struct, frozen=True, kw_only=True, gc=False):
+    """What a session taught about a site's hosts; kept with the site.
+
+    Args:
+        pipelining: most that they bear, less than was tried; None: nothing new.
+        chunking: True: a BDAT worked. False: CHUNKING is offered and mishandled. None: nothing new.
+        until_ms: until when what is bad of it holds; then everything is tried again.
+    """
+
+    site: int
+    pipelining: Pipelining | None = None
+    chunking: bool | None = None
+    until_ms: int = 0
+
+
+class ClaimRequest(Struct, frozen=True, kw_only=True, gc=False):
     """Ask for due recipients of the lane's site.
 
     Args:
@@ -62,8 +83,7 @@ class ClaimRequest:
     limit_lanes: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Claimed:
+class Claimed(Struct, frozen=True, kw_only=True, gc=False):
     """One claimed recipient with what its attempt needs."""
 
     lane: int
@@ -94,8 +114,7 @@ class Claimed:
     is to be given back, never sent."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Open:
+class Open(Struct, frozen=True, kw_only=True, gc=False):
     """Mark claimed recipients ``sending``: they go on the wire next, on this session."""
 
     lane: int
@@ -103,8 +122,7 @@ class Open:
     session: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Attempt:
+class Attempt(Struct, frozen=True, kw_only=True, gc=False):
     """One attempt for one recipient, as the ``attempts`` view shows it."""
 
     session: str | None
@@ -122,8 +140,7 @@ class Attempt:
     tls: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settlement:
+class Settlement(Struct, frozen=True, kw_only=True, gc=False):
     """The verdict on one recipient, guarded by its lane.
 
     Args:
@@ -306,11 +323,12 @@ class Work:
     settlements: list[Settlement] = field(default_factory=list)
     opens: list[Open] = field(default_factory=list)
     claims: list[ClaimRequest] = field(default_factory=list)
+    lessons: list[Lesson] = field(default_factory=list)
 
     @property
     def empty(self) -> bool:
         """Nothing to do."""
-        return not (self.sessions or self.settlements or self.opens or self.claims)
+        return not (self.sessions or self.settlements or self.opens or self.claims or self.lessons)
 
 
 class WorkerStore(Protocol):

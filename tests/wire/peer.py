@@ -16,7 +16,7 @@ from typing import Any
 
 from mailstrom.policy.timeouts import Timeouts
 from mailstrom.smtp.client import Envelope, TransactionEnd
-from mailstrom_workers.session import Session
+from mailstrom_workers.session import Outgoing, Session
 from mailstrom_workers.wire import SessionFailure, SessionPolicy, Target
 
 Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -27,6 +27,47 @@ ENVELOPE = Envelope(
     sender="s@example.net", recipients=("a@example.org", "b@example.org"), size=len(CONTENT)
 )
 POLICY = SessionPolicy(ehlo_name="client.example.net", tls="none")
+
+
+class One:
+    """A source of one transaction, and what came of it."""
+
+    def __init__(self, outgoing: Outgoing) -> None:
+        self._next: Outgoing | None = outgoing
+        self.over: asyncio.Future[TransactionEnd] = asyncio.get_running_loop().create_future()
+
+    def next(self) -> Outgoing | None:
+        outgoing, self._next = self._next, None
+        return outgoing
+
+    def ended(self, outgoing: Outgoing, end: TransactionEnd) -> None:
+        self.over.set_result(end)
+
+    def failed(self, outgoing: Outgoing, error: Exception) -> None:
+        self.over.set_exception(error)
+
+    def lost(self) -> None:
+        raise AssertionError("lost while something was on it")
+
+
+async def transact(
+    session: Session, envelope: Envelope, content: AsyncIterator[bytes] | bytes
+) -> TransactionEnd:
+    """One transaction on a session that is usable; its end."""
+    whole = isinstance(content, bytes)
+    one = One(
+        Outgoing(
+            envelope=envelope,
+            body=content if isinstance(content, bytes) else None,
+            chunks=None if whole else lambda: content,  # type: ignore[return-value,arg-type]
+        )
+    )
+    session.feed(one)
+    try:
+        return await one.over
+    finally:
+        if session.idle:
+            session.feed(None)
 
 
 def run(body: Callable[[], Coroutine[Any, Any, None]]) -> None:

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 
-from mailstrom.smtp.client import Fault
+from mailstrom.smtp.client import Dialect, Fault, Pipelining
 from mailstrom.types import Stage
 from mailstrom_workers.session import Session
 from mailstrom_workers.wire import SessionFailure, SessionPolicy, Target
@@ -27,7 +27,11 @@ from tests.wire.peer import (
     refused,
     run,
     serving,
+    transact,
 )
+
+FLIGHT = Dialect(pipelining=Pipelining.FULL)
+SERIAL = Dialect(pipelining=Pipelining.NONE)
 
 
 @pytest.mark.parametrize("pipelining", [True, False])
@@ -35,16 +39,18 @@ def test_messages_go_out_one_after_another_and_the_session_quits(pipelining: boo
     async def body() -> None:
         peer = Peer()
         async with serving(peer) as target:
-            session = await opened(target, replace(POLICY, pipelining=pipelining))
+            session = await opened(
+                target, replace(POLICY, dialect=FLIGHT if pipelining else SERIAL)
+            )
             assert session.facts.source == "127.0.0.1"
             assert session.facts.ehlo == "mx.example.org\nPIPELINING\nSIZE"
             assert (session.facts.tls_wanted, session.facts.tls_reached) == ("none", "none")
             for number in range(1, 4):
-                end = await session.transact(ENVELOPE, CONTENT)
+                end = await transact(session, ENVELOPE, CONTENT)
                 assert (code(end, "dot"), end.fault, end.usable) == (250, None, True)
                 assert end.dot is not None
                 assert (end.dot.enhanced, end.dot.text) == ("2.0.0", "stored as 1")
-                assert (session.messages, session.dot_written) == (number, True)
+                assert (session.messages, end.dot_written) == (number, True)
             await session.quit()
             assert (session.usable, session.end_cause) == (False, "quit")
             await peer.closed.wait()
@@ -68,7 +74,7 @@ def test_content_may_come_in_chunks_and_is_asked_for_once() -> None:
 
         async with serving(peer) as target:
             session = await opened(target)
-            end = await session.transact(ENVELOPE, chunks())
+            end = await transact(session, ENVELOPE, chunks())
             assert code(end, "dot") == 250
             await session.quit()
         assert peer.contents == [ON_WIRE]
@@ -85,11 +91,11 @@ def test_content_is_not_touched_where_no_354_came() -> None:
 
         peer = Peer(RCPT="550 5.1.1 no")
         async with serving(peer) as target:
-            session = await opened(target, replace(POLICY, pipelining=False))
-            end = await session.transact(ENVELOPE, chunks())
+            session = await opened(target, replace(POLICY, dialect=SERIAL))
+            end = await transact(session, ENVELOPE, chunks())
             assert [r.code for r in end.rcpts if r] == [550, 550]
             peer.replies["RCPT"] = "250 ok"
-            assert code(await session.transact(ENVELOPE, CONTENT), "dot") == 250
+            assert code(await transact(session, ENVELOPE, CONTENT), "dot") == 250
             assert "RSET" in peer.commands
             await session.quit()
 
@@ -114,14 +120,16 @@ def test_every_stage_and_way_to_fail(
         peer = Peer(**{verb: how})
         policy = quick(**{timeout: 0.2}) if how == "hang" else POLICY
         async with serving(peer) as target:
-            session = await opened(target, replace(policy, pipelining=pipelining))
-            end = await session.transact(ENVELOPE, CONTENT)
+            session = await opened(
+                target, replace(policy, dialect=FLIGHT if pipelining else SERIAL)
+            )
+            end = await transact(session, ENVELOPE, CONTENT)
             peer.hang.set()
             assert end.stage is stage
             assert not end.usable
             assert not session.usable
             assert end.answered == (stage is not Stage.MAIL or how.startswith("421"))
-            assert end.dot_written == session.dot_written == (stage is Stage.DOT)
+            assert end.dot_written == (stage is Stage.DOT)
             expected = {
                 "hang": Fault.TIMEOUT,
                 "close": Fault.CLOSED,
@@ -198,7 +206,7 @@ def test_helo_is_tried_where_ehlo_is_unknown() -> None:
         async with serving(peer) as target:
             session = await opened(target)
             assert not session.capabilities.pipelining
-            assert code(await session.transact(ENVELOPE, CONTENT), "dot") == 250
+            assert code(await transact(session, ENVELOPE, CONTENT), "dot") == 250
             await session.quit()
         assert peer.commands[:3] == [
             "EHLO client.example.net",
@@ -270,10 +278,10 @@ def test_a_close_before_the_first_reply_charges_no_message() -> None:
             if isinstance(session, SessionFailure):  # the close was seen before the takeover
                 assert (session.stage, session.cause) == (Stage.EHLO, "closed")
                 return
-            end = await session.transact(ENVELOPE, CONTENT)
+            end = await transact(session, ENVELOPE, CONTENT)
             assert (end.answered, end.fault, end.usable) == (False, Fault.CLOSED, False)
             assert (end.mail, end.dot, end.dot_written) == (None, None, False)
-            again = await session.transact(ENVELOPE, CONTENT)
+            again = await transact(session, ENVELOPE, CONTENT)
             assert (again.answered, again.fault) == (False, Fault.CLOSED)
 
     run(body)
@@ -292,13 +300,13 @@ def test_421_between_transactions_is_seen_and_charges_no_message() -> None:
 
         async with serving(script) as target:
             session = await opened(target)
-            assert code(await session.transact(ENVELOPE, CONTENT), "dot") == 250
+            assert code(await transact(session, ENVELOPE, CONTENT), "dot") == 250
             await session._pump.closed.wait()
             assert not session.usable
             assert session.closing is not None
             assert session.closing.reply is not None
             assert session.closing.reply.code == 421
-            end = await session.transact(ENVELOPE, CONTENT)
+            end = await transact(session, ENVELOPE, CONTENT)
             assert (end.answered, end.fault) == (False, Fault.CLOSED)
             assert session.end_cause == "reply"
 
@@ -351,7 +359,7 @@ def test_a_large_body_to_a_slow_reader_arrives_in_bounded_memory(whole: bool) ->
         async with serving(script) as target:
             session = await opened(target)
             joined = b"".join([chunk async for chunk in content()])
-            end = await session.transact(ENVELOPE, joined if whole else content())
+            end = await transact(session, ENVELOPE, joined if whole else content())
             assert code(end, "dot") == 250
             await session.quit()
         wire = b"".join(got)
@@ -385,7 +393,7 @@ def test_an_early_refusal_stops_the_body(close: bool) -> None:
 
         async with serving(script) as target:
             session = await opened(target)
-            end = await session.transact(ENVELOPE, content())
+            end = await transact(session, ENVELOPE, content())
             assert code(end, "dot") == 552
             assert (end.stage, end.fault, end.dot_written) == (Stage.BODY, None, False)
             assert (end.usable, session.usable) == (False, False)
@@ -421,7 +429,7 @@ def test_a_refusal_is_read_even_where_the_next_write_fails_first() -> None:
     async def body() -> None:
         port = listener.getsockname()[1]
         session = await opened(Target(host="mx", address="127.0.0.1", port=port))
-        end = await session.transact(ENVELOPE, content())
+        end = await transact(session, ENVELOPE, content())
         assert code(end, "dot") == 554
         assert (end.stage, end.fault, end.dot_written) == (Stage.BODY, None, False)
 
@@ -444,7 +452,7 @@ def test_a_peer_that_stops_reading_is_cut_by_the_body_timeout() -> None:
 
         async with serving(script) as target:
             session = await opened(target, quick(body=0.3))
-            end = await session.transact(ENVELOPE, big(64_000_000))
+            end = await transact(session, ENVELOPE, big(64_000_000))
             stop.set()
             assert (end.stage, end.fault) == (Stage.BODY, Fault.TIMEOUT)
             assert not end.dot_written
@@ -469,7 +477,7 @@ def test_a_half_close_during_the_body_ends_the_transaction() -> None:
 
         async with serving(script) as target:
             session = await opened(target)
-            end = await session.transact(ENVELOPE, big(64_000_000))
+            end = await transact(session, ENVELOPE, big(64_000_000))
             stop.set()
             assert (end.stage, end.fault, end.dot_written) == (Stage.BODY, Fault.CLOSED, False)
 
@@ -489,7 +497,7 @@ def test_dripping_bytes_do_not_renew_a_deadline() -> None:
 
         async with serving(script) as target:
             session = await opened(target, quick(mail=0.3))
-            end = await session.transact(ENVELOPE, CONTENT)
+            end = await transact(session, ENVELOPE, CONTENT)
             assert (end.stage, end.fault, end.answered) == (Stage.MAIL, Fault.TIMEOUT, False)
 
     run(body)
@@ -526,7 +534,7 @@ def test_damaged_content_never_gets_its_dot(bare: bool) -> None:
         async with serving(script) as target:
             session = await opened(target)
             with pytest.raises(ValueError if bare else Damaged):
-                await session.transact(ENVELOPE, content())
+                await transact(session, ENVELOPE, content())
             assert not (await seen).endswith(b".\r\n")
             assert (session.dot_written, session.usable) == (False, False)
             assert session.end_cause == "aborted"
@@ -539,10 +547,10 @@ def test_cancelling_a_transaction_cuts_the_connection() -> None:
         peer = Peer(MAIL="hang")
         async with serving(peer) as target:
             session = await opened(target)
-            running = asyncio.create_task(session.transact(ENVELOPE, CONTENT))
+            running = asyncio.create_task(transact(session, ENVELOPE, CONTENT))
             await peer.hanging.wait()
             with pytest.raises(RuntimeError):
-                await session.transact(ENVELOPE, CONTENT)
+                await transact(session, ENVELOPE, CONTENT)
             running.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await running
@@ -557,7 +565,7 @@ def test_aborting_from_outside_ends_a_transaction_as_closed() -> None:
         peer = Peer(dot="hang")
         async with serving(peer) as target:
             session = await opened(target)
-            running = asyncio.create_task(session.transact(ENVELOPE, CONTENT))
+            running = asyncio.create_task(transact(session, ENVELOPE, CONTENT))
             await peer.hanging.wait()
             assert session.dot_written
             session.abort()
@@ -588,8 +596,8 @@ def test_an_envelope_that_is_no_path_leaves_the_session_as_it_was() -> None:
         async with serving(peer) as target:
             session = await opened(target)
             with pytest.raises(ValueError, match="address"):
-                await session.transact(replace(ENVELOPE, recipients=("a\r\n@b",)), CONTENT)
-            assert code(await session.transact(ENVELOPE, CONTENT), "dot") == 250
+                await transact(session, replace(ENVELOPE, recipients=("a\r\n@b",)), CONTENT)
+            assert code(await transact(session, ENVELOPE, CONTENT), "dot") == 250
             await session.quit()
 
     run(body)

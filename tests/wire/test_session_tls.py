@@ -33,6 +33,7 @@ from tests.wire.peer import (
     refused,
     run,
     serving,
+    transact,
 )
 
 OFFER = "250-mx.example.org\r\n250-STARTTLS\r\n250 SIZE 77"
@@ -130,7 +131,7 @@ def test_starttls_carries_transactions(
             # only what was said inside counts
             assert (session.capabilities.pipelining, session.capabilities.size) == (True, None)
             for _ in range(2):
-                assert code(await session.transact(ENVELOPE, CONTENT), "dot") == 250
+                assert code(await transact(session, ENVELOPE, CONTENT), "dot") == 250
             await session.quit()
         assert peer.contents == [ON_WIRE] * 2
         assert peer.commands[:3] == [
@@ -148,7 +149,7 @@ def test_implicit_tls(server_tls: ssl.SSLContext, ca_file: str) -> None:
         async with serving(peer, tls=server_tls) as target:
             session = await opened(target, wanting("implicit", verify=True, ca_file=ca_file))
             assert session.facts.tls_reached == "verified"
-            assert code(await session.transact(ENVELOPE, CONTENT), "dot") == 250
+            assert code(await transact(session, ENVELOPE, CONTENT), "dot") == 250
             await session.quit()
         assert peer.contents == [ON_WIRE]
 
@@ -166,7 +167,7 @@ def test_a_large_body_over_tls(server_tls: ssl.SSLContext) -> None:
         peer = TlsPeer(server_tls)
         async with serving(peer) as target:
             session = await opened(target, wanting("required"))
-            assert code(await session.transact(ENVELOPE, content()), "dot") == 250
+            assert code(await transact(session, ENVELOPE, content()), "dot") == 250
             await session.quit()
         assert peer.contents == [block * 128]
 
@@ -187,7 +188,7 @@ def test_opportunistic_goes_on_in_clear_and_says_so(
                 "opportunistic",
                 "none",
             )
-            assert code(await session.transact(ENVELOPE, CONTENT), "dot") == 250
+            assert code(await transact(session, ENVELOPE, CONTENT), "dot") == 250
             await session.quit()
         assert ("STARTTLS" in peer.commands) == offered
 
@@ -305,7 +306,7 @@ def test_bytes_in_clear_behind_the_220_never_count(
         async with serving(peer) as target:
             session = await opened(target, wanting("required"))
             assert session.capabilities.raw.startswith("mx.example.org\nPIPELINING")
-            end = await session.transact(ENVELOPE, CONTENT)
+            end = await transact(session, ENVELOPE, CONTENT)
             assert code(end, "dot") == 250
             await session.quit()
         assert peer.contents == [ON_WIRE]
@@ -346,7 +347,7 @@ def test_a_loss_inside_tls_after_the_dot_is_in_doubt(server_tls: ssl.SSLContext)
     async def body() -> None:
         async with serving(TlsPeer(server_tls, dot="close")) as target:
             session = await opened(target, wanting("required"))
-            end = await session.transact(ENVELOPE, CONTENT)
+            end = await transact(session, ENVELOPE, CONTENT)
             assert (end.stage, end.fault, end.dot_written) == (Stage.DOT, Fault.CLOSED, True)
 
     run(body)
@@ -378,7 +379,7 @@ def test_each_mechanism_carries_the_credentials(
         async with serving(peer) as target:
             session = await opened(target, login(mechanism=mechanism))
             assert peer.credentials == expected[mechanism]
-            assert code(await session.transact(ENVELOPE, CONTENT), "dot") == 250
+            assert code(await transact(session, ENVELOPE, CONTENT), "dot") == 250
             await session.quit()
 
     run(body)

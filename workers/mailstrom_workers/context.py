@@ -14,8 +14,9 @@ from mailstrom.config import Config, ehlo_name, relay_hosts, relay_password, sta
 from mailstrom.errors import SpoolError
 from mailstrom.policy.retry import RetrySchedule
 from mailstrom.policy.timeouts import Timeouts
+from mailstrom.smtp.transaction import Dialect
 from mailstrom.storage.pinned import mebibytes
-from mailstrom.types import OnDoubt
+from mailstrom.types import OnDoubt, Pipelining
 from mailstrom_workers.dbservice import DBService
 from mailstrom_workers.endpoint import SessionPolicy, Tls
 from mailstrom_workers.machine import THIS, Machine
@@ -26,6 +27,8 @@ ROOM_BYTES = 8 * 1024 * 1024
 """With less free space nothing is claimed: a delivery that cannot be recorded is a duplicate."""
 ROOM_LOOK_S = 1.0
 MOST_EXCUSES = 10_000
+READ_AHEAD_BYTES = 32 * 1024 * 1024
+"""Content that a worker holds ahead of the wire; beyond it lanes claim message by message."""
 HOST_REST_S = 60.0
 """How long a host that could not be used goes to the end of the line, in this process."""
 
@@ -98,7 +101,11 @@ class Settings:
             password=relay_password(config.relay) if username is not None else None,
             plaintext_auth=local,  # the wire stays inside this machine
             mechanism=None if config.relay.mechanism == "auto" else config.relay.mechanism,
-            pipelining=config.delivery.pipelining != "none",
+            dialect=Dialect(
+                pipelining=Pipelining(config.delivery.pipelining),
+                chunk_octets=config.delivery.chunking_max_size,
+                depth=config.delivery.pipeline_depth,
+            ),
         )
 
 
@@ -119,6 +126,7 @@ class Context:
     """Messages whose transaction a host ended unanswered, so that a site was left alone for it:
     the excuse holds once, or one message could keep a site from all others."""
     _room: bool = True
+    _held_bytes: int = 0
     _troubled: bool = False
     _looked: float = float("-inf")
     resting: dict[str, float] = field(default_factory=dict)
@@ -141,6 +149,20 @@ class Context:
         self.unanswered[message] = None
         if len(self.unanswered) > MOST_EXCUSES:
             del self.unanswered[next(iter(self.unanswered))]
+
+    def reserve(self, most: int) -> int:
+        """Octets of content that a claim may read, at most ``most``; to be freed when it did."""
+        granted = max(0, min(most, READ_AHEAD_BYTES - self._held_bytes))
+        self._held_bytes += granted
+        return granted
+
+    def hold(self, octets: int) -> None:
+        """Count content that was read."""
+        self._held_bytes += octets
+
+    def free(self, octets: int) -> None:
+        """Content, or a reservation, is no longer held."""
+        self._held_bytes -= octets
 
     def has_room(self) -> bool:
         """Whether results could be stored when it was looked at last."""

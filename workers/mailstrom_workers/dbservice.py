@@ -32,7 +32,7 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from mailstrom.clock import wall_ms
 from mailstrom.errors import SpoolCorrupt, SpoolError, SpoolReplaced
-from mailstrom.storage.base import Exchange, Work, WorkerStore
+from mailstrom.storage.base import Claimed, Exchange, Work, WorkerStore
 from mailstrom_workers.complaint import Complaint
 
 _T = TypeVar("_T")
@@ -55,21 +55,39 @@ class StoreEnded(Exception):
     """The store's service has ended before this was done; the worker is over."""
 
 
+Done = Callable[[Any, BaseException | None], None]
+"""Takes a result, or the error there is instead; called on the loop."""
+
+
+def _settle(future: asyncio.Future[Any]) -> Done:
+    """Whoever awaits a future, as somebody to be told."""
+
+    def settle(result: Any, error: BaseException | None) -> None:
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+
+    return settle
+
+
 class Request:
     """One thing asked of the store, and who waits for it."""
 
-    __slots__ = ("call", "durable", "future", "insisted", "work")
+    __slots__ = ("call", "done", "durable", "insisted", "work")
 
     def __init__(
         self,
-        future: asyncio.Future[Any],
+        done: Done,
         call: Callable[[WorkerStore], Any] | None = None,
         work: Work | None = None,
         *,
         durable: bool = False,
         insisted: bool = False,
     ) -> None:
-        self.future = future
+        self.done = done
         self.call = call
         self.work = work
         self.durable = durable
@@ -160,7 +178,7 @@ class DBService(ABC):
     async def call(self, function: Callable[[WorkerStore], _T]) -> _T:
         """Run a verb of the store; its exception is raised here."""
         future: asyncio.Future[_T] = self._loop.create_future()
-        self._ask(Request(future, function))
+        self._ask(Request(_settle(future), function))
         return await future
 
     async def insist(self, function: Callable[[WorkerStore], _T]) -> _T:
@@ -171,7 +189,7 @@ class DBService(ABC):
         what it held.
         """
         future: asyncio.Future[_T] = self._loop.create_future()
-        self._ask(Request(future, function, insisted=True))
+        self._ask(Request(_settle(future), function, insisted=True))
         return await future
 
     async def exchange(self, work: Work, *, durable: bool = False) -> Exchange:
@@ -182,8 +200,12 @@ class DBService(ABC):
         if work.empty:
             return Exchange(frozenset(), frozenset(), [])
         future: asyncio.Future[Exchange] = self._loop.create_future()
-        self._ask(Request(future, work=work, durable=durable or bool(work.claims)))
+        self.post(work, _settle(future), durable=durable)
         return await future
+
+    def post(self, work: Work, done: Done, *, durable: bool = False) -> None:
+        """``exchange`` for a caller that does not wait: ``done`` takes its outcome."""
+        self._ask(Request(done, work=work, durable=durable or bool(work.claims)))
 
     async def reopen(self, open_store: Callable[[], WorkerStore]) -> None:
         """Go on with a store opened anew, with other settings; the old one if that fails.
@@ -196,7 +218,7 @@ class DBService(ABC):
         def change(store: WorkerStore) -> None:
             self._fresh = open_store()
 
-        self._ask(Request(future, change))
+        self._ask(Request(_settle(future), change))
         await future
 
     def drain(self) -> None:
@@ -222,8 +244,8 @@ class DBService(ABC):
                 request = self._queue.get_nowait()
             except Empty:
                 return
-            if request is not None and not request.future.done():
-                request.future.set_exception(StoreEnded(_OVER))
+            if request is not None:
+                request.done(None, StoreEnded(_OVER))
 
     # --- the core ---------------------------------------------------------------------------
 
@@ -232,10 +254,10 @@ class DBService(ABC):
         try:
             self._store = self._open_store()
         except BaseException as error:
-            self._tell(self._opened, error=error)
-            self._tell(self._ended, result=None)
+            self._tell(_settle(self._opened), error=error)
+            self._tell(_settle(self._ended))
             return
-        self._tell(self._opened, result=None)
+        self._tell(_settle(self._opened))
         try:
             yield from self._serve(self._store)
         except (StoreEnded, GeneratorExit):
@@ -249,9 +271,9 @@ class DBService(ABC):
                 if opened is not None:
                     opened.close()
         for request in (*self._batch, *self._aside):
-            self._tell(request.future, error=StoreEnded(_OVER))
+            self._tell(request.done, error=StoreEnded(_OVER))
         self._later(self._bury)
-        self._tell(self._ended, result=None)
+        self._tell(_settle(self._ended))
 
     def _crash(self, where: str, error: BaseException) -> NoReturn:
         self._dead = True
@@ -300,7 +322,7 @@ class DBService(ABC):
         """Put a request that met damage aside; when draining, whoever asked is told."""
         self._damage.say(str(error))
         if self._draining:
-            self._tell(request.future, error=error)
+            self._tell(request.done, error=error)
             return
         self._aside.append(request)
         self._aside_until = self._monotonic() + ASIDE_S
@@ -333,11 +355,11 @@ class DBService(ABC):
             if request.insisted:
                 self._corrupt(request, error)
             else:
-                self._tell(request.future, error=error)
+                self._tell(request.done, error=error)
         except BaseException as error:  # belongs to whoever awaits it
-            self._tell(request.future, error=error)
+            self._tell(request.done, error=error)
         else:
-            self._tell(request.future, result=result)
+            self._tell(request.done, result)
 
     def _insisted(self, step: Callable[[], _T]) -> Steps[_T]:
         try:
@@ -357,6 +379,7 @@ class DBService(ABC):
             work.settlements += request.work.settlements
             work.opens += request.work.opens
             work.claims += request.work.claims
+            work.lessons += request.work.lessons
         pause = FREE_LOCK_S - (self._monotonic() - self._last_write)
         if pause > 0:
             yield Wait(pause, request=False)
@@ -374,7 +397,7 @@ class DBService(ABC):
                 self._corrupt(requests[0], error)
             else:
                 for request in requests:
-                    self._tell(request.future, error=error)
+                    self._tell(request.done, error=error)
             return
         self._last_write = self._monotonic()
         if self._unsynced is None:
@@ -383,12 +406,26 @@ class DBService(ABC):
         if overdue or any(request.durable for request in requests):
             # what escapes from it ends the worker: the exchange is committed
             yield from self._sync(store)
+        self._hand_back(requests, result)
+
+    def _hand_back(self, requests: list[Request], result: Exchange) -> None:
+        """Each gets what its lanes claimed, all by one call on the loop."""
+        claimed: dict[int, list[Claimed]] = {}
+        for row in result.claimed:
+            claimed.setdefault(row.lane, []).append(row)
+        told: list[tuple[Done, Exchange]] = []
         for request in requests:
             assert request.work is not None
-            lanes = frozenset(claim.lane for claim in request.work.claims)
-            claimed = [row for row in result.claimed if row.lane in lanes] if lanes else []
-            mine = Exchange(result.settled, result.opened, claimed, result.ended & lanes)
-            self._tell(request.future, result=mine)
+            lanes = [claim.lane for claim in request.work.claims]
+            rows = [row for lane in lanes for row in claimed.get(lane, ())]
+            ended = result.ended.intersection(lanes)
+            told.append((request.done, Exchange(result.settled, result.opened, rows, ended)))
+
+        def tell() -> None:
+            for done, exchange in told:
+                done(exchange, None)
+
+        self._later(tell)
 
     def _persist(self, step: Callable[[], _T]) -> Steps[_T]:
         """Try until the spool takes it: what was sent must be recorded. Damage is raised."""
@@ -406,15 +443,5 @@ class DBService(ABC):
                 trouble.say(str(error))
             yield Wait(RETRY_S, request=False)
 
-    def _tell(
-        self, future: asyncio.Future[Any], *, result: Any = None, error: BaseException | None = None
-    ) -> None:
-        def settle() -> None:
-            if future.done():
-                return
-            if error is not None:
-                future.set_exception(error)
-            else:
-                future.set_result(result)
-
-        self._later(settle)
+    def _tell(self, done: Done, result: Any = None, *, error: BaseException | None = None) -> None:
+        self._later(lambda: done(result, error))

@@ -14,6 +14,7 @@ from typing import Literal
 from mailstrom.policy.timeouts import Timeouts
 from mailstrom.smtp import commands
 from mailstrom.smtp.reply import Reply
+from mailstrom.smtp.transaction import Dialect
 from mailstrom.types import Stage
 
 Tls = Literal["none", "opportunistic", "required", "implicit"]
@@ -51,7 +52,7 @@ class SessionPolicy:
         username, password: for AUTH; the password is an access token with XOAUTH2.
         mechanism: SASL mechanism to insist on, or None for the best one offered.
         plaintext_auth: AUTH may run without TLS.
-        pipelining: use PIPELINING where offered.
+        dialect: what of the server's extensions may be used.
 
     Raises:
         ValueError: an EHLO name that is no word.
@@ -68,7 +69,7 @@ class SessionPolicy:
     password: str | None = field(default=None, repr=False)
     mechanism: str | None = None
     plaintext_auth: bool = False
-    pipelining: bool = True
+    dialect: Dialect = field(default_factory=Dialect)
 
     def __post_init__(self) -> None:
         commands.ehlo(self.ehlo_name)

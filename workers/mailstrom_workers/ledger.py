@@ -31,6 +31,9 @@ class Transaction:
         hosts_tried: hosts that have answered for them in this attempt.
         reconnected: whether a closed session was already renewed for them.
         unanswered: whether a host ended the session without a word on them.
+        opened_at: loop time when they were opened.
+        started_ms: when they went to the session.
+        reused: whether that had begun a transaction before.
     """
 
     recipients: list[Claimed]
@@ -38,6 +41,15 @@ class Transaction:
     hosts_tried: int = 0
     reconnected: bool = False
     unanswered: bool = False
+    opened_at: float = 0.0
+    started_ms: int = 0
+    reused: bool = False
+
+    @property
+    def octets(self) -> int:
+        """Content held in memory."""
+        body = self.recipients[0].body
+        return 0 if body is None else len(body)
 
 
 @dataclass(slots=True)
@@ -145,6 +157,11 @@ class Ledger:
                     due_ms = self._due_ms(row, verdict)
                     self._settle(row, "deferred", verdict.reason, due_ms, None)
                     self._log(row, verdict, attempt, number, due_ms)
+
+    def reclaim(self, transaction: Transaction) -> None:
+        """Opened, and not sent after all: claimed as before, to be opened anew."""
+        for row in transaction.recipients:
+            self._settle(row, "claimed", None, None, None)
 
     def damaged(self, row: Claimed) -> None:
         """Fail a recipient whose content or address is not what was stored."""

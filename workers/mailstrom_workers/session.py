@@ -1,10 +1,13 @@
 """One SMTP session: transactions over a transport that wire.py established.
 
-Contract: pumps a ``ClientDialogue``. Reads while it writes, so that neither side can wait for the
-other for ever; buffers are bounded (64 KiB out, the reply parser's limits in). Each awaited reply
-has its own total timeout (RFC 5321 section 4.5.3.2), which dripping bytes do not renew; content
-is timed by block. The verdict is always a ``TransactionEnd``; exceptions are bugs, cancellation,
-or the content source's own error, and with each of them the connection is cut before the dot.
+Contract: pumps a ``ClientDialogue`` from a *source*, which is asked for the next transaction
+whenever one may begin and told of each end, all inside the callbacks of the transport: no task is
+switched for a message whose content is at hand. Content that must be read on is written by a task
+of its own. Reads while it writes, so that neither side can wait for the other for ever; buffers are
+bounded (one content and 64 KiB out, the reply parser's limits in). Each awaited reply has its own
+total timeout (RFC 5321 section 4.5.3.2), which neither dripping bytes nor further commands renew;
+commands behind a content are timed once that is answered. The verdict is always a
+``TransactionEnd``; trouble with the content itself cuts the connection before its end, and is told.
 
 Must not know: the database, sites, what a reply means for a recipient.
 """
@@ -14,7 +17,9 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from mailstrom.policy.timeouts import Timeouts
 from mailstrom.smtp import commands
@@ -40,6 +45,43 @@ from mailstrom_workers.wire import (
 
 _BLOCK = 65536  # octets of content per write, and what is timed by ``Timeouts.body``
 _LOW_WATER = 16384
+_BEHIND_S = 30.0
+"""The first answer to commands that left behind a content comes so soon after the content's, or the
+server does not read ahead."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Outgoing:
+    """A transaction to be run.
+
+    Args:
+        envelope: who to whom; ask ``smtp.client.unmet`` first.
+        body: the whole content, CRLF line ends, not stuffed; or
+        chunks: gives it piece by piece, read only after a 354.
+        of: what the source knows it by.
+    """
+
+    envelope: Envelope
+    body: bytes | None = None
+    chunks: Callable[[], AsyncIterator[bytes]] | None = None
+    of: Any = None
+
+
+class Source(Protocol):
+    """Who has transactions for a session; called inside the loop's callbacks, never re-entered."""
+
+    def next(self) -> Outgoing | None:
+        """What may be sent now; after None the session waits for ``Session.poke``."""
+
+    def ended(self, outgoing: Outgoing, end: TransactionEnd) -> None:
+        """One is over; in the order in which they were given."""
+
+    def failed(self, outgoing: Outgoing, error: Exception) -> None:
+        """It cannot be sent: ``ValueError`` for what cannot be put on the wire, or what ``chunks``
+        raised; not an octet behind that is. ``ended`` does not follow; the session may be over."""
+
+    def lost(self) -> None:
+        """The session ended while no transaction was on it; see ``Session.closing``."""
 
 
 def _seconds(dialogue: ClientDialogue, timeouts: Timeouts) -> float:
@@ -53,7 +95,8 @@ def _seconds(dialogue: ClientDialogue, timeouts: Timeouts) -> float:
         Stage.BODY: timeouts.body,
         Stage.DOT: timeouts.dot,
     }
-    return by_stage[dialogue.stage]
+    seconds = by_stage[dialogue.stage]
+    return min(seconds, _BEHIND_S) if dialogue.overdue_behind else seconds
 
 
 class _Pump(asyncio.Protocol):
@@ -65,16 +108,23 @@ class _Pump(asyncio.Protocol):
         self.transport = transport
         self.dialogue = dialogue
         self.timeouts = timeouts
-        self.events: deque[ContentWanted | TransactionEnd] = deque()
+        self.source: Source | None = None
+        self.outgoing: deque[Outgoing] = deque()
+        self.messages = 0
+        self.end_cause: str | None = None
         self.closing: PeerClosing | None = None
         self.closed = asyncio.Event()
         self.quitting = False
         self.farewell = asyncio.Event()
         self._loop = asyncio.get_running_loop()
+        self._busy = False  # the source is being spoken to: what it asks for is done behind that
+        self._spoiled: Outgoing | None = None
+        self._writer: asyncio.Task[None] | None = None
         self._paused = False
         self._waiter: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._deadline: float | None = None
+        self._timed: tuple[int, Stage] | None = None
 
     # asyncio's side
 
@@ -115,23 +165,29 @@ class _Pump(asyncio.Protocol):
         """The write buffer has drained."""
         self._paused = False
         self._wake()
+        self.fill()
 
     # the session's side
 
-    async def next_event(self) -> ContentWanted | TransactionEnd:
-        """The transaction's next event; comes in bounded time, since each stage is timed."""
-        while not self.events:
-            await self._wait()
-        return self.events.popleft()
-
-    async def drain(self) -> None:
-        """Until the peer took enough, or the transaction ended; timed as one block."""
-        if self._paused and not self.events:
-            self._arm()
-            while self._paused and not self.events:
-                await self._wait()
-            if not self.events:
-                self._disarm()
+    def fill(self) -> None:
+        """Begin what the source has ready and the dialogue takes; one write for all of it."""
+        if self._busy or self.source is None:
+            return
+        self._busy = True
+        try:
+            while self.dialogue.ready and not self._paused and not self.transport.is_closing():
+                outgoing = self.source.next()
+                if outgoing is None:
+                    break
+                try:
+                    self.dialogue.begin(outgoing.envelope, outgoing.body)
+                except ValueError as error:
+                    self.source.failed(outgoing, error)
+                else:
+                    self.outgoing.append(outgoing)
+        finally:
+            self._busy = False
+        self.advance()
 
     def flush(self) -> None:
         """Hands the dialogue's output to the transport.
@@ -146,12 +202,17 @@ class _Pump(asyncio.Protocol):
             self.transport.write(output)
 
     def advance(self) -> None:
-        """After the session told the dialogue something: write, and time what is awaited."""
+        """After the dialogue was told something: write, and time what is awaited."""
         self.flush()
-        if self.dialogue.idle or self.dialogue.stage is Stage.BODY:
+        stage = self.dialogue.stage
+        if self.dialogue.idle:
             self._disarm()
-        else:
-            self._arm()
+        elif stage is Stage.BODY:
+            if not self._paused:  # else a block is being timed
+                self._disarm()
+        elif self._timed != (self.dialogue.replies, stage):
+            self._timed = self.dialogue.replies, stage
+            self._arm(_seconds(self.dialogue, self.timeouts))
 
     def abort(self) -> None:
         """Cuts the connection at once."""
@@ -166,20 +227,98 @@ class _Pump(asyncio.Protocol):
 
     def _take(self, events: list[Event]) -> None:
         over = False
+        ends: list[tuple[Outgoing, TransactionEnd]] = []
         for event in events:
-            if isinstance(event, PeerClosing):
+            if isinstance(event, TransactionEnd):
+                ends.append((self.outgoing.popleft(), event))
+                over = over or not event.usable
+            elif isinstance(event, ContentWanted):
+                self._writer = self._loop.create_task(self._stream(self.outgoing[0]))
+            else:
                 self.closing = event
                 over = True
-            else:
-                self.events.append(event)
-                over = over or (isinstance(event, TransactionEnd) and not event.usable)
         if over:
             # nothing more can be said on it; a peer that floods or stalls must not keep it open
             self.abort()
+        self._tell(ends)
+        if over:
+            if not ends and self.source is not None:
+                self.source.lost()
         else:
-            self.advance()
+            self.fill()
         if events:
             self._wake()
+
+    def _tell(self, ends: list[tuple[Outgoing, TransactionEnd]]) -> None:
+        self._busy = True  # all ends are told before anything begins
+        try:
+            for outgoing, end in ends:
+                if end.stage is Stage.DOT and end.dot is not None and end.dot.positive:
+                    self.messages += 1
+                if not end.usable:
+                    self.end_cause = self.end_cause or str(end.fault or "reply")
+                if outgoing is not self._spoiled and self.source is not None:
+                    self.source.ended(outgoing, end)
+        finally:
+            self._busy = False
+
+    # Content that is read on while it is written
+
+    async def _stream(self, outgoing: Outgoing) -> None:
+        try:
+            await self._write(outgoing)
+        except Exception as error:
+            self._spoiled = outgoing  # cut before its dot: whatever the end will say of it
+            self.end_cause = self.end_cause or "aborted"
+            self.abort()
+            if self.source is not None:
+                self.source.failed(outgoing, error)
+        finally:
+            self._writer = None
+
+    async def _write(self, outgoing: Outgoing) -> None:
+        """Content and the final dot, unless the peer answers before it."""
+        assert outgoing.chunks is not None
+        content = outgoing.chunks()
+        try:
+            async for chunk in content:
+                self.flush()  # the chunk before; the last one shares a write with the dot
+                await self._write_chunk(outgoing, chunk)
+                if not self._running(outgoing):
+                    return
+        finally:
+            close = getattr(content, "aclose", None)
+            if close is not None:
+                await close()
+        if self._running(outgoing):
+            self.dialogue.end_content()
+            self.fill()
+
+    def _running(self, outgoing: Outgoing) -> bool:
+        return bool(self.outgoing) and self.outgoing[0] is outgoing
+
+    async def _write_chunk(self, outgoing: Outgoing, chunk: bytes) -> None:
+        for start in range(0, len(chunk), _BLOCK):
+            await self._drain(outgoing)
+            if not self._running(outgoing):
+                return
+            self.dialogue.content(chunk[start : start + _BLOCK])
+            if len(chunk) > start + _BLOCK:
+                self.flush()
+
+    async def _drain(self, outgoing: Outgoing) -> None:
+        """Until the peer took enough, or the transaction ended; timed as one block."""
+        if self._paused and self._running(outgoing):
+            self._arm(self.timeouts.body)
+            while self._paused and self._running(outgoing):
+                await self._wait()
+            if self._running(outgoing):
+                self._disarm()
+
+    def stop_writing(self) -> None:
+        """Give up content that is being written; the connection is cut."""
+        if self._writer is not None:
+            self._writer.cancel()
 
     def _salvage(self) -> None:
         """Reads what the peer said before a write failed: asyncio would drop that 5xx unread."""
@@ -206,15 +345,15 @@ class _Pump(asyncio.Protocol):
 
     # One timer per session: a later deadline costs an assignment, only an earlier one a new timer.
 
-    def _arm(self) -> None:
-        self._deadline = self._loop.time() + _seconds(self.dialogue, self.timeouts)
+    def _arm(self, seconds: float) -> None:
+        self._deadline = self._loop.time() + seconds
         if self._timer is not None and self._timer.when() > self._deadline:
             self.disarm_timer()
         if self._timer is None:
             self._timer = self._loop.call_at(self._deadline, self._expire)
 
     def _disarm(self) -> None:
-        self._deadline = None
+        self._deadline = self._timed = None
 
     def _expire(self) -> None:
         self._timer = None
@@ -227,19 +366,14 @@ class _Pump(asyncio.Protocol):
 
 
 class Session:
-    """An open session. Use ``Session.open``; end it with ``quit`` or ``abort``.
-
-    One transaction at a time; the session may be used again while ``usable``.
-    """
+    """An open session. Use ``Session.open``; end it with ``quit`` or ``abort``."""
 
     def __init__(self, established: Established, policy: SessionPolicy) -> None:
         self.facts: SessionFacts = established.facts
         self.capabilities: Capabilities = established.capabilities
-        self.messages = 0
         self._timeouts = policy.timeouts
-        self._dialogue = ClientDialogue(established.capabilities, pipelining=policy.pipelining)
+        self._dialogue = ClientDialogue(established.capabilities, policy.dialect)
         self._pump = _Pump(established.transport, self._dialogue, policy.timeouts)
-        self._end_cause: str | None = None
         established.transport.set_protocol(self._pump)
         established.transport.set_write_buffer_limits(high=_BLOCK, low=_LOW_WATER)
 
@@ -251,15 +385,36 @@ class Session:
             return established
         return cls(established, policy)  # no await in between: nothing can arrive unseen
 
-    @property
-    def usable(self) -> bool:
-        """Whether another transaction may be begun."""
-        return self._dialogue.usable and not self._pump.transport.is_closing()
+    def feed(self, source: Source | None) -> None:
+        """Take transactions from this source from now on; None: from nobody.
+
+        Not while a transaction is under way: its end is told to whom it was taken from.
+        """
+        if not self.idle:
+            raise RuntimeError("a transaction is under way on this session; let it end first")
+        self._pump.source = source
+        self._pump.fill()
+
+    def poke(self) -> None:
+        """The source may have something: ask it, if a transaction may begin."""
+        self._pump.fill()
 
     @property
-    def dot_written(self) -> bool:
-        """Whether the final dot of the current or last transaction was handed to the transport."""
-        return self._dialogue.dot_written
+    def idle(self) -> bool:
+        """No transaction is under way."""
+        return not self._pump.outgoing
+
+    @property
+    def usable(self) -> bool:
+        """Whether another transaction may begin, now or once those under way are over."""
+        if self._pump.transport.is_closing():
+            return False
+        return self._dialogue.ready or not self.idle
+
+    @property
+    def messages(self) -> int:
+        """Messages that the server took."""
+        return self._pump.messages
 
     @property
     def closing(self) -> PeerClosing | None:
@@ -269,58 +424,16 @@ class Session:
     @property
     def end_cause(self) -> str | None:
         """Why the session ended, for the ``sessions`` view; None while it lives."""
-        if self._end_cause is None and self._pump.closing is not None:
+        if self._pump.end_cause is None and self._pump.closing is not None:
             closing = self._pump.closing
             return str(closing.fault) if closing.fault is not None else "reply"
-        return self._end_cause
-
-    async def transact(
-        self, envelope: Envelope, content: AsyncIterator[bytes] | bytes
-    ) -> TransactionEnd:
-        """Runs one transaction.
-
-        Args:
-            envelope: who to whom; ask ``smtp.client.unmet`` first.
-            content: CRLF line ends, not dot-stuffed, whole or in chunks; read only after a 354.
-
-        Returns:
-            All that was learnt. If the session ended while it was idle: ``answered=False`` and
-            ``fault=closed``, which charges no message.
-
-        Raises:
-            ValueError: the envelope cannot be put on the wire (nothing was written), or content
-                with a CR or LF alone (the connection is cut before the dot).
-            RuntimeError: a transaction is under way.
-            Exception: the content source's own, after the connection was cut before the dot.
-        """
-        if not self._dialogue.idle:
-            raise RuntimeError("a transaction is under way on this session; await it first")
-        if not self.usable:
-            return _never_begun(envelope)
-        self._dialogue.begin(envelope)
-        try:
-            self._pump.advance()
-            event = await self._pump.next_event()
-            if isinstance(event, ContentWanted):
-                await self._write(content)
-                event = await self._pump.next_event()
-        except BaseException:
-            self._end_cause = "aborted"
-            self._pump.abort()
-            raise
-        if isinstance(event, ContentWanted):
-            raise RuntimeError("content was asked for twice; this is a bug in the dialogue")
-        if event.stage is Stage.DOT and event.dot is not None and event.dot.positive:
-            self.messages += 1
-        if not event.usable:
-            self._end_cause = self._end_cause or str(event.fault or "reply")
-        return event
+        return self._pump.end_cause
 
     async def quit(self) -> None:
-        """Ends the session politely if it is usable, at once if not; never raises for the peer."""
+        """Ends the session politely if it is idle, at once if not; never raises for the peer."""
         pump = self._pump
-        if self.usable:
-            self._end_cause = self._end_cause or "quit"
+        if self.idle and self.usable:
+            pump.end_cause = pump.end_cause or "quit"
             pump.quitting = True
             pump.transport.write(commands.QUIT)
             await self._within(pump.farewell)
@@ -329,8 +442,9 @@ class Session:
         self.abort()
 
     def abort(self) -> None:
-        """Cuts the connection; a running transaction ends with ``fault=closed``."""
-        self._end_cause = self.end_cause or "aborted"
+        """Cuts the connection; running transactions end with ``fault=closed``."""
+        self._pump.end_cause = self.end_cause or "aborted"
+        self._pump.stop_writing()
         self._pump.abort()
         self._pump.disarm_timer()
 
@@ -340,47 +454,3 @@ class Session:
                 await event.wait()
         except TimeoutError:
             return
-
-    async def _write(self, content: AsyncIterator[bytes] | bytes) -> None:
-        """Content and the final dot, unless the peer answers before it."""
-        pump, dialogue = self._pump, self._dialogue
-        if isinstance(content, bytes):
-            await self._write_chunk(content)
-        else:
-            try:
-                async for chunk in content:
-                    pump.flush()  # the chunk before; the last one shares a write with the dot
-                    await self._write_chunk(chunk)
-                    if pump.events:
-                        break
-            finally:
-                close = getattr(content, "aclose", None)
-                if close is not None:
-                    await close()
-        if not pump.events:
-            dialogue.end_content()
-            pump.advance()
-
-    async def _write_chunk(self, chunk: bytes) -> None:
-        pump, dialogue = self._pump, self._dialogue
-        for start in range(0, len(chunk), _BLOCK):
-            await pump.drain()
-            if pump.events:
-                return
-            dialogue.content(chunk[start : start + _BLOCK])
-            if len(chunk) > start + _BLOCK:
-                pump.flush()
-
-
-def _never_begun(envelope: Envelope) -> TransactionEnd:
-    return TransactionEnd(
-        mail=None,
-        rcpts=(None,) * len(envelope.recipients),
-        data=None,
-        dot=None,
-        stage=Stage.MAIL,
-        fault=Fault.CLOSED,
-        dot_written=False,
-        answered=False,
-        usable=False,
-    )

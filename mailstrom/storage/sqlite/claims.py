@@ -9,14 +9,14 @@ are leased and ended in ``lanes``.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import apsw
 
 from mailstrom.storage.base import Claimed, ClaimRequest, Open, SessionRow, Work
-from mailstrom.storage.sqlite.lanes import NEVER_MS
+from mailstrom.storage.sqlite.lanes import NEVER_MS, learn
 from mailstrom.storage.sqlite.rows import checksum, digest, domain_of, fits
 from mailstrom.storage.sqlite.settling import rounds, settle
 from mailstrom.storage.sqlite.sql import STATEMENTS, run
@@ -54,12 +54,14 @@ def exchange(connection: apsw.Connection, work: Work, now_ms: int) -> Exchanged:
     """Sessions, settlements, opens and claims of many lanes."""
     for row in work.sessions:
         _put_session(connection, row)
+    for lesson in work.lessons:
+        learn(connection, lesson, now_ms)
     settled: set[int] = set()
     for round in rounds(work.settlements):
         settled |= settle(connection, round, now_ms)
     opened: set[int] = set()
-    for request in work.opens:
-        opened |= _open(connection, request, now_ms)
+    if work.opens:
+        opened = _open(connection, work.opens, now_ms)
     ended: set[int] = set()
     rows: list[tuple[int, Any]] = []
     for claim in work.claims:
@@ -112,20 +114,14 @@ def _put_session(connection: apsw.Connection, row: SessionRow) -> None:
     )
 
 
-def _open(connection: apsw.Connection, request: Open, now_ms: int) -> set[int]:
-    return {
-        row[0]
-        for row in run(
-            connection,
-            "open",
-            {
-                "recipients": json.dumps(request.recipients),
-                "lane": request.lane,
-                "session": request.session,
-                "now_ms": now_ms,
-            },
-        )
-    }
+def _open(connection: apsw.Connection, requests: Sequence[Open], now_ms: int) -> set[int]:
+    rows = [
+        (recipient, request.lane, request.session)
+        for request in requests
+        for recipient in request.recipients
+    ]
+    values = {"rows": json.dumps(rows), "now_ms": now_ms}
+    return {row[0] for row in run(connection, "open", values)}
 
 
 @dataclass(slots=True)

@@ -12,12 +12,12 @@ from typing import Any
 
 import apsw
 
-from mailstrom.storage.base import Lane, Suspension
+from mailstrom.storage.base import Lane, Lesson, Suspension
 from mailstrom.storage.sqlite import copies
 from mailstrom.storage.sqlite.rows import decode_hosts, readable
-from mailstrom.storage.sqlite.settling import record, site_event
+from mailstrom.storage.sqlite.settling import Row, record, site_event
 from mailstrom.storage.sqlite.sql import run
-from mailstrom.types import Judgement, OnDoubt, Reason, Stage
+from mailstrom.types import Judgement, OnDoubt, Pipelining, Reason, Stage
 
 DOUBT_DELAYS_MS = (0, 60_000, 300_000, 900_000, 3_600_000)
 """How long a recipient that was lost on the wire waits, by how often it was in a row."""
@@ -58,7 +58,7 @@ def lease(
     values = {"now_ms": now_ms, "worker": worker, "limit": limit, "share": share}
     run(connection, "grow_caps", {"now_ms": now_ms, "limit": limit, "pause_ms": CAP_MS})
     sites = run(connection, "ready_sites", values)
-    for site, key, provider, hosts, most in sites:
+    for site, key, provider, hosts, most, pipelining, chunking in sites:
         if len(lanes) >= want:
             break
         total, mine = run(connection, "lanes_at", {"site": site, "worker": worker})[0]
@@ -89,9 +89,31 @@ def lease(
                     hosts=where,
                     provider=readable(provider),
                     due=due,
+                    pipelining=pipelining_of(pipelining),
+                    chunking=None if chunking is None else bool(chunking),
                 )
             )
     return lanes
+
+
+def pipelining_of(stored: bytes | None) -> Pipelining:
+    """What the site's row says; what is no word of it says nothing."""
+    try:
+        return Pipelining(readable(stored) or Pipelining.FULL)
+    except ValueError:
+        return Pipelining.FULL
+
+
+def learn(connection: apsw.Connection, lesson: Lesson, now_ms: int) -> None:
+    """Keep what a session taught about a site's hosts."""
+    values = {
+        "site": lesson.site,
+        "pipelining": lesson.pipelining,
+        "chunking": lesson.chunking,
+        "until_ms": lesson.until_ms,
+        "now_ms": now_ms,
+    }
+    run(connection, "learn", values)
 
 
 def _look_up_again(connection: apsw.Connection, site: int, now_ms: int) -> None:
@@ -146,7 +168,7 @@ def doubt(
     """
     values = {"lanes": json.dumps(lanes), "on_doubt": str(on_doubt), "most": most}
     changes: list[list[Any]] = []
-    attempts: list[list[Any]] = []
+    attempts: list[Row] = []
     for recipient, policy, session, opened_ms, host, address, doubts in run(
         connection, "held_by_lanes", values
     ):
@@ -161,7 +183,7 @@ def doubt(
             due_ms = now_ms + delays_ms[min(doubts, len(delays_ms) - 1)]
         changes.append([recipient, str(verdict), str(reason), due_ms, host])
         attempts.append(
-            [
+            Row(
                 recipient,
                 session,
                 opened_ms or now_ms,
@@ -177,7 +199,7 @@ def doubt(
                 1,
                 0,
                 worker,
-            ]
+            )
         )
     if changes:
         run(connection, "doubt", {"rows": json.dumps(changes), "now_ms": now_ms, "text": _LOST})

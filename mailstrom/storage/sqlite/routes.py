@@ -155,10 +155,23 @@ def _refuse(
         "text": text,
     }
     run(connection, "fail_unrouted", values)
-    said = [enhanced, text, str(Judgement.FAILED), str(reason)]
-    rows = [
-        [seq, None, now_ms, now_ms, str(Stage.ROUTE), None, None, None, *said, 0, 0, worker]
-        for seq in waiting
-    ]
+    one = settling.Row(
+        recipient=0,
+        session=None,
+        started_ms=now_ms,
+        ended_ms=now_ms,
+        stage=str(Stage.ROUTE),
+        host=None,
+        address=None,
+        code=None,
+        enhanced=enhanced,
+        text=text,
+        verdict=str(Judgement.FAILED),
+        reason=str(reason),
+        in_doubt=0,
+        late=0,
+        worker=worker,
+    )
+    rows = [one._replace(recipient=seq) for seq in waiting]
     settling.record(connection, rows, now_ms)
     return len(waiting)

@@ -12,10 +12,12 @@ from mailstrom.smtp.capabilities import Capabilities
 from mailstrom.smtp.client import (
     ClientDialogue,
     ContentWanted,
+    Dialect,
     Envelope,
     Event,
     Fault,
     PeerClosing,
+    Pipelining,
     TransactionEnd,
     Unmet,
     unmet,
@@ -28,6 +30,8 @@ from mailstrom.types import Stage
 FULL = Capabilities(
     name="mx", size=1000, pipelining=True, eightbitmime=True, smtputf8=True, limits={}
 )
+FLIGHT = Dialect(pipelining=Pipelining.FULL)
+SERIAL = Dialect(pipelining=Pipelining.NONE)
 CONTENT = b"Subject: x\r\n\r\n.dot\r\n"
 ON_WIRE = b"Subject: x\r\n\r\n..dot\r\n.\r\n"
 
@@ -41,7 +45,7 @@ class Run:
     """A dialogue, what it wrote and what it said; content is given whenever it is asked for."""
 
     def __init__(self, *, pipelined: bool, split: int = 0) -> None:
-        self.dialogue = ClientDialogue(FULL, pipelining=pipelined)
+        self.dialogue = ClientDialogue(FULL, FLIGHT if pipelined else SERIAL)
         self.split = split
         self.wrote = b""
         self.events: list[Event] = []
@@ -172,7 +176,7 @@ def test_every_outcome_at_every_split(name: str, pipelined: bool, split: int) ->
     assert (end.stage, end.fault, end.usable, end.answered) == (stage, None, True, True)
     assert end.dot_written == (stage is Stage.DOT)
     assert (ON_WIRE in run.wrote) == (stage is Stage.DOT)
-    assert run.dialogue.usable
+    assert run.dialogue.ready
 
 
 def test_a_pipelined_envelope_is_one_flight() -> None:
@@ -189,13 +193,13 @@ def test_without_pipelining_one_command_waits_for_one_reply() -> None:
 
 
 def test_pipelining_must_be_offered() -> None:
-    dialogue = ClientDialogue(Capabilities(), pipelining=True)
+    dialogue = ClientDialogue(Capabilities(), FLIGHT)
     dialogue.begin(envelope())
     assert dialogue.take_output() == b"MAIL FROM:<s@example.net>\r\n"
 
 
 def test_parameters_follow_envelope_and_offer() -> None:
-    dialogue = ClientDialogue(FULL, pipelining=False)
+    dialogue = ClientDialogue(FULL, SERIAL)
     dialogue.begin(
         Envelope(sender="", recipients=("é@x.org",), size=7, eightbit=True, smtputf8=True)
     )
@@ -224,22 +228,22 @@ def test_needs_are_compared_with_the_offer(
         smtputf8=bool(needs.get("smtputf8")),
     )
     assert unmet(asked, offered) == lacking
-    dialogue = ClientDialogue(offered, pipelining=True)
+    dialogue = ClientDialogue(offered, FLIGHT)
     if lacking is not None:
         with pytest.raises(ValueError, match=str(lacking)):
             dialogue.begin(asked)
         assert dialogue.take_output() == b""
-        assert dialogue.usable
+        assert dialogue.ready
 
 
 def test_a_bad_address_writes_nothing_and_costs_nothing() -> None:
-    dialogue = ClientDialogue(FULL, pipelining=True)
+    dialogue = ClientDialogue(FULL, FLIGHT)
     with pytest.raises(ValueError, match="address"):
         dialogue.begin(Envelope(sender="", recipients=("a@b.c", "x\r\n@y"), size=1))
     with pytest.raises(ValueError, match="recipient"):
         dialogue.begin(Envelope(sender="", recipients=(), size=1))
     assert dialogue.take_output() == b""
-    assert dialogue.usable
+    assert dialogue.ready
 
 
 # RSET
@@ -396,7 +400,7 @@ def test_a_refusal_followed_by_a_close_stays_the_refusal(pipelined: bool) -> Non
     assert run.codes() == (554, (None, None), None, None)
     assert (end.stage, end.fault) == (Stage.MAIL, None)
     assert end.usable == (not pipelined)  # serial: over at the reply, the close came when idle
-    assert not run.dialogue.usable
+    assert not run.dialogue.ready
 
 
 def test_a_close_after_some_refusals_keeps_them() -> None:
@@ -410,7 +414,7 @@ def test_a_close_after_some_refusals_keeps_them() -> None:
 
 
 def ready(*, count: int = 1) -> ClientDialogue:
-    dialogue = ClientDialogue(FULL, pipelining=True)
+    dialogue = ClientDialogue(FULL, FLIGHT)
     dialogue.begin(envelope(count))
     dialogue.take_output()
     events = dialogue.receive(line(250) * (count + 1) + line(354))
@@ -456,10 +460,8 @@ def test_the_dot_counts_from_the_moment_its_bytes_are_taken() -> None:
     dialogue.content(CONTENT)
     dialogue.take_output()
     dialogue.end_content()
-    assert not dialogue.dot_written
     assert dialogue.stage is Stage.BODY
     dialogue.take_output()
-    assert dialogue.dot_written
     assert dialogue.stage is Stage.DOT
     end = only_end(dialogue.fail(Fault.TIMEOUT))
     assert (end.dot_written, end.stage) == (True, Stage.DOT)
@@ -484,7 +486,7 @@ def test_content_that_could_smuggle_is_refused_before_its_dot() -> None:
 
 
 def test_order_of_calls_is_enforced() -> None:
-    dialogue = ClientDialogue(FULL, pipelining=True)
+    dialogue = ClientDialogue(FULL, FLIGHT)
     with pytest.raises(RuntimeError):
         dialogue.content(b"x")
     dialogue.begin(envelope())
@@ -506,7 +508,7 @@ def test_a_reply_too_many_behind_the_last_one_keeps_the_verdict(pipelined: bool)
         run.say(line(250) + extra)
         assert run.codes() == (250, (250,), 354, 250)
         assert (run.end.fault, run.end.usable) == (None, False)
-        assert not run.dialogue.usable
+        assert not run.dialogue.ready
 
 
 def test_serial_replies_that_run_ahead_are_out_of_step() -> None:
@@ -523,19 +525,19 @@ def test_idle_sessions_end_by_421_close_or_anything_unasked() -> None:
         (lambda d: d.receive_eof(), None, Fault.CLOSED),
     ]
     for cause, code, fault in cases:
-        dialogue = ClientDialogue(FULL, pipelining=True)
+        dialogue = ClientDialogue(FULL, FLIGHT)
         (event,) = cause(dialogue)
         assert isinstance(event, PeerClosing)
         assert (event.reply.code if event.reply else None, event.fault) == (code, fault)
-        assert not dialogue.usable
+        assert not dialogue.ready
         with pytest.raises(RuntimeError):
             dialogue.begin(envelope())
 
 
 def test_half_an_unasked_reply_makes_an_idle_session_unusable() -> None:
-    dialogue = ClientDialogue(FULL, pipelining=True)
+    dialogue = ClientDialogue(FULL, FLIGHT)
     assert dialogue.receive(b"42") == []
-    assert not dialogue.usable
+    assert not dialogue.ready
     (event,) = dialogue.receive(b"1 bye\r\n")
     assert isinstance(event, PeerClosing)
 

@@ -6,7 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mailstrom.smtp.capabilities import Capabilities
-from mailstrom.smtp.client import ClientDialogue, ContentWanted, Envelope, TransactionEnd
+from mailstrom.smtp.client import (
+    ClientDialogue,
+    ContentWanted,
+    Dialect,
+    Envelope,
+    Pipelining,
+    TransactionEnd,
+)
 from mailstrom.smtp.server import ServerDialogue
 from mailstrom.smtp.server_events import Content, RcptTo
 
@@ -40,7 +47,8 @@ def test_transactions_end_as_the_server_answered(
     refused: list[bool], lines: list[bytes], cut: int, pipelining: bool, rounds: int
 ) -> None:
     server = established()
-    client = ClientDialogue(OFFER, pipelining=pipelining)
+    dialect = Dialect(pipelining=Pipelining.FULL if pipelining else Pipelining.NONE)
+    client = ClientDialogue(OFFER, dialect)
     body = b"".join(line + b"\r\n" for line in lines)
     recipients = tuple(f"r{number}@x.test" for number in range(len(refused)))
     for _ in range(rounds):

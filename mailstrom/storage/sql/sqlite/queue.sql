@@ -12,7 +12,9 @@ SELECT seq FROM site
 -- bytes: damage may have made them none.
 SELECT seq, CAST(key AS BLOB), CAST(provider AS BLOB), CAST(hosts AS BLOB),
        CASE WHEN last_success_ms = 0 OR failures > 0 THEN 1
-            ELSE min(:limit, coalesce(lane_cap, :limit)) END AS most
+            ELSE min(:limit, coalesce(lane_cap, :limit)) END AS most,
+       CASE WHEN pipelining_until_ms > :now_ms THEN CAST(pipelining AS BLOB) END,
+       CASE WHEN chunking = 1 OR chunking_until_ms > :now_ms THEN chunking END
   FROM site
  WHERE ready_ms <= :now_ms
    AND (SELECT count(*) FROM lane WHERE lane.site = site.seq)
@@ -37,6 +39,19 @@ UPDATE site
  WHERE seq = :site AND failures = 0 AND last_success_ms > :since_ms - 2000
    AND (SELECT count(*) FROM lane WHERE lane.site = site.seq) > 1
 RETURNING lane_cap;
+
+-- name: learn
+-- Of two sessions that learn at once the worse experience of pipelining stands.
+UPDATE site
+   SET pipelining = CASE
+         WHEN :pipelining IS NULL THEN pipelining
+         WHEN pipelining = 'none' AND pipelining_until_ms > :now_ms THEN 'none'
+         ELSE :pipelining END,
+       pipelining_until_ms = CASE WHEN :pipelining IS NULL THEN pipelining_until_ms
+                                  ELSE :until_ms END,
+       chunking = coalesce(:chunking, chunking),
+       chunking_until_ms = CASE WHEN :chunking = 0 THEN :until_ms ELSE chunking_until_ms END
+ WHERE seq = :site;
 
 -- name: lanes_at
 SELECT count(*), count(*) FILTER (WHERE worker = :worker) FROM lane WHERE site = :site;
@@ -153,44 +168,57 @@ SELECT j.value, c.key - j.value * 4096, length(c.data), c.digest
 SELECT data, digest FROM content WHERE key = :key;
 
 -- name: open
--- What is too old is not sent any more, unless a jump of the clock says when it is too old.
-UPDATE recipient SET state = 'sending', session = :session, opened_ms = :now_ms
- WHERE seq IN (SELECT value FROM json_each(:recipients))
-   AND lane = :lane AND state = 'claimed'
+-- rows: [recipient, lane, session]. What is too old is not sent any more, unless a jump of the clock
+-- says when it is too old. The plus keeps SQLite from walking over all of a lane.
+UPDATE recipient SET state = 'sending', session = j.session, opened_ms = :now_ms
+  FROM (SELECT value ->> 0 AS recipient, value ->> 1 AS lane, value ->> 2 AS session
+          FROM json_each(:rows)) j
+ WHERE recipient.seq = j.recipient AND +recipient.lane = j.lane AND recipient.state = 'claimed'
    AND (EXISTS (SELECT 1 FROM message m
                  WHERE m.seq = recipient.message AND m.expires_ms > :now_ms)
         OR EXISTS (SELECT 1 FROM clock_jump WHERE done < last))
 RETURNING seq;
 
 -- name: settle
--- rows: [recipient, lane, state, reason, due_ms, code, enhanced, text, mx, tls, in_doubt, charge,
---        attempted, ended_ms]. What was never opened cannot be delivered or in doubt.
+-- Attempts that ended alike; rows: [recipient, lane, due_ms, ended_ms, text]. What was never opened
+-- cannot be delivered or in doubt. The plus is as in open.
+UPDATE recipient
+   SET state = :state,
+       reason = :reason,
+       due_ms = j.due_ms,
+       lane = CASE WHEN :state = 'claimed' THEN recipient.lane END,
+       attempts = attempts + 1,
+       deferrals = deferrals + :charge,
+       in_doubt = max(recipient.in_doubt, :in_doubt),
+       doubts = CASE WHEN :in_doubt THEN doubts ELSE 0 END,
+       last_ms = j.ended_ms,
+       finished_ms = CASE WHEN :state IN ('delivered', 'failed') THEN j.ended_ms END,
+       mx = :host,
+       reply_code = :code,
+       enhanced_code = :enhanced,
+       reply_text = j.text,
+       tls = :tls
+  FROM (SELECT value ->> 0 AS recipient, value ->> 1 AS lane, value ->> 2 AS due_ms,
+               value ->> 3 AS ended_ms, value ->> 4 AS text
+          FROM json_each(:rows)) j
+ WHERE recipient.seq = j.recipient AND +recipient.lane = j.lane
+   AND (recipient.state = 'sending'
+        OR (recipient.state = 'claimed' AND :state NOT IN ('delivered', 'held')))
+RETURNING seq, message, attempts;
+
+-- name: settle_untried
+-- Claims that end, or go on, without another attempt; rows: [recipient, lane, state, due_ms, charge].
 UPDATE recipient
    SET state = CASE WHEN j.state = 'queued' AND (deferrals > 0 OR recipient.in_doubt)
                     THEN 'deferred' ELSE j.state END,
-       reason = CASE WHEN j.attempted THEN j.reason ELSE recipient.reason END,
-       due_ms = CASE WHEN j.state IN ('queued', 'deferred') THEN j.due_ms END,
+       due_ms = j.due_ms,
        lane = CASE WHEN j.state = 'claimed' THEN recipient.lane END,
-       attempts = attempts + j.attempted,
-       deferrals = deferrals + (j.state = 'deferred' AND j.charge),
-       in_doubt = max(recipient.in_doubt, j.in_doubt),
-       doubts = CASE WHEN j.attempted AND NOT j.in_doubt THEN 0 ELSE doubts END,
-       last_ms = CASE WHEN j.attempted THEN j.ended_ms ELSE last_ms END,
-       finished_ms = CASE WHEN j.state IN ('delivered', 'failed') THEN j.ended_ms END,
-       mx = CASE WHEN j.attempted THEN j.mx ELSE recipient.mx END,
-       reply_code = CASE WHEN j.attempted THEN j.code ELSE reply_code END,
-       enhanced_code = CASE WHEN j.attempted THEN j.enhanced ELSE enhanced_code END,
-       reply_text = CASE WHEN j.attempted THEN j.text ELSE reply_text END,
-       tls = CASE WHEN j.attempted THEN j.tls ELSE recipient.tls END
+       deferrals = deferrals + (j.state = 'deferred' AND j.charge)
   FROM (SELECT value ->> 0 AS recipient, value ->> 1 AS lane, value ->> 2 AS state,
-               value ->> 3 AS reason, value ->> 4 AS due_ms, value ->> 5 AS code,
-               value ->> 6 AS enhanced, value ->> 7 AS text, value ->> 8 AS mx,
-               value ->> 9 AS tls, value ->> 10 AS in_doubt, value ->> 11 AS charge,
-               value ->> 12 AS attempted, value ->> 13 AS ended_ms
+               value ->> 3 AS due_ms, value ->> 4 AS charge
           FROM json_each(:rows)) j
- WHERE recipient.seq = j.recipient AND recipient.lane = j.lane
-   AND (recipient.state = 'sending'
-        OR (recipient.state = 'claimed' AND j.state NOT IN ('delivered', 'held')))
+ WHERE recipient.seq = j.recipient AND +recipient.lane = j.lane
+   AND recipient.state IN ('sending', 'claimed')
 RETURNING seq;
 
 -- name: late_truth
@@ -206,29 +234,28 @@ UPDATE recipient
 RETURNING seq;
 
 -- name: attempt
--- rows: [recipient, session, started_ms, ended_ms, stage, host, address, code, enhanced, text,
---        verdict, reason, in_doubt, late, worker]
+-- Attempts that ended alike; rows: [recipient, message, number, session, worker, started_ms,
+-- ended_ms, text].
 INSERT INTO attempt (message, recipient, number, session, worker, started_ms, ended_ms, stage,
                      host, address, reply_code, enhanced_code, reply_text, verdict, reason,
                      in_doubt, late)
-SELECT r.message, r.seq, r.attempts, value ->> 1, value ->> 14, value ->> 2, value ->> 3,
-       value ->> 4, value ->> 5, value ->> 6, value ->> 7, value ->> 8, value ->> 9, value ->> 10,
-       value ->> 11, value ->> 12, value ->> 13
-  FROM json_each(:rows) j JOIN recipient r ON r.seq = j.value ->> 0
- ORDER BY j.key;
+SELECT value ->> 1, value ->> 0, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6,
+       :stage, :host, :address, :code, :enhanced, value ->> 7, :verdict, :reason, :in_doubt, :late
+  FROM json_each(:rows)
+ ORDER BY key;
+
+-- name: attempted
+SELECT seq, message, attempts FROM recipient WHERE seq IN (SELECT value FROM json_each(:recipients));
 
 -- name: count_late
 UPDATE recipient SET attempts = attempts + 1 WHERE seq = :recipient;
 
 -- name: recipient_events
--- rows as in attempt: one event each, with the reply.
+-- rows: [recipient, message, ended_ms]; all with the same type and detail.
 INSERT INTO event (at_ms, type, message, recipient, detail)
-SELECT value ->> 3, 'recipient.' || (value ->> 10), r.message, r.seq,
-       json_object('stage', value ->> 4, 'host', value ->> 5, 'code', value ->> 7,
-                   'enhanced', value ->> 8, 'reason', value ->> 11, 'in_doubt', value ->> 12,
-                   'late', value ->> 13, 'number', r.attempts)
-  FROM json_each(:rows) j JOIN recipient r ON r.seq = j.value ->> 0
- ORDER BY j.key;
+SELECT value ->> 2, :type, value ->> 1, value ->> 0, :detail
+  FROM json_each(:rows)
+ ORDER BY key;
 
 -- name: uncounted_event
 -- The late verdict that was just recorded changed nothing; whoever counts by events passes it over.
