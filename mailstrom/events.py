@@ -7,7 +7,10 @@ are those of the ``events`` view and are part of SemVer. Fields that are None ar
 Rules: one function per word, its keyword parameters are the line's fields; never a message body,
 never an AUTH secret; foreign text has no control characters. Before ``configure()`` nothing is
 written. A line that cannot be written (closed pipe, full disk) is dropped: mail matters more than
-its log. Lines are kept within PIPE_BUF, so that processes sharing one pipe never mix theirs.
+its log. Lines are kept within PIPE_BUF, so that processes sharing one pipe never mix theirs; how
+they are written, and that an event loop may have those of a moment written together, is
+``logstream``'s. One loop's turn writes many ``recipient.delivered``, so that what can be known of a
+word beforehand is (``_Json``).
 
 An engine inside an application speaks through the standard library's ``logging`` instead
 (``log_into``), chosen by context variable: other engines and threads of the process are not
@@ -21,12 +24,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import select
-import stat
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, TextIO
@@ -34,9 +34,10 @@ from typing import Any, NamedTuple, TextIO
 import msgspec
 import structlog
 
+from mailstrom.clock import wall_ms
+from mailstrom.logstream import PIPE_BUF, Later, LineStream
 from mailstrom.printable import printable
 
-PIPE_BUF = 4096  # POSIX: writes up to this many bytes are atomic on Linux pipes
 _TEXT_LIMIT = 500
 _SHORT_LIMIT = 60
 _LONGEST_LIST = 50
@@ -94,38 +95,6 @@ _LEVELS: Mapping[str, int] = {
 # -- set-up --------------------------------------------------------------------------------------
 
 
-class _Line:
-    """structlog's innermost logger: one line, one write, failures dropped.
-
-    Never waits for a reader: a pipe that nobody empties must not stop mail, or a drain. Lines are
-    shorter than PIPE_BUF, so a pipe that can be written at all takes a whole one.
-    """
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self._dropped = 0
-        self._room: select.poll | None = None
-        with contextlib.suppress(OSError, ValueError):  # a stream without a descriptor
-            kind = os.fstat(stream.fileno()).st_mode
-            if not stat.S_ISREG(kind):
-                self._room = select.poll()
-                self._room.register(stream.fileno(), select.POLLOUT)
-
-    def msg(self, line: str) -> None:
-        # ValueError: the stream was closed; OSError: pipe or disk
-        with contextlib.suppress(OSError, ValueError):
-            if self._room is not None and not self._room.poll(0):
-                self._dropped += 1
-                return
-            lost, self._dropped = self._dropped, 0
-            self._stream.write(line + "\n")
-            self._stream.flush()
-            if lost:
-                log_dropped(lines=lost)
-
-    debug = info = warning = error = critical = log = msg
-
-
 def _safe(value: object, text_limit: int, list_limit: int) -> object:
     if value is None or isinstance(value, bool | int | float):
         return value
@@ -142,32 +111,135 @@ def _arrange(fields: Mapping[str, Any], text_limit: int, list_limit: int) -> dic
     return {key: _safe(value, text_limit, list_limit) for key, value in fields.items()}
 
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
+class _Clock:
+    """ISO 8601 UTC with milliseconds; what is the same for a moment is kept."""
+
+    def __init__(self) -> None:
+        self._second: tuple[int, str] = (-1, "")
+        self._ms: tuple[int, str] = (-1, "")
+
+    def now(self) -> str:
+        now_ms = wall_ms()
+        at_ms, text = self._ms
+        if at_ms != now_ms:
+            second, ms = divmod(now_ms, 1000)
+            at, day = self._second
+            if at != second:
+                day = datetime.fromtimestamp(second, UTC).isoformat()[:-6]
+                self._second = (second, day)
+            text = f"{day}.{ms:03d}Z"
+            self._ms = (now_ms, text)
+        return text
 
 
-def _render_json(_: object, method: str, fields: Any) -> str:
-    """The line: as it is where it is short and plain ASCII, else made safe piece by piece."""
-    lead = {"ts": _now(), "level": method, "event": fields.pop("event")}
-    try:
-        line = _encode(lead | fields)
-    except UnicodeEncodeError:  # a lone surrogate somewhere
-        line = b"\\"
-    if len(line) < PIPE_BUF and line.isascii() and b"\\" not in line and b"\x7f" not in line:
-        return line.decode("ascii")
-    line = _encode(lead | _arrange(fields, _TEXT_LIMIT, _LONGEST_LIST))
+def _given(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the fields that have no value: they must not hide bound ones either."""
+    return {key: value for key, value in fields.items() if value is not None}
+
+
+def _fitted(render: Callable[[dict[str, object]], bytes], told: Mapping[str, Any]) -> bytes:
+    """The line, made safe and short enough piece by piece."""
+    line = render(_arrange(told, _TEXT_LIMIT, _LONGEST_LIST))
     if len(line) >= PIPE_BUF:
-        line = _encode(lead | _arrange(fields, _SHORT_LIMIT, _SHORT_LIST))
-    return line.decode("utf-8")
-
-
-def _arrange_console(_: object, method: str, fields: Any) -> Any:
-    """The processor before structlog's console form, which escapes nothing itself."""
-    lead = {"ts": _now(), "level": method, "event": fields.pop("event")}
-    return lead | _arrange(fields, _TEXT_LIMIT, _LONGEST_LIST)
+        line = render(_arrange(told, _SHORT_LIMIT, _SHORT_LIST))
+    return line
 
 
 _encode = msgspec.json.Encoder(enc_hook=str).encode
+
+
+class _Template(NamedTuple):
+    """A word's line under the fields bound now.
+
+    Args:
+        bound: these.
+        shared: those of them that the word may tell itself.
+        head: from behind the time up to the word's own fields.
+        shape: these, one after another; those without a value are left out.
+    """
+
+    bound: Mapping[str, Any]
+    shared: tuple[str, ...]
+    head: bytes
+    shape: type[msgspec.Struct]
+
+
+class _Json:
+    """The processor that makes a JSON line.
+
+    As it is where it is short and plain ASCII, else made safe piece by piece.
+    """
+
+    def __init__(self) -> None:
+        self._clock = _Clock()
+        self._templates: dict[str, _Template] = {}
+
+    def __call__(self, _: object, method: str, event: Any) -> bytes:
+        word, fields, bound = event["event"], event["fields"], event["bound"]
+        ts = self._clock.now()
+        template = self._templates.get(word)
+        if template is None or template.bound is not bound:
+            self._templates[word] = template = _template(word, method, fields, bound)
+        for key in template.shared:
+            if fields[key] is None:
+                fields[key] = bound[key]
+        try:
+            told = _encode(template.shape(**fields))
+        except UnicodeEncodeError:  # a lone surrogate somewhere
+            told = b"\\"
+        more = b"," if len(told) > 2 else b""
+        line = b'{"ts":"%b%b%b%b' % (ts.encode(), template.head, more, told[1:])
+        if len(line) < PIPE_BUF and line.isascii() and b"\\" not in line and b"\x7f" not in line:
+            return line
+        lead = {"ts": ts, "level": method, "event": word}
+        return _fitted(lambda safe: _encode(lead | safe), bound | _given(fields))
+
+
+def _template(
+    word: str, method: str, fields: Mapping[str, Any], bound: Mapping[str, Any]
+) -> _Template:
+    alone = {key: value for key, value in bound.items() if key not in fields}
+    lead = _encode({"level": method, "event": word, **alone})
+    return _Template(
+        bound=bound,
+        shared=tuple(key for key in bound if key in fields),
+        head=b'",' + lead[1:-1],
+        shape=msgspec.defstruct(word, [(key, Any, None) for key in fields], omit_defaults=True),
+    )
+
+
+class _Console:
+    """The processor before structlog's console form, which escapes nothing itself."""
+
+    def __init__(self, colors: bool) -> None:
+        self._clock = _Clock()
+        self._render = structlog.dev.ConsoleRenderer(
+            colors=colors, timestamp_key="ts", sort_keys=False
+        )
+
+    def __call__(self, logger: Any, method: str, event: Any) -> bytes:
+        lead = {"ts": self._clock.now(), "level": method, "event": event["event"]}
+
+        def render(safe: dict[str, object]) -> bytes:
+            return str(self._render(logger, method, lead | safe)).encode()
+
+        return _fitted(render, event["bound"] | _given(event["fields"]))
+
+
+class _Speaker(structlog.BoundLoggerBase):
+    """structlog's logger for words: levels were looked at before, and nothing need be copied."""
+
+    def say(self, method: str, word: str, fields: dict[str, Any]) -> None:
+        """The line of a word.
+
+        Args:
+            method: the level's name.
+            fields: with those that have no value.
+        """
+        event: Any = {"event": word, "fields": fields, "bound": self._context}
+        for processor in self._processors:
+            event = processor(self._logger, method, event)
+        getattr(self._logger, method)(event)
 
 
 class _Route(NamedTuple):
@@ -180,12 +252,14 @@ class _Route(NamedTuple):
         """One record: the word as its message, each field as an attribute, all as ``fields``."""
         if not self.logger.isEnabledFor(level):
             return
-        told = {**self.bound, **_arrange(fields, _TEXT_LIMIT, _LONGEST_LIST)}
+        told = {**self.bound, **_arrange(_given(fields), _TEXT_LIMIT, _LONGEST_LIST)}
         with contextlib.suppress(Exception):  # the application's handlers must not stop mail
             self.logger.log(level, word, extra={**told, "fields": told}, stacklevel=4)
 
 
 _logger: Any = None
+_lines: LineStream | None = None
+_later: Later | None = None
 _threshold = logging.CRITICAL
 _route: ContextVar[_Route | None] = ContextVar("mailstrom_log", default=None)
 
@@ -200,7 +274,7 @@ def configure(level: str = "info", format: str = "auto", stream: TextIO | None =
     Raises:
         ValueError: on an unknown level or format.
     """
-    global _logger, _threshold
+    global _logger, _lines, _threshold
     number = logging.getLevelNamesMapping().get(level.upper())
     if number is None:
         raise ValueError(f"unknown log level {level!r}: debug, info, warning, error or critical")
@@ -209,16 +283,12 @@ def configure(level: str = "info", format: str = "auto", stream: TextIO | None =
     out = sys.stdout if stream is None else stream
     if format == "auto":
         format = "console" if out.isatty() else "json"
-    processors: list[Any] = [_render_json]
-    if format == "console":
-        console = structlog.dev.ConsoleRenderer(
-            colors=out.isatty(), timestamp_key="ts", sort_keys=False
-        )
-        processors = [_arrange_console, console]
+    flush()
+    _lines = LineStream(out, lambda lines: log_dropped(lines=lines), _later)
     _logger = structlog.wrap_logger(
-        _Line(out),
-        processors=processors,
-        wrapper_class=structlog.make_filtering_bound_logger(number),
+        _lines,
+        processors=[_Console(out.isatty()) if format == "console" else _Json()],
+        wrapper_class=_Speaker,
         context_class=dict,
         cache_logger_on_first_use=False,
     ).bind()
@@ -254,33 +324,58 @@ def bind(**fields: str | int) -> None:
 
 def silence() -> None:
     """Stops writing events, as before ``configure()``."""
-    global _logger
-    _logger = None
+    global _logger, _lines
+    flush()
+    _logger = _lines = None
+
+
+def flush() -> None:
+    """Writes what waits (``gathered``); for those who end the process without unwinding it."""
+    if _lines is not None:
+        _lines.flush()
+
+
+@contextlib.contextmanager
+def gathered(later: Later) -> Iterator[None]:
+    """Lines of this thread wait for each other for the length of the block, and no longer.
+
+    A line at ``error`` or above is written at once, with those before it.
+
+    Args:
+        later: calls what it is given soon; an event loop's ``call_soon``, say.
+    """
+    global _later
+    _later = later
+    if _lines is not None:
+        _lines.gather(later)
+    try:
+        yield
+    finally:
+        _later = None
+        if _lines is not None:
+            _lines.at_once()
 
 
 @contextlib.contextmanager
 def captured(stream: TextIO, level: str = "debug") -> Iterator[None]:
     """Writes JSON lines to ``stream`` for the length of the block, then restores what was."""
-    global _logger, _threshold
-    before = (_logger, _threshold)
+    global _logger, _lines, _threshold
+    before = (_logger, _lines, _threshold)
     configure(level, "json", stream)
     try:
         yield
     finally:
-        _logger, _threshold = before
+        flush()
+        _logger, _lines, _threshold = before
 
 
 def _emit(word: str, fields: dict[str, Any]) -> None:
     level = _LEVELS[word]
     route = _route.get()
-    if route is None and (_logger is None or level < _threshold):
-        return
-    # a field without a value must not hide a bound one
-    fields = {k: v for k, v in fields.items() if v is not None}
     if route is not None:
         route.write(level, word, fields)
-    else:
-        _logger.log(level, word, **fields)
+    elif level >= _threshold and _logger is not None:
+        _logger.say(EVENTS[word].level, word, fields)
 
 
 # -- the words: each function's parameters are the fields of its line -----------------------------

@@ -120,7 +120,7 @@ class AsyncSending:
         with Telling(ids):
             options.require_defaults(defaults)
             defaults = options.settled(defaults)
-            chunk = Chunk()
+            chunk = Chunk(self._ms._pace)
             async with contextlib.aclosing(_numbered(messages)) as items:
                 async for place, item in items:
                     message, own = arguments.item(place, item)
@@ -128,11 +128,11 @@ class AsyncSending:
                     submission = await self._composed(message, {**defaults, **own})
                     if chunk.full_for(submission):
                         ids.extend(await self._stored(chunk))
-                        chunk = Chunk()
+                        chunk = Chunk(self._ms._pace)
                     chunk.add(submission)
                     if chunk.full:
                         ids.extend(await self._stored(chunk))
-                        chunk = Chunk()
+                        chunk = Chunk(self._ms._pace)
             if chunk.items:
                 ids.extend(await self._stored(chunk))
         return ids

@@ -116,7 +116,14 @@ class Selection:
         return sql, [*parameters, limit or -1]
 
     def counts_sql(self) -> tuple[str, list[str | int]]:
-        """Rows of (status, recipients, messages)."""
+        """Rows of (status, recipients, messages); what waits as a whole is counted already."""
+        by_status = bool(self.status) and self == Selection(status=self.status)
+        if by_status and set(self.status) <= set(WAITING):
+            sql = (
+                "select status, recipients, messages from queue_counts where recipients > 0"
+                f" and status in ({_marks(self.status)}) order by status"
+            )
+            return sql, [*self.status]
         condition, parameters = self.where()
         sql = (
             "select r.status as status, count(*) as recipients,"

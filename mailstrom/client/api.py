@@ -19,7 +19,7 @@ from mailstrom.client.commit import Committer
 from mailstrom.client.embedding import Embedding
 from mailstrom.client.locate import locate_store
 from mailstrom.client.running import Running
-from mailstrom.client.sending import Sending, SendOptions
+from mailstrom.client.sending import Pace, Sending, SendOptions
 from mailstrom.clock import wall_ms
 from mailstrom.storage import open_client_store
 
@@ -57,6 +57,7 @@ class Mailstrom(Sending, Changing, Running):
         self.path = locate_store(store, config, os.environ)
         self._store = open_client_store(self.path, busy_ms=int(self._timeout * 1000))
         self._committer = Committer(self._store, self._timeout, wall_ms)
+        self._pace = Pace()
         self._embedding = Embedding(self.path, config)
         self._finalizer = weakref.finalize(self, _dropped, self._embedding, self._committer)
         _living.add(self)

@@ -20,7 +20,8 @@ from typing import Any, TypeVar
 from mailstrom.errors import OutcomeUnknown, SpoolBusy, SpoolError
 from mailstrom.storage.client import ClientStore, Submission
 
-GATHER_MESSAGES = 500
+GATHER_MESSAGES = 256
+"""As many as the store inserts in one step."""
 GATHER_BYTES = 4 * 1024 * 1024
 SYNC_GRACE_S = 60.0
 """How much longer than its timeout a caller waits for a disk that has begun and not answered."""
@@ -42,7 +43,7 @@ class Request:
     """
 
     __slots__ = (
-        "call", "done", "doubt", "error", "finished", "key", "result", "submission", "taken"
+        "call", "done", "doubt", "error", "finished", "key", "line", "result", "submission", "taken"
     )  # fmt: skip
 
     def __init__(
@@ -59,6 +60,7 @@ class Request:
         self.key = key
         self.doubt = doubt
         self.finished = finished
+        self.line: _Line | None = None
         self.result: Any = None
         self.error: BaseException | None = None
         self.taken = _thread.allocate_lock()  # whoever gets it decides: run, or give up
@@ -85,10 +87,10 @@ class Request:
             raise self.error
         return self.result
 
-    def unknown(self) -> OutcomeUnknown:
+    def unknown(self, why: str = "the disk has not answered") -> OutcomeUnknown:
         """The error of one that was begun and had no outcome in time."""
         ask = f", ask status({self.key!r}) later" if self.key else ""
-        return OutcomeUnknown(f"the disk has not answered; {self.doubt}{ask}", key=self.key)
+        return OutcomeUnknown(f"{why}; {self.doubt}{ask}", key=self.key)
 
 
 class _Line:
@@ -157,7 +159,7 @@ class Committer:
         Raises:
             SpoolError: the client is closed, or no thread could be started; nothing was written.
         """
-        line = self._line
+        line = request.line = self._line
         line.queue.put(request)
         # Looked at after the request is queued: not stopped means that it stands before the end
         # of the queue, so it will be served.
@@ -166,8 +168,24 @@ class Committer:
         if not line.started:
             self._start(line, request)
 
+    def wait(self, request: Request) -> Any:
+        """The result of a request that was submitted; its exception is raised here.
+
+        Raises:
+            SpoolBusy: no turn in time; nothing was written.
+            OutcomeUnknown: no answer in time, or this is a child of the process that writes it.
+        """
+        if request.line is self._line:
+            return self._waited(request)
+        if not request.done.acquire(blocking=False):
+            raise request.unknown("this process was forked while it was written")
+        return request.outcome()
+
     def _run(self, request: Request) -> Any:
         self.submit(request)
+        return self._waited(request)
+
+    def _waited(self, request: Request) -> Any:
         if not request.done.acquire(timeout=self._timeout):
             if request.withdraw():
                 raise self.busy(self._timeout)

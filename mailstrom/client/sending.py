@@ -1,19 +1,22 @@
 """Sending: a message and its options become a ``Submission``, and that is stored durably.
 
-Everything is checked before anything is written. Nothing here touches the network.
+Everything is checked before anything is written. Nothing here touches the network. A stream is
+stored in chunks: one is written while the next is made, so at most two are in memory.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
+from functools import cache
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 from mailstrom.client import arguments, options
-from mailstrom.client.commit import STORED
+from mailstrom.client.commit import STORED, Committer, Request
 from mailstrom.client.handle import Handle
 from mailstrom.client.identity import new_id
 from mailstrom.client.rooms import message_room
@@ -29,8 +32,14 @@ if TYPE_CHECKING:
 
     AnyMessage = Message | bytes | bytearray | memoryview
 
-CHUNK_MESSAGES = 500
+CHUNK_MESSAGES = 256
+"""Most messages of a chunk, and those of a client's first: what the store inserts in one step."""
 CHUNK_BYTES = 1024 * 1024
+LOCK_NS = 10_000_000
+"""A chunk is made so long that storing it takes about so much of a processor."""
+HEAD_START_S = 0.000_015
+"""What the writing thread takes for a message before the chunk is in the database's hands."""
+_LEAST_MESSAGES = 16
 
 
 class SendOptions(TypedDict, total=False):
@@ -49,19 +58,42 @@ class SendOptions(TypedDict, total=False):
     on_doubt: str | None
 
 
-class Chunk:
-    """Submissions of ``send_many`` until there are enough of them for a transaction."""
+class Pace:
+    """How many messages make a chunk, by what the last one cost.
 
-    __slots__ = ("_size", "items")
+    Measured is processor time, all of the store's included: what others do, and the disk, would
+    make it look longer than it holds the lock.
+    """
+
+    __slots__ = ("messages",)
 
     def __init__(self) -> None:
+        self.messages = CHUNK_MESSAGES
+
+    def learn(self, messages: int, spent_ns: int) -> None:
+        """Take in what so many messages cost; a few tell nothing."""
+        if messages >= _LEAST_MESSAGES:
+            fit = messages * LOCK_NS // max(1, spent_ns)
+            self.messages = max(_LEAST_MESSAGES, min(fit, 2 * self.messages, CHUNK_MESSAGES))
+
+
+class Chunk:
+    """Submissions of ``send_many`` until there are enough of them for a transaction.
+
+    Args:
+        pace: says how many that are, when the chunk is begun.
+    """
+
+    __slots__ = ("_most", "_size", "items")
+
+    def __init__(self, pace: Pace) -> None:
         self.items: list[Submission] = []
         self._size = 0
+        self._most = pace.messages
 
     def full_for(self, submission: Submission) -> bool:
         """Whether this one belongs into the next chunk."""
-        size = self._size + len(submission.content)
-        return bool(self.items) and (size > CHUNK_BYTES or len(self.items) >= CHUNK_MESSAGES)
+        return bool(self.items) and self._size + len(submission.content) > CHUNK_BYTES
 
     def add(self, submission: Submission) -> None:
         """Take one more."""
@@ -71,11 +103,62 @@ class Chunk:
     @property
     def full(self) -> bool:
         """Whether it should be stored before the next message is even looked at."""
-        return len(self.items) >= CHUNK_MESSAGES or self._size >= CHUNK_BYTES
+        return len(self.items) >= self._most or self._size >= CHUNK_BYTES
+
+
+class Ahead:
+    """The chunk of a stream that is being stored while the next one is made.
+
+    Args:
+        committer: stores it.
+        ids: gets the ids of what was stored.
+    """
+
+    __slots__ = ("_committer", "_ids", "_request")
+
+    def __init__(self, committer: Committer, ids: list[str]) -> None:
+        self._committer = committer
+        self._ids = ids
+        self._request: Request | None = None
+
+    def put(self, chunk: Chunk, call: Callable[[], list[str]]) -> None:
+        """Begin to store a chunk once the one before it is stored; raises that one's error."""
+        self.settle()
+        request = Request(call=call, key=chunk.items[0].id, doubt=STORED)
+        self._committer.submit(request)
+        self._request = request
+        # Else the writing thread would wait for its turn to run Python at each of its steps, while
+        # this one makes the next chunk: it is let alone until it is inside the database.
+        if request.done.acquire(timeout=len(chunk.items) * HEAD_START_S):
+            request.done.release()
+
+    def settle(self) -> None:
+        """Wait until all is stored that was put; raises the error of what was not."""
+        request, self._request = self._request, None
+        if request is not None:
+            self._ids.extend(self._committer.wait(request))
+
+    def leave(self, error: BaseException) -> None:
+        """After an error of the stream's: what was put comes first, and so does its error.
+
+        Of what ends the program nothing takes the place: what was not begun is not stored.
+        """
+        request = self._request
+        if isinstance(error, Exception):
+            self.settle()
+        elif request is not None and not request.withdraw():
+            with contextlib.suppress(Exception):
+                self.settle()
 
 
 class Sending(Handle):
-    """The verbs that send."""
+    """The verbs that send.
+
+    Args:
+        _pace: of this client's chunks.
+    """
+
+    _pace: Pace
 
     def send(
         self,
@@ -146,9 +229,10 @@ class Sending(Handle):
     ) -> list[str]:
         """Accept a stream of messages in durable chunks, in bounded memory.
 
-        Each chunk is all or nothing: 500 messages, or about a mebibyte. An item is a message, or a
-        pair of a message and its own options, which go before ``defaults`` (the keyword arguments
-        of ``send()``, but for ``idempotency_key``, which is one message's).
+        Each chunk is all or nothing: at most 256 messages or about a mebibyte, and fewer where
+        storing them takes more than 10 ms of a processor. While one is stored the next is made. An
+        item is a message, or a pair of a message and its own options, which go before ``defaults``
+        (the keyword arguments of ``send()``, but for ``idempotency_key``, which is one message's).
 
         Returns:
             The ids, in order.
@@ -163,28 +247,40 @@ class Sending(Handle):
         with Telling(ids):
             options.require_defaults(defaults)
             defaults = options.settled(defaults)
-            chunk = Chunk()
-            for place, item in enumerate(arguments.messages(messages)):
-                submission = self._item(place, item, defaults)
-                if chunk.full_for(submission):
-                    ids.extend(self._stored(chunk))
-                    chunk = Chunk()
-                chunk.add(submission)
-                if chunk.full:
-                    ids.extend(self._stored(chunk))
-                    chunk = Chunk()
-            if chunk.items:
-                ids.extend(self._stored(chunk))
+            ahead = Ahead(self._committer, ids)
+            try:
+                chunk = Chunk(self._pace)
+                for place, item in enumerate(arguments.messages(messages)):
+                    submission = self._item(place, item, defaults)
+                    if chunk.full_for(submission):
+                        ahead.put(chunk, self._storing(chunk.items))
+                        chunk = Chunk(self._pace)
+                    chunk.add(submission)
+                    if chunk.full:
+                        ahead.put(chunk, self._storing(chunk.items))
+                        chunk = Chunk(self._pace)
+                if chunk.items:
+                    ahead.put(chunk, self._storing(chunk.items))
+                ahead.settle()
+            except BaseException as error:
+                ahead.leave(error)
+                raise
         return ids
 
-    def _stored(self, chunk: Chunk) -> list[str]:
-        return self._committer.call(self._storing(chunk.items), chunk.items[0].id, STORED)
-
     def _storing(self, items: list[Submission]) -> Callable[[], list[str]]:
-        # All or none: an exception among them is raised.
-        return lambda: cast("list[str]", self._store.enqueue(items, wall_ms(), atomic=True))
+        def store() -> list[str]:
+            # Of this thread, the writing one: the next chunk is made by another meanwhile.
+            begun = time.thread_time_ns()
+            # All or none: an exception among them is raised.
+            ids = cast("list[str]", self._store.enqueue(items, wall_ms(), atomic=True))
+            self._pace.learn(len(items), time.thread_time_ns() - begun)
+            return ids
+
+        return store
 
     def _item(self, place: int, item: object, defaults: Mapping[str, Any]) -> Submission:
+        if not isinstance(item, tuple):
+            return self._submission(item, **defaults)
         message, own = arguments.item(place, item)
         options.require_options(f"messages[{place}]", own)
         return self._submission(message, **{**defaults, **own})
@@ -239,8 +335,8 @@ class Sending(Handle):
             message_id=prepared.message_id,
             stream=options.word("stream", stream, 64),
             priority=options.rank(priority),
-            tags=options.tag_list(arguments.tags(tags)),
-            metadata=options.flat(metadata),
+            tags=() if tags == () else options.tag_list(arguments.tags(tags)),
+            metadata={} if metadata is None else options.flat(metadata),
             created_ms=now,
             send_ms=due,
             expires_ms=expires,
@@ -277,6 +373,7 @@ class Telling:
                 error.ids = self._ids  # type: ignore[attr-defined]
 
 
+@cache
 def _host_name() -> str:
     name = os.uname().nodename  # no import here: a signal handler may have interrupted the same one
     return name if "." in name else "localhost.localdomain"

@@ -64,6 +64,9 @@ def parse_address_list(text: str, *, header: str) -> Entries:
     text = text.strip(" \t")
     if _SIMPLE(text) is not None:
         return (Mailbox(name="", address=parse_address(text, header=header)),)
+    named = _NAMED.fullmatch(text)
+    if named is not None:
+        return (Mailbox(name=named[1], address=parse_address(named[2], header=header)),)
     reader = _Reader(text, header)
     return reader.entries()
 

@@ -91,6 +91,8 @@ def message_ids(text: str, *, header: str) -> list[str] | None:
     Returns:
         The identifiers with their angle brackets, or None: something else stands there, too.
     """
+    if _MESSAGE_ID.fullmatch(text) is not None:  # what nearly all fields hold
+        return [text]
     found: list[str] = []
     try:
         at = skip_cfws(text, 0, header)

@@ -11,9 +11,9 @@ sections 2.1.1 and 2.2.3); continuation lines are never blank. Knows nothing of 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum
+from typing import NamedTuple
 
 from mailstrom.message.address_list import Entries, Group, Mailbox
 from mailstrom.message.date import FIRST_YEAR, lenient_date, render_date, strict_date
@@ -83,9 +83,8 @@ _ATOMS = re.compile(
 _WORDS = re.compile(r"[ \t]*[^ \t]+")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Field:
-    """One header field, ready for the wire.
+class Field(NamedTuple):
+    """One header field, ready for the wire; a tuple, since every message makes several.
 
     Args:
         key: lower-case name.

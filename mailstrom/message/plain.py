@@ -16,7 +16,7 @@ from mailstrom.message.grammar import CONTROL
 from mailstrom.message.header import Field
 from mailstrom.message.leaf import CRLF, too_long_line
 
-_FIELD = re.compile(rb"([!-9;-~]{1,200}):[^\r\n]*(?:\r\n[ \t][^\r\n]*)*\r\n")
+_FIELD = re.compile(rb"(([!-9;-~]{1,200}):[^\r\n]*(?:\r\n[ \t][^\r\n]*)*\r\n)")
 _BLANK_FOLD = re.compile(rb"\r\n[ \t]+\r\n")
 _STARTS = re.compile(rb"^([!-9;-~]{1,200}):", re.MULTILINE)
 _BARE = re.compile(rb"\r(?!\n)|(?<!\r)\n")
@@ -91,19 +91,21 @@ def _read_lines(content: bytes) -> Entity:
 
 def unfolded(field: Field) -> str:
     """Value of a field as one line of text (RFC 5322 section 2.2.3)."""
-    return field.wire[len(field.key) + 1 : -2].replace(CRLF, b"").decode("utf-8").strip(" \t")
+    value = field.wire[len(field.key) + 1 : -2]
+    if CRLF in value:
+        value = value.replace(CRLF, b"")
+    return value.decode("utf-8").strip(" \t")
 
 
 def _fields(head: bytes) -> tuple[Field, ...]:
     _check_characters(head)
-    fields: list[Field] = []
-    at = 0
-    for match in _FIELD.finditer(head):
-        if match.start() != at:
-            break
-        fields.append(Field(key=match[1].decode("ascii").lower(), wire=match[0]))
-        at = match.end()
-    if at != len(head):
+    found = _FIELD.findall(head)
+    if sum([len(wire) for wire, _ in found]) != len(head):
+        at = 0
+        for wire, _ in found:
+            if not head.startswith(wire, at):
+                break
+            at += len(wire)
         line = head[at : head.find(CRLF, at)]
         raise _refusal(
             f"header line {line[:80]!r} is not 'Name: value' nor a continuation of one",
@@ -112,7 +114,7 @@ def _fields(head: bytes) -> tuple[Field, ...]:
             line,
             at,
         )
-    return tuple(fields)
+    return tuple([Field(name.decode("ascii").lower(), wire) for wire, name in found])
 
 
 def _check_characters(head: bytes) -> None:

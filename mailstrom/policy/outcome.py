@@ -15,6 +15,8 @@ mail, reused session      421                         again: it closes an idle s
 mail rcpt data body       close, silence, garbage     next host; last: deferred/remote
 dot, after it was sent    close, silence, garbage     in doubt: deferred, or held (on_doubt);
                                                       never another host
+behind a content          unanswered, however         again: reconnect, nothing charged
+mail data dot, not taken  an extension mishandled     again, with less; nothing charged
 before any reply          close on a reused session   again: reconnect, nothing charged
 before any reply          close on a new session      next host; last: suspend, nothing charged
 connect .. auth           anything, a 5xx too         next host; after the last: suspend site
@@ -31,6 +33,19 @@ delivered. A loss before the final dot is never in doubt, one after it always is
 the dot is a refusal and leaves no doubt. A reply to the dot that came before the dot was sent can
 refuse, but never accept.
 
+What the wire says of liberties taken with a server (``behind``, ``stumbled``), where replies did
+not decide and the content was not taken; one that may have been taken is judged as ever:
+
+==========  ==========  ==============================  =======================================
+answered    stumbled    how                             verdict
+==========  ==========  ==============================  =======================================
+no          any         behind a content                again
+no          any         an extension mishandled         again
+yes         CHUNKING    anywhere                        again
+yes         PIPELINING  at the dot                      again
+yes         PIPELINING  before the dot                  as without
+==========  ==========  ==============================  =======================================
+
 Must not know: clocks, sockets, the store, how a session was set up.
 """
 
@@ -42,7 +57,7 @@ from mailstrom.policy.hint import retry_hint_s
 from mailstrom.policy.refusal import TOO_LARGE, judge_route, local_refusal
 from mailstrom.policy.verdict import Action, FaultOf, HostVerdict, Verdict
 from mailstrom.smtp.reply import Reply
-from mailstrom.smtp.transaction import Fault, TransactionEnd
+from mailstrom.smtp.transaction import Extension, Fault, TransactionEnd
 from mailstrom.types import Judgement, OnDoubt, Reason, Stage
 
 __all__ = [
@@ -131,6 +146,9 @@ def judge(
         IndexError: the transaction has no such recipient (a bug of the caller).
     """
     rcpt = end.rcpts[index]
+    unread = _unread(end)
+    if unread and not end.answered:
+        return _again_unread(end)
     unanswered = not end.answered and end.fault is Fault.CLOSED and not end.dot_written
     if unanswered and (excused or reused):
         return _unanswered(end, last_host=last_host, reused=reused)
@@ -143,6 +161,8 @@ def judge(
         return _refused(rcpt, Stage.RCPT, last_host)
     if end.data is not None and _refuses(end.data):
         return _refused(end.data, Stage.DATA, last_host)
+    if unread:
+        return _again_unread(end)
     if rcpt is not None and rcpt.positive and end.dot is not None:
         if _refuses(end.dot):
             early = end.stage is Stage.BODY
@@ -159,7 +179,7 @@ def judge(
 
 
 def _refuses(reply: Reply) -> bool:
-    return reply.transient or reply.permanent
+    return reply.code >= 400
 
 
 def _delivered(reply: Reply) -> Verdict:
@@ -240,6 +260,28 @@ def _unanswered(end: TransactionEnd, *, last_host: bool, reused: bool) -> Verdic
         reason=Reason.REMOTE,
         stage=end.stage,
         reply_text="connection closed by the server before it answered anything",
+    )
+
+
+def _unread(end: TransactionEnd) -> bool:
+    """Whether what was sent ahead, or by an extension, is why nothing was decided."""
+    if end.fault is None or end.dot_written:
+        return False
+    if not end.answered:
+        return end.behind or end.stumbled is not None
+    if end.stumbled is Extension.PIPELINING:
+        return end.stage is Stage.DOT
+    return end.stumbled is not None
+
+
+def _again_unread(end: TransactionEnd) -> Verdict:
+    how = f"{end.stumbled} mishandled by the server" if end.stumbled else "left behind a content"
+    return Verdict(
+        action=Action.AGAIN,
+        judgement=None,
+        reason=Reason.REMOTE,
+        stage=end.stage,
+        reply_text=f"{_loss(end)}, {how}: not read, sent again",
     )
 
 

@@ -26,6 +26,8 @@ class Timeouts:
         data: the 354 after DATA (section 4.5.3.2.4: 2 minutes).
         body: each block of content to be taken by the peer (section 4.5.3.2.5: 3 minutes).
         dot: reply to the final dot (section 4.5.3.2.6: 10 minutes; shorter makes duplicates).
+        behind: the first reply to commands that left behind a content, counted from the content's
+            own: where it takes longer the server does not read ahead (our choice, no RFC's).
         rset: reply to RSET between transactions; nothing is at stake.
         quit: reply to QUIT; best effort, the mail is settled already.
 
@@ -43,6 +45,7 @@ class Timeouts:
     data: float = 120.0
     body: float = 180.0
     dot: float = 600.0
+    behind: float = 30.0
     rset: float = 20.0
     quit: float = 5.0
 

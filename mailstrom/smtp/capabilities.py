@@ -3,13 +3,15 @@
 Contract: keywords are case-insensitive, unknown ones are ignored (RFC 5321 section 4.1.1.1), an
 unreadable parameter counts as absent. Extensions known: SIZE (RFC 1870), PIPELINING (2920),
 8BITMIME (6152), SMTPUTF8 (6531), CHUNKING (3030), STARTTLS (3207), AUTH (4954, and the old
-``AUTH=`` form), ENHANCEDSTATUSCODES (2034), LIMITS (9422).
+``AUTH=`` form), ENHANCEDSTATUSCODES (2034), LIMITS (9422; of a limit given twice
+the smaller holds).
 
 Must not know: whether an extension is used.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -25,6 +27,9 @@ _FLAGS = {
     "ENHANCEDSTATUSCODES": "enhancedstatuscodes",
 }
 
+# RFC 9422 section 4: one to six digits, the first no zero; what is none of that is ignored
+_LIMIT = re.compile(r"[1-9][0-9]{0,5}")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
@@ -34,7 +39,7 @@ class Capabilities:
         name: the server's own name, first word of the reply.
         size: None = no SIZE extension; 0 = no fixed limit; else the largest content in octets.
         auth: SASL mechanisms, upper case.
-        limits: RFC 9422 limits by upper-case name (``RCPTMAX``, ``MAILMAX``).
+        limits: RFC 9422 limits by upper-case name, each at least 1 (sections 3 and 4).
         raw: the reply's lines as sent (unprintables escaped), joined by LF, for ``sessions.ehlo``.
     """
 
@@ -73,8 +78,8 @@ class Capabilities:
             elif keyword == "LIMITS":
                 for word in params:
                     limit, _, value = word.partition("=")
-                    if _is_number(value):
-                        limits[limit] = int(value)
+                    if _LIMIT.fullmatch(value):
+                        limits[limit] = min(int(value), limits.get(limit, int(value)))
         words = reply_lines[0].split() if reply_lines else []
         return cls(
             name=visible(words[0]) if words else "",
@@ -84,6 +89,21 @@ class Capabilities:
             raw="\n".join(visible(line) for line in reply_lines),
             **flags,
         )
+
+    @property
+    def most_recipients(self) -> int:
+        """RCPT commands of one transaction (RCPTMAX, RFC 9422 section 4.2); 0: not said."""
+        return self.limits.get("RCPTMAX", 0)
+
+    @property
+    def most_transactions(self) -> int:
+        """MAIL commands of one session (MAILMAX, RFC 9422 section 4.1); 0: not said."""
+        return self.limits.get("MAILMAX", 0)
+
+    @property
+    def most_domains(self) -> int:
+        """Domains of one transaction's recipients (RCPTDOMAINMAX, RFC 9422 section 4.3); or 0."""
+        return self.limits.get("RCPTDOMAINMAX", 0)
 
     def render(self) -> tuple[str, ...]:
         """The lines of the 250 reply to EHLO, for ``render_reply(250, None, *lines)``."""

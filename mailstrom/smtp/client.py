@@ -8,10 +8,12 @@ flight (RFC 3030 section 2), with ``depth`` several of them. Else one command an
 Every reply is matched to its command by order; what is out of step ends the session's use. Content
 follows a 354 only, and only if a recipient was accepted; a 354 without any gets a lone dot. A
 flight with a BDAT whose recipients were all refused ends the session: what the server made of the
-octets is unknown. A loss before the last octet of the content was taken is "not sent", a loss after
-it is "maybe sent" (``dot_written``), and the two are never confused: each transaction in flight has
-its own. RSET is sent before a transaction that follows an unfinished one, or one whose end is not
-known yet.
+octets is unknown. Nothing marks the place of a BDAT's reply as 354 marks that of a dot's, so none
+is believed where garbage came with it, or where its enhanced code speaks of an address; a server
+without such codes that answers twice cannot be seen through. A loss before the last octet of the
+content was taken is "not sent", a loss after it is "maybe sent" (``dot_written``), and the two are
+never confused: each transaction in flight has its own. RSET is sent before a transaction that
+follows an unfinished one, a refused content, or a BDAT whose reply is still out.
 
 Must not know: clocks (the shell calls ``fail``), sockets, what a reply means for the message.
 
@@ -31,7 +33,7 @@ from mailstrom.smtp import commands
 from mailstrom.smtp.capabilities import Capabilities
 from mailstrom.smtp.framing import DotStuffer, require_crlf, stuffed
 from mailstrom.smtp.reply import BadReply, Reply, ReplyParser
-from mailstrom.smtp.states import STAGES, TABLE, Group, Progress, Slot, Step
+from mailstrom.smtp.states import STAGES, TABLE, Group, Progress, Slot, Step, slots
 from mailstrom.smtp.transaction import (
     ContentWanted,
     Dialect,
@@ -65,6 +67,7 @@ __all__ = [
 _CLOSING = 421
 _GO_AHEAD = 354
 _UNKNOWN_COMMAND = frozenset({500, 501, 502, 503, 504})
+_BAD_SEQUENCE = 503
 _OUT_OF_SYNC = re.compile(r"pipelin|synchroni[sz]", re.IGNORECASE)
 _CONTENT = (Slot.DOT, Slot.LONE_DOT, Slot.BDAT)
 
@@ -91,8 +94,10 @@ class ClientDialogue:
         self._running: deque[Progress] = deque()
         self._finished: list[Progress] = []  # content that is whole in the output
         self._reset_due = False
+        self._used = False  # a transaction ended here
+        self._refused = False  # its content was the last to be answered, and refused
         self._broken = False
-        self._steps: dict[Step, Callable[[Progress, Slot, int, Reply], list[Event]]] = {
+        steps: dict[Step, Callable[[Progress, Slot, int, Reply], list[Event]]] = {
             Step.PROCEED: self._proceed,
             Step.REFUSE_ALL: self._refuse_all,
             Step.REFUSE_ONE: self._refuse_one,
@@ -103,6 +108,7 @@ class ClientDialogue:
             Step.REFUSE_CHUNK: self._refuse_chunk,
             Step.GARBAGE: self._out_of_step,
         }
+        self._steps = {pair: steps[step] for pair, step in TABLE.items()}
 
     # What the shell asks
 
@@ -183,12 +189,13 @@ class ClientDialogue:
             raise ValueError(f"the server does not offer what the envelope needs: {lacking}")
         transaction = Progress(envelope.recipients)
         transaction.behind = bool(self._running)
-        transaction.chunked = body is not None and 0 < len(body) <= self._chunk_octets
-        if transaction.chunked:
-            assert body is not None
-            require_crlf(body)
-        elif body is not None:
-            transaction.body = stuffed(body)
+        if body is not None:
+            fits = 0 < len(body) <= self._chunk_octets and len(self._running) < self._depth
+            if fits:
+                require_crlf(body)
+                transaction.chunked = True
+            else:
+                transaction.body = stuffed(body)
         transaction.groups = self._groups(envelope, transaction, body)
         self._reset_due = False
         self._running.append(transaction)
@@ -233,20 +240,18 @@ class ClientDialogue:
                 break
         if garbage:
             events += self.fail(Fault.GARBAGE)
-        if self._broken:
-            # what came behind the last reply of a transaction, in the same bytes, spoils its end
-            events = [
-                replace(event, usable=False) if isinstance(event, TransactionEnd) else event
-                for event in events
-            ]
-        return events
+        return _spoiled(events) if self._broken else events
 
     def receive_eof(self) -> list[Event]:
         """The peer closed; half a reply counts as none."""
-        return self.fail(Fault.CLOSED)
+        stumbled = self._waiting() if self.stage is Stage.DOT else None
+        return self._fail(Fault.CLOSED, stumbled)
 
     def fail(self, fault: Fault) -> list[Event]:
-        """The session is over without a reply (the shell's timeout, a lost connection)."""
+        """The session is over without a reply, by the shell's doing: its timeout, its close."""
+        return self._fail(fault, None)
+
+    def _fail(self, fault: Fault, stumbled: Extension | None) -> list[Event]:
         if self._broken:
             return []
         stage = self.stage
@@ -258,7 +263,7 @@ class ClientDialogue:
         if refused is not None:
             # "550 go away" and a close: the reply decided, the close only ends the session
             return self._end(transaction, refused, None)
-        return self._end(transaction, stage, fault)
+        return self._end(transaction, stage, fault, stumbled)
 
     # Sending
 
@@ -267,34 +272,31 @@ class ClientDialogue:
     ) -> deque[Group]:
         """What leaves together: all of it, or command by command; an unproved BDAT by itself."""
         offered = self.capabilities
-        groups: deque[Group] = deque()
-        if self._reset_due or (transaction.behind and self._running[-1].chunked):
-            groups.append(Group(commands.RSET, ((Slot.RSET, 0),)))
         mail = commands.mail(
             envelope.sender,
             size=envelope.size if offered.size is not None else None,
             body="8BITMIME" if envelope.eightbit else None,
             smtputf8=envelope.smtputf8,
         )
-        groups.append(Group(mail, ((Slot.MAIL, 0),)))
-        for index, address in enumerate(envelope.recipients):
-            line = commands.rcpt(address, smtputf8=envelope.smtputf8)
-            groups.append(Group(line, ((Slot.RCPT, index),)))
-        last = Group(commands.DATA, ((Slot.DATA, 0),))
-        if transaction.chunked:
-            assert body is not None
-            last = Group(commands.bdat(len(body)) + body, ((Slot.BDAT, 0),))
+        utf8 = envelope.smtputf8
+        lines = [mail, *[commands.rcpt(one, smtputf8=utf8) for one in envelope.recipients]]
+        reset = self._reset_due or (transaction.behind and self._running[-1].chunked)
+        if reset:
+            lines.insert(0, commands.RSET)
+        chunked, count = transaction.chunked, len(envelope.recipients)
+        alone = chunked and not self._chunks_proved
+        slot = Slot.BDAT if chunked else Slot.DATA
+        lines.append(commands.bdat(len(body)) + body if chunked and body else commands.DATA)
         if self._pipelining is Pipelining.NONE:
-            groups.append(last)
-            return groups
-        alone = transaction.chunked and not self._chunks_proved
-        if not alone:
-            groups.append(last)
-        flight = Group(
-            b"".join([group.octets for group in groups]),
-            tuple([slot for group in groups for slot in group.slots]),
-        )
-        return deque((flight, last) if alone else (flight,))
+            return deque(
+                Group(line, (awaited,))
+                for line, awaited in zip(lines, slots(reset, count, slot), strict=True)
+            )
+        if alone:
+            last = lines.pop()
+            flight = Group(b"".join(lines), slots(reset, count, None))
+            return deque((flight, Group(last, ((slot, 0),))))
+        return deque((Group(b"".join(lines), slots(reset, count, slot)),))
 
     def _send(self, transaction: Progress) -> None:
         """Puts the next group on the wire, once every reply to the one before has come."""
@@ -302,8 +304,7 @@ class ClientDialogue:
             return
         group = transaction.groups.popleft()
         self._output.append(group.octets)
-        for slot, index in group.slots:
-            self._awaited.append((transaction, slot, index))
+        self._awaited.extend([(transaction, slot, index) for slot, index in group.slots])
         if transaction.chunked and not transaction.groups:
             self._whole(transaction)
 
@@ -324,21 +325,36 @@ class ClientDialogue:
 
     def _match(self, reply: Reply) -> list[Event]:
         self.replies += 1
-        if not self._left and (not self._awaited or self._awaited[0][1] in _CONTENT):
+        awaited = self._awaited
+        if self._left:
+            self._left -= 1
+        elif not awaited or awaited[0][1] in _CONTENT:
             return self._unasked(reply)
-        if not self._left and reply.code != _CLOSING:
+        elif reply.code != _CLOSING:
             # it came before its command left: a reply too many
             return self.fail(Fault.GARBAGE)
-        transaction, slot, index = self._awaited.popleft()
-        self._left = max(self._left - 1, 0)
-        if slot is Slot.MAIL and transaction.behind and _stumbles(reply):
+        transaction, slot, index = awaited.popleft()
+        if reply.code >= 500 and self._stumbles(transaction, slot, reply):
+            transaction.dot_written = False  # what is answered so was not taken
             return self._out_of_step(transaction, slot, index, reply)
         if slot is not Slot.RSET:  # its reply says nothing about this transaction
             transaction.answered = True
         if reply.code == _CLOSING:
             return self._closing(transaction, slot, index, reply)
-        step = TABLE[slot, reply.kind]
-        return self._steps[step](transaction, slot, index, reply)
+        return self._steps[slot, reply.kind](transaction, slot, index, reply)
+
+    def _stumbles(self, transaction: Progress, slot: Slot, reply: Reply) -> bool:
+        """Whether a refusal only says that commands came too soon, or in the wrong place.
+
+        It stands in the place of the first of those commands, or already in that of the content.
+        """
+        if slot is Slot.MAIL:
+            if not transaction.behind:
+                # an envelope is still open there: this says nothing about the present one
+                return self._used and reply.code == _BAD_SEQUENCE
+        elif slot is not Slot.DOT or self._waiting() is None:
+            return False
+        return reply.code == _BAD_SEQUENCE or any(map(_OUT_OF_SYNC.search, reply.lines))
 
     def _unasked(self, reply: Reply) -> list[Event]:
         self._broken = True
@@ -424,8 +440,10 @@ class ClientDialogue:
         return []
 
     def _finish(self, transaction: Progress, slot: Slot, index: int, reply: Reply) -> list[Event]:
+        if reply.positive and self._speaks_of_an_address(transaction, reply):
+            return self._out_of_step(transaction, slot, index, reply)
         self._keep(transaction, slot, index, reply)
-        transaction.opened = False
+        transaction.opened = not reply.positive  # some keep the envelope of a refused content
         refused = transaction.refused
         if slot is Slot.BDAT:
             self._chunks_proved = self._chunks_proved or refused is None
@@ -440,8 +458,8 @@ class ClientDialogue:
             # Whether the octets were skipped, or read as commands, cannot be told.
             self._broken = True
             return self._end(transaction, refused, None)
-        if reply.code in _UNKNOWN_COMMAND and not self._chunks_proved:
-            self._broken = True
+        if reply.code in _UNKNOWN_COMMAND:
+            self._broken = True  # the octets may have been read as commands
             transaction.dot_written = False  # nothing takes a message by an unknown command
             return self._end(transaction, Stage.DATA, Fault.GARBAGE, Extension.CHUNKING)
         self._keep(transaction, slot, index, reply)
@@ -456,6 +474,7 @@ class ClientDialogue:
             # its own recipient.
             transaction.mail = None
             transaction.rcpts = [None] * len(transaction.recipients)
+            transaction.answered = transaction.answered and not transaction.behind
         return self._end(transaction, STAGES[slot], Fault.GARBAGE)
 
     def _settled(self, transaction: Progress) -> list[Event]:
@@ -473,13 +492,15 @@ class ClientDialogue:
         stumbled: Extension | None = None,
     ) -> list[Event]:
         """The first of those running is over; with a broken session all of them are."""
-        running = self._running
-        running.popleft()
         if stumbled is None and fault in (Fault.GARBAGE, Fault.TIMEOUT):
             stumbled = self._stumbled(transaction, stage, fault)
+        running = self._running
+        running.popleft()
         events: list[Event] = [self._told(transaction, stage, fault, stumbled)]
         if not self._broken:
             self._reset_due = transaction.opened and not running
+            self._used = True
+            self._refused = transaction.dot is not None and not transaction.dot.positive
             return events
         for other in running:  # no reply to them can have come: replies come in order
             lost = Stage.DOT if other.dot_written else Stage.MAIL
@@ -493,12 +514,32 @@ class ClientDialogue:
 
     def _stumbled(self, transaction: Progress, stage: Stage, fault: Fault) -> Extension | None:
         """Whether a liberty may be why the server fell silent, or out of step."""
+        if transaction.chunked and (fault is Fault.TIMEOUT or stage is Stage.DOT):
+            return Extension.CHUNKING
         if self._pipelining is Pipelining.NONE:
             return None
+        if stage is Stage.DOT:
+            return self._waiting()
+        if stage is Stage.MAIL and fault is Fault.GARBAGE and self._refused:
+            return None  # the envelope before may be open: too soon for any command but RSET
         behind = transaction.behind and not transaction.answered
-        waiting = stage is Stage.DOT and bool(self._running)  # something stands behind its dot
-        flight = fault is Fault.GARBAGE and stage in (Stage.MAIL, Stage.RCPT, Stage.DATA)
-        return Extension.PIPELINING if behind or waiting or flight else None
+        # silence behind the first answer to a flight: the rest of it may have been thrown away
+        late = (Stage.RCPT, Stage.DATA)
+        flight = stage in (late if fault is Fault.TIMEOUT else (Stage.MAIL, *late))
+        return Extension.PIPELINING if behind or flight else None
+
+    def _speaks_of_an_address(self, transaction: Progress, reply: Reply) -> bool:
+        """Whether what should answer content answers a MAIL or RCPT (RFC 3463 section 3.2).
+
+        So it is where a reply came twice before a BDAT, or none came before commands behind a dot.
+        """
+        enhanced = reply.enhanced
+        ahead = transaction.chunked or self._waiting() is not None
+        return ahead and enhanced is not None and enhanced.startswith("2.1.")
+
+    def _waiting(self) -> Extension | None:
+        """PIPELINING where something stands behind the first content that is unanswered."""
+        return Extension.PIPELINING if len(self._running) > 1 else None
 
     def _told(
         self,
@@ -523,8 +564,22 @@ class ClientDialogue:
         )
 
 
-def _stumbles(reply: Reply) -> bool:
-    """Whether this answer to a MAIL behind content says that it came at a bad time."""
-    if reply.code == 503:
-        return True
-    return reply.permanent and any(_OUT_OF_SYNC.search(line) for line in reply.lines)
+def _spoiled(events: list[Event]) -> list[Event]:
+    """What ended in the same bytes as the session: no other transaction may follow.
+
+    With garbage among them a reply to a BDAT may be another command's: it is not believed.
+    """
+    garbage = any(
+        not isinstance(event, ContentWanted) and event.fault is Fault.GARBAGE for event in events
+    )
+    spoiled: list[Event] = []
+    for event in events:
+        if isinstance(event, TransactionEnd):
+            if garbage and event.chunked and event.dot is not None:
+                event = replace(
+                    event, dot=None, fault=Fault.GARBAGE, stumbled=Extension.CHUNKING, usable=False
+                )
+            else:
+                event = replace(event, usable=False)
+        spoiled.append(event)
+    return spoiled

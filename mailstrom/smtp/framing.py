@@ -21,7 +21,7 @@ class BareLineEnd(ValueError):
     """Content that is to leave holds a CR or LF alone; sending it could smuggle a message."""
 
 
-def _bare(block: bytes) -> str | None:
+def bare_line_end(block: bytes) -> str | None:
     """Rule broken by a block that neither starts behind a CR nor ends with an open one."""
     pairs = block.count(b"\r\n")
     if block.count(b"\n") != pairs:
@@ -37,7 +37,7 @@ def require_crlf(content: bytes) -> None:
     Raises:
         BareLineEnd: a CR or LF that is not part of a CRLF.
     """
-    broken = _bare(content)
+    broken = bare_line_end(content)
     if broken is not None:
         raise BareLineEnd(f"content holds a {broken}; it must have CRLF line ends only")
 
@@ -73,7 +73,7 @@ class DotStuffer:
         if not chunk:
             return chunk
         whole = b"\r" + chunk if self._cr else chunk
-        broken = _bare(whole[:-1] if whole.endswith(b"\r") else whole)
+        broken = bare_line_end(whole[:-1] if whole.endswith(b"\r") else whole)
         if broken is not None:
             raise BareLineEnd(f"content holds a {broken}; it must have CRLF line ends only")
         if self._line_start and chunk.startswith(b"."):
@@ -138,7 +138,7 @@ class DotUnstuffer:
             block, self._held = block[:cut], block[cut:]
         # A held tail starts with its CR, so that no CRLF is ever cut in two here.
         if self.violation is None:
-            self.violation = _bare(block)
+            self.violation = bare_line_end(block)
         content = block.replace(b"\r\n.", b"\r\n")
         if self._skip and content:
             content, self._skip = content[self._skip :], 0
@@ -196,7 +196,7 @@ class LineReader:
         overlong, self._overlong = self._overlong or end + 2 > self.limit, False
         if overlong:
             return Line(octets=b"", violation=LINE_TOO_LONG)
-        return Line(octets=octets, violation=_bare(octets))
+        return Line(octets=octets, violation=bare_line_end(octets))
 
     def take_rest(self) -> bytes:
         """Everything buffered, removed: content behind DATA, or evidence at STARTTLS."""

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from enum import StrEnum
+
+from msgspec import Struct
 
 _ENHANCED = re.compile(r"([245])\.(\d{1,3})\.(\d{1,3})(?:\s+|$)")
 _ENHANCED_CODE = re.compile(r"[245]\.\d{1,3}\.\d{1,3}")
@@ -50,8 +51,7 @@ def visible(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(Struct, frozen=True, gc=False):
     """One complete SMTP reply, positional in the order it stands on the wire.
 
     Args:
@@ -159,7 +159,7 @@ class ReplyParser:
         self._lines: list[str] = []
         self._octets = 0
         self._bad: tuple[str, bytes] | None = None
-        self._known: dict[bytes, Reply] = {}  # of one line each
+        self._known: dict[bytes, Reply] = {}  # by the line that is the whole of it, without LF
 
     @property
     def partial(self) -> bool:
@@ -177,6 +177,16 @@ class ReplyParser:
         if self._bad is not None:
             raise BadReply(*self._bad, replies)
         buffer = self._buffer
+        if not buffer and self._code is None and data[-1:] == b"\n":
+            # as most flights come: whole lines, many of them seen before
+            known = self._known
+            for line in data[:-1].split(b"\n"):
+                reply = known.get(line)
+                if reply is not None and self._code is None:
+                    replies.append(reply)
+                else:
+                    self._take(line, replies)
+            return replies
         buffer += data
         max_line = self.limits[0]
         start = 0
@@ -184,10 +194,8 @@ class ReplyParser:
             end = buffer.find(b"\n", max(start, self._scanned))
             if end < 0:
                 break
-            line = bytes(buffer[start : end + 1])
+            line = bytes(buffer[start:end])
             start = self._scanned = end + 1
-            if len(line) > max_line:
-                self._refuse("line-too-long", line, replies)
             self._take(line, replies)
         del buffer[:start]
         self._scanned = len(buffer)
@@ -196,12 +204,10 @@ class ReplyParser:
         return replies
 
     def _take(self, line: bytes, replies: list[Reply]) -> None:
-        known = self._known.get(line)
-        if known is not None and self._code is None:
-            replies.append(known)
-            return
-        _, max_lines, max_bytes = self.limits
-        bare = line[:-2] if line.endswith(b"\r\n") else line[:-1]
+        max_line, max_lines, max_bytes = self.limits
+        if len(line) >= max_line:
+            self._refuse("line-too-long", line, replies)
+        bare = line[:-1] if line.endswith(b"\r") else line
         digits, separator = bare[:3], bare[3:4]
         if len(digits) < 3 or not digits.isdigit():
             self._refuse("no-code", line, replies)
@@ -213,7 +219,7 @@ class ReplyParser:
         if self._code is not None and code != self._code:
             self._refuse("mixed-codes", line, replies)
         self._code = code
-        self._octets += len(line)
+        self._octets += len(line) + 1
         self._lines.append(bare[4:].decode("utf-8", "backslashreplace"))
         if len(self._lines) > max_lines:
             self._refuse("too-many-lines", line, replies)

@@ -4,8 +4,9 @@ Contract. The shell feeds bytes, pulls events one at a time, and may answer each
 next event lets the event's default reply stand. So one command is open at a time, whatever was
 pipelined (RFC 2920), and a shell may take as long as it needs, for example until a message is on
 disk. What may follow what is the table ``server_order.ORDER``. Strict where laxness is a hole:
-commands end with CRLF, content ends with CRLF.CRLF only, nothing buffered survives STARTTLS (554,
-closed; RFC 3207 section 4.2, CVE-2011-0411); lines, recipients, errors and content are bounded.
+commands end with CRLF, content ends with CRLF.CRLF only or with the last octet of a BDAT (RFC 3030;
+one whose size cannot be read closes), nothing buffered survives STARTTLS (554, closed; RFC 3207
+section 4.2, CVE-2011-0411); lines, recipients, errors and content are bounded.
 Enhanced codes (RFC 2034) go out only where they were offered. Any split of the bytes gives the
 same events.
 
@@ -24,8 +25,10 @@ from mailstrom.smtp.commands import BadCommand, parse_command
 from mailstrom.smtp.framing import LINE_TOO_LONG, DotUnstuffer, Line, LineReader
 from mailstrom.smtp.reply import Reply, render_reply
 from mailstrom.smtp.server_auth import MECHANISMS, OAUTH_ERROR, AuthExchange, Challenge
+from mailstrom.smtp.server_chunks import ChunkReader, read_size
 from mailstrom.smtp.server_commands import read_hello, read_mail, read_rcpt, refuse
 from mailstrom.smtp.server_events import (
+    ChunkEnd,
     Closing,
     Content,
     ContentEnd,
@@ -58,6 +61,8 @@ RECIPIENT_LIMIT = 1000  # RFC 5321 section 4.5.3.1.8 asks for 100 at least
 ERROR_LIMIT = 20
 
 PLAINTEXT_BEHIND_STARTTLS = "plaintext-behind-starttls"
+# Where its octets end, and commands begin again, cannot be known.
+CHUNK_SIZE = "chunk-size"
 # Not an error of the client, which sends the rest in another transaction.
 RECIPIENT_LIMIT_REACHED = "recipient-limit"
 
@@ -105,6 +110,7 @@ class ServerDialogue:
         self._question: Question | None = None
         self._accepted_phase = Phase.GREETED
         self._unstuffer = DotUnstuffer()
+        self._chunks = ChunkReader()
         self._octets = 0
         self._end_due = self._oversize = False
         self._smtputf8 = False
@@ -182,6 +188,16 @@ class ServerDialogue:
             raise RuntimeError("no question is open: pull next_event() first, answer once")
         self._apply(self._question, Reply(550, None, ()))
 
+    def discard(self) -> int:
+        """Throw away what was taken and not looked at, as servers do that do not read ahead.
+
+        Returns:
+            how many octets that were.
+        """
+        dropped = len(self._reader.take_rest()) + len(self._inbox)
+        self._inbox.clear()
+        return dropped
+
     def tls_started(self) -> None:
         """The handshake succeeded: forget everything said before it (RFC 3207 section 4.2).
 
@@ -208,6 +224,8 @@ class ServerDialogue:
                 return Opened(default=Reply(220, None, (greeting,)))
             case Phase.CONTENT:
                 return self._read_content()
+            case Phase.CHUNK:
+                return self._read_chunk()
             case Phase.HANDSHAKE | Phase.CLOSED:
                 return None
         while (line := self._take_line()) is not None:
@@ -224,7 +242,7 @@ class ServerDialogue:
             line = self._reader.take_line()
         return line
 
-    def _read_command(self, line: Line) -> Question | None:
+    def _read_command(self, line: Line) -> Question | Content | None:
         rule = line.violation
         if rule is None and len(line.octets) + 2 > self._line_limit:
             rule = None if line.octets[:5].upper() == b"AUTH " else LINE_TOO_LONG
@@ -235,18 +253,21 @@ class ServerDialogue:
         except BadCommand as error:
             return refuse("", error.rule, 500, "5.5.2", error.text)
         verb = command.verb
-        if verb not in VERBS:
-            known = verb in KNOWN_ELSEWHERE
+        unoffered = verb == "BDAT" and not self.capabilities.chunking
+        if verb not in VERBS or unoffered:
+            known = verb in KNOWN_ELSEWHERE or unoffered
             code, rule = (502, "not-implemented") if known else (500, "unknown-command")
             return refuse(verb, rule, code, "5.5.1", "command not implemented")
         after = ORDER.get((self.phase, verb))
+        if verb == "BDAT":
+            return self._bdat(command.argument, in_order=after is not None)
         if after is None:
             return self._out_of_order(verb)
         self._accepted_phase = after
         return self._understand(verb, command.argument)
 
     def _out_of_order(self, verb: str) -> Refused:
-        if verb == "DATA" and self._refused_recipients:
+        if verb in ("DATA", "BDAT") and self._refused_recipients:
             # RFC 2920 section 3.1: pipelined DATA behind recipients that were all refused
             return refuse(verb, "no-recipients", 554, "5.5.1", "no valid recipients")
         text = BAD_SEQUENCE.get(verb, "not possible here; only QUIT is")
@@ -334,8 +355,43 @@ class ServerDialogue:
             return Content(chunk=chunk)
         return self._content_end() if self._end_due else None
 
-    def _content_end(self) -> ContentEnd:
-        violation = self._unstuffer.violation
+    def _bdat(self, argument: str, *, in_order: bool) -> Question | Content | None:
+        size = read_size(argument)
+        if size is None:
+            return refuse(
+                "BDAT", CHUNK_SIZE, 501, "5.5.4", "BDAT takes a size, and LAST or nothing"
+            )
+        refusal = None if in_order else self._out_of_order("BDAT")
+        if self.phase is Phase.RCPT:
+            self._chunks = ChunkReader()
+            self._octets = 0
+            self._oversize = False
+        self._chunks.begin(*size, refusal)
+        self._accepted_phase = self.phase if refusal is not None else Phase.CHUNKS
+        self._inbox[:0] = self._reader.take_rest()
+        self.phase = Phase.CHUNK
+        return self._read_chunk()  # None: everything that had come was taken
+
+    def _read_chunk(self) -> Question | Content | None:
+        chunks, limit = self._chunks, self.capabilities.size
+        if chunks.left:
+            content = chunks.take(self._inbox)
+            self._octets = chunks.octets
+            self._oversize = bool(limit) and self._octets > (limit or 0)
+            if content and not self._oversize and chunks.violation is None:
+                return Content(chunk=content)
+            if chunks.left:
+                return None
+        if chunks.refusal is not None:
+            self.phase = self._accepted_phase
+            return chunks.refusal
+        if chunks.last:
+            return self._content_end(chunked=True)
+        text = f"{self._octets} octets so far"
+        return ChunkEnd(octets=self._octets, default=Reply(250, "2.0.0", (text,)))
+
+    def _content_end(self, *, chunked: bool = False) -> ContentEnd:
+        violation = (self._chunks if chunked else self._unstuffer).violation
         default = Reply(250, "2.0.0", ("accepted",))
         if violation is not None:
             default = Reply(554, "5.6.0", (f"content holds a {violation}; CRLF ends lines",))
@@ -343,7 +399,11 @@ class ServerDialogue:
             text = f"message exceeds the limit of {self.capabilities.size} octets"
             default = Reply(552, "5.3.4", (text,))
         return ContentEnd(
-            octets=self._octets, violation=violation, oversize=self._oversize, default=default
+            octets=self._octets,
+            violation=violation,
+            oversize=self._oversize,
+            default=default,
+            chunked=chunked,
         )
 
     # Answering
@@ -390,7 +450,7 @@ class ServerDialogue:
                 self._unstuffer = DotUnstuffer()
                 self._octets = 0
                 self._end_due = self._oversize = False
-            case ContentEnd():
+            case ContentEnd() | ChunkEnd() if self.phase is not Phase.CHUNKS:
                 self.phase = Phase.READY
                 self._forget()
             case MailFrom() | Reset() if accepted:
@@ -398,7 +458,7 @@ class ServerDialogue:
                 self._smtputf8 = isinstance(question, MailFrom) and question.smtputf8
             case Quit():
                 self._closing = "quit"
-            case Refused() if question.rule == PLAINTEXT_BEHIND_STARTTLS:
+            case Refused() if question.rule in (PLAINTEXT_BEHIND_STARTTLS, CHUNK_SIZE):
                 self._closing = question.rule
         if reply.code == 421:
             self._closing = self._closing or "421"
@@ -410,6 +470,4 @@ class ServerDialogue:
 
     def _plaintext_waits(self) -> bool:
         """Whether anything stands behind STARTTLS; it is thrown away."""
-        waiting = bool(self._reader.take_rest() or self._inbox)
-        self._inbox.clear()
-        return waiting
+        return self.discard() > 0

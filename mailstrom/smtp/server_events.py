@@ -108,17 +108,31 @@ class Content:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContentEnd:
-    """CRLF.CRLF was read; the reply decides who owns the message (RFC 5321 section 6.1).
+    """All content was read; the reply decides who owns the message (RFC 5321 section 6.1).
 
     Args:
         octets: length of the content, including what was not handed out.
         violation: ``bare-cr`` or ``bare-lf``: the content must not be stored.
         oversize: longer than the SIZE offered; pieces beyond it were not handed out.
+        chunked: it came by BDAT and ended with the octets of the last one, not with CRLF.CRLF.
     """
 
     octets: int
     violation: str | None
     oversize: bool
+    default: Reply
+    chunked: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChunkEnd:
+    """A BDAT that was not the last is whole (RFC 3030 section 2); a refusal ends the transaction.
+
+    Args:
+        octets: length of the content so far.
+    """
+
+    octets: int
     default: Reply
 
 
@@ -174,6 +188,7 @@ Question = (
     | MailFrom
     | RcptTo
     | DataBegin
+    | ChunkEnd
     | ContentEnd
     | Reset
     | Inquiry

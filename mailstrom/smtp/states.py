@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from enum import StrEnum, auto
+from functools import lru_cache
 from typing import NamedTuple
 
 from mailstrom.smtp.framing import DotStuffer
@@ -90,10 +91,18 @@ TABLE: dict[tuple[Slot, ReplyKind], Step] = {
 
 
 class Group(NamedTuple):
-    """Commands that leave together, and what their replies answer."""
+    """Commands that leave together, and what their replies answer: slot and recipient's index."""
 
     octets: bytes
     slots: tuple[tuple[Slot, int], ...]
+
+
+@lru_cache(maxsize=512)
+def slots(reset: bool, recipients: int, last: Slot | None) -> tuple[tuple[Slot, int], ...]:
+    """What the replies to a flight answer: ``[RSET] MAIL RCPT* [DATA or BDAT]``."""
+    before = [(Slot.RSET, 0)] if reset else []
+    after = [] if last is None else [(last, 0)]
+    return (*before, (Slot.MAIL, 0), *[(Slot.RCPT, index) for index in range(recipients)], *after)
 
 
 class Progress:

@@ -61,8 +61,9 @@ class Dialect:
         chunk_octets: content up to so many octets goes by BDAT where CHUNKING is offered; 0: none.
         chunks_proved: a BDAT worked at this site before: it may join a flight. Else the first one
             waits until a recipient was accepted.
-        depth: transactions of one session whose content is out and unanswered, at most. More than
-            one needs BDAT in flights: behind a DATA, content cannot follow before its 354.
+        depth: transactions of one session whose content is out and unanswered, at most; behind the
+            last of them one further envelope by DATA may stand. More than one needs BDAT in
+            flights: behind a DATA, content cannot follow before its 354.
     """
 
     pipelining: Pipelining = Pipelining.FULL
@@ -106,8 +107,9 @@ class TransactionEnd(Struct, frozen=True, kw_only=True, gc=False):
         rcpts: one entry per recipient, in the envelope's order.
         stage: where it was decided; ``BODY`` while content was being written.
         fault: None if replies decided everything, else how the peer failed.
-        dot_written: the content's final dot left, or the last octet of its BDAT, and no reply to
-            it came before it: without ``dot`` the message may or may not have been taken.
+        dot_written: the content's final dot left, or the last octet of its BDAT, before any reply
+            to it, and nothing answered proves that it was not taken: without ``dot`` it may or may
+            not have been.
         answered: any reply of this transaction arrived.
         usable: another transaction may follow on this session.
         behind: its commands left behind content that was not answered yet.

@@ -507,6 +507,10 @@ class WorkerStore(Protocol):
         """When the next site or domain becomes due; None when nothing waits."""
         ...
 
+    def version(self) -> int:
+        """A number that changes when another connection committed; reads no more than that."""
+        ...
+
     def live_workers(self) -> int:
         """How many delivery workers are registered and not ended; at least 1."""
         ...

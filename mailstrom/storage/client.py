@@ -17,9 +17,8 @@ CHUNK_BYTES = 256 * 1024
 """Largest piece of content in one row."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Submission:
-    """One message ready for the spool.
+class Submission(NamedTuple):
+    """One message ready for the spool; a tuple, which costs a third of a frozen dataclass.
 
     Args:
         id: what ``send()`` returns; also the key that answers an unknown outcome.

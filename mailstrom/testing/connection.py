@@ -16,11 +16,12 @@ import socket
 import struct
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from mailstrom.smtp.reply import Reply, render_reply
 from mailstrom.smtp.server import ServerDialogue
 from mailstrom.smtp.server_events import (
+    ChunkEnd,
     Closing,
     Content,
     ContentEnd,
@@ -51,6 +52,7 @@ _STAGES: dict[type, str] = {
     MailFrom: "mail",
     RcptTo: "rcpt",
     DataBegin: "data",
+    ChunkEnd: "bdat",
     ContentEnd: "dot",
     Reset: "rset",
     Quit: "quit",
@@ -88,11 +90,13 @@ class Shell(asyncio.Protocol):
         self.waiting = False  # for a delay or a handshake: nothing is read from the dialogue
         self.muted = False  # whatever comes is thrown away
         self.early = False  # the content was answered before its dot
+        self.ahead = -1  # reads there had been when the last content was answered
         self.timer: asyncio.TimerHandle | None = None
         self.handshake: asyncio.Task[None] | None = None
         self._begin_content()
 
     def _begin_content(self) -> None:
+        self.sealed = bytearray()
         self.head = bytearray()
         self.kept: list[bytes] = []
         self.octets = 0
@@ -103,8 +107,7 @@ class Shell(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin with the greeting."""
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's are none by class
         name = transport.get_extra_info("sockname")
         self.seen = Connection(
             number=next(self.server.numbers),
@@ -120,6 +123,9 @@ class Shell(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Feed the dialogue, unless everything is thrown away by now."""
         if self.muted:
+            return
+        if self.handshake is not None:  # encrypted, and come along with the handshake's end
+            self.sealed += data
             return
         self.seen.flights.append([])
         self.dialogue.feed(data)
@@ -174,8 +180,9 @@ class Shell(asyncio.Protocol):
 
     def _question(self, event: Question) -> None:
         stage = self._stage(event)
+        chunked = isinstance(event, ContentEnd) and event.chunked
         if stage and self.seen.flights:
-            self.seen.flights[-1].append(stage)
+            self.seen.flights[-1].append("bdat" if chunked else stage)
         if isinstance(event, Hello):
             self.seen.hello = event.name
         elif isinstance(event, Credentials):
@@ -186,8 +193,11 @@ class Shell(asyncio.Protocol):
         limit = self.director.script.connection_limit
         if stage == "greeting" and 0 < limit < self.server.open:
             rule = _TOO_MANY
-        elif stage and self.director.scripted(stage):
-            rule = self._decide(stage, [event.address] if isinstance(event, RcptTo) else None)
+        else:
+            named = [event.address] if isinstance(event, RcptTo) else None
+            for asked in ("bdat", stage) if chunked else (stage,):
+                if rule is None and asked and self.director.scripted(asked):
+                    rule = self._decide(asked, named)
         if isinstance(event, ContentEnd):
             self._dot(event, rule)
         if rule is not None and rule.delay:
@@ -221,6 +231,7 @@ class Shell(asyncio.Protocol):
                 recipients=accepted if named is None else named,
                 octets=self.octets,
                 now=time.monotonic(),
+                behind=len(self.seen.flights) == self.ahead,
             )
         )
 
@@ -246,6 +257,7 @@ class Shell(asyncio.Protocol):
             if rule.code is None:
                 return
             self.early = True
+            self._flush()  # in a flight with BDAT replies before it may still be due
             lines = rule.text.split("\n")
             self.transport.write(render_reply(rule.code, rule.enhanced, *lines))
             if rule.close:
@@ -287,12 +299,25 @@ class Shell(asyncio.Protocol):
         if isinstance(event, ContentEnd) and self.early:
             self.dialogue.withhold()
             return
+        if isinstance(event, ContentEnd):
+            self.ahead = len(self.seen.flights)
         reply = self._answer(event, rule)
         self._note(event, reply.code)
-        self.dialogue.reply(reply.code, reply.enhanced, *reply.lines)
+        if rule is not None and rule.deaf:
+            self.dialogue.discard()
+        self._reply(reply, 1 if rule is None else rule.times)
+        if rule is not None and rule.held and not reply.positive:
+            self.dialogue.phase = Phase.RCPT
         if rule is not None and rule.close:
             self._flush()
             self._finish("script")
+
+    def _reply(self, reply: Reply, times: int) -> None:
+        if times != 1:
+            self._flush()
+        self.dialogue.reply(reply.code, reply.enhanced, *reply.lines)
+        if times != 1:
+            self.transport.write(self.dialogue.take_output() * times)
 
     def _answer(self, event: Question, rule: Rule | None) -> Reply:
         users = self.director.script.auth
@@ -303,6 +328,10 @@ class Shell(asyncio.Protocol):
             secret = users.get(event.user)
             right = secret is not None and event.proves(secret)
             return Reply(235, "2.7.0", ("welcome",)) if right else event.default
+        if isinstance(event, Hello) and event.extended:
+            script = self.director.script
+            if script.chunking and not script.bdat_known:
+                return Reply(250, None, (*event.default.lines, "CHUNKING"))
         if isinstance(event, MailFrom) and users and not self.dialogue.authenticated:
             return Reply(530, "5.7.0", ("authentication required",))
         return event.default
@@ -387,6 +416,10 @@ class Shell(asyncio.Protocol):
         self.transport = transport
         self._note_tls()
         self.dialogue.tls_started()
+        if self.sealed:
+            self.seen.flights.append([])
+            self.dialogue.feed(bytes(self.sealed))
+            self.sealed.clear()
         self.waiting = False
         self._pump()
 

@@ -34,8 +34,9 @@ class Connection:
         tls: protocol version, or None in clear.
         auth: mechanism and user of each finished AUTH exchange, right or wrong.
         cause: why it ended.
-        flights: the stages that arrived with each read, for example ``["mail", "rcpt", "data"]``.
-        transactions: contents that reached their dot.
+        flights: the stages that arrived with each read, for example ``["mail", "rcpt", "data"]``;
+            a BDAT stands as ``bdat`` where its last octet came.
+        transactions: contents that reached their end.
     """
 
     number: int

@@ -3,14 +3,18 @@
 Contract. A ``Script`` is what EHLO offers plus a list of ``Rule``; the first rule that fits
 decides, else a magic local part does, else the server behaves. A rule names a stage:
 
-    greeting ehlo helo starttls auth mail rcpt data body dot rset quit
+    greeting ehlo helo starttls auth mail rcpt data bdat body dot rset quit
 
 and an act: ``reply`` (a code, or the normal reply, after ``delay`` seconds, closing behind it
 where ``close`` is set), ``close`` (FIN, no reply), ``reset`` (RST, no reply), ``silence`` (no
 reply, keeps reading), ``stall`` (no reply, stops reading), ``garbage`` (``data`` in place of the
-reply, then silence). It may be narrowed to recipients, a sender, a local address, to some of its
-matches (``first`` .. ``last``, counted per ``per``), to ``lasting`` seconds from the first match,
-and for ``body`` to the moment when ``after`` octets of content have come.
+reply, then silence). ``bdat`` is the end of any BDAT's octets, ``dot`` the end of the content
+however it came: behind a ``BDAT n LAST`` both are asked, ``bdat`` first. A rule may be narrowed to
+recipients, a sender, a local address, to commands that came ``behind`` a content that was not
+answered yet, to some of its matches (``first`` .. ``last``, counted per ``per``), to ``lasting``
+seconds from the first match, and for ``body`` to the moment when ``after`` octets of content have
+come. A reply may be missing or come again (``times``), and what came behind the command before its
+answer may be thrown away (``deaf``); a refused content may leave its envelope open (``held``).
 
 Magic local parts (``NAME@...`` and ``NAME+anything@...``): the table ``MAGIC``.
 
@@ -30,7 +34,7 @@ from mailstrom.smtp.capabilities import Capabilities
 from mailstrom.smtp.server_auth import MECHANISMS
 
 _BEFORE_MAIL = ("greeting", "ehlo", "helo", "starttls", "auth")
-STAGES = frozenset((*_BEFORE_MAIL, "mail", "rcpt", "data", "body", "dot", "rset", "quit"))
+STAGES = frozenset((*_BEFORE_MAIL, "mail", "rcpt", "data", "bdat", "body", "dot", "rset", "quit"))
 
 
 class Act(StrEnum):
@@ -64,6 +68,11 @@ class Rule:
         text: of the reply; LF separates lines.
         delay: seconds before the act.
         close: close (FIN) behind the reply.
+        times: how often the reply is written: 0 is a missing one, 2 a doubled one. The server
+            goes on as if it had been written once.
+        deaf: throw away what came behind the command before its answer, unread.
+        held: a refused content leaves its envelope open, and the next MAIL is answered 503 (so
+            does Postfix where ``smtpd_end_of_data_restrictions`` refuses).
         data: for ``garbage``: written as Latin-1.
         after: for ``body``: octets of content that must have come.
         recipient: shell pattern for an address; at ``rcpt`` the one named, later any accepted one.
@@ -72,6 +81,8 @@ class Rule:
         first, last: which matches act, from 1; ``last`` None is all that follow.
         per: what the matches are counted for.
         lasting: seconds from the first counted match after which the rule no longer acts.
+        behind: True: only commands that came while a content before them was unanswered; False:
+            only others.
         kept: whether a content whose dot gets no reply counts as taken over.
     """
 
@@ -82,6 +93,9 @@ class Rule:
     text: str = ""
     delay: float = 0.0
     close: bool = False
+    times: int = 1
+    deaf: bool = False
+    held: bool = False
     data: str = ""
     after: int = 0
     recipient: str | None = None
@@ -91,6 +105,7 @@ class Rule:
     last: int | None = None
     per: Per = Per.SERVER
     lasting: float | None = None
+    behind: bool | None = None
     kept: bool = True
 
     def __post_init__(self) -> None:
@@ -148,6 +163,10 @@ class Script:
         rules: exceptions, the first that fits decides.
         magic: whether the local parts of ``MAGIC`` work.
         pipelining, eightbitmime, smtputf8, enhancedstatuscodes: offered by EHLO.
+        chunking: BDAT is offered; with ``bdat_known`` False it is no command here all the same, and
+            the octets behind it are read as commands, as behind a proxy that lets EHLO replies
+            pass.
+        limits: offered by EHLO (RFC 9422), not enforced.
         starttls: offered where the server has a certificate.
         size: None: SIZE is not offered; 0: offered without a limit.
         auth: user -> password (with XOAUTH2 the access token); AUTH is offered if there is any,
@@ -164,6 +183,9 @@ class Script:
     eightbitmime: bool = True
     smtputf8: bool = True
     enhancedstatuscodes: bool = True
+    chunking: bool = False
+    bdat_known: bool = True
+    limits: Mapping[str, int] = field(default_factory=dict)
     starttls: bool = True
     size: int | None = 50 * 1024 * 1024
     auth: Mapping[str, str] = field(default_factory=dict)
@@ -216,6 +238,8 @@ class Script:
             smtputf8=self.smtputf8,
             starttls=self.starttls and tls_possible and not tls,
             enhancedstatuscodes=self.enhancedstatuscodes,
+            chunking=self.chunking and self.bdat_known,
+            limits=self.limits,
             auth=frozenset(self.mechanisms) if offers_auth else frozenset(),
         )
 
@@ -237,6 +261,7 @@ class Moment:
         transaction: number of the transaction, over all connections.
         recipients: the one named at ``rcpt``; later the accepted ones.
         octets: content seen so far.
+        behind: the command came while a content before it was unanswered.
         now: seconds of a monotonic clock.
     """
 
@@ -248,6 +273,7 @@ class Moment:
     recipients: Sequence[str]
     octets: int
     now: float
+    behind: bool = False
 
 
 class _Counted:
@@ -269,6 +295,8 @@ class _Counted:
         if rule.address is not None and rule.address != moment.address:
             return False
         if self.sender is not None and not self.sender.match(moment.sender):
+            return False
+        if rule.behind is not None and rule.behind is not moment.behind:
             return False
         if self.recipient is None:
             return self.counts(moment, "")

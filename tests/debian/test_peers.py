@@ -14,6 +14,7 @@ import pytest
 import trustme
 
 from tests.support import debian
+from tests.support.exim import EximServer
 from tests.support.postfix import PostfixServer, SmtpSink
 from tests.support.sockets import eventually, loopback_addresses
 
@@ -87,6 +88,34 @@ def test_postfix_refuses_what_it_is_told_to() -> None:
         "later@a.test": 450,
         "elsewhere@b.test": 554,
     }
+
+
+def test_exim_keeps_what_it_took_byte_for_byte_and_refuses_what_it_is_told_to() -> None:
+    with (
+        EximServer(
+            domains=("a.test", "b.test"),
+            refuse_senders={"never@sender.test": "550 5.7.1 not from you"},
+            refuse={"no@a.test": "550 5.1.1 no such user", "later@a.test": "450 4.2.1 try later"},
+            refuse_content={"later@sender.test": "451 4.3.0 not now"},
+        ) as server,
+        smtplib.SMTP(server.address, server.port) as client,
+    ):
+        client.ehlo()
+        assert client.has_extn("chunking")
+        taken = ["one@a.test", "two@b.test"]
+        refused = client.sendmail(
+            "a@sender.test", [*taken, "no@a.test", "later@a.test", "x@c.test"], CONTENT % 7
+        )
+        with pytest.raises(smtplib.SMTPSenderRefused):
+            client.sendmail("never@sender.test", taken, CONTENT % 8)
+        with pytest.raises(smtplib.SMTPDataError):
+            client.sendmail("later@sender.test", taken, CONTENT % 9)
+        (received,) = server.received()
+        assert " <= a@sender.test " in server.log()
+    codes = {address: code for address, (code, _) in refused.items()}
+    assert codes == {"no@a.test": 550, "later@a.test": 450, "x@c.test": 550}
+    assert (received.sender, received.recipients) == ("a@sender.test", tuple(taken))
+    assert (received.content, received.message_id) == (CONTENT % 7, "<7@test>")
 
 
 def test_postfix_speaks_starttls_with_the_certificate_given() -> None:

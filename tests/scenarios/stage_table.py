@@ -3,8 +3,13 @@
 Contract. ``EXPECTED`` is written from the documented policy (the head of
 ``mailstrom.policy.outcome``), not from what the engine does. Each line: stage, fault, then for a
 domain with a second host that works: status, reason, in doubt, next host tried; then for a domain
-whose only host it is: status, reason, in doubt, attempts charged. It holds with PIPELINING and
-without; the tests measure both.
+domain whose only host it is: status, reason, in doubt, attempts charged.
+
+``EXPECTED`` holds with PIPELINING and without; the tests measure both. ``BEHIND`` is for what
+stands behind another message's dot, which is answered late, and well; ``FLIGHT`` for a message
+whose content goes by BDAT in one flight with its envelope, after another that proved BDAT there. An
+envelope behind a dot of which nothing was answered charges nobody: it goes to the same host once
+more. A flight with its content is past its last octet at once: what is lost in it is in doubt.
 
 ``render`` makes the page ``docs/design/stage-table.md``; write it with
 ``python -P -m tests.scenarios.stage_table > docs/design/stage-table.md``.
@@ -17,7 +22,10 @@ from typing import NamedTuple
 
 from mailstrom.testing.script import Act, Rule, Script
 
-MODES = ("pipelined", "serial")
+ALONE = ("pipelined", "serial")
+MODES = (*ALONE, "behind", "bdat")
+WARM_S = 0.7
+"""The content before is answered so late that what follows stands behind it."""
 
 EXPECTED = """
 connect   refused  delivered  -        no   yes   deferred   connect  no   0
@@ -72,6 +80,63 @@ dot       silence  deferred   in_doubt yes  no    deferred   in_doubt yes  1
 dot       garbage  deferred   in_doubt yes  no    deferred   in_doubt yes  1
 """
 
+BEHIND = """
+mail      4xx      delivered  -        no   yes   deferred   remote   no   1
+mail      5xx      failed     bounced  no   no    failed     bounced  no   1
+mail      421      delivered  -        no   no    delivered  -        no   1
+mail      close    delivered  -        no   no    delivered  -        no   1
+mail      silence  delivered  -        no   no    delivered  -        no   1
+mail      garbage  delivered  -        no   no    delivered  -        no   1
+rcpt      4xx      delivered  -        no   yes   deferred   remote   no   1
+rcpt      5xx      failed     bounced  no   no    failed     bounced  no   1
+rcpt      421      delivered  -        no   yes   deferred   remote   no   1
+rcpt      close    delivered  -        no   yes   deferred   remote   no   1
+rcpt      silence  delivered  -        no   yes   deferred   remote   no   1
+rcpt      garbage  delivered  -        no   yes   deferred   remote   no   1
+data      4xx      delivered  -        no   yes   deferred   remote   no   1
+data      5xx      failed     bounced  no   no    failed     bounced  no   1
+data      421      delivered  -        no   yes   deferred   remote   no   1
+data      close    delivered  -        no   yes   deferred   remote   no   1
+data      silence  delivered  -        no   yes   deferred   remote   no   1
+data      garbage  delivered  -        no   yes   deferred   remote   no   1
+body      4xx      delivered  -        no   yes   deferred   remote   no   1
+body      5xx      failed     bounced  no   no    failed     bounced  no   1
+body      421      delivered  -        no   yes   deferred   remote   no   1
+body      close    delivered  -        no   yes   deferred   remote   no   1
+body      silence  delivered  -        no   yes   deferred   remote   no   1
+body      garbage  delivered  -        no   yes   deferred   remote   no   1
+dot       4xx      delivered  -        no   yes   deferred   remote   no   1
+dot       5xx      failed     bounced  no   no    failed     bounced  no   1
+dot       421      delivered  -        no   yes   deferred   remote   no   1
+dot       close    deferred   in_doubt yes  no    deferred   in_doubt yes  1
+dot       silence  deferred   in_doubt yes  no    deferred   in_doubt yes  1
+dot       garbage  deferred   in_doubt yes  no    deferred   in_doubt yes  1
+"""
+
+FLIGHT = """
+mail      4xx      delivered  -        no   yes   deferred   remote   no   1
+mail      5xx      failed     bounced  no   no    failed     bounced  no   1
+mail      421      delivered  -        no   no    delivered  -        no   1
+mail      close    deferred   in_doubt yes  no    deferred   in_doubt yes  1
+mail      silence  deferred   in_doubt yes  no    deferred   in_doubt yes  1
+mail      garbage  deferred   in_doubt yes  no    deferred   in_doubt yes  1
+rcpt      4xx      delivered  -        no   yes   deferred   remote   no   1
+rcpt      5xx      failed     bounced  no   no    failed     bounced  no   1
+rcpt      421      delivered  -        no   yes   deferred   remote   no   1
+rcpt      close    deferred   in_doubt yes  no    deferred   in_doubt yes  1
+rcpt      silence  deferred   in_doubt yes  no    deferred   in_doubt yes  1
+rcpt      garbage  deferred   in_doubt yes  no    deferred   in_doubt yes  1
+body      close    deferred   in_doubt yes  no    deferred   in_doubt yes  1
+body      silence  deferred   in_doubt yes  no    deferred   in_doubt yes  1
+body      garbage  deferred   in_doubt yes  no    deferred   in_doubt yes  1
+dot       4xx      delivered  -        no   yes   deferred   remote   no   1
+dot       5xx      failed     bounced  no   no    failed     bounced  no   1
+dot       421      delivered  -        no   yes   deferred   remote   no   1
+dot       close    deferred   in_doubt yes  no    deferred   in_doubt yes  1
+dot       silence  deferred   in_doubt yes  no    deferred   in_doubt yes  1
+dot       garbage  deferred   in_doubt yes  no    deferred   in_doubt yes  1
+"""
+
 
 class Cell(NamedTuple):
     """One place of the table."""
@@ -100,14 +165,19 @@ class Outcome(NamedTuple):
 
 
 def expected() -> dict[Cell, Outcome]:
-    """The literal table, once for each mode."""
+    """The literal tables, once for each mode."""
     table: dict[Cell, Outcome] = {}
-    for line in EXPECTED.split("\n"):
-        if line:
+    for text, modes in ((EXPECTED, ALONE), (BEHIND, ("behind",)), (FLIGHT, ("bdat",))):
+        for line in filter(None, text.split("\n")):
             stage, fault, *words = line.split()
-            for mode in MODES:
+            for mode in modes:
                 table[Cell(stage, fault, mode)] = Outcome(*words)
     return table
+
+
+def attempted(cell: Cell) -> str:
+    """The stage that the failed attempt of a cell names: what is in doubt is so at the dot."""
+    return "dot" if expected()[cell].last_in_doubt == "yes" else cell.stage
 
 
 _FAULTS: Mapping[str, Mapping[str, object]] = {
@@ -121,11 +191,20 @@ _FAULTS: Mapping[str, Mapping[str, object]] = {
 
 
 def script(cell: Cell) -> Script:
-    """How the faulty host of a cell behaves."""
+    """How the faulty host of a cell behaves; to ``a@...``, where ``warm@...`` goes first."""
     fault = dict(_FAULTS[cell.fault])
     if (cell.stage, cell.fault) == ("body", "silence"):
         # A host that reads on and says nothing is silent at the dot: here it stops reading.
         fault["act"] = Act.STALL
+    if cell.mode not in ALONE:
+        return Script(
+            rules=(
+                Rule(stage="dot", delay=WARM_S, recipient="warm@*", last=1),
+                Rule(stage=cell.stage, **fault, **_narrowed(cell)),  # type: ignore[arg-type]
+            ),
+            magic=False,
+            chunking=cell.mode == "bdat",
+        )
     rules = [Rule(stage=cell.stage, **fault)]  # type: ignore[arg-type]
     if (cell.stage, cell.fault) == ("ehlo", "5xx"):
         # A refused EHLO is tried as HELO (RFC 5321 section 3.2): this host knows neither.
@@ -133,14 +212,26 @@ def script(cell: Cell) -> Script:
     return Script(rules=tuple(rules), magic=False, pipelining=cell.mode == "pipelined")
 
 
+def _narrowed(cell: Cell) -> Mapping[str, object]:
+    """To the message that comes second; once, where no recipient is named yet."""
+    if cell.stage != "mail":
+        return {"recipient": "a@*"}
+    return {"behind": True} if cell.mode == "behind" else {"first": 2, "last": 2}
+
+
 _HEAD = """\
 # Stage by fault: what becomes of a recipient
 
 Measured by `tests/scenarios/test_stage_table.py`, each cell on real sockets against a real
-engine, with PIPELINING and without; the test holds this page to what it measures. `421` and
-`close` close the connection, `garbage` is a line that is no reply, then silence; `silence` in the
-body is a host that stops reading. At STARTTLS the policy is opportunistic: a host that refuses it
-by a reply gets the mail in clear.
+engine; the test holds this page to what it measures. `421` and `close` close the connection,
+`garbage` is a line that is no reply, then silence; `silence` in the body is a host that stops
+reading. At STARTTLS the policy is opportunistic: a host that refuses it by a reply gets the mail in
+clear.
+
+Modes: `pipelined` and `serial` are a message alone, with PIPELINING and without. `behind`: its
+envelope left behind the dot of another message, which was answered late, and well. `bdat`: its
+envelope and its content by BDAT left in one flight. In these two modes the host fails once, and
+only for this message.
 
 Left: the domain has a second host that works. Right: this host is the only one; 0 attempts means
 that the site was suspended and the recipient not charged.
@@ -154,17 +245,14 @@ that the site was suspended and the recipient not charged.
 def render(table: Mapping[Cell, Outcome]) -> str:
     """The table as a Markdown page; modes with one outcome share a line."""
     lines: list[str] = []
-    for cell, outcome in table.items():
-        if cell.mode != MODES[0]:
-            continue
-        serial = table[cell._replace(mode=MODES[1])]
-        both = (
-            [("both", outcome)]
-            if serial == outcome
-            else [*zip(MODES, (outcome, serial), strict=True)]
-        )
+    for stage, fault in dict.fromkeys((cell.stage, cell.fault) for cell in table):
+        alike: dict[Outcome, list[str]] = {}
+        for mode in MODES:
+            if (cell := Cell(stage, fault, mode)) in table:
+                alike.setdefault(table[cell], []).append(mode)
         lines += [
-            f"| {' | '.join((cell.stage, cell.fault, mode, *found))} |\n" for mode, found in both
+            f"| {' | '.join((stage, fault, ', '.join(modes), *outcome))} |\n"
+            for outcome, modes in alike.items()
         ]
     return _HEAD + "".join(lines)
 

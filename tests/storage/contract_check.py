@@ -230,6 +230,27 @@ PLANTED: dict[str, tuple[str, str]] = {
         "UPDATE idempotency SET id = 'waiting'",
         "idempotency key k-1 names message waiting, which was sent under none",
     ),
+    "tally": (
+        "UPDATE tally SET recipients = recipients + 1 WHERE state = 'deferred'",
+        "the tally counts 2 deferred recipients of 1 messages, there are 1 of 1",
+    ),
+    "tally_of_messages": (
+        "UPDATE tally SET messages = messages + 1 WHERE state = 'held'",
+        "the tally counts 1 held recipients of 2 messages, there are 1 of 1",
+    ),
+    "tally_by_numbers": (
+        "UPDATE sqlite_sequence SET seq = seq + 3 WHERE name = 'recipient'",
+        "the tally counts 4 queued recipients of 1 messages, there are 1 of 1",
+    ),
+    "tally_gone": ("DELETE FROM tally WHERE state = 'held'", "the tally lacks 1 of its rows"),
+    "tally_of_a_message": (
+        "INSERT INTO message_tally SELECT seq, 1, 0, 0 FROM message WHERE id = 'waiting'",
+        "the tally of message waiting does not fit its recipients",
+    ),
+    "tally_of_no_message": (
+        "INSERT INTO message_tally VALUES (900, 0, 0, 0)",
+        "the tally of message 900 belongs to no message",
+    ),
     "hours_lost": (
         "DELETE FROM hour_stat WHERE status = 'delivered'",
         "count 0 delivered, its events 1",

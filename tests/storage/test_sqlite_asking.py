@@ -93,7 +93,7 @@ def test_targets_seek_and_a_walk_goes_on_where_the_page_before_ended(
     assert not walked or selection.ids, "only what was sought by id is sorted"
 
 
-@pytest.mark.parametrize("name", ["waiting", "oldest_due", "recent_completed"])
+@pytest.mark.parametrize("name", ["waiting", *asking._OLDEST, "recent_completed"])
 def test_counting_reads_no_final_recipients(planner: Planner, name: str) -> None:
     planner.execute(STATEMENTS[name], {"now_ms": T0, "after": 0, "most": 9})
     for line in planner.plan:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import re
 import stat
 from array import array
 from collections.abc import Callable, Iterator
@@ -316,6 +315,9 @@ def test_a_newer_spool_takes_clients_that_it_says_it_takes(
     assert after["spool.db-wal"] == before["spool.db-wal"]
 
 
+_COLUMNS_OF_2 = ", ".join(f"column{number}" for number in range(1, 24))
+
+
 def _older(monkeypatch: pytest.MonkeyPatch, last: int) -> None:
     kept = {number: sql for number, sql in schema.migrations().items() if number <= last}
     monkeypatch.setattr(schema, "migrations", lambda: kept)
@@ -328,7 +330,9 @@ def test_an_older_spool_is_migrated_and_keeps_its_mail(
     one = submission()
     with monkeypatch.context() as patch:
         _older(patch, 2)
-        then = re.sub(r",\s+:?message_digest", "", STATEMENTS["enqueue"])
+        now = STATEMENTS["enqueue"]  # the 24th value had no column then
+        then = now.replace("message_digest)", ")").replace("recipients, )", "recipients)")
+        then = then.replace("SELECT * FROM", f"SELECT {_COLUMNS_OF_2} FROM")
         patch.setitem(STATEMENTS, "enqueue", then)
         store = SQLiteClientStore(path)
         store.enqueue([one], T0)

@@ -90,6 +90,38 @@ def test_a_spool_of_the_first_release_is_migrated_with_all_that_is_in_it(
     assert {one.id for one in client.recent(9)} == set(sent)
 
 
+def test_what_waits_in_an_older_spool_is_counted_from_its_upgrade_on(stores: SQLiteStores) -> None:
+    sent = then(
+        stores.path,
+        "def many(*to):\n"
+        "    return ms.send(HEAD + b'body\\r\\n', sender='then@example.com', recipients=to)\n"
+        "ids = [many('a@example.org', 'b@example.org'), many('c@example.org'),"
+        " many('d@example.org', 'e@example.org'), many('f@example.org', 'g@example.org')]\n"
+        "ms.cancel(ids[2])\n"
+        "ms.cancel(ids[3], recipient='f@example.org')\n"
+        "print(json.dumps(ids))",
+    )
+    assert isinstance(sent, list)
+    client = stores.client()
+    counts = (
+        "SELECT status, recipients, messages FROM queue_counts WHERE recipients ORDER BY status"
+    )
+    assert client.query(counts, (), 5) == [("queued", 4, 3)]
+    assert client.check() == []
+    assert change(client, "hold", [sent[0]], "a@example.org", T0) == 1
+    assert change(client, "hold", [sent[1]], None, T0) == 1
+    assert client.query(counts, (), 5) == [("held", 2, 2), ("queued", 2, 2)]
+    told = then(
+        stores.path,
+        f"ids = {sent!r}\n"
+        "print(json.dumps([ms.cancel(ids[0], recipient='b@example.org'), ms.cancel(ids[1]),"
+        " bool(send('x@example.org')), ms.cancel(ids[3]), ms.check()]))",
+    )
+    assert told == [1, 1, True, 1, []]
+    assert client.query(counts, (), 5) == [("held", 1, 1), ("queued", 1, 1)]
+    assert client.check() == []
+
+
 def test_the_first_release_keeps_sending_into_a_spool_of_today(stores: SQLiteStores) -> None:
     client, engine = stores.client(), stores.worker()
     limits = StreamPolicy(name="bulk", priority=2, max_age_ms=DAY, require_tls=True, max_size=900)

@@ -28,7 +28,8 @@ PUBLIC = {
     " tls_reached tls_version tls_cipher tls_peer tls_verified end_cause",
     "events": "id at_* type message_id recipient detail",
     "destinations": "site provider hosts domains queued deferred oldest_due_* lanes lanes_limit"
-    " suspended_until_* suspended_by reason last_reply pipelining",
+    " suspended_until_* suspended_by reason last_reply pipelining pipelining_until_* chunking",
+    "queue_counts": "status recipients messages",
     "domains": "name site result hosts resolved_* expires_* error",
     "workers": "id kind pid host state started_* heartbeat_* sessions restarts",
     "hourly_stats": "hour_* stream domain status reason recipients bytes ms_sum",
@@ -88,7 +89,7 @@ def test_schema_info_describes_every_column_of_every_view_and_nothing_else(spool
         assert (kind == "INTEGER") >= column.endswith("_ms")
         assert ("milliseconds" in text) == (column.endswith("_ms") or column == "ms_sum")
         assert ("ISO 8601" in text) == column.endswith("_at")
-    assert versions == {2, 3}
+    assert versions == {2, 3, 6}
 
 
 def test_types_in_schema_info_are_those_of_the_values(spool: Spool) -> None:

@@ -1,7 +1,7 @@
 """Debian's own programs as peers and witnesses: where they are and how they are run.
 
-Postfix is unpacked from its package and never installed (``apt-get download``, ``dpkg -x``), with
-the libraries it lacks beside it, into a cache shared by all runs of one user
+Postfix and Exim are unpacked from their packages and never installed (``apt-get download``,
+``dpkg -x``), with the libraries they lack beside them, into a cache shared by all runs of one user
 (``MAILSTROM_DEBIAN_CACHE``, else ``/tmp/mailstrom-debian-UID``). ``sqlite3`` and ``strace`` are
 used as installed.
 
@@ -76,20 +76,27 @@ class Unpacked:
 
 def postfix() -> Unpacked:
     """Return Debian's postfix, unpacked; skips or fails the test where it cannot be had."""
+    return _tree("postfix")
+
+
+def exim() -> Unpacked:
+    """Return Debian's Exim, unpacked; skips or fails the test where it cannot be had."""
+    return _tree("exim4-daemon-light", "libnss-wrapper")
+
+
+def _tree(package: str, *beside: str) -> Unpacked:
     for tool in ("apt-get", "dpkg-deb", "ldd"):
         if shutil.which(tool) is None:
-            unavailable("postfix", f"{tool} is not on this machine")
-    home = _cache() / "postfix"
+            unavailable(package, f"{tool} is not on this machine")
+    home = _cache() / package
     with _locked(home.with_suffix(".lock")):
         if not (home / "complete").exists():
             try:
-                _unpack("postfix", home)
+                _unpack(home, package, *beside)
             except (OSError, subprocess.SubprocessError) as error:
                 shutil.rmtree(home, ignore_errors=True)
                 detail = getattr(error, "stderr", None) or error
-                unavailable(
-                    "postfix", f"download or unpacking failed: {str(detail).strip()[-300:]}"
-                )
+                unavailable(package, f"download or unpacking failed: {str(detail).strip()[-300:]}")
     return Unpacked(root=home / "root", libraries=_library_directories(home / "root"))
 
 
@@ -112,12 +119,12 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _unpack(package: str, home: Path) -> None:
+def _unpack(home: Path, *packages: str) -> None:
     shutil.rmtree(home, ignore_errors=True)
     root = home / "root"
     root.mkdir(parents=True)
     unpacked: set[str] = set()
-    wanted = [package]
+    wanted = [*packages]
     for _ in range(LIBRARY_ROUNDS):
         needs: list[str] = []
         for name in wanted:
@@ -128,7 +135,7 @@ def _unpack(package: str, home: Path) -> None:
             break
         wanted = sorted({need for need in needs if need.startswith("lib")} - unpacked)
     else:
-        raise OSError(f"{package} still needs {', '.join(sorted(missing))}")
+        raise OSError(f"{packages[0]} still needs {', '.join(sorted(missing))}")
     for directory in (home, root):
         directory.chmod(0o755)
     (home / "complete").touch()

@@ -56,7 +56,7 @@ class Received:
         return str(found or "").strip()
 
 
-class _Peer:
+class Peer:
     """A child process on one address and port, with a directory that others may enter."""
 
     def __init__(self, address: str, port: int | None) -> None:
@@ -128,7 +128,7 @@ class _Peer:
         shutil.rmtree(self.directory, ignore_errors=True)
 
 
-class SmtpSink(_Peer):
+class SmtpSink(Peer):
     """Postfix's ``smtp-sink``: takes every message, at once, and dumps it before answering the dot.
 
     Args:
@@ -190,7 +190,7 @@ def _sink_record(record: bytes) -> Received:
     return Received(sender=sender, recipients=tuple(recipients), content=content)
 
 
-class PostfixServer(_Peer):
+class PostfixServer(Peer):
     """A real Postfix that receives for some domains into a Maildir, one file a recipient.
 
     Args:

@@ -34,9 +34,9 @@ EXIT_ALREADY = 75
 _POINTS = {
     "frames": {"io": "write", "file": "wal", "when": "before"},
     "frames half written": {"io": "write", "file": "wal", "when": "after"},
-    "before COMMIT": {"sql": "COMMIT", "inside": "enqueue"},
+    "frames of many": {"io": "write", "file": "wal", "when": "before"},
 }
-"""Where a writer is stopped inside its transaction: within its statement, and between two."""
+"""Where a writer is stopped inside its transaction, which is one statement."""
 
 
 def run(plan: Plan) -> Iterator[Row]:
@@ -145,7 +145,7 @@ def _stopped_at(crowd: Crowd, folder: Path, point: str) -> subprocess.Popen[str]
     fault = {"folder": str(folder), "points": _POINTS}
     # One message is one statement; two of them are a transaction with a COMMIT.
     victim = crowd.start(
-        "send", count=1, many=2 if point == "before COMMIT" else 1, go=str(folder / "go"),
+        "send", count=1, many=20 if point == "frames of many" else 1, go=str(folder / "go"),
         env=with_faults({"torture_points": fault}),
     )  # fmt: skip
     crowd.ready(victim)

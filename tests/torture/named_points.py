@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 Scene = Literal[
     "mail",  # messages are sent to a host that behaves
+    "many",  # several, so that one follows behind another's final dot
     "serial",  # ... to one without PIPELINING
     "large",  # ... of several chunks
     "next_host",  # the first host puts the first message off
@@ -129,16 +130,16 @@ _WORKER: dict[str, Point] = {
     "router.put": Point(row="W4", spec=_after(f"{_STORE}.put_route")),
     "lane.leasing": Point(row="W5", spec=_sql("COMMIT", inside="lease")),
     "lane.leased": Point(row="W5", spec=_after(f"{_STORE}.lease", "result")),
-    "lane.claiming": Point(row="W5", spec=_before(f"{_LANE}._claim_rows")),
+    "lane.claiming": Point(row="W5", spec=_before(f"{_LANE}._claim_request")),
     "claim.claim": Point(row="W5", spec=_sql("claim")),
     "claim.commit": Point(row="W5", spec=_sql("COMMIT", inside="claim")),
     "claim.write": Point(row="W5", spec=_io("write", "wal", inside="claim"), hits=3),
     "claim.committed": Point(row="W6", spec=_after(f"{_STORE}.exchange", "result", "claimed")),
     "claim.synced": Point(row="W6", spec=_io("sync", "wal", "after", follows="claim")),
-    "lane.claimed": Point(row="W6", spec=_after(f"{_LANE}._claim_rows", "result")),
+    "lane.claimed": Point(row="W6", spec=_after(f"{_LANE}._take", "result")),
     "lane.connecting": Point(row="W6", spec=_before(f"{_CONNECTOR}.connect")),
     "lane.connected": Point(row="W6", spec=_after(f"{_CONNECTOR}.connect", "result")),
-    "lane.opening": Point(row="W6", spec=_before(f"{_LANE}._open"), hits=3),
+    "lane.opening": Point(row="W6", spec=_before(f"{_LANE}._opening"), hits=3),
     "open.open": Point(row="W6", spec=_sql("open"), hits=3),
     "open.commit": Point(row="W6", spec=_sql("COMMIT", inside="open"), hits=3),
     "open.write": Point(row="W6", spec=_io("write", "wal", inside="open"), hits=3),
@@ -148,7 +149,7 @@ _WORKER: dict[str, Point] = {
     "lane.opened": Point(
         row="W7", spec=_after(f"{_LANE}._open", "result"), doubt="open", hits=3, hold=True
     ),
-    "wire.beginning": Point(row="W7", spec=_before(f"{_SESSION}.transact"), doubt="open", hits=3),
+    "wire.beginning": Point(row="W7", spec=_before(f"{_DIALOGUE}.begin"), doubt="open", hits=3),
     "wire.mail": Point(row="W8", scene="serial", spec=_at_stage("mail"), doubt="open", hold=True),
     "wire.rcpt": Point(row="W8", scene="serial", spec=_at_stage("rcpt"), doubt="open"),
     "wire.data": Point(row="W8", scene="serial", spec=_at_stage("data"), doubt="open"),
@@ -160,14 +161,25 @@ _WORKER: dict[str, Point] = {
         row="W8", scene="large", spec=_after(f"{_STORE}.chunk"), doubt="open", hits=3
     ),
     "wire.ending": Point(
-        row="W8", spec=_before(f"{_DIALOGUE}.end_content"), doubt="open", hits=3, hold=True
+        row="W8", scene="large", spec=_before(f"{_DIALOGUE}.end_content"), doubt="open", hits=3,
+        hold=True,
     ),
-    "wire.dot": Point(row="W9", spec=_after(f"{_SESSION}._write"), doubt="open", hits=3, hold=True),
+    "wire.whole": Point(
+        row="W8", spec=_before(f"{_DIALOGUE}._whole"), doubt="open", hits=3, hold=True
+    ),
+    "wire.dot": Point(
+        row="W9", spec=_after(f"{_PUMP}.flush", 0, "dialogue", "stage", **{"is": "dot"}),
+        doubt="open", hits=3, hold=True,
+    ),
+    "wire.behind": Point(
+        row="W9", scene="many", spec=_after(f"{_DIALOGUE}._send", 1, "behind"), doubt="open",
+        hits=3,
+    ),
     "wire.answered": Point(
         row="W10", spec=_at_stage("dot"), doubt="open", hits=3, hold=True
     ),
     "lane.answered": Point(
-        row="W10", spec=_after(f"{_SESSION}.transact"), doubt="open", hits=3, hold=True
+        row="W10", spec=_before(f"{_LANE}._ended"), doubt="open", hits=3, hold=True
     ),
     "lane.judged": Point(
         row="W10", spec=_after("mailstrom_workers.ledger:Ledger.apply"), doubt="open", hits=3
@@ -177,10 +189,16 @@ _WORKER: dict[str, Point] = {
             row="W10", spec=_sql(name, inside="settle"), doubt="open", hits=1
         )
         for name in (
-            "lane_sites", "sites_failing", "site_success", "lane_workers", "attempt",
-            "recipient_events", "count_hour", "finish_messages", "lower_next_due",
+            "site_success", "recipient_events", "count_hour", "finish_messages",
         )
     },
+    "settle.lower_next_due": Point(
+        row="W10", scene="next_host", spec=_sql("lower_next_due", inside="settle"), doubt="open"
+    ),
+    "settle.lane_sites": Point(row="W10", spec=_sql("lane_sites"), doubt="open", hits=3),
+    "settle.attempt": Point(
+        row="W10", spec=_sql("attempt", inside="lane_sites"), doubt="open", hits=3
+    ),
     "settle.settle": Point(row="W10", spec=_sql("settle"), doubt="open", hits=3, hold=True),
     "settle.commit": Point(
         row="W10", spec=_sql("COMMIT", inside="settle"), doubt="open", hits=3, hold=True
@@ -197,18 +215,18 @@ _WORKER: dict[str, Point] = {
     "settle.syncing": Point(row="W11", spec=_io("sync", "wal", follows="settle")),
     "settle.synced": Point(row="W11", spec=_io("sync", "wal", "after", follows="settle")),
     "lane.next_host": Point(
-        row="W12", scene="next_host", spec=_before(f"{_CONNECTOR}.connect", 1), doubt="open"
+        row="W12", scene="next_host", spec=_before(f"{_CONNECTOR}.connect", 1)
     ),
     "lane.kept": Point(
-        row="W12", scene="next_host", spec=_before(f"{_SESSION}.transact"), doubt="open", hits=2
+        row="W12", scene="next_host", spec=_before(f"{_LANE}._outgoing"), doubt="open", hits=2
     ),
     "lane.unanswered": Point(
-        row="W13", scene="hang_up", spec=_after(f"{_SESSION}.transact"), doubt="open"
+        row="W13", scene="hang_up", spec=_before(f"{_LANE}._ended"), doubt="open"
     ),
     "lane.again": Point(
         row="W13", scene="hang_up", spec=_after(f"{_LANE}._open", "result"), doubt="open", hits=2
     ),
-    "lane.idle": Point(row="W14", spec=_before(f"{_LANE}._idle")),
+    "lane.idle": Point(row="W14", spec=_before(f"{_LANE}._linger")),
     "lane.quitting": Point(row="W14", spec=_before(f"{_SESSION}.quit")),
     "lane.releasing": Point(row="W15", spec=_before(f"{_STORE}.release")),
     "release.release_claimed": Point(row="W15", spec=_sql("release_claimed")),
@@ -344,10 +362,11 @@ _CLIENTS: dict[str, Point] = {
     "client.staged": Point(row="C2", scene="stage", spec=_sql("enqueue"), stored=False),
     "client.inserting": Point(row="C3", scene="send", spec=_sql("enqueue"), stored=False),
     "client.inserting_many": Point(
-        row="C3", scene="send_many", spec=_sql("enqueue"), stored=False, hits=3
+        row="C3", scene="send_many", spec=_sql("enqueue"), stored=False
     ),
-    "client.committing": Point(
-        row="C3", scene="send_many", spec=_sql("COMMIT", inside="enqueue"), stored=False
+    "client.writing_many": Point(
+        row="C3", scene="send_many", spec=_io("write", "wal", inside="enqueue"), stored=False,
+        hits=3,
     ),
     "client.writing": Point(
         row="C3", scene="send", spec=_io("write", "wal", inside="enqueue"), stored=False, hits=3

@@ -21,7 +21,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from random import Random
 
 import apsw
@@ -231,7 +231,7 @@ def _keys(world: World, known: Known, found: Judgement) -> None:
     for key in list(dict.fromkeys(keys))[-2:]:
         group = [one for one in known.begun.values() if one.idempotency == key]
         acked = [one.id for one in group if one.id in known.acked]
-        twin = replace(group[-1], id=f"{group[-1].id}-{world.boot}")
+        twin = group[-1]._replace(id=f"{group[-1].id}-{world.boot}")
         world.tell("begun", twin)
         with world.promising():
             (answer,) = world.clients[0].enqueue([twin], world.now)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import apsw
@@ -126,7 +125,7 @@ class World(SpoolInUse):
         with self.using(client) as free:
             if free and keyed:
                 one = self.random.choice(keyed)
-                twin = replace(one, id=self._message().id, created_ms=self.now, send_ms=self.now)
+                twin = one._replace(id=self._message().id, created_ms=self.now, send_ms=self.now)
                 if self.now - one.created_ms < KEPT_MS:
                     with self.promising():
                         results = client.enqueue([twin], self.now)

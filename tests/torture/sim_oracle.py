@@ -8,6 +8,7 @@ A finding is a sentence; none may be left.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from dataclasses import dataclass
 from itertools import pairwise
@@ -21,6 +22,7 @@ from tests.torture.sim_net import DOT, Wire
 from tests.torture.sim_world import WALL_MS, World
 
 _FINAL = frozenset({"delivered", "failed", "cancelled"})
+_BDAT = re.compile(rb"BDAT ([0-9]+) LAST\r\n")
 _LATE_S = 0.5
 """A transaction may begin so long after its open was granted: the store's answer is under way."""
 _UNTRIED = frozenset({"expired", "no_domain", "null_mx"})
@@ -154,7 +156,12 @@ def _heard(world: World, wire: Wire, message_id: str, address: str) -> bool:
 
 def _dotted(wire: Wire, address: str) -> bool:
     last = wire.written.rfind(b"RCPT TO:<%s>" % address.encode())
-    return last >= 0 and DOT in wire.written[last:]
+    if last < 0:
+        return False
+    chunk = _BDAT.search(wire.written, last)
+    if chunk is not None and b"MAIL FROM" not in wire.written[last : chunk.start()]:
+        return len(wire.written) >= chunk.end() + int(chunk[1])
+    return DOT in wire.written[last:]
 
 
 def _spacing(world: World, rows: list[Any], attempts: dict[int, list[Any]]) -> list[str]:

@@ -123,12 +123,17 @@ class MailHost:
         self.name, self.rng, self.dots, self.faults, self.trace = name, rng, dots, faults, trace
         self.mood = CALM
         self.present = 0
+        limits = {n: rng.choice((1, 2, 5)) for n in ("MAILMAX", "RCPTMAX") if rng.random() < 0.15}
         self.offers = Capabilities(
             name=name,
             pipelining=rng.random() < 0.7,
             eightbitmime=True,
+            chunking=rng.random() < 0.3,
             enhancedstatuscodes=rng.random() < 0.5,
+            limits=limits,
         )
+        self.deaf = rng.random() < 0.15
+        """Throws away what came along with a content: it offers what it cannot do."""
 
     def admit(self) -> str:
         """See ``sim_net.Host``."""
@@ -158,6 +163,7 @@ class Conversation:
         self._mail_s = 0.0
         self._recipients: list[str] = []
         self._content = bytearray()
+        self._heard = bytearray()
         self._taken: list[Dot] = []
         host.present += 1
         self._pump()
@@ -165,6 +171,7 @@ class Conversation:
     def received(self, data: bytes) -> None:
         """See ``sim_net.Server``."""
         if not self._over:
+            self._heard += data
             self._dialogue.feed(data)
             self._pump()
 
@@ -222,6 +229,9 @@ class Conversation:
         if isinstance(event, ev.ContentEnd):
             accepts = accepts or (kind in ("reset_before", "hang") and self.host.rng.random() < 0.5)
             self._take(accepts and default.positive)
+            if self.host.deaf and self._dialogue.discard():
+                self.host.count("dot deaf")
+                self._mails = self._heard.count(b"MAIL FROM:")
         if isinstance(event, ev.RcptTo) and accepts and default.positive:
             self._recipients.append(event.address)
         if kind == "hang":

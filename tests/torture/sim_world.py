@@ -32,7 +32,7 @@ from mailstrom.storage.client import Target
 from mailstrom.storage.sqlite import locks, schema
 from mailstrom.storage.sqlite.client import SQLiteClientStore
 from mailstrom.types import Change
-from mailstrom_workers import engine as engine_module
+from mailstrom_workers import dbservice
 from mailstrom_workers import janitor as janitor_module
 from mailstrom_workers.dbservice import StoreEnded
 from mailstrom_workers.delivery import deliver
@@ -193,7 +193,8 @@ class World:
                 "hostname": "sender.test",
                 "delivery": {
                     "on_doubt": rng.choice(("retry", "retry", "hold")),
-                    "pipelining": rng.choice(("full", "none")),
+                    "pipelining": rng.choice(("full", "full", "transaction", "none")),
+                    "pipeline_depth": rng.choice((1, 1, 4)),
                     "max_connections": rng.choice((2, 200)),
                 },
                 "retry": {"schedule": ["1s", "2s"], "jitter": 0.0, "max_age": "1h"},
@@ -528,14 +529,14 @@ def _zombie(group: Group | None) -> bool:
 @contextmanager
 def _taken_over(world: World) -> Iterator[None]:
     """The log's lines become the trace; a quiet worker looks as often as the seed says."""
-    emit, look_s, round_s = events._emit, engine_module.LOOK_S, janitor_module.ROUND_S
+    emit, look_s, round_s = events._emit, dbservice.LOOK_S, janitor_module.ROUND_S
     held, locks.LOCKS = locks.LOCKS, os.devnull  # no sentence names a process of this machine
     events._emit = world.event
-    engine_module.LOOK_S, janitor_module.ROUND_S = world.look_s, world.round_s
+    dbservice.LOOK_S, janitor_module.ROUND_S = world.look_s, world.round_s
     try:
         yield
     finally:
-        events._emit, engine_module.LOOK_S, janitor_module.ROUND_S = emit, look_s, round_s
+        events._emit, dbservice.LOOK_S, janitor_module.ROUND_S = emit, look_s, round_s
         locks.LOCKS = held
 
 

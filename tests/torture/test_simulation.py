@@ -6,11 +6,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from mailstrom.errors import SpoolBusy
 from mailstrom.storage.base import Lapsed, Settlement, Work
@@ -113,10 +113,13 @@ def test_a_verdict_that_is_dropped_is_noticed(place: Path, monkeypatch: pytest.M
 def test_a_transaction_begun_without_its_open_is_noticed(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def careless(self: LaneRun, recipients: Any, connected: Any, on_doubt: Any) -> Any:
-        return recipients
+    opening = LaneRun._opening
 
-    monkeypatch.setattr(LaneRun, "_open", careless)
+    def careless(self: LaneRun, transaction: Any, connected: Any) -> Any:
+        return structs.replace(opening(self, transaction, connected), recipients=())
+
+    monkeypatch.setattr(LaneRun, "_opening", careless)
+    monkeypatch.setattr(LaneRun, "_open", _open_all(LaneRun._open))
     until(place, "doubled_unmarked: ")
 
 
@@ -159,12 +162,12 @@ def test_claims_that_are_answered_before_the_disk_has_them_are_noticed(
 def test_an_open_that_must_not_be_doubled_and_does_not_wait_for_the_disk_is_noticed(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    exchange = DBService.exchange
+    post = DBService.post
 
-    async def hasty(self: DBService, work: Work, *, durable: bool = False) -> Any:
-        return await exchange(self, work)
+    def hasty(self: DBService, work: Work, done: Any, *, durable: bool = False) -> None:
+        post(self, work, done)
 
-    monkeypatch.setattr(DBService, "exchange", hasty)
+    monkeypatch.setattr(DBService, "post", hasty)
     until(place, "unsynced: ", "open")
 
 
@@ -185,7 +188,7 @@ def test_a_connection_too_many_is_noticed(place: Path, monkeypatch: pytest.Monke
         return lease(self, worker, **options | {"limit": options["limit"] + 4, "workers": 1})
 
     def lenient(self: SQLiteWorkerStore, work: Work, now_ms: int) -> Any:
-        work.claims = [replace(claim, limit_lanes=None) for claim in work.claims]
+        work.claims = [structs.replace(claim, limit_lanes=None) for claim in work.claims]
         return exchange(self, work, now_ms)
 
     monkeypatch.setattr(SQLiteWorkerStore, "lease", generous)
@@ -211,13 +214,7 @@ def test_a_message_that_is_acknowledged_and_dropped_is_noticed(
 def test_a_cancelled_recipient_that_is_sent_is_noticed(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opens = LaneRun._open
-
-    async def stubborn(self: LaneRun, recipients: Any, connected: Any, on_doubt: Any) -> Any:
-        await opens(self, recipients, connected, on_doubt)
-        return recipients
-
-    monkeypatch.setattr(LaneRun, "_open", stubborn)
+    monkeypatch.setattr(LaneRun, "_open", _open_all(LaneRun._open))
     _busy(monkeypatch)
     until(place, "cancelled: ")
 
@@ -228,6 +225,16 @@ def test_a_lane_that_nobody_runs_is_noticed(place: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(engine, "_failing", fails)
     until(place, "stuck: ")
+
+
+def _open_all(opens: Any) -> Any:
+    """A lane that sends what it wanted to open, whatever the store returned."""
+
+    def stubborn(self: LaneRun, opened: Any) -> Any:
+        wanted = {row.recipient for one in self.stock.opening for row in one.recipients}
+        return opens(self, frozenset(wanted))
+
+    return stubborn
 
 
 def _busy(monkeypatch: pytest.MonkeyPatch) -> None:

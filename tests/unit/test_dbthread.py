@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn, cast
 
 import pytest
 
+from mailstrom.clock import wall_ms
 from mailstrom.errors import SpoolBusy, SpoolCorrupt, SpoolReplaced
 from mailstrom.storage.base import ClaimRequest, Exchange, Open, Work, WorkerStore
 from mailstrom_workers import dbservice
@@ -24,6 +26,9 @@ class FakeStore:
         self.bad_lane = -1
         self.damaged_lane = -1
         self.closed = False
+        self.commits = 0
+        self.due_ms: int | None = None
+        self.looks: list[str] = []
 
     def exchange(self, work: Work, now_ms: int) -> Exchange:
         if self.trouble:
@@ -40,6 +45,19 @@ class FakeStore:
 
     def sync(self) -> None:
         self.steps.append("sync")
+
+    def version(self) -> int:
+        self.looks.append("version")
+        if self.commits < 0:
+            raise SpoolBusy("busy")
+        return self.commits
+
+    def next_due_ms(self, now_ms: int) -> int | None:
+        self.looks.append("due")
+        return self.due_ms
+
+    def live_workers(self) -> int:
+        return 1
 
     def release(self, lane: int) -> str:
         if self.trouble:
@@ -424,3 +442,205 @@ def test_a_worker_that_ends_after_a_reopening_closes_the_new_store(store: FakeSt
 
     asyncio.run(story())
     assert (store.closed, fresh.closed) == (True, True)
+
+
+def test_one_that_cannot_take_its_outcome_leaves_its_neighbours_alone(store: FakeStore) -> None:
+    complaints: list[object] = []
+
+    def refuse(_result: object, _error: BaseException | None) -> None:
+        raise KeyError("a bug of this lane")
+
+    async def story() -> Exchange:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: complaints.append(context["exception"]))
+        db = await thread_of(store)
+        db.post(opening(1), refuse)
+        found = await db.exchange(opening(2))
+        await db.close()
+        return found
+
+    assert 2 in asyncio.run(asyncio.wait_for(story(), 20)).opened
+    assert [type(one) for one in complaints] == [KeyError]
+
+
+def test_what_a_commit_did_is_told_by_one_call_on_the_loop(
+    store: FakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    told: list[int] = []
+    later = DBThread._later
+
+    def counted(self: DBThread, callback: Callable[[], None]) -> None:
+        def call() -> None:
+            before = len(told)
+            callback()
+            calls.append(len(told) - before)
+
+        later(self, call)
+
+    under_way, go_on = threading.Event(), threading.Event()
+
+    def slow(_: object) -> None:
+        under_way.set()
+        assert go_on.wait(20)
+
+    async def story() -> None:
+        db = await thread_of(store)
+        monkeypatch.setattr(DBThread, "_later", counted)
+        first = asyncio.ensure_future(db.call(slow))
+        await asyncio.to_thread(under_way.wait, 20)
+        for lane in range(20):
+            db.post(opening(lane), lambda result, error, lane=lane: told.append(lane))
+        go_on.set()
+        await first
+        await db.exchange(opening(99))
+        await db.close()
+
+    asyncio.run(asyncio.wait_for(story(), 20))
+    assert told == list(range(20))
+    assert 20 in calls
+
+
+class Watch:
+    """Counts what it is told."""
+
+    def __init__(self, store: FakeStore) -> None:
+        self.store = store
+        self.told = 0
+
+    def __call__(self) -> None:
+        self.told += 1
+
+    async def looks(self, more: int) -> None:
+        """Wait until the store was looked at so often again, and the word of it came."""
+        whole = self.store.looks.count("version") + more
+        async with asyncio.timeout(20):
+            while self.store.looks.count("version") < whole:  # noqa: ASYNC110 - it tells nobody
+                await asyncio.sleep(0.001)
+        await asyncio.sleep(0.001)
+
+
+def watching(store: FakeStore, story: Callable[[DBThread, Watch], Awaitable[None]]) -> None:
+    async def whole() -> None:
+        db = await thread_of(store)
+        watch = Watch(store)
+        db.watch(watch)
+        await watch.looks(2)
+        await story(db, watch)
+        await db.close()
+
+    asyncio.run(asyncio.wait_for(whole(), 20))
+
+
+def test_a_foreign_commit_is_told_when_something_is_due(store: FakeStore) -> None:
+    async def story(db: DBThread, watch: Watch) -> None:
+        store.commits += 1
+        await watch.looks(2)
+        assert watch.told == 0, "nothing is due"
+        store.due_ms = 0
+        await watch.looks(2)
+        assert watch.told == 0, "nobody committed: it was not asked again"
+        store.commits += 1
+        await watch.looks(2)
+        assert watch.told == 1
+        await watch.looks(3)
+        assert watch.told == 1, "told once"
+        store.commits += 1
+        await watch.looks(2)
+        assert watch.told == 2, "there may be more"
+
+    watching(store, story)
+    assert store.looks.count("due") == 4
+
+
+def test_what_falls_due_as_time_goes_by_is_told(store: FakeStore) -> None:
+    async def story(db: DBThread, watch: Watch) -> None:
+        store.due_ms = wall_ms() + 60
+        store.commits += 1
+        await watch.looks(1)
+        async with asyncio.timeout(20):
+            while not watch.told:  # noqa: ASYNC110 - it is told, that is what is tested
+                await asyncio.sleep(0.001)
+        assert wall_ms() >= store.due_ms
+        assert store.looks.count("due") == 2
+
+    watching(store, story)
+
+
+def test_own_writes_make_it_ask_again_what_is_due(store: FakeStore) -> None:
+    async def story(db: DBThread, watch: Watch) -> None:
+        store.due_ms = 0
+        await db.exchange(opening(1))
+        await watch.looks(2)
+        assert watch.told == 1
+
+    watching(store, story)
+
+
+def test_a_spool_that_cannot_be_looked_at_is_told_once(store: FakeStore) -> None:
+    async def story(db: DBThread, watch: Watch) -> None:
+        store.commits = -1
+        await watch.looks(4)
+        assert watch.told == 1, "who looks then meets it, too"
+        store.commits = 7
+        await watch.looks(2)
+        assert watch.told == 1
+
+    watching(store, story)
+
+
+def test_a_drain_is_told_and_nothing_is_looked_at_when_nobody_watches(store: FakeStore) -> None:
+    async def story(db: DBThread, watch: Watch) -> None:
+        db.watch(None)
+        await db.exchange(opening(1))
+        looked = len(store.looks)
+        async with asyncio.timeout(20):
+            while "sync" not in store.steps:  # noqa: ASYNC110 - the thread tells nobody
+                await asyncio.sleep(0.001)
+        assert len(store.looks) == looked, "it waited longer than between two looks"
+        assert dbservice.SYNC_S > 2 * dbservice.LOOK_S
+        db.watch(watch)
+        db.drain()
+        assert watch.told == 1
+
+    watching(store, story)
+
+
+def test_results_reach_the_disk_while_it_is_watched(store: FakeStore) -> None:
+    async def story(db: DBThread, watch: Watch) -> None:
+        await db.exchange(opening(1))
+        async with asyncio.timeout(20):
+            while "sync" not in store.steps:  # noqa: ASYNC110 - the thread tells nobody
+                await asyncio.sleep(0.001)
+
+    watching(store, story)
+
+
+def test_the_lock_is_left_free_between_commits_and_between_many_verbs(
+    store: FakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+    wait = DBThread._wait
+
+    def noted(self: DBThread, wanted: dbservice.Wait) -> Any:
+        if not wanted.request:
+            pauses.append(wanted.seconds or 0.0)
+        return wait(self, wanted)
+
+    monkeypatch.setattr(DBThread, "_wait", noted)
+    monkeypatch.setattr(dbservice, "FREE_LOCK_S", 0.5)
+    monkeypatch.setattr(dbservice, "SERIES_S", 0.0)
+
+    async def story() -> None:
+        db = await thread_of(store)
+        await db.exchange(opening(1))
+        assert pauses == []
+        await db.exchange(opening(2))
+        assert len(pauses) == 1
+        await db.call(release(1))
+        await db.call(release(2))
+        assert len(pauses) >= 2
+        await db.close()
+
+    asyncio.run(asyncio.wait_for(story(), 20))
+    assert all(0 < pause <= 0.5 for pause in pauses)

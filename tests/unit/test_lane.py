@@ -1,49 +1,617 @@
-"""What a lane makes of claimed rows before the first byte of them is sent."""
+"""One lane between a store and servers that only remember: order, window, ladder, and every end."""
 
 from __future__ import annotations
 
-from typing import Any, cast
+import asyncio
+from collections import deque
+from typing import Any
 
-from mailstrom.storage.base import Claimed, Lane
-from mailstrom_workers.context import Context
-from mailstrom_workers.lane import LaneRun
-from mailstrom_workers.ledger import UNREAD_MS
-from mailstrom_workers.machine import THIS
+import pytest
 
+from mailstrom.errors import SpoolBusy, SpoolCorrupt
+from mailstrom.smtp.capabilities import Capabilities
+from mailstrom.smtp.reply import Reply
+from mailstrom.smtp.transaction import Extension, Fault
+from mailstrom.types import OnDoubt, Pipelining, Stage
+from mailstrom_workers import lane as lane_module
+from mailstrom_workers.dbservice import StoreEnded
+from mailstrom_workers.endpoint import SessionFacts, SessionFailure
+from mailstrom_workers.ladder import LESSON_MS
+from mailstrom_workers.lane import MOST_OPENED, SILENT_S, ContentDamaged, LaneRun, SessionMute
+from mailstrom_workers.ledger import UNREAD_MS, Ledger, Transaction
+from mailstrom_workers.stock import YIELD_S, put
+from tests.unit.lane_rig import LATER, NEVER, OK, Rig, cut, end, refused, row, until
 
-class FakeContext:
-    """Enough for a lane that connects to nobody."""
-
-    machine = THIS
-    settings = None
-    draining = None
-
-    def now_ms(self) -> int:
-        return 1_000
-
-    def random(self) -> float:
-        return 0.5
-
-
-def row(recipient: int, **facts: Any) -> Claimed:
-    return Claimed(
-        **{
-            "lane": 1, "recipient": recipient, "message": recipient, "message_id": "m",
-            "address": "a@example.org", "domain": "example.org", "sender": "", "size": 1,
-            "content": 1, "chunks": 1, "body": None, "damaged": False, "stream": "default",
-            "priority": 1, "created_ms": 0, "expires_ms": 9, "attempts": 0, "deferrals": 0,
-            "on_doubt": None, "require_tls": False, "eightbit": False, "smtputf8": False,
-            **facts,
-        }
-    )  # fmt: skip
+NO_HOST = SessionFailure(
+    stage=Stage.CONNECT, cause="refused", reply=None, text="nobody there",
+    facts=SessionFacts(host="mx", address="192.0.2.1", port=25, tls_wanted="none"),
+)  # fmt: skip
 
 
-def test_what_could_not_be_read_is_given_back_and_what_is_damaged_fails() -> None:
-    lane = Lane(token=1, site=1, site_key="s", hosts=(), provider=None, due=1)
-    run = LaneRun(cast(Context, FakeContext()), lane, 1)
-    rows = [row(1), row(2, unread=True), row(3, unread=True, damaged=True)]
-    assert [one.recipients[0].recipient for one in run._group(rows)] == [1]
-    settled = {one.recipient: one for one in run.ledger.take()}
-    assert (settled[2].state, settled[2].due_ms) == ("queued", 1_000 + UNREAD_MS)
+def rows(count: int, first: int = 1, **facts: Any) -> list[Any]:
+    return [row(number, **facts) for number in range(first, first + count)]
+
+
+# Order, window, claims
+
+
+def test_a_backlog_goes_in_its_order_on_one_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(monkeypatch, *rows(60))
+    rig.run()
+    assert rig.begun == list(range(1, 61))
+    assert set(rig.store.states.values()) == {"delivered"}
+    assert len(rig.opened) == 1
+    assert rig.opened[0].quits
+    assert rig.store.released == 1
+
+
+def test_nothing_is_begun_that_the_store_did_not_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(monkeypatch, *rows(5), row(6), row(7, message=6))
+    rig.store.withdrawn = {2, 5, 7}
+    rig.run()
+    assert rig.begun == [1, 3, 4, 6]
+    assert rig.envelopes[-1] == ("r6@example.org",), "one of its two was taken away"
+    assert [rig.store.states[n] for n in (1, 2, 5, 7)] == [
+        "delivered", "cancelled", "cancelled", "cancelled",
+    ]  # fmt: skip
+
+
+def test_the_window_grows_while_the_wire_waits_for_the_store(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    slow = Rig(monkeypatch, *rows(300))
+    slow.store_s, slow.reply_s = 0.1, 0.001
+    lane = slow.run()
+    assert lane._window == MOST_OPENED
+    assert max(len(w.opens) for w in slow.store.work) > MOST_OPENED // 2
+    quick = Rig(monkeypatch, *rows(300))
+    quick.store_s, quick.reply_s = 0.001, 0.2
+    lane = quick.run()
+    assert lane._window <= 3, "what is opened ahead is in doubt after a crash"
+
+
+def test_a_claim_is_made_before_the_waiting_run_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(monkeypatch, *rows(200))
+    rig.store_s, rig.reply_s = 0.01, 0.005
+    began = rig.loop.time()
+    rig.run()
+    took = rig.loop.time() - began
+    assert took < 200 * 0.005 + 0.4, "the wire never waited for a claim, but at first"
+
+
+def test_a_slow_lane_claims_with_nothing_in_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(monkeypatch, *rows(40))
+    rig.reply_s = 1.0
+    lane = rig.run()
+    assert lane._claim == 1
+    late = [w.claims[0].limit for w in rig.store.work if w.claims][3:]
+    assert set(late) == {1}
+
+
+def test_a_settlement_travels_with_the_next_openings(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(monkeypatch, *rows(30))
+    rig.store_s = 0.001
+    rig.run()
+    both = [w for w in rig.store.work if w.settlements and w.opens]
+    assert len(both) >= 20
+    assert len(rig.store.work) < 30 + 12, "no exchange for an opening alone, or a verdict alone"
+
+
+def test_recipients_of_a_message_travel_together_within_the_servers_limits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def own() -> list[Any]:
+        return [row(n, message=1, domain=f"d{n % 3}.test") for n in range(1, 8)]
+
+    rig = Rig(monkeypatch, *own())
+    rig.run()
+    assert [len(one) for one in rig.envelopes] == [7]
+    rig = Rig(monkeypatch, *own())
+    rig.offers = Capabilities(name="mx", limits={"RCPTMAX": 3})
+    rig.run()
+    assert [len(one) for one in rig.envelopes] == [3, 3, 1]
+    rig = Rig(monkeypatch, *own())
+    rig.offers = Capabilities(name="mx", limits={"RCPTDOMAINMAX": 2})
+    rig.run()
+    assert [len(one) for one in rig.envelopes] == [2, 2, 2, 1]
+    assert set(rig.store.states.values()) == {"delivered"}
+
+
+@pytest.mark.parametrize("limits", [{"MAILMAX": 3}, {}])
+def test_a_session_takes_no_more_transactions_than_it_may(
+    monkeypatch: pytest.MonkeyPatch, limits: dict[str, int]
+) -> None:
+    rig = Rig(monkeypatch, *rows(7), sites={"idle": "50ms", "messages_per_connection": 4})
+    rig.offers = Capabilities(name="mx", pipelining=True, limits=limits)
+    rig.run()
+    assert rig.begun == list(range(1, 8))
+    assert len(rig.opened) == (3 if limits else 2)
+    assert set(rig.store.states.values()) == {"delivered"}
+
+
+def test_a_small_site_costs_one_claim(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(monkeypatch, row(1))
+    rig.run()
+    assert sum(len(w.claims) for w in rig.store.work) == 1
+    assert rig.store.states == {1: "delivered"}
+
+
+def test_an_idle_lane_takes_what_comes_on_its_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(monkeypatch, row(1), sites={"idle": "10s"})
+
+    async def beside(lane: LaneRun) -> None:
+        await until(lambda: lane.idle)
+        rig.store.add(*rows(3, first=2))
+        lane.call()
+
+    rig.run(beside)
+    assert rig.begun == [1, 2, 3, 4]
+    assert len(rig.opened) == 1
+
+
+def test_no_session_is_kept_while_others_wait_for_a_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rig = Rig(monkeypatch, row(1), sites={"idle": "10s"})
+    rig.reply_s = 0.5
+    parted: list[float] = []
+
+    async def beside(lane: LaneRun) -> None:
+        await until(lambda: lane.idle)
+        lane.ctx.crowded = True
+        lane.look()
+        await until(lambda: lane.parted)
+        parted.append(rig.loop.time())
+
+    rig.run(beside)
+    assert rig.loop.time() - parted[0] > 0.4, "its slot was free before QUIT was answered"
+    assert rig.opened[0].quits
+
+
+# Priorities
+
+
+def test_what_is_urgent_passes_bulk_that_is_not_on_the_wire(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rig = Rig(monkeypatch, *rows(120, priority=2))
+    rig.store_s = rig.reply_s = 0.02
+
+    async def beside(lane: LaneRun) -> None:
+        await until(lambda: len(rig.begun) >= 30)
+        high = row(1_000, priority=0)
+        rig.store.due.appendleft(high)
+        rig.store.states[1_000] = "queued"
+
+    rig.run(beside)
+    place = rig.begun.index(1_000)
+    assert place < 30 + 25, f"it waited for {place - 30} others"
+    assert sorted(rig.begun[:place] + rig.begun[place + 1 :]) == list(range(1, 121))
+
+
+def test_what_was_passed_for_a_while_is_passed_no_more() -> None:
+    queue: deque[Transaction] = deque()
+    bulk = [Transaction([row(n, priority=2)], claimed_at=10.0) for n in (1, 2)]
+    for one in bulk:
+        put(queue, one, 10.0)
+    soon = Transaction([row(3, priority=0)], claimed_at=10.5)
+    put(queue, soon, 10.5)
+    assert list(queue) == [soon, *bulk]
+    normal = Transaction([row(4, priority=1)], claimed_at=10.6)
+    put(queue, normal, 10.6)
+    assert list(queue) == [soon, normal, *bulk]
+    late = Transaction([row(5, priority=0)], claimed_at=10.0 + YIELD_S)
+    put(queue, late, 10.0 + YIELD_S)
+    assert list(queue) == [soon, normal, *bulk, late]
+
+
+def test_the_order_within_one_claim_is_the_stores() -> None:
+    queue: deque[Transaction] = deque()
+    claim = [Transaction([row(n, priority=p)], claimed_at=1.0) for n, p in ((1, 2), (2, 0))]
+    for one in claim:
+        put(queue, one, 1.0)
+    assert list(queue) == claim, "a fifth of the claims begins with low mail"
+
+
+# What must not be doubled
+
+
+def test_hold_is_opened_alone_on_the_disk_and_never_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = rows(12)
+    own[4] = row(5, on_doubt=OnDoubt.HOLD)
+    own[5] = row(6, on_doubt=OnDoubt.HOLD)
+    rig = Rig(monkeypatch, *own)
+    rig.store_s, rig.reply_s = 0.05, 0.01
+    begun: dict[int, set[str]] = {}
+    says = rig.says
+
+    def watch(outgoing: Any) -> Any:
+        recipient = int(outgoing.envelope.recipients[0][1:].partition("@")[0])
+        begun[recipient] = {s for r, s in rig.store.states.items() if r < recipient}
+        return says(outgoing)
+
+    monkeypatch.setattr(rig, "says", watch)
+    rig.run()
+    assert rig.begun == list(range(1, 13))
+    for number, work in enumerate(rig.store.work):
+        held = [one for one in work.opens if set(one.recipients) & {5, 6}]
+        if held:
+            assert len(work.opens) == 1
+            assert rig.store.durable[number]
+    assert begun[5] <= {"delivered", "sending"}
+    assert rig.store.states[6] == "delivered"
+
+
+def test_what_was_opened_long_ago_is_opened_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(monkeypatch, *rows(40))
+    rig.store_s, rig.reply_s = 0.05, 0.01
+    stalled = False
+    says = rig.says
+
+    def stall(outgoing: Any) -> Any:
+        nonlocal stalled
+        if len(rig.begun) > 20 and not stalled:
+            stalled = True
+            rig.loop.now_s += 30.0  # the process stood still
+            for recipient, state in rig.store.states.items():
+                if state == "sending" and recipient not in rig.begun:
+                    rig.store.withdrawn.add(recipient)  # and lost them to somebody
+        return says(outgoing)
+
+    monkeypatch.setattr(rig, "says", stall)
+    rig.run()
+    assert stalled
+    assert rig.store.withdrawn
+    assert not rig.store.withdrawn & set(rig.begun)
+    assert {s for r, s in rig.store.states.items() if r not in rig.store.withdrawn} == {"delivered"}
+
+
+def test_a_silent_session_keeps_what_it_began_and_gives_back_the_rest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rig = Rig(monkeypatch, *rows(60))
+    rig.behind = 0
+    rig.script[10] = [None]
+    kept: list[dict[int, str]] = []
+
+    async def beside(lane: LaneRun) -> None:
+        await until(lambda: len(rig.begun) >= 10)
+        await asyncio.sleep(2 * SILENT_S + 1)
+        kept.append(dict(rig.store.states))
+        rig.store.add(*rows(5, first=100))
+        await asyncio.sleep(60)
+        assert rig.begun[-1] == 10
+        assert len(rig.store.due) >= 5, "it claims nothing meanwhile"
+        rig.script[10] = [end()]
+        rig.opened[0]._answering = True
+        rig.opened[0]._reply()
+
+    rig.run(beside)
+    states = kept[0]
+    assert states[10] == "sending"
+    assert {s for r, s in states.items() if r > 10} == {"queued"}
+    assert "in doubt" not in rig.store.states.values()
+    assert rig.store.states[10] == "delivered"
+
+
+# Ends
+
+
+def test_a_drain_finishes_the_wire_and_gives_the_rest_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(monkeypatch, *rows(60))
+
+    async def beside(lane: LaneRun) -> None:
+        await until(lambda: len(rig.begun) >= 10)
+        lane.ctx.draining.set()
+        lane.look()
+
+    rig.run(beside)
+    states = rig.store.states
+    assert {states[r] for r in rig.begun} == {"delivered"}
+    assert {s for r, s in states.items() if r not in rig.begun} == {"queued"}
+    assert len(rig.begun) < 20
+
+
+def test_the_next_host_has_its_turn_and_a_deferral_names_the_last_word(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rig = Rig(monkeypatch, *rows(6))
+    rig.script[2] = [refused(LATER)]
+    rig.script[4] = [refused(LATER), refused(LATER)]
+    rig.script[5] = [refused(NEVER)]
+    rig.run()
+    assert [s.facts.host for s in rig.opened] == ["mx1.test", "mx2.test"]
+    assert rig.begun == [1, 2, 3, 4, 5, 6, 2, 4]
+    assert [rig.store.states[n] for n in (2, 4, 5)] == ["delivered", "deferred", "failed"]
+    first = next(s for s in rig.store.settled if s.recipient == 2 and s.attempt)
+    assert (first.state, first.attempt and first.attempt.host) == ("claimed", "mx1.test")
+
+
+def test_a_session_that_was_closed_under_us_is_renewed_and_nothing_charged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rig = Rig(monkeypatch, *rows(6))
+    rig.behind = 0
+    rig.script[3] = [cut(answered=False, dotted=False)]
+    rig.run()
+    assert rig.begun == [1, 2, 3, 3, 4, 5, 6]
+    assert len(rig.opened) == 2
+    assert [s for s in rig.store.settled if s.attempt and s.state != "delivered"] == []
+
+
+def test_what_stood_behind_a_lost_dot_is_not_charged_and_goes_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rig = Rig(monkeypatch, *rows(8))
+    rig.script[3] = [cut(answered=True, dotted=True)]
+    rig.run()
+    assert rig.begun == [1, 2, 3, 4, 4, 5, 6, 7, 8]
+    doubtful = [s for s in rig.store.settled if s.attempt and s.attempt.in_doubt]
+    assert [s.recipient for s in doubtful] == [3]
+    assert rig.store.states[4] == "delivered"
+
+
+def test_no_host_at_all_suspends_the_site_and_writes_no_recipient(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rig = Rig(monkeypatch, *rows(20))
+    rig.refuses = [NO_HOST, NO_HOST]
+    rig.run()
+    assert len(rig.store.suspended) == 1
+    assert set(rig.store.states.values()) == {"queued"}
+    assert [s for s in rig.store.settled if s.attempt] == []
+    assert sum(len(w.claims) for w in rig.store.work) == 1
+    assert len(rig.store.due) == 12, "a site that was not heard yet gets no more than a few"
+
+
+def test_what_this_host_lacks_is_refused_without_a_transaction(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rig = Rig(monkeypatch, row(1), row(2, eightbit=True), row(3, size=10**9), row(4))
+    rig.offers = Capabilities(name="mx", pipelining=True, size=1000)
+    rig.run()
+    assert rig.begun == [1, 4]
+    assert [rig.store.states[n] for n in (1, 2, 3, 4)] == [
+        "delivered", "failed", "failed", "delivered",
+    ]  # fmt: skip
+
+
+def test_the_budget_is_shared_and_free_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(monkeypatch, *rows(50, body=b"x" * 100_000 + b"\r\n"))
+    monkeypatch.setattr("mailstrom_workers.context.READ_AHEAD_BYTES", 1_000_000)
+    most: list[int] = []
+    says = rig.says
+
+    def watch(outgoing: Any) -> Any:
+        source = rig.sessions[-1].source
+        assert isinstance(source, LaneRun)
+        most.append(source.ctx._held_bytes)
+        return says(outgoing)
+
+    monkeypatch.setattr(rig, "says", watch)
+    rig.run()
+    assert set(rig.store.states.values()) == {"delivered"}
+    assert max(most) <= 1_000_000 + 3 * 100_002, "one is always claimed, or it would stand"
+
+
+def test_what_could_not_be_read_is_given_back_and_what_is_damaged_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rig = Rig(monkeypatch, row(1), row(2, unread=True), row(3, unread=True, damaged=True))
+    rig.run()
+    settled = {one.recipient: one for one in rig.store.settled}
+    assert rig.begun == [1]
+    assert settled[2].state == "queued"
+    assert settled[2].due_ms is not None
+    assert abs(settled[2].due_ms - 1_000_000 - UNREAD_MS) < 1_000
     assert settled[2].attempt is None, "nothing was tried"
     assert settled[3].state == "failed"
+
+
+@pytest.mark.parametrize(
+    ("error", "state"),
+    [(ContentDamaged(), "failed"), (ValueError("a bare LF"), "failed"),
+     (SpoolBusy("busy"), "queued")],
+)  # fmt: skip
+def test_content_that_cannot_be_sent_ends_its_message_alone(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, state: str
+) -> None:
+    rig = Rig(monkeypatch, *rows(4))
+    rig.script[2] = [error]
+    rig.run()
+    assert [rig.store.states[n] for n in (1, 2, 3, 4)] == [
+        "delivered", state, "delivered", "delivered",
+    ]  # fmt: skip
+
+
+# Errors that nobody foresaw: the lane ends by them, nothing is wedged, nothing is sent twice unseen
+
+
+def test_an_error_in_a_verdict_ends_the_lane_and_leaves_a_mark(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rig = Rig(monkeypatch, *rows(60))
+    apply = Ledger.apply
+
+    def broken(self: Ledger, transaction: Transaction, *args: Any) -> Any:
+        if transaction.recipients[0].recipient == 5:
+            raise ZeroDivisionError
+        return apply(self, transaction, *args)
+
+    monkeypatch.setattr(Ledger, "apply", broken)
+    with pytest.raises(ZeroDivisionError):
+        rig.run()
+    assert rig.store.released == 1
+    states = rig.store.states
+    assert states[5] == "in doubt"
+    assert {states[n] for n in range(1, 5)} == {"delivered"}
+    assert {s for r, s in states.items() if r not in rig.begun} == {"queued"}
+    # what stood behind it was cut, and is told
+    assert {states[r] for r in rig.begun if r > 5} <= {"queued", "deferred", "delivered"}
+
+
+@pytest.mark.parametrize("place", ["_outgoing", "_chunks_of"])
+def test_an_error_before_the_first_octet_ends_the_lane(
+    monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    rig = Rig(monkeypatch, *rows(20))
+
+    def broken(self: LaneRun, *args: Any) -> Any:
+        raise MemoryError
+
+    if place == "_outgoing":
+        monkeypatch.setattr(LaneRun, "_outgoing", broken)
+    else:
+        rig.script[1] = [MemoryError()]
+    with pytest.raises(MemoryError):
+        rig.run()
+    assert rig.store.released == 1
+    assert len(rig.begun) <= 2
+    assert "delivered" not in {s for r, s in rig.store.states.items() if r > 2}
+    assert not {"claimed", "sending"} & set(rig.store.states.values())
+
+
+@pytest.mark.parametrize("error", [SpoolCorrupt("x"), StoreEnded("over"), ZeroDivisionError()])
+def test_an_exchange_that_fails_ends_the_lane_and_what_it_held_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    rig = Rig(monkeypatch, *rows(60))
+
+    async def beside(lane: LaneRun) -> None:
+        await until(lambda: len(rig.begun) >= 5)
+        rig.db.error = error
+
+    with pytest.raises(type(error)):
+        rig.run(beside)
+    assert rig.store.released == 1
+    assert not {"claimed", "sending"} & set(rig.store.states.values())
+
+
+def test_a_post_that_raises_at_once_ends_the_lane(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(monkeypatch, *rows(60))
+    post = rig.db.post
+
+    def dead(*args: Any, **kwargs: Any) -> None:
+        if len(rig.begun) >= 5:
+            raise StoreEnded("over")
+        post(*args, **kwargs)
+
+    monkeypatch.setattr(rig.db, "post", dead)
+    with pytest.raises(StoreEnded):
+        rig.run()
+    assert rig.store.released == 1
+
+
+def test_a_session_that_never_tells_an_end_does_not_wedge_its_lane(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rig = Rig(monkeypatch, *rows(10))
+    rig.script[3] = [None]
+
+    async def beside(lane: LaneRun) -> None:
+        await until(lambda: not rig.script[3])
+        rig.opened[0].usable = False  # closed, and nobody was told
+
+    with pytest.raises(SessionMute):
+        rig.run(beside)
+    assert rig.store.released == 1
+
+
+def test_cut_off_by_the_host_of_the_engine_nothing_is_left_claimed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rig = Rig(monkeypatch, *rows(30))
+
+    async def main() -> None:
+        lane = rig.lane()
+        run = asyncio.ensure_future(lane.run())
+        await until(lambda: len(rig.begun) >= 7)
+        assert lane.connected is not None
+        lane.connected.session.abort()
+        run.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await run
+
+    rig.loop.run_until_complete(main())
+    rig.loop.close()
+    assert rig.store.released == 1
+    assert not {"claimed", "sending", "in doubt"} & set(rig.store.states.values())
+
+
+# The ladder
+
+
+def test_who_stumbles_over_what_is_behind_a_dot_is_spared_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rig = Rig(monkeypatch, *rows(6))
+    rig.script[2] = [cut(answered=False, dotted=False, behind=True, stumbled=Extension.PIPELINING)]
+    rig.run()
+    assert [s.policy.dialect.pipelining for s in rig.opened] == [
+        Pipelining.FULL, Pipelining.TRANSACTION,
+    ]  # fmt: skip
+    lessons = [one for w in rig.store.work for one in w.lessons]
+    assert [one.pipelining for one in lessons] == [Pipelining.TRANSACTION]
+    assert abs(lessons[0].until_ms - 1_000_000 - LESSON_MS) < 5_000
+    assert set(rig.store.states.values()) == {"delivered"}
+    assert [s for s in rig.store.settled if s.attempt and s.state != "delivered"] == []
+
+
+def test_who_stumbles_within_a_flight_gets_command_by_command(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rig = Rig(monkeypatch, *rows(3))
+    rig.script[1] = [
+        end(fault=Fault.GARBAGE, stage=Stage.RCPT, dot=None, data=None, dot_written=False,
+            usable=False, stumbled=Extension.PIPELINING)
+    ]  # fmt: skip
+    rig.run()
+    assert rig.opened[1].policy.dialect.pipelining is Pipelining.NONE
+    lessons = [one for w in rig.store.work for one in w.lessons]
+    assert [one.pipelining for one in lessons] == [Pipelining.NONE]
+
+
+def test_a_lane_begins_where_its_site_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(monkeypatch, *rows(2))
+    rig.run(pipelining=Pipelining.NONE, chunking=False)
+    dialect = rig.opened[0].policy.dialect
+    assert (dialect.pipelining, dialect.chunk_octets) == (Pipelining.NONE, 0)
+    rig = Rig(monkeypatch, *rows(2), delivery={"pipelining": "transaction"})
+    rig.run(chunking=True)
+    dialect = rig.opened[0].policy.dialect
+    assert (dialect.pipelining, dialect.chunks_proved) == (Pipelining.TRANSACTION, True)
+    assert dialect.chunk_octets > 0
+
+
+def test_the_first_bdat_that_worked_is_told_once_and_one_that_did_not_as_well(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rig = Rig(monkeypatch, *rows(4))
+    monkeypatch.setattr(rig, "says", lambda outgoing: end(chunked=True))
+    rig.run()
+    assert [one.chunking for w in rig.store.work for one in w.lessons] == [True]
+    rig = Rig(monkeypatch, *rows(3))
+    rig.script[1] = [
+        end(fault=Fault.GARBAGE, stage=Stage.DATA, dot=None, dot_written=False, usable=False,
+            chunked=True, stumbled=Extension.CHUNKING)
+    ]  # fmt: skip
+    rig.run()
+    assert [one.chunking for w in rig.store.work for one in w.lessons] == [False]
+    assert rig.opened[1].policy.dialect.chunk_octets == 0
+
+
+def test_a_421_that_closes_a_used_session_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(monkeypatch, *rows(5))
+    closing = Reply(421, "4.3.2", ("4.3.2 enough",))
+    rig.script[3] = [
+        end(mail=closing, rcpts=(None,), data=None, dot=None, stage=Stage.MAIL, dot_written=False,
+            usable=False, behind=True)
+    ]  # fmt: skip
+    rig.run()
+    assert set(rig.store.states.values()) == {"delivered"}
+    assert [s for s in rig.store.settled if s.attempt and s.state != "delivered"] == []
+
+
+def test_constants_that_belong_together() -> None:
+    assert OK.positive
+    assert lane_module.SLOW_CLAIM < lane_module.FIRST_CLAIM < lane_module.CLAIM_MESSAGES

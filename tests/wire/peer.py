@@ -29,31 +29,46 @@ ENVELOPE = Envelope(
 POLICY = SessionPolicy(ehlo_name="client.example.net", tls="none")
 
 
+class Lost(Exception):
+    """The session is over, and took nothing."""
+
+
 class One:
-    """A source of one transaction, and what came of it."""
+    """A source of one transaction, and what came of it: exactly one thing, of what was asked."""
 
     def __init__(self, outgoing: Outgoing) -> None:
-        self._next: Outgoing | None = outgoing
+        self._outgoing = outgoing
+        self.asked = False
         self.over: asyncio.Future[TransactionEnd] = asyncio.get_running_loop().create_future()
 
     def next(self) -> Outgoing | None:
-        outgoing, self._next = self._next, None
-        return outgoing
+        if self.asked:
+            return None
+        self.asked = True
+        return self._outgoing
 
     def ended(self, outgoing: Outgoing, end: TransactionEnd) -> None:
+        assert outgoing is self._outgoing
         self.over.set_result(end)
 
     def failed(self, outgoing: Outgoing, error: Exception) -> None:
+        assert outgoing is self._outgoing
         self.over.set_exception(error)
 
     def lost(self) -> None:
-        raise AssertionError("lost while something was on it")
+        assert not self.asked, "lost while something was on it"
+        self.over.set_exception(Lost())
 
 
 async def transact(
     session: Session, envelope: Envelope, content: AsyncIterator[bytes] | bytes
 ) -> TransactionEnd:
-    """One transaction on a session that is usable; its end."""
+    """One transaction; its end.
+
+    Raises:
+        Lost: the session is over; nothing was asked for.
+        Exception: what the source was told of content that cannot be sent.
+    """
     whole = isinstance(content, bytes)
     one = One(
         Outgoing(

@@ -34,9 +34,12 @@ from mailstrom.control import (
     encode_report,
 )
 from mailstrom.errors import MailstromError, SpoolCorrupt, SpoolError
+from mailstrom_workers.loops import new_loop
 from mailstrom_workers.presence import Presence, Work, enter
 
 BEAT_S = 1.0
+GATHER_S = 0.005
+"""How long lines of the log wait for others; a kill loses as many."""
 EXIT_CRASHED = 70
 EXIT_DAMAGED = 1
 
@@ -71,7 +74,10 @@ def main(work: Work) -> int:
     config = from_json(json.dumps(hello.config).encode())
     _log(hello, config)
     try:
-        return asyncio.run(_live(work, hello, config, lines, waiting))
+        with asyncio.Runner(loop_factory=new_loop) as runner:
+            loop = runner.get_loop()
+            with events.gathered(lambda write: loop.call_later(GATHER_S, write)):
+                return runner.run(_live(work, hello, config, lines, waiting))
     except MailstromError as error:
         events.engine_failed(where="start", error=error, kind=hello.kind, pid=os.getpid())
         return 75 if isinstance(error, SpoolError) else 78
@@ -152,6 +158,7 @@ class _Pipes:
             case Drain():
                 self._presence.drain()
             case Stop():
+                events.flush()
                 os._exit(1)  # at once: what is on the wire lapses in doubt
             case Reload(config=values):
                 config = from_json(json.dumps(values).encode())

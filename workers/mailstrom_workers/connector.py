@@ -9,20 +9,27 @@ a row of the ``sessions`` view.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import inf
 
 from mailstrom import events
 from mailstrom.errors import ConfigError
 from mailstrom.policy.outcome import judge_session
 from mailstrom.policy.routing import order_hosts
 from mailstrom.policy.verdict import FaultOf, HostVerdict, Verdict
+from mailstrom.smtp.transaction import Dialect
 from mailstrom.storage.base import Lane, SessionRow
 from mailstrom.types import Host, Reason, Stage
 from mailstrom_workers.context import Context, Settings
 from mailstrom_workers.endpoint import SessionFacts, SessionFailure, Target
+from mailstrom_workers.ladder import Ladder
 from mailstrom_workers.machine import Machine
 from mailstrom_workers.session import Session
 
+MOST_RECIPIENTS = 100
+"""Recipients of one transaction (RFC 5321 section 4.5.3.1.8: servers must take 100)."""
+SESSION_S = 300.0
+"""A session is used for so long, then renewed: a count would gather lanes at the slowest host."""
 MOST_ADDRESSES = 10
 """Addresses tried in one pass; the resolver gives at most five of a host."""
 _CROWDED = {(Stage.CONNECT, "refused"), (Stage.GREETING, "reply"), (Stage.GREETING, "closed")}
@@ -34,7 +41,7 @@ def new_session_id(machine: Machine) -> str:
     return f"{machine.wall_ms():011x}{machine.token(8)}"
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class Connected:
     """A session with what its row needs."""
 
@@ -42,10 +49,23 @@ class Connected:
     session: Session
     host: Host
     started_ms: int
-    opened_at: float
     settings: Settings
+    dialect: Dialect
+    until: float
+    """Loop time from which nothing more is begun on it."""
+    most: float
+    """Transactions of it, at most: the configuration's word, or the server's (RFC 9422 MAILMAX)."""
+    recipients: int
+    """Recipients of one transaction, at most."""
+    domains: int
+    """Different domains of one transaction, at most; 0: any number."""
     transactions: int = 0
     """Transactions begun, refused ones too."""
+
+    @property
+    def facts(self) -> SessionFacts:
+        """What its row and its attempts tell of it."""
+        return self.session.facts
 
     def row(self, lane: Lane, ended_ms: int | None) -> SessionRow:
         """The session's row, at its start (``ended_ms`` None) or end."""
@@ -67,11 +87,13 @@ class Connector:
     Args:
         ctx: the worker's context.
         lane: whose hosts are meant.
+        ladder: what of their extensions may be used.
     """
 
-    def __init__(self, ctx: Context, lane: Lane) -> None:
+    def __init__(self, ctx: Context, lane: Lane, ladder: Ladder) -> None:
         self._ctx = ctx
         self._lane = lane
+        self._ladder = ladder
         self.hosts = self._order()
         self.rows: list[SessionRow] = []
         """Rows of connections, to be carried by the lane's next exchange."""
@@ -139,6 +161,7 @@ class Connector:
                 reason=Reason.LOCAL, fault_of=_LOCAL, stage=Stage.AUTH, text=str(error)
             )
             return None
+        policy = replace(policy, dialect=self._ladder.dialect(policy.dialect))
         opened = await Session.open(Target(host=host.name, address=address, port=port), policy)
         if isinstance(opened, SessionFailure):
             self.local = opened.cause == "local"
@@ -167,8 +190,7 @@ class Connector:
                 reply=None if opened.reply is None else opened.reply.text,
             )
             return None
-        opened_at = asyncio.get_running_loop().time()
-        connected = Connected(session_id, opened, host, started_ms, opened_at, ctx.settings)
+        connected = self._connected(session_id, opened, host, started_ms, policy.dialect)
         self.rows.append(connected.row(self._lane, None))
         events.session_opened(
             session_id=session_id,
@@ -180,6 +202,24 @@ class Connector:
             elapsed_ms=ctx.now_ms() - started_ms,
         )
         return connected
+
+    def _connected(
+        self, session_id: str, session: Session, host: Host, started_ms: int, dialect: Dialect
+    ) -> Connected:
+        settings, limits = self._ctx.settings, session.capabilities
+        own = settings.config.sites.messages_per_connection
+        return Connected(
+            id=session_id,
+            session=session,
+            host=host,
+            started_ms=started_ms,
+            settings=settings,
+            dialect=dialect,
+            until=asyncio.get_running_loop().time() + SESSION_S,
+            most=min(own or inf, limits.most_transactions or inf),
+            recipients=min(limits.most_recipients or MOST_RECIPIENTS, MOST_RECIPIENTS),
+            domains=limits.most_domains,
+        )
 
     async def disconnect(self, connected: Connected) -> None:
         """End a session politely and note its end."""

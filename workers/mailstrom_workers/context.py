@@ -29,6 +29,8 @@ ROOM_LOOK_S = 1.0
 MOST_EXCUSES = 10_000
 READ_AHEAD_BYTES = 32 * 1024 * 1024
 """Content that a worker holds ahead of the wire; beyond it lanes claim message by message."""
+LEAST_OCTETS = 8192
+"""What a message is taken to need, at least, before its claim."""
 HOST_REST_S = 60.0
 """How long a host that could not be used goes to the end of the line, in this process."""
 
@@ -50,6 +52,8 @@ class Settings:
     config: Config
     timeouts: Timeouts
     retry: RetrySchedule
+    on_doubt: OnDoubt
+    """What to do in doubt where the message does not say."""
 
     @classmethod
     def of(cls, config: Config) -> Settings:
@@ -62,17 +66,13 @@ class Settings:
                 max_age=config.retry.max_age,
                 jitter=config.retry.jitter,
             ),
+            on_doubt=OnDoubt(config.delivery.on_doubt),
         )
 
     @property
     def relay(self) -> bool:
         """Whether all mail goes to the relay."""
         return self.config.delivery.mode == "relay"
-
-    @property
-    def on_doubt(self) -> OnDoubt:
-        """What to do in doubt where the message does not say."""
-        return OnDoubt(self.config.delivery.on_doubt)
 
     def session_policy(self, own_address: str) -> SessionPolicy:
         """How sessions are opened now.
@@ -125,8 +125,13 @@ class Context:
     unanswered: dict[int, None] = field(default_factory=dict)
     """Messages whose transaction a host ended unanswered, so that a site was left alone for it:
     the excuse holds once, or one message could keep a site from all others."""
+    unserved: frozenset[int] = frozenset()
+    """Sites with due work that the last look found no lane for, neither new nor idle."""
+    crowded: bool = False
+    """Whether such work waits for a connection of this worker: none is kept for nothing."""
     _room: bool = True
     _held_bytes: int = 0
+    _mean_octets: float = 0.0
     _troubled: bool = False
     _looked: float = float("-inf")
     resting: dict[str, float] = field(default_factory=dict)
@@ -150,15 +155,27 @@ class Context:
         if len(self.unanswered) > MOST_EXCUSES:
             del self.unanswered[next(iter(self.unanswered))]
 
-    def reserve(self, most: int) -> int:
-        """Octets of content that a claim may read, at most ``most``; to be freed when it did."""
-        granted = max(0, min(most, READ_AHEAD_BYTES - self._held_bytes))
+    def reserve(self, messages: int, most: int) -> int:
+        """Octets of content that a claim may read; to be freed when it did.
+
+        Args:
+            messages: that it wants; what they need is guessed from those before.
+            most: the upper bound.
+        """
+        wanted = min(most, messages * max(LEAST_OCTETS, int(2 * self._mean_octets)))
+        granted = max(0, min(wanted, READ_AHEAD_BYTES - self._held_bytes))
         self._held_bytes += granted
         return granted
 
     def hold(self, octets: int) -> None:
         """Count content that was read."""
         self._held_bytes += octets
+        self._mean_octets += (octets - self._mean_octets) / (64 if self._mean_octets else 1)
+
+    @property
+    def spent(self) -> bool:
+        """Whether as much content is held as may be: nobody claims who has work in hand."""
+        return self._held_bytes >= READ_AHEAD_BYTES
 
     def free(self, octets: int) -> None:
         """Content, or a reservation, is no longer held."""

@@ -14,6 +14,9 @@ What must not go on ends by ``crash``, which the host of the worker gives: a pro
 an engine inside an application fails as a whole, and this service with it. From then on nothing is
 written here, and whoever waits is told ``StoreEnded``: for the spool it is a death.
 
+While it is idle it looks whether something became due, and tells whoever watches: by a number that
+changes with other connections' commits, so that nothing is asked twice.
+
 The serving half is a generator that yields its waits; whoever drives it does the waiting and sends
 what came. ``dbthread.DBThread`` drives it on a thread of its own. Must not know: threads, sleeping.
 
@@ -45,6 +48,11 @@ FREE_LOCK_S = 0.002
 SYNC_S = 0.05
 """Results reach the disk at the latest after this time: a power cut re-sends no more than that."""
 RETRY_S = 0.25
+LOOK_S = 0.012
+"""How often the workers together look whether somebody committed; each its share of the times, so
+that many of them cost an idle machine no more than one."""
+SERIES_S = 0.005
+"""Verbs that nobody shares are run for so long before the lock is left free."""
 ASIDE_S = 1.0
 """What met damage is tried again after this time."""
 _GATHER = 256
@@ -112,6 +120,14 @@ class Late:
 
 
 LATE = Late()
+
+
+def _nobody(_result: Any, _error: BaseException | None) -> None:
+    """Nobody waits."""
+
+
+_NOTHING = Request(_nobody)
+"""Makes the core see that it is watched."""
 Steps = Generator[Wait, Request | Late | None, _T]
 
 
@@ -150,6 +166,14 @@ class DBService(ABC):
         self._draining = False
         self._damage = Complaint("store", monotonic)
         self._last_write = float("-inf")
+        self._series = 0.0  # how long verbs have been run since the lock was left free
+        self._watcher: Callable[[], None] | None = None
+        self._look_s = LOOK_S
+        self._look_at = float("-inf")
+        self._version: int | None = None
+        self._due_ms: int | None = None
+        self._stale = True  # what is due was asked before the last write
+        self._told = False
         self._unsynced: float | None = None
 
     # --- how it is driven -------------------------------------------------------------------
@@ -221,9 +245,20 @@ class DBService(ABC):
         self._ask(Request(_settle(future), change))
         await future
 
+    def watch(self, told: Callable[[], None] | None) -> None:
+        """Have ``told`` called on the loop when something is due, or drained; None: no more of it.
+
+        Once when something becomes due, and again whenever somebody else commits while it is.
+        What stays due for want of a lane, or of a connection, is for whoever watches to ask about.
+        """
+        self._watcher = told
+        self._put(_NOTHING)
+
     def drain(self) -> None:
-        """From now on damage is told to whoever asked, and not waited for."""
+        """From now on damage is told to whoever asked, and not waited for; who watches is told."""
         self._draining = True
+        if self._watcher is not None:
+            self._watcher()
 
     async def close(self) -> None:
         """Run what is queued, close the store, end the service."""
@@ -284,6 +319,8 @@ class DBService(ABC):
         while True:
             first = yield from self._next(store)
             requests: list[Request | None] = [] if isinstance(first, Late) else [first]
+            if isinstance(first, Request) and first.work is not None:
+                yield from self._leave_free()  # and more comes meanwhile
             while len(requests) < _GATHER:
                 try:
                     requests.append(self._queue.get_nowait())
@@ -328,14 +365,54 @@ class DBService(ABC):
         self._aside_until = self._monotonic() + ASIDE_S
 
     def _next(self, store: WorkerStore) -> Steps[Request | Late | None]:
-        """The next request; results that wait for the disk are synced while none comes."""
-        while self._unsynced is not None:
-            left = max(self._unsynced + SYNC_S - self._monotonic(), 0.0)
-            came = yield Wait(left, request=True)
+        """The next request; while none comes results are synced, and what is due is looked at."""
+        while True:
+            now = self._monotonic()
+            wait: float | None = ASIDE_S if self._aside else None
+            syncing = self._unsynced is not None
+            if self._unsynced is not None:
+                wait = max(self._unsynced + SYNC_S - now, 0.0)
+            if self._watcher is not None:
+                if now >= self._look_at:
+                    self._look(store)
+                    self._look_at = now + self._look_s
+                look = max(self._look_at - now, 0.0)
+                if wait is None or look < wait:
+                    wait, syncing = look, False
+            came = yield Wait(wait, request=True)
             if not isinstance(came, Late):
                 return came
-            yield from self._sync(store)
-        return (yield Wait(ASIDE_S if self._aside else None, request=True))
+            if syncing:
+                yield from self._sync(store)
+            elif self._aside and self._monotonic() >= self._aside_until:
+                return came
+
+    def _look(self, store: WorkerStore) -> None:
+        """Tell the watcher what became due, by others' commits or as time went by."""
+        changed = False
+        try:
+            version = store.version()
+            changed = version != self._version
+            now_ms = self._now_ms()
+            if changed:
+                self._look_s = LOOK_S * store.live_workers()
+            if changed or self._stale:
+                self._due_ms = store.next_due_ms(now_ms)
+                self._version, self._stale = version, False
+            due = self._due_ms is not None and self._due_ms <= now_ms
+        except SpoolError:
+            self._stale = due = True  # who looks meets it, too, and says so
+        watcher = self._watcher  # another thread may change it
+        if due and (changed or not self._told) and watcher is not None:
+            self._later(watcher)
+        self._told = due
+
+    def _leave_free(self) -> Steps[None]:
+        """Let others have the lock for a moment, where the last write was just now."""
+        pause = FREE_LOCK_S - (self._monotonic() - self._last_write)
+        if pause > 0:
+            yield Wait(pause, request=False)
+        self._series = 0.0
 
     def _sync(self, store: WorkerStore) -> Steps[None]:
         yield from self._persist(store.sync)
@@ -344,6 +421,9 @@ class DBService(ABC):
     def _call(self, store: WorkerStore, request: Request) -> Steps[None]:
         call = request.call
         assert call is not None
+        began = self._monotonic()
+        if self._series >= SERIES_S:
+            yield from self._leave_free()
         try:
             if request.insisted:
                 result = yield from self._insisted(lambda: call(store))
@@ -360,6 +440,9 @@ class DBService(ABC):
             self._tell(request.done, error=error)
         else:
             self._tell(request.done, result)
+        self._last_write = self._monotonic()  # for all that is known here
+        self._series += self._last_write - began
+        self._stale = True
 
     def _insisted(self, step: Callable[[], _T]) -> Steps[_T]:
         try:
@@ -380,9 +463,7 @@ class DBService(ABC):
             work.opens += request.work.opens
             work.claims += request.work.claims
             work.lessons += request.work.lessons
-        pause = FREE_LOCK_S - (self._monotonic() - self._last_write)
-        if pause > 0:
-            yield Wait(pause, request=False)
+        yield from self._leave_free()
         try:
             result = yield from self._persist(lambda: store.exchange(work, self._now_ms()))
         except GeneratorExit:
@@ -400,6 +481,7 @@ class DBService(ABC):
                     self._tell(request.done, error=error)
             return
         self._last_write = self._monotonic()
+        self._stale = True
         if self._unsynced is None:
             self._unsynced = self._last_write
         overdue = self._last_write - self._unsynced >= SYNC_S
@@ -423,7 +505,11 @@ class DBService(ABC):
 
         def tell() -> None:
             for done, exchange in told:
-                done(exchange, None)
+                try:
+                    done(exchange, None)
+                except Exception as error:  # a bug of one must not keep the others waiting
+                    text = "what an exchange did could not be taken"
+                    self._loop.call_exception_handler({"message": text, "exception": error})
 
         self._later(tell)
 

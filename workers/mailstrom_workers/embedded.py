@@ -25,7 +25,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import selectors
 import threading
 import weakref
 from collections.abc import Callable, Collection, Mapping
@@ -44,6 +43,7 @@ from mailstrom.types import EngineState, WorkerStatus
 from mailstrom_workers.dbthread import StoreEnded
 from mailstrom_workers.delivery import deliver, resolver_of
 from mailstrom_workers.janitor import keep
+from mailstrom_workers.loops import new_loop
 from mailstrom_workers.presence import Presence, Work, enter
 
 READY_S = 60.0
@@ -210,8 +210,7 @@ class _Run:
         self._crew: dict[asyncio.Task[None], Presence] = {}
         self._seats: list[asyncio.Task[None]] = []
         self._unready = workers + 1
-        self._selector = selectors.DefaultSelector()
-        self._loop = asyncio.SelectorEventLoop(self._selector)
+        self._loop = new_loop()
         self._ending = asyncio.Event()
         self._deadline_s = float("inf")
         self._thread = threading.Thread(target=self._live, name="mailstrom", daemon=True)
@@ -258,12 +257,10 @@ class _Run:
         and its tasks are never collected: their ends would be run here.
         """
         _forsaken.append(self)
-        with contextlib.suppress(ValueError):  # closed before the fork
-            numbers = {self._selector.fileno(), *(self._selector.get_map() or ())}
-            nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-            for number in numbers - {nothing}:
-                os.dup2(nothing, number, inheritable=False)
-            os.close(nothing)
+        nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        for number in self._loop.descriptors() - {nothing}:
+            os.dup2(nothing, number, inheritable=False)
+        os.close(nothing)
 
     def _tell(self, step: Callable[[], object]) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed

@@ -1,12 +1,13 @@
 """The delivery loop of one worker: look for due work, lease lanes, route domains, drain.
 
-It looks when another connection committed (``data_version``, cheap), when something becomes due,
-and when a lane or route ended. Lanes and routes are asyncio tasks; the store is a thread away.
+It looks when the store's service tells that something is due (``DBService.watch``), and when a lane
+or route ended. Lanes and routes are asyncio tasks; the store is a thread away.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 from mailstrom import events
 from mailstrom.errors import SpoolError
@@ -17,8 +18,10 @@ from mailstrom_workers.context import Context
 from mailstrom_workers.dbservice import StoreEnded
 from mailstrom_workers.lane import LaneRun
 
-LOOK_S = 0.05
-"""How often a quiet worker asks whether the spool changed."""
+AGAIN_S = 0.05
+"""So soon it looks again after a look that found more due than one look serves."""
+QUIET_S = 1.0
+"""So often where nothing is due: for room on the disk, and in case a word was lost."""
 SATURATED_S = 0.25
 """How often due sites are tried that gave no lane last time, for want of free ones."""
 MOST_ROUTES = 256
@@ -35,6 +38,7 @@ class Engine:
         self.ctx = ctx
         self._lanes: dict[asyncio.Task[None], LaneRun] = {}
         self._routes: dict[asyncio.Task[None], None] = {}  # in order
+        self._due = False
         self._barren = False
         self._next_lease = 0.0
 
@@ -48,6 +52,7 @@ class Engine:
         ctx = self.ctx
         trouble = Complaint("look", asyncio.get_running_loop().time)
         await router.use_routes(ctx)
+        ctx.db.watch(self._told)
         while not ctx.draining.is_set():
             try:
                 await ctx.look_for_room()
@@ -57,25 +62,27 @@ class Engine:
             except SpoolError as error:  # busy, full or damaged: look again later
                 trouble.say(str(error))
                 await asyncio.sleep(SATURATED_S)
+        ctx.db.watch(None)
         await self._drain()
 
     async def _wait(self) -> None:
         """Until something may have become due."""
-        ctx = self.ctx
-        loop = asyncio.get_running_loop()
-        while not ctx.draining.is_set():
-            try:
-                async with asyncio.timeout(LOOK_S):
-                    await ctx.woken.wait()
-                ctx.woken.clear()
-                return
-            except TimeoutError:
-                pass
-            await ctx.look_for_room()
-            if self._barren and loop.time() < self._next_lease:
-                continue
-            if await self._is_due():
-                return
+        seconds = QUIET_S
+        if self._due:
+            seconds = SATURATED_S if self._barren else AGAIN_S
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self.ctx.woken.wait()
+        self.ctx.woken.clear()
+
+    def _told(self) -> None:
+        """Something is due, or a drain began; what found no lane just now is not tried at once."""
+        if (
+            not self._barren
+            or self.ctx.draining.is_set()
+            or asyncio.get_running_loop().time() >= self._next_lease
+        ):
+            self.ctx.wake()
 
     async def _is_due(self) -> bool:
         now_ms = self.ctx.now_ms()
@@ -86,7 +93,8 @@ class Engine:
         """Route what waits for a route, lease where work is due."""
         ctx = self.ctx
         room = MOST_ROUTES - len(self._routes)
-        if not await self._is_due():
+        self._due = await self._is_due()
+        if not self._due:
             self._barren = False
             return
         now_ms = ctx.now_ms()
@@ -100,6 +108,7 @@ class Engine:
     async def _lease(self) -> bool:
         """Wake idle lanes at due sites and lease new ones; False when nothing came of it."""
         ctx = self.ctx
+        ctx.unserved, ctx.crowded = frozenset(), False
         if not ctx.has_room():
             return False
         now_ms = ctx.now_ms()
@@ -107,12 +116,22 @@ class Engine:
         woken = False
         for run in self._lanes.values():
             if run.idle and run.lane.site in due:
-                run.work_came.set()
+                run.call()
                 due.discard(run.lane.site)
                 woken = True
-        want = ctx.settings.config.delivery.max_connections - len(self._lanes)
+        ctx.unserved = frozenset(due)
+        most = ctx.settings.config.delivery.max_connections
+        # A lane that takes its leave of a server holds no other up, but not without limit.
+        want = min(most - sum(not run.parted for run in self._lanes.values()),
+                   2 * most - len(self._lanes))  # fmt: skip
         paused = asyncio.get_running_loop().time() < ctx.paused_until
-        if not due or want <= 0 or paused or ctx.draining.is_set():
+        if not due or paused or ctx.draining.is_set():
+            return woken
+        if want <= 0:
+            ctx.crowded = True
+            for run in self._lanes.values():
+                if run.idle:
+                    run.look()
             return woken
         limit = ctx.settings.config.sites.connections
 
@@ -124,6 +143,7 @@ class Engine:
         leased = await ctx.db.call(lease)
         for lane, failing in leased:
             self._start_lane(lane, limit, failing)
+        ctx.unserved -= {lane.site for lane, _ in leased}
         return woken or bool(leased)
 
     def _start_lane(self, lane: Lane, limit: int, failing: bool) -> None:
@@ -166,7 +186,7 @@ class Engine:
     async def _drain(self) -> None:
         """Lanes finish their transaction and release the rest; lookups are given up."""
         for run in self._lanes.values():
-            run.work_came.set()
+            run.look()
         for task in list(self._routes):
             task.cancel()
         waiting = [*self._lanes, *self._routes]

@@ -18,6 +18,7 @@ import contextlib
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable, Collection
 
 from mailstrom import events
@@ -37,6 +38,10 @@ CHECKPOINT_BYTES = 4 * 1024 * 1024
 """A -wal file below this size is checkpointed only now and then."""
 CHECKPOINT_S = 30.0
 PURGE_S = 60.0
+PURGE_MS = 20
+"""So long a round goes on purging: it may share its thread with a worker's lanes."""
+PURGE_PAUSE_S = 0.002
+"""Between two pieces others get the lock."""
 BATCH = 1_000
 SPARED_MS = 30_000
 """So long a process may miss its lock file: it looks every few seconds, and then ends."""
@@ -222,9 +227,13 @@ class Janitor:
         now = self._machine.monotonic_ms() / 1000
         if now - self._purged < PURGE_S or self._looked_ms is None:
             return
-        if store.purge(self._retention(store), 200, self._looked_ms) == 0:
-            self._purged = now
-            self._sweep(store)
+        retention, began_ms = self._retention(store), self._machine.monotonic_ms()
+        while store.purge(retention, 200, self._looked_ms):
+            if self._machine.monotonic_ms() - began_ms >= PURGE_MS:
+                return
+            time.sleep(PURGE_PAUSE_S)
+        self._purged = now
+        self._sweep(store)
 
     def _retention(self, store: WorkerStore) -> Retention:
         """What the configuration says, else what the spool was created with."""

@@ -1,10 +1,11 @@
 """One leased lane: claims, opens, one session, settlements, until nothing is due or it drains.
 
-A lane owns at most one session and is the source of its transactions. Messages pass through it so:
-*waiting* (claimed) -> *opened* (on disk as ``sending``; a window of them, ahead of the wire) -> on
-the wire -> settled. Whatever a turn of it wants recorded travels in one exchange: settlements of
-what ended, openings of what comes next, a claim before the waiting run out. A verdict is on its way
-to the store before a further transaction begins on that session.
+A lane owns at most one session and is the source of its transactions (``session.Source``). Messages
+pass through it (``stock``): *waiting* (claimed) -> *opened* (on disk as ``sending``; a window of
+them, ahead of the wire) -> on the wire -> settled. Whatever a turn of it wants recorded travels in
+one exchange: settlements of what ended, openings of what comes next, a claim before the waiting run
+out, lessons about the site. One exchange of a lane is under way at a time; what ends meanwhile
+travels with the next one, which leaves as soon as this one is answered.
 
 A message's recipients travel in one transaction. Recipients that the next host may still take stay
 claimed; what no host took is deferred, and a site where no host could be used at all is suspended
@@ -13,6 +14,9 @@ with no recipient written.
 Crash points: before ``open`` is committed nothing was sent (claims are simply due again); after it
 the recipient is ``sending`` and a crash leaves it in doubt; the settlement ends that. So what may
 not be sent twice (``on_doubt = "hold"``) is opened by itself, on the disk, and never ahead.
+
+What the session or the store calls here never raises into them: an error nobody foresaw stops the
+lane, and its release puts in doubt what has no verdict.
 
 Longer than a file should be: what a message passes through is one machine, safe only as a whole.
 """
@@ -29,7 +33,7 @@ from mailstrom.errors import SpoolError
 from mailstrom.policy.outcome import judge
 from mailstrom.policy.refusal import local_refusal
 from mailstrom.policy.site import claim_size, suspension_s
-from mailstrom.smtp.client import Envelope, TransactionEnd
+from mailstrom.smtp.client import TransactionEnd
 from mailstrom.storage.base import (
     Claimed,
     ClaimRequest,
@@ -40,23 +44,30 @@ from mailstrom.storage.base import (
     Work,
 )
 from mailstrom.types import Judgement, OnDoubt, Reason, iso_ms
-from mailstrom_workers.connector import Connected, Connector
+from mailstrom_workers.connector import MOST_RECIPIENTS, Connected, Connector
 from mailstrom_workers.context import Context
-from mailstrom_workers.ledger import Again, Ledger, Pass, Transaction
+from mailstrom_workers.ladder import Ladder
+from mailstrom_workers.ledger import UNREADABLE_MS, Again, Ledger, Pass, Transaction
 from mailstrom_workers.session import Outgoing
+from mailstrom_workers.stock import Stock, put
 
 CLAIM_MESSAGES = 200
 CLAIM_BYTES = 8 * 1024 * 1024
 CLAIM_S = 0.5
 """A lane claims about what it delivers in this time, so that a slow one hoards nothing."""
-MOST_RECIPIENTS = 100
-"""Recipients of one transaction (RFC 5321 section 4.5.3.1.8: servers must take 100)."""
-SESSION_S = 300.0
-"""A session is used for so long, then renewed: a count would gather lanes at the slowest host."""
+FIRST_CLAIM = 8
+"""Messages claimed before the site was heard at all; twice as many each time, until the pace of
+the lane is known. A dead site must not keep much, nor much of the worker's memory."""
+SLOW_CLAIM = 2
+"""A lane so slow claims when it has nothing in hand: what is more urgent may come meanwhile."""
+DRY_S = 0.25
+"""A claim that found nothing is not repeated for so long while messages are under way."""
 MOST_HOSTS = 2
 """Hosts that may answer for one message in one attempt."""
 MOST_OPENED = 16
 """Messages opened ahead of the wire, at most: a crash leaves them in doubt, though nothing left."""
+AMPLE = 64
+"""A window that was full so often is made smaller."""
 FRESH_S = 5.0
 """What was opened longer ago is opened again before it is sent: this process may have stood still,
 and the lane be somebody else's."""
@@ -68,6 +79,10 @@ class ContentDamaged(Exception):
     """Content on disk does not match its digest; not a byte after this point is sent."""
 
 
+class SessionMute(Exception):
+    """A session is closed, and did not tell the end of a transaction: a bug of ours."""
+
+
 class LaneRun:
     """Runs a lane to its end; the ``Source`` of its session.
 
@@ -76,35 +91,42 @@ class LaneRun:
         lane: the lease.
         lanes: how many lanes the site may have, to share what is due.
         failing: whether the site's last pass failed; this lane then finds out for all.
+
+    Attributes:
+        idle: it keeps a session for work that may come; see ``call``.
+        parted: its work is done; it says goodbye to the server, and counts as no connection.
     """
 
     def __init__(self, ctx: Context, lane: Lane, lanes: int, *, failing: bool = False) -> None:
         self.ctx = ctx
         self.lane = lane
-        self.connector = Connector(ctx, lane)
+        self.ladder = Ladder(lane)
+        self.connector = Connector(ctx, lane, self.ladder)
         self.connected: Connected | None = None
         self.ledger = Ledger(ctx, lane)
-        self.work_came = asyncio.Event()
-        self.idle = False
+        self.stock = Stock(ctx)
+        self.idle = self.parted = False
+        self._stirred = asyncio.Event()  # ends an idle time
+        self._called = False
         self._failing = failing
-        self._ended = False  # the spool gives this lane nothing more: too many since a reload
-        self._claim = claim_size(lane.due, lanes, CLAIM_MESSAGES)
-        self._waiting: deque[Transaction] = deque()
-        self._later: deque[Transaction] = deque()  # for another host than the present one
-        self._opening: list[Transaction] = []
-        self._opened: deque[Transaction] = deque()
-        self._wire: deque[Transaction] = deque()
+        self._fenced = False  # the spool gives this lane nothing more: too many since a reload
+        self._claim = min(claim_size(lane.due, lanes, CLAIM_MESSAGES), FIRST_CLAIM)
+        self._paced = False  # whether that comes from what was measured
+        self._unclaimed = lane.due  # of what was due at the lease, as far as this lane knows
+        self._dry_s = float("-inf")  # loop time when a claim found nothing
         self._window = 1
-        self._asking = False
-        self._dry = False  # the last claim found nothing
+        self._ample = 0  # how often the window was still full when its next message left
+        self._spoken_to: Connected | None = None  # whose transactions may still end
+        self._asking = self._claiming = self._turning = False
+        self._silent = False
         self._index = 0
         self._run = Pass(started_ms=0)
         self._changed = asyncio.Event()
-        self._error: BaseException | None = None
+        self._error: Exception | None = None
         self._loop = asyncio.get_running_loop()
         self._progress_s = 0.0
         self._pace_from_s = 0.0
-        self._paced = 0
+        self._ends = 0
         self._reading = 0  # octets of the worker's budget that a claim under way may use
 
     async def run(self) -> None:
@@ -112,7 +134,7 @@ class LaneRun:
         try:
             while not self.ctx.draining.is_set() and self.ctx.has_room():
                 if not await self._claim_first():
-                    if not self._ended and await self._idle():
+                    if not self._fenced and await self._idle():
                         continue
                     break
                 if not await self._deliver():
@@ -120,31 +142,73 @@ class LaneRun:
         finally:
             await asyncio.shield(self._end())
 
+    def call(self) -> None:
+        """Work is due at the site of this idle lane."""
+        self._called = True
+        self._stirred.set()
+
+    def look(self) -> None:
+        """Something changed for all lanes: see whether it is time to end."""
+        self._stirred.set()
+        self._changed.set()
+
     async def _end(self) -> None:
+        """Say goodbye, record what is known, give the rest back."""
+        self.parted = True
+        self.ctx.wake()
         try:
-            await self._disconnect()
-            await self.ctx.db.exchange(self._work())
+            said = await asyncio.gather(self._disconnect(), self._record(), return_exceptions=True)
+            await self._come_to_rest()
+            await self._record()
+            for error in (self._error, *said):
+                if isinstance(error, BaseException):
+                    raise error
         finally:
-            self._let_go()
             token, now_ms = self.lane.token, self.ctx.now_ms()
             on_doubt = self.ctx.settings.on_doubt
-            await self.ctx.db.insist(lambda store: store.release(token, now_ms, on_doubt=on_doubt))
-            self.ctx.wake()
+            try:
+                await self.ctx.db.insist(
+                    lambda store: store.release(token, now_ms, on_doubt=on_doubt)
+                )
+            finally:
+                self.stock.clear()
+                self._free_reading()
+                self.ctx.wake()
+
+    async def _come_to_rest(self) -> None:
+        """Until the exchange under way is answered, and what was cut has told its end."""
+        patience = asyncio.timeout(SILENT_S)
+        with contextlib.suppress(TimeoutError):
+            async with patience:
+                while self.stock.wire:
+                    self._changed.clear()
+                    await self._changed.wait()
+        while self._asking:
+            self._changed.clear()
+            await self._changed.wait()
+        self._reclaim(self.stock.opened)
+
+    async def _record(self) -> None:
+        """Hand over what waits to be recorded, and wait for it."""
+        await self.ctx.db.exchange(self._work())
 
     # --- claims -----------------------------------------------------------------------------
 
     async def _claim_first(self) -> bool:
         """Claim with nothing in hand; False where nothing is due."""
+        if self._unclaimed <= 0 and self.lane.site not in self.ctx.unserved:
+            return False  # the engine sees what else becomes due, and wakes this lane
         while True:
             work = self._work()
             work.claims.append(self._claim_request())
             exchange = await self.ctx.db.exchange(work)
             self._take(exchange)
-            if self._waiting or not exchange.claimed:
-                return bool(self._waiting)
+            if self.stock.waiting or not exchange.claimed:
+                return bool(self.stock.waiting)
 
     def _claim_request(self) -> ClaimRequest:
-        self._reading = self.ctx.reserve(CLAIM_BYTES)
+        self._claiming = True
+        self._reading = self.ctx.reserve(self._claim, CLAIM_BYTES)
         return ClaimRequest(
             lane=self.lane.token,
             limit=self._claim if self._reading else 1,
@@ -152,67 +216,57 @@ class LaneRun:
             limit_lanes=self.ctx.settings.config.sites.connections,
         )
 
-    def _take(self, exchange: Exchange) -> None:
+    def _take(self, exchange: Exchange) -> int:
         """What a claim gave: damaged messages are failed on the way, unread ones given back."""
-        self._ended = self.lane.token in exchange.ended
-        self._dry = not exchange.claimed
-        self.ctx.free(self._reading)
-        self._reading = 0
-        for row in exchange.claimed:
-            if row.damaged:
-                self.ledger.damaged(row)
-                continue
-            if row.unread:
-                self.ledger.unread(row)
-                continue
-            last = self._waiting[-1] if self._waiting else None
-            if (
-                last is not None
-                and last.recipients[0].message == row.message
-                and len(last.recipients) < self._most_recipients()
-            ):
-                last.recipients.append(row)
-            else:
-                self._waiting.append(Transaction([row]))
-                self.ctx.hold(self._waiting[-1].octets)
+        self._claiming = False
+        self._free_reading()
+        self._fenced = self.lane.token in exchange.ended
+        if not exchange.claimed:
+            self._dry_s = self._loop.time()
+            self._unclaimed = 0
+            return 0
+        good = exchange.claimed
+        if any(row.damaged or row.unread for row in good):
+            good = [row for row in good if not (row.damaged or row.unread)]
+            for row in exchange.claimed:
+                if row.damaged:
+                    self.ledger.damaged(row)
+                elif row.unread:
+                    self.ledger.unread(row)
+        count = self.stock.take_in(good, self._loop.time(), MOST_RECIPIENTS)
+        self._unclaimed -= count
+        if 1 < self._claim <= count:  # a full claim: there is more, most likely
+            self._unclaimed = max(self._unclaimed, 1)
+        if not self._paced:
+            self._claim = min(self._claim * 2, CLAIM_MESSAGES)
+        return count
 
-    def _most_recipients(self) -> int:
-        if self.connected is None:
-            return MOST_RECIPIENTS
-        limit = self.connected.session.capabilities.limits.get("RCPTMAX", MOST_RECIPIENTS)
-        return max(1, min(limit, MOST_RECIPIENTS))
-
-    def _over(self, transaction: Transaction) -> None:
-        """Nothing of it is in hand any more."""
-        self.ctx.free(transaction.octets)
-
-    def _let_go(self) -> None:
-        for transaction in (
-            *self._waiting,
-            *self._later,
-            *self._opening,
-            *self._opened,
-            *self._wire,
-        ):
-            self._over(transaction)
+    def _free_reading(self) -> None:
         self.ctx.free(self._reading)
         self._reading = 0
 
     async def _idle(self) -> bool:
         """Keep the session a little for work that may come; True when some came."""
-        await self.ctx.db.exchange(self._work())
-        if self.connected is None or not self.connected.session.usable:
+        if self.connected is None or not self.connected.session.usable or self.ctx.crowded:
             return False
-        self.work_came.clear()
+        await self._record()
+        self._called = False
+        self._stirred.clear()
+        if self.ctx.draining.is_set() or self.ctx.crowded:
+            return False
+        return await self._linger()
+
+    async def _linger(self) -> bool:
         self.idle = True
         try:
             async with asyncio.timeout(self.ctx.settings.config.sites.idle):
-                await self.work_came.wait()
+                await self._stirred.wait()
         except TimeoutError:
             return False
         finally:
             self.idle = False
-        return True
+        self._unclaimed = 1
+        return self._called
 
     # --- what is in hand, host by host ------------------------------------------------------
 
@@ -222,31 +276,29 @@ class LaneRun:
         A transaction that the next host may still take waits for the others, with a higher
         ``position``; each round raises a position or uses up a reconnect, so this ends.
         """
+        stock = self.stock
         self._run = run = Pass(started_ms=self.ctx.now_ms())
         if self.connected is None:
             self.connector.reorder()
         while True:
-            if not self._waiting:
-                self._waiting, self._later = self._later, deque()
-            if not self._waiting:
+            if not stock.waiting:
+                stock.waiting, stock.later = stock.later, stock.waiting
+            if not stock.waiting:
                 return True
             if self.ctx.draining.is_set():
-                self._give_back(self._waiting)
-                self._give_back(self._later)
+                self._give_back(stock.waiting, stock.later)
                 return False
-            first = self._waiting[0]
+            first = stock.waiting[0]
             index = await self._session_at(first.position)
             if index is None:
-                self._waiting.popleft()
                 if any(row.recipient in run.retained for row in first.recipients):
-                    self._give_back(deque([first]))
+                    stock.waiting.popleft()
+                    self._give_back(deque((first,)))
                     continue
                 if first.unanswered:
                     self.ctx.excuse(first.recipients[0].message)
                 await self._suspend(run)
-                self._waiting.appendleft(first)
-                self._give_back(self._waiting)
-                self._give_back(self._later)
+                self._give_back(stock.waiting, stock.later)
                 return False
             self._index = index
             await self._feed()
@@ -256,52 +308,62 @@ class LaneRun:
     async def _feed(self) -> None:
         """Send on the present session until it, or what suits it, comes to an end."""
         assert self.connected is not None
+        self._spoken_to = self.connected
         session = self.connected.session
         self._progress_s = self._pace_from_s = self._loop.time()
-        self._paced = 0
+        self._ends = 0
+        self._silent = False
         self._turn()
         session.feed(self)
         try:
             while not self._finished():
                 self._changed.clear()
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(SILENT_S):
-                        await self._changed.wait()
+                timer = self._loop.call_later(SILENT_S, self._changed.set)
+                try:
+                    await self._changed.wait()
+                finally:
+                    timer.cancel()
                 self._look_at_silence()
         finally:
-            self._reclaim(self._opened)
-        session.feed(None)
+            self._reclaim(self.stock.opened)
+        if session.idle:  # else it is cut, and its end under way
+            session.feed(None)
 
     def _finished(self) -> bool:
+        """Whether the present session has nothing more to do.
+
+        Raises:
+            Exception: what went wrong in a call of the session or the store.
+        """
         if self._error is not None:
-            error, self._error = self._error, None
-            raise error
-        if self._wire or self._asking:
+            raise self._error
+        if self.stock.wire or self._asking or self._turning:
             return False
-        return not self._feeding() or not (self._waiting or self._opened)
+        return not (self.stock.waiting or self.stock.opened) or not self._feeding()
 
     def _feeding(self) -> bool:
         """Whether another transaction may go to the present session."""
         connected = self.connected
-        if connected is None or not connected.session.usable or self.ctx.draining.is_set():
-            return False
-        most = self.ctx.settings.config.sites.messages_per_connection
-        offered = connected.session.capabilities.limits.get("MAILMAX", 0)
-        if offered and (not most or offered < most):
-            most = offered
         return (
-            connected.settings is self.ctx.settings  # a reload may demand more of TLS
-            and self._loop.time() - connected.opened_at < SESSION_S
-            and (most == 0 or connected.transactions < most)
+            connected is not None
+            and connected.transactions < connected.most
+            and self._loop.time() < connected.until
+            and connected.settings is self.ctx.settings  # a reload may demand more of TLS
+            and connected.session.usable
+            and not self.ctx.draining.is_set()
         )
 
     def _look_at_silence(self) -> None:
         """A session that says nothing keeps what it has begun; the rest is for others."""
-        if self._loop.time() - self._progress_s < SILENT_S or not self._wire:
+        if not self.stock.wire or self._loop.time() - self._progress_s < SILENT_S:
             return
-        self._give_back(self._waiting)
-        self._give_back(self._opened)
-        self._claim = 1
+        connected = self.connected
+        if connected is not None and not connected.session.usable:
+            self._fail(SessionMute("the session is closed and did not tell how it ended"))
+            return
+        self._silent = True
+        self._give_back(self.stock.opened, self.stock.waiting, self.stock.later)
+        self._claim, self._paced = 1, True
         self._turn()
 
     async def _session_at(self, position: int) -> int | None:
@@ -351,181 +413,277 @@ class LaneRun:
 
     # --- the exchange with the store --------------------------------------------------------
 
+    def _stir(self) -> None:
+        """A turn, once all that is told together has been heard."""
+        if not (self._turning or self._asking):
+            self._turning = True
+            self._loop.call_soon(self._turned)
+
+    def _turned(self) -> None:
+        self._turning = False
+        try:
+            self._turn()
+        except Exception as error:
+            self._fail(error)
+        self._look()
+
     def _turn(self) -> None:
         """Ask the store for what this lane wants now; one exchange at a time."""
         if self._asking or self._error is not None:
             return
-        opens, hold = self._next_opens()
+        opens, durable = self._next_opens()
         claim = self._wants_more()
+        if not (opens or claim or self.ledger.settlements or self.connector.rows):
+            return
         work = self._work()
-        work.opens += opens
+        work.opens = opens
         if claim:
             work.claims.append(self._claim_request())
-        if work.empty:
-            return
+        self.ctx.db.post(work, self._came, durable=durable)
         self._asking = True
-        self.ctx.db.post(
-            work, lambda exchange, error: self._came(claim, exchange, error), durable=hold
-        )
 
-    def _came(self, claim: bool, exchange: Exchange | None, error: BaseException | None) -> None:
+    def _came(self, exchange: Exchange | None, error: BaseException | None) -> None:
+        """The answer to ``_turn``; called by the store's service, on the loop."""
         self._asking = False
-        opening, self._opening = self._opening, []
-        if exchange is None:
-            self._error = error
-            self._waiting.extendleft(reversed(opening))
-            self._changed.set()
-            return
-        now = self._loop.time()
-        for transaction in opening:
-            kept = [row for row in transaction.recipients if row.recipient in exchange.opened]
-            if kept:
-                transaction.recipients = kept
-                transaction.opened_at = now
-                self._opened.append(transaction)
-            else:
-                self._over(transaction)
-        if claim:
-            self._take(exchange)
-        self._turn()
-        if self.connected is not None:
-            self.connected.session.poke()
+        try:
+            if exchange is None:
+                assert error is not None
+                raise error
+            self._open(exchange.opened)
+            if self._claiming:
+                self._take(exchange)
+            if self.connected is not None:
+                self.connected.session.poke()
+            self._turn()
+        except Exception as problem:
+            self._fail(problem)
         self._look()
+
+    def _open(self, opened: frozenset[int]) -> int:
+        """Of what was to be opened only what the store returned is sent; returns how many are."""
+        stock = self.stock
+        if not stock.opening:
+            return 0
+        now = self._loop.time()
+        opening, stock.opening = stock.opening, []
+        count = 0
+        for transaction in opening:
+            rows = transaction.recipients
+            if len(rows) > 1 or rows[0].recipient not in opened:
+                rows = [row for row in rows if row.recipient in opened]
+                if not rows:
+                    stock.over(transaction)
+                    continue
+                transaction.narrow(rows)
+            transaction.opened_at = now
+            put(stock.opened, transaction, now)
+            count += 1
+        return count
 
     def _next_opens(self) -> tuple[list[Open], bool]:
         """Openings for the window; True with one that must be on the disk before it is sent."""
         opens: list[Open] = []
-        connected = self.connected
-        if connected is None or not self._feeding():
+        stock, connected = self.stock, self.connected
+        if not stock.waiting or self._silent or connected is None or not self._feeding():
             return opens, False
-        while self._waiting and len(self._opened) + len(self._opening) < self._window:
-            transaction = self._waiting[0]
+        room = min(self._window, connected.most - connected.transactions)
+        while stock.waiting:
+            transaction = stock.waiting[0]
+            ahead = len(stock.opened) + len(stock.opening)
+            if ahead >= room and not (
+                ahead == room and stock.opened and transaction.priority < stock.opened[-1].priority
+            ):
+                break
             if transaction.position > self._index:
-                self._later.append(self._waiting.popleft())
+                stock.later.append(stock.waiting.popleft())
                 continue
             hold = self._on_doubt(transaction) is OnDoubt.HOLD
-            if hold and (self._opened or self._opening or self._wire):
+            if hold and (stock.opened or stock.opening or stock.wire):
                 break
-            self._waiting.popleft()
+            stock.waiting.popleft()
+            if len(transaction.recipients) > 1:
+                stock.split(transaction, connected.recipients, connected.domains)
             if self._refused_here(transaction, connected):
                 continue
-            self._opening.append(transaction)
-            opens.append(
-                Open(
-                    lane=self.lane.token,
-                    recipients=tuple(row.recipient for row in transaction.recipients),
-                    session=connected.id,
-                )
-            )
+            stock.opening.append(transaction)
+            opens.append(self._opening(transaction, connected))
             if hold:
                 return opens, True
         return opens, False
 
+    def _opening(self, transaction: Transaction, connected: Connected) -> Open:
+        return Open(
+            lane=self.lane.token,
+            recipients=tuple([row.recipient for row in transaction.recipients]),
+            session=connected.id,
+        )
+
     def _wants_more(self) -> bool:
-        if self._dry or self._ended or not self._feeding() or not self.ctx.has_room():
+        """Whether to claim ahead: by half of what the lane delivers in ``CLAIM_S``."""
+        ahead = self.stock.ahead
+        if ahead > self._claim // 2 or self._silent or self._fenced:
             return False
-        return len(self._waiting) + len(self._opened) + len(self._opening) <= self._claim // 2
+        if ahead or self.stock.wire:
+            if self._claim <= SLOW_CLAIM or self.ctx.spent:
+                return False
+            if self._unclaimed <= 0 and self._loop.time() - self._dry_s < DRY_S:
+                return False
+        elif self._unclaimed <= 0:
+            return False
+        return self._feeding() and self.ctx.has_room()
 
     def _work(self) -> Work:
         """What waits to be recorded, for the next exchange."""
-        work = Work(sessions=self.connector.rows, settlements=self.ledger.take())
+        work = Work(
+            sessions=self.connector.rows,
+            settlements=self.ledger.take(),
+            lessons=self.ladder.take(),
+        )
         self.connector.rows = []
         return work
 
-    def _give_back(self, transactions: deque[Transaction]) -> None:
-        self.ledger.give_back(transactions, self._run)
-        for transaction in transactions:
-            self._over(transaction)
-        transactions.clear()
+    def _give_back(self, *queues: deque[Transaction]) -> None:
+        for transactions in queues:
+            self.ledger.give_back(transactions, self._run)
+            for transaction in transactions:
+                self.stock.over(transaction)
+            transactions.clear()
 
     def _reclaim(self, transactions: deque[Transaction]) -> None:
         """Opened and not sent: they wait again, before the others, and are opened anew."""
         while transactions:
             transaction = transactions.pop()
             self.ledger.reclaim(transaction)
-            self._waiting.appendleft(transaction)
+            self.stock.waiting.appendleft(transaction)
 
     def _look(self) -> None:
         """Let ``_feed`` see whether it is over."""
-        if not self._wire and not self._asking:
+        if not (self._asking or self._turning or self.stock.wire) and not (
+            self.stock.opened and self._feeding()
+        ):
             self._changed.set()
 
-    # --- the source of the session ----------------------------------------------------------
+    def _fail(self, error: Exception) -> None:
+        """Nothing more is begun; ``run`` raises it and gives the lane up."""
+        if self._error is None:
+            self._error = error
+        self._changed.set()
+
+    # --- the source of the session; nothing escapes from here into the transport's callbacks --
 
     def next(self) -> Outgoing | None:
         """See ``Source.next``."""
-        if not self._opened:
-            if self._waiting:  # the wire waits for the store
-                self._window = min(self._window + 1, MOST_OPENED)
-                self._turn()
+        try:
+            return None if self._error is not None else self._next()
+        except Exception as error:
+            self._fail(error)
+            return None
+
+    def ended(self, outgoing: Outgoing, end: TransactionEnd) -> None:
+        """See ``Source.ended``."""
+        try:
+            self._ended(outgoing.of, end)
+        except Exception as error:
+            self._fail(error)
+
+    def failed(self, outgoing: Outgoing, error: Exception) -> None:
+        """See ``Source.failed``: cut before the dot, nothing was delivered."""
+        try:
+            self._failed(outgoing.of, error)
+        except Exception as problem:
+            self._fail(problem)
+
+    def lost(self) -> None:
+        """See ``Source.lost``."""
+        self._changed.set()
+
+    def _next(self) -> Outgoing | None:
+        stock = self.stock
+        if not stock.opened:
+            if stock.waiting:  # the wire waits for the store
+                if self._claim > SLOW_CLAIM:
+                    self._window, self._ample = min(self._window + 1, MOST_OPENED), 0
+                self._stir()
             return None
         if not self._feeding():
             return None
-        transaction = self._opened[0]
-        now = self._loop.time()
-        if now - transaction.opened_at > FRESH_S:
-            self._reclaim(self._opened)
-            self._turn()
+        transaction = stock.opened[0]
+        if self._loop.time() - transaction.opened_at > FRESH_S:
+            self._reclaim(stock.opened)
+            self._stir()
             return None
-        if self._wire and self._on_doubt(transaction) is OnDoubt.HOLD:
+        if stock.wire and self._on_doubt(transaction) is OnDoubt.HOLD:
             return None
-        self._opened.popleft()
-        self._wire.append(transaction)
+        outgoing = self._outgoing(transaction)
+        stock.opened.popleft()
+        if self._window > 1 and len(stock.opened) >= self._window - 1:
+            self._ample += 1
+            if self._ample >= AMPLE:
+                self._window, self._ample = self._window - 1, 0
+        if not stock.wire:
+            self._progress_s = self._loop.time()
+        stock.wire.append(transaction)
         connected = self.connected
         assert connected is not None
         transaction.reused = connected.transactions > 0
         connected.transactions += 1
         transaction.started_ms = self.ctx.now_ms()
+        self._stir()
+        return outgoing
+
+    def _outgoing(self, transaction: Transaction) -> Outgoing:
         first = transaction.recipients[0]
-        self._turn()
+        body = first.body
         return Outgoing(
-            envelope=self._envelope(transaction.recipients),
-            body=first.body,
-            chunks=None if first.body is not None else lambda: self._chunks(first),
+            envelope=transaction.address(),
+            body=body,
+            chunks=None if body is not None else lambda: self._chunks(first),
             of=transaction,
         )
 
-    def ended(self, outgoing: Outgoing, end: TransactionEnd) -> None:
-        """See ``Source.ended``."""
+    def _ended(self, transaction: Transaction, end: TransactionEnd) -> None:
+        wire = self.stock.wire
+        if not wire or wire[0] is not transaction:
+            raise RuntimeError("the session told an end out of order")
+        wire.popleft()
         self._progress_s = self._loop.time()
-        transaction: Transaction = outgoing.of
-        self._wire.popleft()
+        self._silent = False
+        assert self._spoken_to is not None
+        if not end.usable:
+            self._reclaim(self.stock.opened)  # so that what is left of this one stands before them
+        if end.stumbled is not None or end.chunked:
+            self.ladder.learn(end, self._spoken_to.dialect, self.ctx.now_ms())
         if end.behind and not end.answered and not end.dot_written:
             # The server read none of it: what became of the one before says nothing about this.
-            self._reclaim(deque([transaction]))
+            self._reclaim(deque((transaction,)))
         else:
-            self._again(self._judge(transaction, end))
+            self._again(transaction, self._judge(transaction, end))
         self._measure()
-        self._turn()
+        self._stir()
         self._look()
 
-    def failed(self, outgoing: Outgoing, error: Exception) -> None:
-        """See ``Source.failed``: cut before the dot, nothing was delivered."""
-        transaction: Transaction = outgoing.of
-        if transaction in self._wire:
-            self._wire.remove(transaction)
+    def _failed(self, transaction: Transaction, error: Exception) -> None:
+        self.stock.wire.remove(transaction)
         if isinstance(error, ContentDamaged | ValueError):
             for row in transaction.recipients:
                 self.ledger.damaged(row)
         elif isinstance(error, SpoolError):  # content could not be read on
-            self.ledger.give_back([transaction], self._run)
+            self.ledger.give_back([transaction], self._run, pause_ms=UNREADABLE_MS)
         else:
-            self._error = error
-        self._over(transaction)
-        self._turn()
-        self._look()
-
-    def lost(self) -> None:
-        """See ``Source.lost``."""
+            # Sending stays its state: the release of this lane puts it in doubt.
+            self._fail(error)
+        self.stock.over(transaction)
+        self._stir()
         self._look()
 
     def _measure(self) -> None:
         """Claim what the pace of this lane makes of ``CLAIM_S``."""
-        self._paced += 1
-        seconds = self._loop.time() - self._pace_from_s
+        self._ends += 1
+        seconds = self._progress_s - self._pace_from_s
         if seconds >= CLAIM_S / 2:
-            self._claim = min(max(int(self._paced / seconds * CLAIM_S), 1), CLAIM_MESSAGES)
-            self._pace_from_s, self._paced = self._loop.time(), 0
+            self._claim = min(max(int(self._ends / seconds * CLAIM_S), 1), CLAIM_MESSAGES)
+            self._paced = True
+            self._pace_from_s, self._ends = self._progress_s, 0
 
     # --- verdicts ---------------------------------------------------------------------------
 
@@ -542,7 +700,7 @@ class LaneRun:
         """Whether this host lacks what the message needs; then that is its verdict."""
         first = transaction.recipients[0]
         refusal = local_refusal(
-            self._envelope(transaction.recipients),
+            transaction.address(),
             connected.session.capabilities,
             require_tls=first.require_tls,
             encrypted=connected.session.facts.tls_reached != "none",
@@ -551,12 +709,12 @@ class LaneRun:
         if refusal is None:
             return False
         verdicts = [refusal] * len(transaction.recipients)
-        started_ms = self.ctx.now_ms()
-        self._again(self.ledger.apply(transaction, verdicts, connected, started_ms, self._run))
+        transaction.started_ms = self.ctx.now_ms()
+        self._again(transaction, self.ledger.apply(transaction, verdicts, connected, self._run))
         return True
 
-    def _judge(self, transaction: Transaction, end: TransactionEnd) -> Again:
-        connected = self.connected
+    def _judge(self, transaction: Transaction, end: TransactionEnd) -> Again | None:
+        connected = self._spoken_to
         assert connected is not None
         excused = transaction.recipients[0].message not in self.ctx.unanswered
         last_host, on_doubt = self._last_host(transaction), self._on_doubt(transaction)
@@ -576,27 +734,15 @@ class LaneRun:
         if self._failing and any(v.judgement is Judgement.DELIVERED for v in verdicts):
             self._failing = False  # as the store will find with these verdicts
             events.site_resumed(site=self.lane.site_key, host=connected.host.name)
-        return self.ledger.apply(
-            transaction, verdicts, connected, transaction.started_ms, self._run
-        )
+        return self.ledger.apply(transaction, verdicts, connected, self._run)
 
-    def _again(self, again: Again) -> None:
+    def _again(self, transaction: Transaction, again: Again | None) -> None:
         """What is left of a transaction waits for another host, or for a new session."""
-        if not again.recipients:
-            self._over(again.before)
+        if again is None:
+            self.stock.over(transaction)
             return
         left = again.transaction(self._index)
-        (self._waiting.appendleft if again.uncharged else self._later.append)(left)
-
-    def _envelope(self, recipients: list[Claimed]) -> Envelope:
-        first = recipients[0]
-        return Envelope(
-            sender=first.sender,
-            recipients=tuple(row.address for row in recipients),
-            size=first.size,
-            eightbit=first.eightbit,
-            smtputf8=first.smtputf8,
-        )
+        (self.stock.waiting.appendleft if again.uncharged else self.stock.later.append)(left)
 
     async def _chunks(self, first: Claimed) -> AsyncIterator[bytes]:
         for number in range(first.chunks):

@@ -7,11 +7,12 @@ replies (``policy.outcome`` does) and writes nothing itself.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from mailstrom import events
 from mailstrom.policy.retry import next_attempt_ms
 from mailstrom.policy.verdict import Action, Verdict
+from mailstrom.smtp.transaction import Envelope
 from mailstrom.storage.base import Attempt, Claimed, Lane, Settlement
 from mailstrom.types import Judgement, Reason, Stage, iso_ms
 from mailstrom_workers.connector import Connected
@@ -19,28 +20,34 @@ from mailstrom_workers.context import Context
 
 UNREAD_MS = 60_000
 """A disk that does not answer is not asked for the same message at once again."""
+UNREADABLE_MS = 1_000
+"""So long a message waits whose content could not be read on while it was sent."""
 _FINAL = {Action.DELIVER: "delivered", Action.FAIL: "failed", Action.HOLD: "held"}
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Transaction:
     """Recipients of one message that travel together.
 
     Args:
+        claimed_at: loop time when they were claimed.
         position: index of the first host that may still take them.
         hosts_tried: hosts that have answered for them in this attempt.
         reconnected: whether a closed session was already renewed for them.
         unanswered: whether a host ended the session without a word on them.
+        envelope: what MAIL and RCPT say for all of them; None: to be made.
         opened_at: loop time when they were opened.
         started_ms: when they went to the session.
         reused: whether that had begun a transaction before.
     """
 
     recipients: list[Claimed]
+    claimed_at: float = 0.0
     position: int = 0
     hosts_tried: int = 0
     reconnected: bool = False
     unanswered: bool = False
+    envelope: Envelope | None = None
     opened_at: float = 0.0
     started_ms: int = 0
     reused: bool = False
@@ -51,8 +58,36 @@ class Transaction:
         body = self.recipients[0].body
         return 0 if body is None else len(body)
 
+    @property
+    def priority(self) -> int:
+        """Rank of its message; 0 is the highest."""
+        return self.recipients[0].priority
 
-@dataclass(slots=True)
+    def address(self) -> Envelope:
+        """The envelope for its recipients, as they are now."""
+        if self.envelope is None:
+            first = self.recipients[0]
+            self.envelope = Envelope(
+                sender=first.sender,
+                recipients=tuple([row.address for row in self.recipients]),
+                size=first.size,
+                eightbit=first.eightbit,
+                smtputf8=first.smtputf8,
+            )
+        return self.envelope
+
+    def narrow(self, rows: list[Claimed]) -> None:
+        """Only these travel."""
+        self.recipients, self.envelope = rows, None
+
+    def rest(self, most: int) -> Transaction:
+        """Cut off what is beyond so many recipients, as another one."""
+        left = self.recipients[most:]
+        self.narrow(self.recipients[:most])
+        return replace(self, recipients=left)
+
+
+@dataclass(slots=True, eq=False)
 class Again:
     """What is left of a transaction for another host, or for a new session to this one."""
 
@@ -65,6 +100,7 @@ class Again:
         """The next transaction, after one on the host with this index."""
         return Transaction(
             self.recipients,
+            claimed_at=self.before.claimed_at,
             position=index if self.same_host else index + 1,
             hosts_tried=self.before.hosts_tried + (not self.uncharged),
             reconnected=self.before.reconnected or self.same_host,
@@ -107,16 +143,20 @@ class Ledger:
         transaction: Transaction,
         verdicts: list[Verdict],
         connected: Connected,
-        started_ms: int,
         run: Pass,
-    ) -> Again:
+    ) -> Again | None:
         """Settle each recipient by its verdict; returns those for another host or session."""
-        again = Again(transaction, [])
+        again: Again | None = None
         ended_ms = self.ctx.now_ms()
         for row, verdict in zip(transaction.recipients, verdicts, strict=True):
             action = verdict.action
             number = row.attempts + 1 + (row.recipient in run.retained)
-            attempt = self._attempt(row, verdict, connected, started_ms, ended_ms)
+            attempt = _attempt(verdict, connected, transaction.started_ms, ended_ms)
+            if action is Action.DELIVER:
+                self._settle(row, "delivered", None, None, attempt)
+                self._log(row, verdict, attempt, number, None)
+                continue
+            again = again or Again(transaction, [])
             if action in (Action.AGAIN, Action.SUSPEND) or verdict.judgement is None:
                 # Nothing was answered, nothing is charged: the claim goes on to a new session.
                 self._settle(row, "claimed", None, None, None)
@@ -134,7 +174,7 @@ class Ledger:
             else:
                 self._settle(row, _FINAL[action], verdict.reason, None, attempt)
                 self._log(row, verdict, attempt, number, None)
-        return again
+        return again if again is not None and again.recipients else None
 
     def _due_ms(self, row: Claimed, verdict: Verdict) -> int:
         return next_attempt_ms(
@@ -145,13 +185,19 @@ class Ledger:
             verdict.retry_hint_s,
         )
 
-    def give_back(self, transactions: Iterable[Transaction], run: Pass) -> None:
-        """End claims without another transaction: what a host said stands, the rest is due."""
+    def give_back(
+        self, transactions: Iterable[Transaction], run: Pass, *, pause_ms: int = 0
+    ) -> None:
+        """End claims without another transaction: what a host said stands, the rest is due.
+
+        Args:
+            pause_ms: when it is due, from now on.
+        """
         for transaction in transactions:
             for row in transaction.recipients:
                 said = run.retained.get(row.recipient)
                 if said is None:
-                    self._settle(row, "queued", None, self.ctx.now_ms(), None)
+                    self._settle(row, "queued", None, self.ctx.now_ms() + pause_ms, None)
                 else:
                     verdict, attempt, number = said
                     due_ms = self._due_ms(row, verdict)
@@ -212,26 +258,6 @@ class Ledger:
                 due_ms=due_ms,
                 attempt=attempt,
             )
-        )
-
-    def _attempt(
-        self, row: Claimed, verdict: Verdict, connected: Connected, started_ms: int, ended_ms: int
-    ) -> Attempt:
-        facts = connected.session.facts
-        return Attempt(
-            session=connected.id,
-            started_ms=started_ms,
-            ended_ms=ended_ms,
-            stage=verdict.stage,
-            host=facts.host,
-            address=facts.address,
-            reply_code=verdict.reply_code,
-            enhanced_code=verdict.enhanced_code,
-            reply_text=None if verdict.reply_text is None else verdict.reply_text[:500],
-            verdict=verdict.judgement or Judgement.DEFERRED,
-            reason=verdict.reason,
-            in_doubt=verdict.in_doubt,
-            tls=facts.tls_version or "none",
         )
 
     def _log(
@@ -306,3 +332,22 @@ class Ledger:
                     next_attempt_at=iso_ms(due_ms),
                     in_doubt=verdict.in_doubt,
                 )
+
+
+def _attempt(verdict: Verdict, connected: Connected, started_ms: int, ended_ms: int) -> Attempt:
+    text = verdict.reply_text
+    return Attempt(
+        session=connected.id,
+        started_ms=started_ms,
+        ended_ms=ended_ms,
+        stage=verdict.stage,
+        host=connected.facts.host,
+        address=connected.facts.address,
+        reply_code=verdict.reply_code,
+        enhanced_code=verdict.enhanced_code,
+        reply_text=None if text is None else text[:500],
+        verdict=verdict.judgement or Judgement.DEFERRED,
+        reason=verdict.reason,
+        in_doubt=verdict.in_doubt,
+        tls=connected.facts.tls_version or "none",
+    )

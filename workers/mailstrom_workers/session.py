@@ -2,12 +2,13 @@
 
 Contract: pumps a ``ClientDialogue`` from a *source*, which is asked for the next transaction
 whenever one may begin and told of each end, all inside the callbacks of the transport: no task is
-switched for a message whose content is at hand. Content that must be read on is written by a task
-of its own. Reads while it writes, so that neither side can wait for the other for ever; buffers are
-bounded (one content and 64 KiB out, the reply parser's limits in). Each awaited reply has its own
-total timeout (RFC 5321 section 4.5.3.2), which neither dripping bytes nor further commands renew;
-commands behind a content are timed once that is answered. The verdict is always a
-``TransactionEnd``; trouble with the content itself cuts the connection before its end, and is told.
+switched for a message whose content is small and at hand. Content that is large, or must be read
+on, is written block by block by a task of its own. Reads while it writes, so that neither side can
+wait for the other for ever; buffers are bounded (one small content and 64 KiB out, the reply
+parser's limits in). Each awaited reply has its own total timeout (RFC 5321 section 4.5.3.2), which
+neither dripping bytes nor further commands renew; commands behind a content are timed once that is
+answered. The verdict is always a ``TransactionEnd``; trouble with the content itself cuts the
+connection before its end, and is told instead.
 
 Must not know: the database, sites, what a reply means for a recipient.
 """
@@ -15,9 +16,10 @@ Must not know: the database, sites, what a reply means for a recipient.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -33,6 +35,7 @@ from mailstrom.smtp.client import (
     PeerClosing,
     TransactionEnd,
 )
+from mailstrom.smtp.framing import require_crlf
 from mailstrom.types import Stage
 from mailstrom_workers.wire import (
     Established,
@@ -45,9 +48,7 @@ from mailstrom_workers.wire import (
 
 _BLOCK = 65536  # octets of content per write, and what is timed by ``Timeouts.body``
 _LOW_WATER = 16384
-_BEHIND_S = 30.0
-"""The first answer to commands that left behind a content comes so soon after the content's, or the
-server does not read ahead."""
+_WHOLE = 262144  # octets of content that may be handed to the transport at once
 
 
 @dataclass(slots=True, kw_only=True)
@@ -57,7 +58,7 @@ class Outgoing:
     Args:
         envelope: who to whom; ask ``smtp.client.unmet`` first.
         body: the whole content, CRLF line ends, not stuffed; or
-        chunks: gives it piece by piece, read only after a 354.
+        chunks: gives it piece by piece, asked only after a 354.
         of: what the source knows it by.
     """
 
@@ -78,32 +79,39 @@ class Source(Protocol):
 
     def failed(self, outgoing: Outgoing, error: Exception) -> None:
         """It cannot be sent: ``ValueError`` for what cannot be put on the wire, or what ``chunks``
-        raised; not an octet behind that is. ``ended`` does not follow; the session may be over."""
+        raised; not an octet behind that was sent. ``ended`` does not follow. The session is over
+        where content had begun to leave, and as it was where nothing had."""
 
     def lost(self) -> None:
-        """The session ended while no transaction was on it; see ``Session.closing``."""
+        """The session is over, and no transaction was on it; see ``Session.closing``."""
 
 
-def _seconds(dialogue: ClientDialogue, timeouts: Timeouts) -> float:
-    """How long the awaited reply may take."""
-    if dialogue.resetting:
-        return timeouts.rset
-    by_stage = {
-        Stage.MAIL: timeouts.mail,
-        Stage.RCPT: timeouts.rcpt,
-        Stage.DATA: timeouts.data,
-        Stage.BODY: timeouts.body,
-        Stage.DOT: timeouts.dot,
-    }
-    seconds = by_stage[dialogue.stage]
-    return min(seconds, _BEHIND_S) if dialogue.overdue_behind else seconds
+async def _content(outgoing: Outgoing) -> AsyncGenerator[bytes, None]:
+    """The content, in the pieces that its owner has."""
+    if outgoing.body is not None:
+        yield outgoing.body
+        return
+    assert outgoing.chunks is not None
+    chunks = outgoing.chunks()
+    try:
+        async for chunk in chunks:
+            yield chunk
+    finally:
+        close = getattr(chunks, "aclose", None)
+        if close is not None:
+            await close()
 
 
 class _Pump(asyncio.Protocol):
     """The transport's protocol: bytes to the dialogue, its output back, one timer."""
 
     def __init__(
-        self, transport: asyncio.Transport, dialogue: ClientDialogue, timeouts: Timeouts
+        self,
+        transport: asyncio.Transport,
+        dialogue: ClientDialogue,
+        timeouts: Timeouts,
+        *,
+        whole: int,
     ) -> None:
         self.transport = transport
         self.dialogue = dialogue
@@ -117,6 +125,13 @@ class _Pump(asyncio.Protocol):
         self.quitting = False
         self.farewell = asyncio.Event()
         self._loop = asyncio.get_running_loop()
+        self._whole = whole
+        self._seconds = {
+            Stage.MAIL: timeouts.mail,
+            Stage.RCPT: timeouts.rcpt,
+            Stage.DATA: timeouts.data,
+            Stage.DOT: timeouts.dot,
+        }
         self._busy = False  # the source is being spoken to: what it asks for is done behind that
         self._spoiled: Outgoing | None = None
         self._writer: asyncio.Task[None] | None = None
@@ -125,6 +140,7 @@ class _Pump(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._deadline: float | None = None
         self._timed: tuple[int, Stage] | None = None
+        self._cut = False  # by ourselves: the peer is not to blame for what is then missing
 
     # asyncio's side
 
@@ -149,7 +165,8 @@ class _Pump(asyncio.Protocol):
         if exc is not None:
             self._salvage()
         if not self.quitting:
-            self._take(self.dialogue.receive_eof())
+            lost = self.dialogue.fail(Fault.CLOSED) if self._cut else self.dialogue.receive_eof()
+            self._take(lost)
         self._disarm()
         self.disarm_timer()
         self._paused = False
@@ -180,7 +197,7 @@ class _Pump(asyncio.Protocol):
                 if outgoing is None:
                     break
                 try:
-                    self.dialogue.begin(outgoing.envelope, outgoing.body)
+                    self._begin(outgoing)
                 except ValueError as error:
                     self.source.failed(outgoing, error)
                 else:
@@ -188,6 +205,13 @@ class _Pump(asyncio.Protocol):
         finally:
             self._busy = False
         self.advance()
+
+    def _begin(self, outgoing: Outgoing) -> None:
+        body = outgoing.body
+        if body is not None and len(body) > self._whole:
+            require_crlf(body)
+            body = None  # written block by block once its 354 has come
+        self.dialogue.begin(outgoing.envelope, body)
 
     def flush(self) -> None:
         """Hands the dialogue's output to the transport.
@@ -212,10 +236,19 @@ class _Pump(asyncio.Protocol):
                 self._disarm()
         elif self._timed != (self.dialogue.replies, stage):
             self._timed = self.dialogue.replies, stage
-            self._arm(_seconds(self.dialogue, self.timeouts))
+            self._arm(self._allowed(stage))
+
+    def _allowed(self, stage: Stage) -> float:
+        """How long the awaited reply may take."""
+        if self.dialogue.resetting:
+            return self.timeouts.rset
+        if self.dialogue.overdue_behind:
+            return min(self._seconds[stage], self.timeouts.behind)
+        return self._seconds[stage]
 
     def abort(self) -> None:
         """Cuts the connection at once."""
+        self._cut = True
         self._disarm()
         self.transport.abort()
 
@@ -268,28 +301,24 @@ class _Pump(asyncio.Protocol):
         try:
             await self._write(outgoing)
         except Exception as error:
-            self._spoiled = outgoing  # cut before its dot: whatever the end will say of it
+            if not self._running(outgoing):
+                return  # its end was told before: what it lacked behind that changes nothing
+            self._spoiled = outgoing  # cut before its dot
             self.end_cause = self.end_cause or "aborted"
-            self.abort()
+            self._take(self.dialogue.fail(Fault.CLOSED))
             if self.source is not None:
                 self.source.failed(outgoing, error)
-        finally:
-            self._writer = None
 
     async def _write(self, outgoing: Outgoing) -> None:
         """Content and the final dot, unless the peer answers before it."""
-        assert outgoing.chunks is not None
-        content = outgoing.chunks()
-        try:
+        if not self._running(outgoing):
+            return
+        async with contextlib.aclosing(_content(outgoing)) as content:
             async for chunk in content:
                 self.flush()  # the chunk before; the last one shares a write with the dot
                 await self._write_chunk(outgoing, chunk)
                 if not self._running(outgoing):
                     return
-        finally:
-            close = getattr(content, "aclose", None)
-            if close is not None:
-                await close()
         if self._running(outgoing):
             self.dialogue.end_content()
             self.fill()
@@ -373,7 +402,12 @@ class Session:
         self.capabilities: Capabilities = established.capabilities
         self._timeouts = policy.timeouts
         self._dialogue = ClientDialogue(established.capabilities, policy.dialect)
-        self._pump = _Pump(established.transport, self._dialogue, policy.timeouts)
+        self._pump = _Pump(
+            established.transport,
+            self._dialogue,
+            policy.timeouts,
+            whole=max(_WHOLE, policy.dialect.chunk_octets),
+        )
         established.transport.set_protocol(self._pump)
         established.transport.set_write_buffer_limits(high=_BLOCK, low=_LOW_WATER)
 
@@ -388,12 +422,18 @@ class Session:
     def feed(self, source: Source | None) -> None:
         """Take transactions from this source from now on; None: from nobody.
 
-        Not while a transaction is under way: its end is told to whom it was taken from.
+        A session that is over asks nothing of it: ``lost`` is told at once.
+
+        Raises:
+            RuntimeError: a transaction is under way; its end is told to whom it was taken from.
         """
         if not self.idle:
             raise RuntimeError("a transaction is under way on this session; let it end first")
         self._pump.source = source
-        self._pump.fill()
+        if source is not None and not self.usable:
+            source.lost()
+        else:
+            self._pump.fill()
 
     def poke(self) -> None:
         """The source may have something: ask it, if a transaction may begin."""

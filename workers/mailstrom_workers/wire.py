@@ -24,6 +24,7 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
+from typing import cast
 
 import aiosmtplib
 
@@ -150,9 +151,13 @@ class _Opening:
         if policy.username is not None:
             await self._auth(smtp, policy.username)
         transport = smtp.transport
-        if not isinstance(transport, asyncio.Transport) or transport.is_closing():
+        if transport is None or transport.is_closing():
             raise aiosmtplib.SMTPServerDisconnected("closed behind the last reply")
-        return Established(transport=transport, capabilities=self.capabilities, facts=self.facts)
+        return Established(
+            transport=cast(asyncio.Transport, transport),  # uvloop's are none by class
+            capabilities=self.capabilities,
+            facts=self.facts,
+        )
 
     async def _connect(self) -> socket.socket:
         target, policy = self.target, self.policy

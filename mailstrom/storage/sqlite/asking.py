@@ -15,7 +15,7 @@ import apsw
 from mailstrom.errors import SpoolBusy, SpoolReadOnly
 from mailstrom.storage.sqlite.connection import only_reads
 from mailstrom.storage.sqlite.rows import decode_statuses, named_rows
-from mailstrom.storage.sqlite.sql import run
+from mailstrom.storage.sqlite.sql import STATEMENTS, run
 from mailstrom.types import FINAL, Event, MessageStatus, QueueStats, Status, Suppression, from_ms
 
 _WAITING = (Status.QUEUED, Status.SENDING, Status.DEFERRED, Status.HELD)
@@ -83,19 +83,41 @@ def events(
 def stats(connection: apsw.Connection, now_ms: int, *, log_full: bool) -> QueueStats:
     """Counters of the queue; final recipients are not looked at."""
     waiting = {str(status): 0 for status in _WAITING}
-    waiting.update(run(connection, "waiting"))
+    waiting.update(run(connection, "waiting"))  # a view, which counts by the system's clock
     finished = {str(status): 0 for status in sorted(FINAL - {Status.PARTIAL})}
     finished.update(run(connection, "finished_lately", {"now_ms": now_ms}))
     suspended, workers, copied = run(connection, "engine_now", {"now_ms": now_ms})[0]
     return QueueStats(
         waiting=waiting,
         finished=finished,
-        oldest_due_at=from_ms(run(connection, "oldest_due", {"now_ms": now_ms})[0][0]),
+        oldest_due_at=from_ms(_oldest_due(connection, now_ms)),
         suspended_sites=suspended,
         workers=workers,
         copied=bool(copied),
         log_full=log_full,
     )
+
+
+_OLDEST = ("oldest_at_sites", "oldest_at_kept_sites", "oldest_unrouted", "oldest_refreshed")
+
+
+def _oldest_due(connection: apsw.Connection, now_ms: int) -> int | None:
+    """Since when the longest waiting recipient is due; a few seeks, however many wait.
+
+    Sites and domains come by when they may have something due at the earliest, so that the look
+    ends where the rest cannot be older.
+    """
+    oldest: int | None = None
+    for name in _OLDEST:
+        sql = STATEMENTS[name]
+        cursor = connection.execute(sql, {"now_ms": now_ms} if ":now_ms" in sql else {})
+        for earliest_ms, due_ms in cursor:
+            if due_ms is not None and due_ms <= now_ms and (oldest is None or due_ms < oldest):
+                oldest = int(due_ms)
+            if earliest_ms is not None and oldest is not None and earliest_ms >= oldest:
+                break
+        cursor.close(True)
+    return oldest
 
 
 def suppressions(

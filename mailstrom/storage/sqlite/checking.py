@@ -50,6 +50,8 @@ _REMEDIES = {
     "check_event_owner": _TOLD,
     "check_tag_owner": _TOLD,
     "check_hours": _TOLD,
+    "check_tally": _TOLD,
+    "check_message_tally": _TOLD,
 }
 """What to do about what was found, where it is not ``_RECOVER``; where the spool cannot be read, it
 is always that."""

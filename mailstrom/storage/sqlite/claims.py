@@ -1,25 +1,27 @@
 """The exchange: settle, open and claim for many lanes in one transaction, in that order.
 
-Set statements over ``json_each`` rather than row by row: between two steps an application busy with
-threads may hold the lock. Guards that no longer hold change nothing; what came late is still
-recorded (see ``settling``). Content is read once the lock is free (``complete``). Lanes themselves
-are leased and ended in ``lanes``.
+Set statements over ``json_each`` rather than row by row, and pages of rows as one JSON text:
+between two steps an application busy with threads may hold Python's lock, and so the spool's.
+Guards that no longer hold change nothing; what came late is still recorded (see ``settling``).
+Content is read once the lock is free (``complete``). Lanes themselves are leased and ended in
+``lanes``.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import apsw
+import msgspec
 
 from mailstrom.storage.base import Claimed, ClaimRequest, Open, SessionRow, Work
-from mailstrom.storage.sqlite.lanes import NEVER_MS, learn
-from mailstrom.storage.sqlite.rows import checksum, digest, domain_of, fits
+from mailstrom.storage.sqlite.encoding import encoded
+from mailstrom.storage.sqlite.lanes import learn
+from mailstrom.storage.sqlite.rows import checksum, digest, domain_of, fits, message_digest
 from mailstrom.storage.sqlite.settling import rounds, settle
-from mailstrom.storage.sqlite.sql import STATEMENTS, run
+from mailstrom.storage.sqlite.sql import run, wrote
 from mailstrom.types import OnDoubt
 
 CLAIM_ROWS = 500
@@ -28,6 +30,8 @@ SKIP_ROWS = 500
 """Most rows a claim passes over in one priority, and most it sends back to the router."""
 ROUTE_GRACE_MS = 60_000
 """So long after its route expired a domain's rows may still be claimed; the views know it, too."""
+PACK_BYTES = 1024 * 1024
+"""About so much content is read by one statement; a chunk is never cut."""
 PAUSE_MS = 1_000
 """A site where a claim found only rows that others must deal with first is left alone so long."""
 
@@ -38,6 +42,8 @@ of the claims begins with low and a tenth with normal, or a flood of high mail w
 
 _READY, _MOVED, _EXPIRED, _UNREFRESHED = range(4)
 """What the statement ``due_recipients`` says of a row."""
+_SEQ, _MESSAGE, _SIZE, _DUE, _DOMAIN, _KIND, _REFRESH = 0, 1, 7, 22, 23, 24, 25
+"""Some of its columns."""
 
 
 class Exchanged(NamedTuple):
@@ -47,7 +53,7 @@ class Exchanged(NamedTuple):
     opened: frozenset[int]
     ended: frozenset[int]
     rows: list[tuple[int, Any]]
-    """Lane and row of ``claimed_rows``, in the order they are to be sent."""
+    """Lane and row of ``due_recipients``, in the order they are to be sent."""
 
 
 def exchange(connection: apsw.Connection, work: Work, now_ms: int) -> Exchanged:
@@ -68,8 +74,8 @@ def exchange(connection: apsw.Connection, work: Work, now_ms: int) -> Exchanged:
         taken = _claim(connection, claim, now_ms)
         if taken is None:
             ended.add(claim.lane)
-        elif taken:
-            rows += [(claim.lane, row) for row in _taken_rows(connection, claim.lane, taken)]
+        else:
+            rows += [(claim.lane, row) for row in taken]
     return Exchanged(frozenset(settled), frozenset(opened), frozenset(ended), rows)
 
 
@@ -115,33 +121,44 @@ def _put_session(connection: apsw.Connection, row: SessionRow) -> None:
 
 
 def _open(connection: apsw.Connection, requests: Sequence[Open], now_ms: int) -> set[int]:
-    rows = [
-        (recipient, request.lane, request.session)
-        for request in requests
-        for recipient in request.recipients
-    ]
-    values = {"rows": json.dumps(rows), "now_ms": now_ms}
-    return {row[0] for row in run(connection, "open", values)}
+    """Recipients that are open now, for the session that asked; the others may not be sent."""
+    places: dict[tuple[int, str], int] = {}
+    wanted: dict[int, int] = {}
+    for request in requests:
+        place = places.setdefault((request.lane, request.session), len(places))
+        for recipient in request.recipients:
+            wanted[recipient] = recipient << 16 | place
+    values = {
+        "recipients": encoded(list(wanted.values())),
+        "lanes": encoded([lane for lane, _ in places]),
+        "sessions": encoded([session for _, session in places]),
+        "look": run(connection, "any_expired", {"now_ms": now_ms})[0][0],
+        "now_ms": now_ms,
+    }
+    if wrote(connection, "open", values) == len(wanted):
+        return set(wanted)
+    return {row[0] for row in run(connection, "opened", values)}
 
 
 @dataclass(slots=True)
 class _Look:
     """What a claim saw on its way through a site's waiting rows."""
 
-    taken: list[int] = field(default_factory=list)
+    taken: list[Any] = field(default_factory=list)
     messages: set[int] = field(default_factory=set)
     bytes: int = 0
     full: bool = False
+    scattered: bool = False
+    """Recipients of a message do not lie side by side, or not by their numbers."""
     moved: list[int] = field(default_factory=list)
     unrefreshed: list[int] = field(default_factory=list)
     expired: bool = False
     cut: bool = False
     """Passed over so many rows in a priority that what is behind them was not seen."""
     refresh: set[str] = field(default_factory=set)
-    next_due_ms: int = NEVER_MS
 
 
-def _claim(connection: apsw.Connection, request: ClaimRequest, now_ms: int) -> list[int] | None:
+def _claim(connection: apsw.Connection, request: ClaimRequest, now_ms: int) -> list[Any] | None:
     """Due recipients of the lane's site, a seek per priority, oldest due first; None: no claims.
 
     Rows of a domain that moved go back to the router. Rows whose domain's route is too old stay as
@@ -160,15 +177,14 @@ def _claim(connection: apsw.Connection, request: ClaimRequest, now_ms: int) -> l
         if look.full:
             break
     if look.taken:
-        run(connection, "claim", {"recipients": json.dumps(look.taken), "lane": request.lane})
-        run(connection, "lane_took", {"lane": request.lane})
+        _take(connection, request.lane, look)
     unrouted = (look.moved + (look.unrefreshed if look.cut else []))[:SKIP_ROWS]
     if unrouted:
-        values = {"recipients": json.dumps(unrouted), "now_ms": now_ms}
+        values = {"recipients": encoded(unrouted), "now_ms": now_ms}
         run(connection, "unroute", {"recipients": values["recipients"]})
         run(connection, "domains_due", values)
     if look.refresh:
-        domains = json.dumps(sorted(look.refresh))
+        domains = encoded(sorted(look.refresh))
         run(connection, "refresh_domains", {"domains": domains, "now_ms": now_ms})
     if not look.full:
         _wait(connection, look, site, now_ms)
@@ -184,82 +200,109 @@ def _look(
     now_ms: int,
 ) -> None:
     """Take what is ready in one priority, note what is not, stop at the first not yet due."""
+    skipped = 0
+    last: Any = None
+    for row in _due(connection, site, priority, request.limit, now_ms):
+        if row[_REFRESH]:
+            look.refresh.add(row[_DOMAIN])
+        kind = row[_KIND]
+        if kind != _READY:
+            if skipped == SKIP_ROWS:
+                look.cut = True
+                return
+            skipped += 1
+            if kind == _MOVED:
+                look.moved.append(row[_SEQ])
+            elif kind == _UNREFRESHED:
+                look.unrefreshed.append(row[_SEQ])
+            else:
+                look.expired = True
+            continue
+        message = row[_MESSAGE]
+        fresh = message not in look.messages
+        if len(look.taken) >= CLAIM_ROWS or (
+            fresh
+            and look.messages
+            and (len(look.messages) >= request.limit or look.bytes + row[_SIZE] > request.max_bytes)
+        ):
+            look.full = True
+            return
+        if fresh:
+            look.messages.add(message)
+            look.bytes += row[_SIZE]
+        elif last is None or last[_MESSAGE] != message or last[_SEQ] > row[_SEQ]:
+            look.scattered = True
+        look.taken.append(row)
+        last = row
+
+
+def _due(
+    connection: apsw.Connection, site: int, priority: int, limit: int, now_ms: int
+) -> Iterator[Any]:
+    """What is due at a site in one priority, by due time, page by page."""
+    most = min(max(limit, 1), CLAIM_ROWS) + 1  # one more tells whether something is left
     values = {
         "site": site,
         "priority": priority,
         "now_ms": now_ms,
         "grace_ms": ROUTE_GRACE_MS,
+        "most": most,
+        "after_ms": 0,
+        "after": 0,
     }
-    cursor = connection.execute(STATEMENTS["due_recipients"], values)
-    skipped = 0
-    for seq, message, size, due_ms, domain, kind, refresh in cursor:
-        if due_ms > now_ms:
-            look.next_due_ms = min(look.next_due_ms, due_ms)
-            break
-        if refresh:
-            look.refresh.add(domain)
-        if kind != _READY:
-            if skipped == SKIP_ROWS:
-                look.cut = True
-                break
-            skipped += 1
-            if kind == _MOVED:
-                look.moved.append(seq)
-            elif kind == _UNREFRESHED:
-                look.unrefreshed.append(seq)
-            else:
-                look.expired = True
-            continue
-        fresh = message not in look.messages
-        if len(look.taken) >= CLAIM_ROWS or (
-            fresh
-            and look.messages
-            and (len(look.messages) >= request.limit or look.bytes + size > request.max_bytes)
-        ):
-            look.full = True
-            break
-        if fresh:
-            look.messages.add(message)
-            look.bytes += size
-        look.taken.append(seq)
-    cursor.close()
+    while True:
+        page = _page(connection, values)
+        yield from page
+        if len(page) < most:
+            return
+        values["after_ms"], values["after"] = page[-1][_DUE], page[-1][_SEQ]
+
+
+def _page(connection: apsw.Connection, values: Mapping[str, Any]) -> list[Any]:
+    try:
+        page: list[Any] = msgspec.json.decode(run(connection, "due_recipients", values)[0][0])
+    except (msgspec.DecodeError, UnicodeDecodeError, apsw.SQLError):
+        # damage to one row must not keep the others from being sent
+        return [_decoded(row) for row in run(connection, "damaged_recipients", values)]
+    return page
+
+
+def _take(connection: apsw.Connection, lane: int, look: _Look) -> None:
+    """The lane has what was looked out; what is left of it comes in the order it is to be sent.
+
+    Messages in the order they were taken (priority, then due time), recipients together.
+    """
+    values = {"recipients": encoded([row[_SEQ] for row in look.taken]), "lane": lane}
+    if wrote(connection, "claim", values) != len(look.taken):
+        held = {row[0] for row in run(connection, "claimed", values)}
+        look.taken = [row for row in look.taken if row[_SEQ] in held]
+    run(connection, "lane_took", {"lane": lane})
+    if look.scattered:
+        turn: dict[int, int] = {}
+        for row in look.taken:
+            turn.setdefault(row[_MESSAGE], len(turn))
+        look.taken.sort(key=lambda row: (turn[row[_MESSAGE]], row[_SEQ]))
 
 
 def _wait(connection: apsw.Connection, look: _Look, site: int, now_ms: int) -> None:
     """The site was looked through: say when it is worth another look."""
     if not look.cut and not look.expired and len(look.moved) <= SKIP_ROWS:
-        run(connection, "put_next_due", {"site": site, "due_ms": look.next_due_ms})
+        run(connection, "put_next_due", {"site": site, "now_ms": now_ms})
     elif not look.taken and not look.moved:
         run(connection, "pause_site", {"site": site, "until_ms": now_ms + PAUSE_MS})
 
 
-def _taken_rows(connection: apsw.Connection, lane: int, taken: list[int]) -> list[Any]:
-    """Messages in the order they were taken (priority, then due time), recipients together."""
-    values = {"recipients": json.dumps(taken), "lane": lane}
-    try:
-        rows = run(connection, "claimed_rows", values)
-    except UnicodeDecodeError:  # damage to one row must not keep the others from being sent
-        rows = [_decoded(row) for row in run(connection, "damaged_rows", values)]
-    by_recipient = {row[0]: row for row in rows}
-    turn: dict[int, int] = {}
-    for recipient in taken:
-        if recipient in by_recipient:  # else an index is damaged: the row does not wait
-            turn.setdefault(by_recipient[recipient][1], len(turn))
-    rows.sort(key=lambda row: (turn[row[1]], row[0]))
-    return rows
+_DOUBTS = {str(word): word for word in OnDoubt}
+_TEXTS = (2, 3, 4, 6, 10, 16, 20, 21, 23)  # columns of due_recipients
 
 
-_DOUBTS = frozenset(map(str, OnDoubt))
-_TEXTS = (2, 3, 4, 6, 10, 16, 20)  # columns of claimed_rows
-
-
-def _decoded(row: Any) -> tuple[Any, ...]:
-    """A row of ``damaged_rows``; what is no text then fits no checksum."""
+def _decoded(row: Any) -> list[Any]:
+    """A row of ``damaged_recipients``; what is no text then fits no checksum."""
     values = list(row)
     for place in _TEXTS:
         if values[place] is not None:
             values[place] = values[place].decode("utf-8", "replace")
-    return tuple(values)
+    return values
 
 
 class Kept(NamedTuple):
@@ -272,15 +315,23 @@ class Kept(NamedTuple):
 
 def bodies(connection: apsw.Connection, rows: list[tuple[int, Any]]) -> dict[int, Kept | None]:
     """Content by its key, None where it is damaged; outside the lock."""
-    single = sorted({row[8] for _, row in rows if row[9] == 1})
     found: dict[int, Kept | None] = dict.fromkeys(row[8] for _, row in rows)
-    for content, data, kept in run(connection, "first_chunks", {"contents": json.dumps(single)}):
-        if digest(data) == kept:
-            found[content] = Kept(data, len(data), (kept,))
+    for pack in _packs({row[8]: row[7] for _, row in rows if row[9] == 1}):
+        ((facts, data),) = run(connection, "first_chunks", {"contents": encoded(pack)})
+        keys, sizes, digests = msgspec.json.decode(facts)
+        at = 0
+        for content, size, kept in zip(keys, sizes, digests, strict=True):
+            if size is None:
+                continue  # damaged, and not in data
+            body = data[at : at + size] if data else b""
+            at += size
+            proved = digest(body)
+            if proved == bytes.fromhex(kept):
+                found[content] = Kept(body, size, (proved,))
     long = {row[8]: row[9] for _, row in rows if row[9] != 1}
     pieces: dict[int, list[Any]] = {}
     if long:
-        values = {"contents": json.dumps(sorted(long))}
+        values = {"contents": encoded(sorted(long))}
         for content, number, size, kept in run(connection, "chunk_digests", values):
             pieces.setdefault(content, []).append((number, size, kept))
     for content, piece in pieces.items():
@@ -290,64 +341,85 @@ def bodies(connection: apsw.Connection, rows: list[tuple[int, Any]]) -> dict[int
     return found
 
 
+def _packs(sizes: Mapping[int, int]) -> Iterator[list[int]]:
+    """Contents to be read together."""
+    pack: list[int] = []
+    octets = 0
+    for content in sorted(sizes):
+        if pack and octets + sizes[content] > PACK_BYTES:
+            yield pack
+            pack, octets = [], 0
+        pack.append(content)
+        octets += sizes[content]
+    if pack:
+        yield pack
+
+
 def complete(rows: list[tuple[int, Any]], found: Mapping[int, Kept | None]) -> list[Claimed]:
     """Claimed rows with their content; what is not among ``found`` could not be compared."""
     claimed = []
     for lane, row in rows:
-        whole = checksum(row[2], row[6], row[3]) == row[5] and domain_of(row[3]) == row[4]
+        (
+            recipient, message, id, address, domain, check, sender, size, content, chunks, stream,
+            priority, created_ms, expires_ms, attempts, deferrals, on_doubt, require_tls, eightbit,
+            smtputf8, *_,
+        ) = row  # fmt: skip
+        whole = checksum(id, sender, address) == check and domain_of(address) == domain
         body = None
-        if row[8] in found:
-            kept = found[row[8]]
-            whole = whole and kept is not None and kept.size == row[7] and _fits(row, kept)
+        unread = content not in found
+        if not unread:
+            kept = found[content]
+            whole = whole and kept is not None and kept.size == size and _fits(row, kept)
             body = None if kept is None else kept.body
         claimed.append(
             Claimed(
                 lane=lane,
-                recipient=row[0],
-                message=row[1],
-                message_id=row[2],
-                address=row[3],
-                domain=row[4],
-                sender=row[6],
-                size=row[7],
-                content=row[8],
-                chunks=row[9],
+                recipient=recipient,
+                message=message,
+                message_id=id,
+                address=address,
+                domain=domain,
+                sender=sender,
+                size=size,
+                content=content,
+                chunks=chunks,
                 body=body,
                 damaged=not whole,
-                unread=row[8] not in found,
-                stream=row[10],
-                priority=row[11],
-                created_ms=row[12],
-                expires_ms=row[13],
-                attempts=row[14],
-                deferrals=row[15],
-                on_doubt=_on_doubt(row[16]),
-                require_tls=bool(row[17]),
-                eightbit=bool(row[18]),
-                smtputf8=bool(row[19]),
+                unread=unread,
+                stream=stream,
+                priority=priority,
+                created_ms=created_ms,
+                expires_ms=expires_ms,
+                attempts=attempts,
+                deferrals=deferrals,
+                # of a damaged word the careful one
+                on_doubt=None if on_doubt is None else _DOUBTS.get(on_doubt, OnDoubt.HOLD),
+                require_tls=bool(require_tls),
+                eightbit=bool(eightbit),
+                smtputf8=bool(smtputf8),
             )
         )
     return claimed
 
 
-def _on_doubt(word: str | None) -> OnDoubt | None:
-    """What to do in doubt; of a damaged word the careful one."""
-    if word is None:
-        return None
-    return OnDoubt(word) if word in _DOUBTS else OnDoubt.HOLD
-
-
 def _fits(row: Any, kept: Kept) -> bool:
-    return fits(
-        row[21],
-        require_tls=row[17],
-        on_doubt=row[16],
-        id=row[2],
-        sender=row[6],
-        message_id=row[20],
-        size=row[7],
-        chunks=row[9],
-        eightbit=row[18],
-        smtputf8=row[19],
-        digests=kept.digests,
-    )
+    """Whether the message's digest is that of its row and content."""
+    if row[21] is None:
+        return True
+    id, sender, message_id = row[2], row[6], row[20]
+    if not (type(id) is type(sender) is type(message_id) is str):
+        return False  # damaged: no digest was made over what is no text
+    facts = {
+        "require_tls": row[17],
+        "on_doubt": row[16],
+        "id": id,
+        "sender": sender,
+        "message_id": message_id,
+        "size": row[7],
+        "chunks": row[9],
+        "eightbit": row[18],
+        "smtputf8": row[19],
+        "digests": kept.digests,
+    }
+    seal = bytes.fromhex(row[21])
+    return message_digest(**facts) == seal or fits(seal, **facts)

@@ -37,11 +37,11 @@ from mailstrom.storage.sqlite import (
 from mailstrom.storage.sqlite.client_connections import ClientConnections
 from mailstrom.storage.sqlite.connection import FREE_LOCK_S, spool_errors
 from mailstrom.storage.sqlite.durable import LocksLost, Sync, system_sync
-from mailstrom.storage.sqlite.inserting import Row
+from mailstrom.storage.sqlite.inserting import Found
 from mailstrom.storage.sqlite.logroom import LogRoom
 from mailstrom.storage.sqlite.place import FilePlace, Place
 from mailstrom.storage.sqlite.sql import run
-from mailstrom.storage.sqlite.submissions import UNFIT, Staged, encode, refusal, unstage
+from mailstrom.storage.sqlite.submissions import UNFIT, Row, Staged, encode, refusal, unstage
 from mailstrom.types import Change, Event, MessageStatus, QueueStats, Suppression
 
 _T = TypeVar("_T")
@@ -108,9 +108,9 @@ class SQLiteClientStore(ClientConnections):
         now_ms: int,
         atomic: bool,
     ) -> list[str | Exception]:
-        rows: list[Row] = []
+        rows: list[Found] = []
         for submission in submissions:
-            row: Row
+            row: Found
             try:
                 row = encode(self.path, connection, submission, now_ms, self._staged)
             except UNFIT as error:
@@ -143,21 +143,14 @@ class SQLiteClientStore(ClientConnections):
         self,
         connection: apsw.Connection,
         submissions: Sequence[Submission],
-        rows: Sequence[Row],
+        rows: Sequence[Found],
         atomic: bool,
     ) -> list[str | Exception]:
-        good = sum(isinstance(row, dict) for row in rows)
-        if good == 0:
-            return [row for row in rows if not isinstance(row, dict)]
-        # One statement alone is one step: an application busy with threads holds no lock then.
-        alone = good == 1
+        if not any(isinstance(row, Row) for row in rows):
+            return [row for row in rows if not isinstance(row, Row)]
         try:
             with spool_errors(self.path, "storing a message"):
-                if not alone:
-                    connection.execute("BEGIN IMMEDIATE")
                 results = inserting.insert(connection, submissions, rows, atomic)
-                if not alone:
-                    connection.execute("COMMIT")
         except SpoolError as error:
             self._rollback(connection)
             if isinstance(error, SpoolBusy):
@@ -168,16 +161,19 @@ class SQLiteClientStore(ClientConnections):
         except BaseException:
             self._rollback(connection)
             raise
-        stored = {-row["content"] for row, result, submission in zip(
-            rows, results, submissions, strict=True
-        ) if isinstance(row, dict) and row["content"] and result == submission.id}  # fmt: skip
-        self._staged = [staged for staged in self._staged if staged.seq not in stored]
+        if self._staged:
+            stored = {
+                -(row.content or 0)
+                for row, result, submission in zip(rows, results, submissions, strict=True)
+                if isinstance(row, Row) and result == submission.id
+            }
+            self._staged = [staged for staged in self._staged if staged.seq not in stored]
         return results
 
     def _look_up(
         self,
         submissions: Sequence[Submission],
-        rows: Sequence[Row],
+        rows: Sequence[Found],
         error: SpoolError,
     ) -> list[str | Exception]:
         """After a failed commit: what is stored is stored, whatever the error said."""
@@ -190,10 +186,10 @@ class SQLiteClientStore(ClientConnections):
                 outcomes.take_its_place(connection, error, self._sync)
         except (SpoolError, OSError, apsw.Error) as trouble:
             raise outcomes.unknown(self.path, error, trouble, ids[0]) from error
-        if not found and all(isinstance(row, dict) for row in rows):
+        if not found and all(isinstance(row, Row) for row in rows):
             raise error
         return [
-            submission.id if submission.id in found else error if isinstance(row, dict) else row
+            submission.id if submission.id in found else error if isinstance(row, Row) else row
             for submission, row in zip(submissions, rows, strict=True)
         ]
 

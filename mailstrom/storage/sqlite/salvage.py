@@ -55,6 +55,7 @@ _MOST_NUMBER = 1 << 40
 _AFTER = (
     "salvage_tags", "salvage_idempotency", "salvage_suppression",
     "salvage_domains", "salvage_hours", "salvage_staged", "salvage_unstage",
+    "salvage_message_tally", "salvage_tally",
 )  # fmt: skip
 
 

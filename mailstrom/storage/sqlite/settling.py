@@ -2,19 +2,27 @@
 
 Every verdict is guarded by its lane's token and the recipient's state. One whose guard no longer
 holds is late: it is recorded, and a late delivery still counts where nothing contradicts it.
+
+What ended alike is written by set statements. The attempts come first, with the guard; the states,
+events and sums are then made from the attempts just written, which have the newest numbers, side by
+side and in the order of the verdicts.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import apsw
 
-from mailstrom.storage.base import Settlement
-from mailstrom.storage.sqlite.sql import run
+from mailstrom.storage.base import Attempt, Settlement
+from mailstrom.storage.sqlite.encoding import encoded
+from mailstrom.storage.sqlite.sql import run, wrote
 from mailstrom.types import Judgement
+
+SUCCESS_MS = 1_000
+"""A site's last success is written at most once in this time."""
 
 
 class Row(NamedTuple):
@@ -37,13 +45,39 @@ class Row(NamedTuple):
     worker: int | None
 
     @property
-    def constants(self) -> tuple[Any, ...]:
+    def alike(self) -> _Alike:
         """What attempts that ended alike have in common."""
-        return self[4:9] + self[10:14]
+        return _Alike(*self[4:9], *self[10:])
 
 
-def rounds(settlements: Sequence[Settlement]) -> list[list[Settlement]]:
+class _Alike(NamedTuple):
+    """What attempts of one set statement have in common."""
+
+    stage: str
+    host: str | None
+    address: str | None
+    code: int | None
+    enhanced: str | None
+    verdict: str
+    reason: str | None
+    in_doubt: int
+    late: int
+    worker: int | None
+
+
+class _Site(NamedTuple):
+    """A lane's worker and site, as the rows say."""
+
+    worker: int
+    site: int
+    failures: int
+    last_success_ms: int
+
+
+def rounds(settlements: Sequence[Settlement]) -> list[Sequence[Settlement]]:
     """Settlements in order, cut so that no recipient is twice in a set statement."""
+    if len({s.recipient for s in settlements}) == len(settlements):
+        return [settlements] if settlements else []
     rounds: list[list[Settlement]] = []
     seen: set[int] = set()
     for settlement in settlements:
@@ -52,79 +86,134 @@ def rounds(settlements: Sequence[Settlement]) -> list[list[Settlement]]:
             seen = set()
         seen.add(settlement.recipient)
         rounds[-1].append(settlement)
-    return rounds
+    return list(rounds)
 
 
-def settle(
-    connection: apsw.Connection, settlements: Sequence[Settlement], now_ms: int
-) -> frozenset[int]:
+def settle(connection: apsw.Connection, settlements: Sequence[Settlement], now_ms: int) -> set[int]:
     """Settle recipients, each once; returns those whose guard held, the others are late."""
-    tried: dict[tuple[Any, ...], list[Settlement]] = {}
+    sites = _sites(connection, settlements)
+    tried: dict[tuple[Any, ...], list[tuple[Settlement, Attempt]]] = {}
     untried: list[Settlement] = []
     for s in settlements:
         a = s.attempt
         if a is None:
             untried.append(s)
             continue
+        site = sites.get(s.lane)
         alike = (
-            s.state, s.reason, s.charge, a.host, a.tls, a.reply_code, a.enhanced_code, a.in_doubt
+            s.state, s.reason, s.charge, a.tls, a.stage, a.host, a.address, a.reply_code,
+            a.enhanced_code, a.verdict, a.reason, a.in_doubt, site and site.worker,
         )  # fmt: skip
-        tried.setdefault(alike, []).append(s)
+        group = tried.get(alike)
+        if group is None:
+            group = tried[alike] = []
+        group.append((s, a))
     settled: set[int] = set()
-    numbers: dict[int, tuple[int, int]] = {}
+    written: list[tuple[list[Settlement], _Alike, int]] = []
     for alike, group in tried.items():
-        for seq, message, number in _settle_alike(connection, alike, group):
-            numbers[seq] = message, number
-    settled.update(numbers)
+        held, same, last = _settle_alike(connection, alike, group)
+        if held:
+            settled.update([s.recipient for s in held])
+            written.append((held, same, last))
     if untried:
         settled |= _settle_untried(connection, untried, now_ms)
-    if numbers:
-        kept = [s for s in settlements if s.attempt is not None and s.recipient in numbers]
-        _note_deliveries(connection, kept, now_ms)
-        lanes = json.dumps(sorted({s.lane for s in kept}))
-        workers: dict[int, int] = dict(run(connection, "lane_workers", {"lanes": lanes}))
-        record(
-            connection,
-            [_attempt_row(s, workers.get(s.lane), late=False) for s in kept],
-            now_ms,
-            numbers=numbers,
-            quiet={s.recipient for s in kept if s.state == "claimed"},
-        )
+    if written:
+        _note_deliveries(connection, {s.lane for held, *_ in written for s in held
+                                      if s.state == "delivered"}, sites, now_ms)  # fmt: skip
+        for held, same, last in written:
+            if held[0].state != "claimed":  # the next host may still take it: no event yet
+                _tell(connection, same, len(held), last)
+        recipients = [s.recipient for held, *_ in written for s in held]
+        due = [s.recipient for held, same, _ in written if same.verdict != "delivered"
+               for s in held]  # fmt: skip
+        _sum_up(connection, recipients, due, now_ms)
     if len(settled) < len(settlements):
-        for settlement in settlements:
-            if settlement.recipient not in settled and settlement.attempt is not None:
-                _settle_late(connection, settlement, now_ms)
-    return frozenset(settled)
+        for s in settlements:
+            if s.recipient not in settled and s.attempt is not None:
+                _settle_late(connection, s, s.attempt, now_ms)
+    return settled
+
+
+def _sites(connection: apsw.Connection, settlements: Sequence[Settlement]) -> dict[int, _Site]:
+    """Of each lane that is left: its worker and its site."""
+    lanes = encoded(list({s.lane for s in settlements if s.attempt is not None}))
+    rows = run(connection, "lane_sites", {"lanes": lanes})
+    return {row[0]: _Site(*row[1:]) for row in rows}
 
 
 def _settle_alike(
-    connection: apsw.Connection, alike: tuple[Any, ...], group: list[Settlement]
-) -> list[Any]:
-    state, reason, charge, host, tls, code, enhanced, in_doubt = alike
-    deferred = state == "deferred"
+    connection: apsw.Connection,
+    alike: tuple[Any, ...],
+    group: list[tuple[Settlement, Attempt]],
+) -> tuple[list[Settlement], _Alike, int]:
+    """Those whose guard held, in order; what they have in common; the last attempt's number."""
+    state, reason, charge, tls, *_ = alike
+    first, worker = group[0][1], alike[-1]
+    same = _Alike(
+        str(first.stage),
+        first.host,
+        first.address,
+        first.reply_code,
+        first.enhanced_code,
+        str(first.verdict),
+        None if first.reason is None else str(first.reason),
+        int(first.in_doubt),
+        0,
+        worker,
+    )
     rows = [
-        (
-            s.recipient,
-            s.lane,
-            s.due_ms if deferred else None,
-            s.attempt.ended_ms,
-            s.attempt.reply_text,
-        )
-        for s in group
-        if s.attempt is not None
+        (s.recipient, s.lane, a.session, a.started_ms, a.ended_ms, a.reply_text) for s, a in group
     ]
+    count, last = _attempt(connection, same, rows, state)
+    held = [s for s, _ in group]
+    if not count:
+        return [], same, last
+    if count < len(group):
+        kept = {row[0] for row in run(connection, "attempted", {"first": last - count + 1})}
+        held = [s for s in held if s.recipient in kept]
+    deferred = state == "deferred"
     values = {
-        "rows": json.dumps(rows),
+        "first": last - count + 1,
+        "dues": encoded([s.due_ms if deferred else None for s in held]),
         "state": state,
         "reason": None if reason is None else str(reason),
         "charge": int(charge and deferred),
-        "in_doubt": int(in_doubt),
-        "host": host,
-        "code": code,
-        "enhanced": enhanced,
+        "in_doubt": same.in_doubt,
+        "host": same.host,
+        "code": same.code,
+        "enhanced": same.enhanced,
         "tls": tls,
     }
-    return run(connection, "settle", values)
+    run(connection, "settle", values)
+    return held, same, last
+
+
+def _attempt(
+    connection: apsw.Connection, same: _Alike, rows: list[tuple[Any, ...]], state: str | None
+) -> tuple[int, int]:
+    """Write attempts; how many, and the number of the last one.
+
+    Args:
+        rows: recipient, lane, session, start, end, text.
+        state: what the recipients are about to become, where their guard holds; None: they are
+            counted and in their state already.
+    """
+    values = {
+        "rows": encoded(rows),
+        "state": state,
+        "ahead": int(state is not None),
+        "stage": same.stage,
+        "host": same.host,
+        "address": same.address,
+        "code": same.code,
+        "enhanced": same.enhanced,
+        "verdict": same.verdict,
+        "reason": same.reason,
+        "in_doubt": same.in_doubt,
+        "late": same.late,
+        "worker": same.worker,
+    }
+    return wrote(connection, "attempt", values), connection.last_insert_rowid()
 
 
 def _settle_untried(
@@ -135,58 +224,41 @@ def _settle_untried(
         (s.recipient, s.lane, s.state, None if s.state == "claimed" else s.due_ms, int(s.charge))
         for s in settlements
     ]
-    settled = {row[0] for row in run(connection, "settle_untried", {"rows": json.dumps(rows)})}
+    settled = {row[0] for row in run(connection, "settle_untried", {"rows": encoded(rows)})}
     released = [s for s in settlements if s.recipient in settled and s.state != "claimed"]
     if released:
-        text = json.dumps([s.recipient for s in released])
+        text = encoded([s.recipient for s in released])
         run(connection, "lower_next_due", {"recipients": text})
     deferred = [s.recipient for s in released if s.state == "deferred"]
     if deferred:
-        text = json.dumps(deferred)
+        text = encoded(deferred)
         for name in ("deferral_events", "count_hour"):
             run(connection, name, {"recipients": text, "now_ms": now_ms})
     return settled
 
 
 def _note_deliveries(
-    connection: apsw.Connection, settlements: list[Settlement], now_ms: int
+    connection: apsw.Connection, lanes: set[int], sites: dict[int, _Site], now_ms: int
 ) -> None:
     """A delivery tells that its site works."""
-    lanes = json.dumps(sorted({s.lane for s in settlements if s.state == "delivered"}))
-    sites = [row[0] for row in run(connection, "lane_sites", {"lanes": lanes})]
-    if sites:
-        text = json.dumps(sites)
-        for (site,) in run(connection, "sites_failing", {"sites": text}):
-            site_event(connection, site, "site.resumed", now_ms)
+    served = {sites[lane].site: sites[lane] for lane in lanes if lane in sites}
+    news = [
+        site
+        for site in served.values()
+        if site.failures or site.last_success_ms < now_ms - SUCCESS_MS
+    ]
+    for site in news:
+        if site.failures:
+            site_event(connection, site.site, "site.resumed", now_ms)
+    if news:
+        text = encoded([site.site for site in news])
         run(connection, "site_success", {"sites": text, "now_ms": now_ms})
 
 
-def _attempt_row(s: Settlement, worker: int | None, *, late: bool) -> Row:
-    a = s.attempt
-    assert a is not None
-    return Row(
-        s.recipient,
-        a.session,
-        a.started_ms,
-        a.ended_ms,
-        str(a.stage),
-        a.host,
-        a.address,
-        a.reply_code,
-        a.enhanced_code,
-        a.reply_text,
-        str(a.verdict),
-        None if a.reason is None else str(a.reason),
-        int(a.in_doubt),
-        int(late),
-        worker,
-    )
-
-
-def _settle_late(connection: apsw.Connection, settlement: Settlement, now_ms: int) -> None:
+def _settle_late(
+    connection: apsw.Connection, settlement: Settlement, attempt: Attempt, now_ms: int
+) -> None:
     """Record a fenced worker's verdict; a delivery still counts where nothing contradicts it."""
-    attempt = settlement.attempt
-    assert attempt is not None
     run(connection, "count_late", {"recipient": settlement.recipient})
     moved: list[Any] = []
     if attempt.verdict is Judgement.DELIVERED:
@@ -205,9 +277,25 @@ def _settle_late(connection: apsw.Connection, settlement: Settlement, now_ms: in
             },
         )
     worker = run(connection, "lane_worker", {"lane": settlement.lane})
-    row = _attempt_row(settlement, worker[0][0] if worker else None, late=True)
-    quiet = {settlement.recipient} if settlement.state == "claimed" else set()
-    record(connection, [row], now_ms, counted=[seq for (seq,) in moved], quiet=quiet)
+    row = Row(
+        recipient=settlement.recipient,
+        session=attempt.session,
+        started_ms=attempt.started_ms,
+        ended_ms=attempt.ended_ms,
+        stage=str(attempt.stage),
+        host=attempt.host,
+        address=attempt.address,
+        code=attempt.reply_code,
+        enhanced=attempt.enhanced_code,
+        text=attempt.reply_text,
+        verdict=str(attempt.verdict),
+        reason=None if attempt.reason is None else str(attempt.reason),
+        in_doubt=int(attempt.in_doubt),
+        late=1,
+        worker=worker[0][0] if worker else None,
+    )
+    quiet = settlement.state == "claimed"
+    record(connection, [row], now_ms, counted=bool(moved), quiet=quiet)
     if not moved and not quiet:
         run(connection, "uncounted_event", {"recipient": settlement.recipient})
 
@@ -217,96 +305,67 @@ def record(
     rows: Sequence[Row],
     now_ms: int,
     *,
-    numbers: Mapping[int, tuple[int, int]] | None = None,
-    counted: Sequence[int] | None = None,
-    quiet: Set[int] = frozenset(),
+    counted: bool = True,
+    quiet: bool = False,
 ) -> None:
-    """Attempts, events, hourly sums, finished messages and due times of settled recipients.
+    """Attempts, events, hourly sums, finished messages and due times of changed recipients.
 
     Args:
-        numbers: message and number of each recipient's attempt; looked up where None.
-        counted: recipients whose state the hourly sums count; by default all of ``rows``.
-        quiet: recipients that the next host may still take: an attempt, and no event yet.
+        rows: the attempts; their recipients count them already.
+        counted: whether the hourly sums count the states that the recipients have now.
+        quiet: the next host may still take them: attempts, and no event yet.
     """
-    if not rows:
-        return
-    recipients = json.dumps([row.recipient for row in rows])
-    if numbers is None:
-        found = run(connection, "attempted", {"recipients": recipients})
-        numbers = {seq: (message, number) for seq, message, number in found}
-    alike: dict[tuple[Any, ...], list[Row]] = {}
+    groups: dict[_Alike, list[Row]] = {}
     for row in rows:
-        alike.setdefault(row.constants, []).append(row)
-    for group in alike.values():
-        _record_alike(connection, group, numbers)
-        loud = [row for row in group if row.recipient not in quiet] if quiet else group
-        if loud:
-            _tell_alike(connection, loud, numbers)
-    count = recipients if counted is None else json.dumps(counted)
-    run(connection, "count_hour", {"recipients": count, "now_ms": now_ms})
-    run(connection, "finish_messages", {"recipients": recipients, "now_ms": now_ms})
-    due = [row.recipient for row in rows if row.verdict != "delivered"]
-    if due:
-        run(connection, "lower_next_due", {"recipients": json.dumps(due)})
+        groups.setdefault(row.alike, []).append(row)
+    for same, group in groups.items():
+        values = [
+            (row.recipient, None, row.session, row.started_ms, row.ended_ms, row.text)
+            for row in group
+        ]
+        count, last = _attempt(connection, same, values, None)
+        if count and not quiet:
+            _tell(connection, same, count, last)
+    if rows:
+        due = [row.recipient for row in rows if row.verdict != "delivered"]
+        _sum_up(connection, [row.recipient for row in rows], due, now_ms, counted=counted)
 
 
-def _record_alike(
-    connection: apsw.Connection, group: list[Row], numbers: Mapping[int, tuple[int, int]]
-) -> None:
-    first = group[0]
-    rows = [
-        (
-            row.recipient,
-            *numbers[row.recipient],
-            row.session,
-            row.worker,
-            row.started_ms,
-            row.ended_ms,
-            row.text,
-        )
-        for row in group
-    ]
-    values = {
-        "rows": json.dumps(rows),
-        "stage": first.stage,
-        "host": first.host,
-        "address": first.address,
-        "code": first.code,
-        "enhanced": first.enhanced,
-        "verdict": first.verdict,
-        "reason": first.reason,
-        "in_doubt": first.in_doubt,
-        "late": first.late,
+def _tell(connection: apsw.Connection, same: _Alike, count: int, last: int) -> None:
+    """One event for each attempt just written, with the reply; which attempt it was is told too."""
+    detail = {
+        "stage": same.stage,
+        "host": same.host,
+        "code": same.code,
+        "enhanced": same.enhanced,
+        "reason": same.reason,
+        "in_doubt": same.in_doubt,
+        "late": same.late,
     }
-    run(connection, "attempt", values)
+    values = {
+        "first": last - count + 1,
+        "last": last,
+        "type": f"recipient.{same.verdict}",
+        "head": json.dumps(detail, separators=(",", ":"))[:-1] + ',"number":',
+    }
+    run(connection, "recipient_events", values)
 
 
-def _tell_alike(
-    connection: apsw.Connection, group: list[Row], numbers: Mapping[int, tuple[int, int]]
+def _sum_up(
+    connection: apsw.Connection,
+    recipients: list[int],
+    due: list[int],
+    now_ms: int,
+    *,
+    counted: bool = True,
 ) -> None:
-    """One event each, with the reply; which attempt it was is told as well."""
-    by_number: dict[int, list[Row]] = {}
-    for row in group:
-        by_number.setdefault(numbers[row.recipient][1], []).append(row)
-    first = group[0]
-    for number, same in by_number.items():
-        detail = {
-            "stage": first.stage,
-            "host": first.host,
-            "code": first.code,
-            "enhanced": first.enhanced,
-            "reason": first.reason,
-            "in_doubt": first.in_doubt,
-            "late": first.late,
-            "number": number,
-        }
-        rows = [(row.recipient, numbers[row.recipient][0], row.ended_ms) for row in same]
-        values = {
-            "rows": json.dumps(rows),
-            "type": f"recipient.{first.verdict}",
-            "detail": json.dumps(detail, separators=(",", ":")),
-        }
-        run(connection, "recipient_events", values)
+    """Hourly sums, finished messages, and sites that are due earlier now."""
+    values = {"recipients": encoded(recipients), "now_ms": now_ms}
+    if counted:
+        run(connection, "count_hour", values)
+    run(connection, "finish_messages", values)
+    if due:
+        run(connection, "lower_next_due", {"recipients": encoded(due)})
 
 
 def site_event(connection: apsw.Connection, site: int, type: str, now_ms: int) -> None:

@@ -18,3 +18,9 @@ def run(
     """All rows of a named statement; the statement is finished when this returns."""
     rows: list[Any] = connection.execute(STATEMENTS[name], values or {}).fetchall()
     return rows
+
+
+def wrote(connection: apsw.Connection, name: str, values: Mapping[str, Any]) -> int:
+    """Run a named statement that gives no rows back; returns how many it changed."""
+    connection.execute(STATEMENTS[name], values).fetchall()
+    return connection.changes()

@@ -8,7 +8,9 @@ content is staged only for what the trigger would take now, and what became of n
 from __future__ import annotations
 
 import json
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from json.encoder import encode_basestring as _text
+from typing import NamedTuple
 
 import apsw
 
@@ -16,7 +18,7 @@ from mailstrom.errors import IdempotencyConflict, InvalidMessage
 from mailstrom.storage.client import CHUNK_BYTES, Submission
 from mailstrom.storage.sqlite import streams
 from mailstrom.storage.sqlite.connection import spool_errors
-from mailstrom.storage.sqlite.rows import SEALED, checksum, digest, domain_of, message_digest
+from mailstrom.storage.sqlite.rows import checksum, digest, domain_of, message_digest
 from mailstrom.storage.sqlite.sql import run
 
 MOST_CHUNKS = 4096
@@ -24,6 +26,38 @@ UNSTAGED_CHUNKS = 64
 """Chunks of one transaction when staged content is deleted: 16 MiB."""
 UNFIT = (InvalidMessage, ValueError, TypeError, OverflowError)
 """What a submission raises that no column can hold."""
+
+
+_json = json.JSONEncoder(ensure_ascii=False).encode  # made once: json.dumps makes one a call
+
+
+class Row(NamedTuple):
+    """A row for the view ``enqueue``: values of the statement of that name, in its order."""
+
+    id: str
+    sender: str
+    subject: str
+    size: int
+    content: int | None
+    chunks: int
+    body: bytes | None
+    digest: bytes | None
+    stream: str
+    priority: int | None
+    message_id: str
+    idempotency_key: str | None
+    idempotency_hash: bytes | None
+    metadata: str
+    tags: str
+    on_doubt: str | None
+    require_tls: int
+    eightbit: int
+    smtputf8: int
+    created_ms: int
+    send_ms: int
+    expires_ms: int | None
+    recipients: str
+    message_digest: bytes
 
 
 class Staged(NamedTuple):
@@ -62,67 +96,32 @@ def encode(
     submission: Submission,
     now_ms: int,
     staged: list[Staged],
-) -> dict[str, Any] | str | IdempotencyConflict:
-    """Bindings of the statement ``enqueue``; content of several chunks is staged on the way.
+) -> Row | str | IdempotencyConflict:
+    """The row of a submission; content of several chunks is staged on the way.
 
     Args:
         staged: gets what is staged here, for ``unstage``.
 
     Returns:
-        Instead of bindings, what ``known`` says of content that needs no staging therefore.
+        Instead of a row, what ``known`` says of content that needs no staging therefore.
 
     Raises:
         InvalidMessage: or another of ``UNFIT``: this submission cannot be stored.
         SpoolError: staging failed; nothing refers to what was staged.
     """
     content = submission.content
+    size = len(content)
+    chunks = -(-size // CHUNK_BYTES) or 1
     if not submission.recipients:
         raise InvalidMessage("the message has no recipient", rule="no-recipients")
-    chunks = max(1, -(-len(content) // CHUNK_BYTES))
     if chunks > MOST_CHUNKS:
         raise InvalidMessage(
-            f"the message has {len(content)} bytes; the spool takes at most"
-            f" {MOST_CHUNKS * CHUNK_BYTES}",
+            f"the message has {size} bytes; the spool takes at most {MOST_CHUNKS * CHUNK_BYTES}",
             rule="too-large",
         )
-    key, hash = submission.idempotency or (None, None)
-    values: dict[str, Any] = {
-        "id": submission.id,
-        "sender": submission.sender,
-        "subject": submission.subject,
-        "size": len(content),
-        "chunks": chunks,
-        "stream": submission.stream,
-        "priority": submission.priority,
-        "message_id": submission.message_id,
-        "idempotency_key": key,
-        "idempotency_hash": hash,
-        "metadata": json.dumps(dict(submission.metadata), ensure_ascii=False),
-        "tags": json.dumps(submission.tags, ensure_ascii=False),
-        "on_doubt": None if submission.on_doubt is None else str(submission.on_doubt),
-        "require_tls": int(submission.require_tls),
-        "eightbit": int(submission.eightbit),
-        "smtputf8": int(submission.smtputf8),
-        "created_ms": submission.created_ms,
-        "send_ms": submission.send_ms,
-        "expires_ms": submission.expires_ms,
-        "recipients": json.dumps(
-            [
-                [a, domain_of(a), checksum(submission.id, submission.sender, a)]
-                for a in submission.recipients
-            ],
-            ensure_ascii=False,
-        ),
-    }
-
-    def sealed(digests: list[bytes]) -> bytes:
-        asked = {name: values[name] for name in (*SEALED, "require_tls", "on_doubt")}
-        return message_digest(**asked, digests=digests)
-
     if chunks == 1:
         own = digest(content)
-        whole = sealed([own])
-        return {**values, "content": None, "body": content, "digest": own, "message_digest": whole}
+        return _row(submission, None, 1, content, own, (own,))
     with spool_errors(path, "staging content"):
         # In the order of the trigger: what a key stands for was taken, whatever the limits are.
         earlier = known(connection, submission)
@@ -132,8 +131,49 @@ def encode(
         if too_large is not None:
             raise too_large
         seq, digests = _stage(connection, content, now_ms, staged)
-    whole = sealed(digests)
-    return {**values, "content": -seq, "body": None, "digest": None, "message_digest": whole}
+    return _row(submission, -seq, chunks, None, None, digests)
+
+
+def _row(
+    submission: Submission,
+    content: int | None,
+    chunks: int,
+    body: bytes | None,
+    own: bytes | None,
+    digests: Iterable[bytes],
+) -> Row:
+    id, sender, size = submission.id, submission.sender, len(submission.content)
+    on_doubt = None if submission.on_doubt is None else str(submission.on_doubt)
+    require_tls, eightbit = int(submission.require_tls), int(submission.eightbit)
+    smtputf8 = int(submission.smtputf8)
+    key, hash = submission.idempotency or (None, None)
+    whole = message_digest(
+        id=id,
+        sender=sender,
+        message_id=submission.message_id,
+        size=size,
+        chunks=chunks,
+        eightbit=eightbit,
+        smtputf8=smtputf8,
+        require_tls=require_tls,
+        on_doubt=on_doubt,
+        digests=digests,
+    )
+    envelope = ",".join(
+        [
+            f"[{_text(a)},{_text(domain_of(a))},{checksum(id, sender, a)}]"
+            for a in submission.recipients
+        ]
+    )
+    # By place: names for two dozen values cost as much as all of them are worth.
+    return Row(
+        id, sender, submission.subject, size, content, chunks, body, own, submission.stream,
+        submission.priority, submission.message_id, key, hash,
+        _json(dict(submission.metadata)) if submission.metadata else "{}",
+        _json(submission.tags) if submission.tags else "[]",
+        on_doubt, require_tls, eightbit, smtputf8, submission.created_ms, submission.send_ms,
+        submission.expires_ms, f"[{envelope}]", whole,
+    )  # fmt: skip
 
 
 def _stage(

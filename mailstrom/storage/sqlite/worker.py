@@ -497,6 +497,10 @@ class SQLiteWorkerStore:
             return True
         return False
 
+    def version(self) -> int:
+        """See ``WorkerStore.version``."""
+        return int(self._read("looking for commits", "PRAGMA data_version", {})[0][0])
+
     def next_due_ms(self, now_ms: int) -> int | None:
         """See ``WorkerStore.next_due_ms``."""
         rows = self._read("looking for due work", STATEMENTS["next_due"], {})

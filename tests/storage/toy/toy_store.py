@@ -583,6 +583,10 @@ class ToyWorker:
         with self._spool.lock:
             return list(self._spool.workers.values())
 
+    def version(self) -> int:
+        """See ``WorkerStore.version``; it also counts this worker's own changes."""
+        return self._spool.revision
+
     def live_workers(self) -> int:
         """See ``WorkerStore.live_workers``."""
         return max(1, sum(row.kind == "delivery" for row in self.workers()))

@@ -28,6 +28,7 @@ import functools
 import inspect
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -44,6 +45,7 @@ from torture_vfs import Op, WatchedVFS, fault, watch_sync
 Spec = Mapping[str, Any]
 
 _STATEMENTS = "mailstrom.storage.sqlite.sql"
+_REPEATED_ROW = re.compile(r"(\([?,]+\))(?:,\1)+")  # one statement, for however many messages
 _open, _write, _close, _stat, _kill = os.open, os.write, os.close, os.stat, os.kill
 _points: dict[str, Spec] = {}
 _folder = ""
@@ -265,7 +267,7 @@ def _arm_statements(points: Mapping[str, Spec]) -> None:
     after_import(_STATEMENTS, learn)
 
     def trace(cursor: apsw.Cursor, sql: str, _bindings: object) -> bool:
-        text = sql.strip().rstrip(";").strip()
+        text = _REPEATED_ROW.sub(r"\1", sql.strip().rstrip(";").strip())
         word = text.split(None, 1)[0].upper() if text else ""
         known = [word] if word in ("BEGIN", "COMMIT") else names.get(text, [])
         if word == "BEGIN" or cursor.connection.get_autocommit():

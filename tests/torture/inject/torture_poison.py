@@ -17,21 +17,21 @@ STATUS = 71
 
 
 def arm(settings: dict[str, Any]) -> None:
-    """Poison ``mailstrom_workers.lane.LaneRun._content``."""
+    """Poison ``mailstrom_workers.lane.LaneRun._outgoing``."""
     fatal = str(settings.get("exit", "")).encode()
     huge = str(settings.get("memory", "")).encode()
 
     def poison(module: ModuleType) -> None:
-        real = module.LaneRun._content
+        real = module.LaneRun._outgoing
 
-        def content(self: Any, first: Any) -> Any:
-            body = first.body or b""
+        def outgoing(self: Any, transaction: Any) -> Any:
+            body = transaction.recipients[0].body or b""
             if fatal and fatal in body:
                 os._exit(STATUS)
             if huge and huge in body:
                 raise MemoryError("injected: no memory for this message")
-            return real(self, first)
+            return real(self, transaction)
 
-        module.LaneRun._content = content
+        module.LaneRun._outgoing = outgoing
 
     after_import("mailstrom_workers.lane", poison)

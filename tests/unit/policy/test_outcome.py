@@ -14,7 +14,7 @@ from mailstrom.policy.outcome import (
     judge_session,
 )
 from mailstrom.smtp.reply import Reply
-from mailstrom.smtp.transaction import Fault, TransactionEnd
+from mailstrom.smtp.transaction import Extension, Fault, TransactionEnd
 from mailstrom.types import Judgement, OnDoubt, Reason, Stage
 
 OK = Reply.of(250, ["2.0.0 ok"])
@@ -35,6 +35,8 @@ def end(
     fault: Fault | None = None,
     dot_written: bool = False,
     answered: bool | None = None,
+    behind: bool = False,
+    stumbled: Extension | None = None,
 ) -> TransactionEnd:
     seen = any((mail, *rcpts, data, dot))
     return TransactionEnd(
@@ -47,6 +49,8 @@ def end(
         dot_written=dot_written,
         answered=seen if answered is None else answered,
         usable=fault is None,
+        behind=behind,
+        stumbled=stumbled,
     )
 
 
@@ -168,6 +172,84 @@ def test_content_sent_in_one_flight_and_nothing_answered_is_in_doubt(
     verdict = decide(ended, last_host=False, reused=reused)
     assert verdict.in_doubt
     assert verdict.action is Action.DEFER
+
+
+# What was sent ahead of its time, or by an extension: the whole space of it
+
+
+@pytest.mark.parametrize("on_doubt", list(OnDoubt))
+@pytest.mark.parametrize("reused", [True, False])
+@pytest.mark.parametrize("last_host", [True, False])
+@pytest.mark.parametrize("stumbled", [None, *Extension])
+@pytest.mark.parametrize("behind", [True, False])
+@pytest.mark.parametrize("dot_written", [True, False])
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_liberty_that_went_wrong_charges_nobody_where_nothing_was_taken(
+    stage: Stage,
+    fault: Fault,
+    dot_written: bool,
+    behind: bool,
+    stumbled: Extension | None,
+    last_host: bool,
+    reused: bool,
+    on_doubt: OnDoubt,
+) -> None:
+    answered = stage is not Stage.MAIL
+    facts = BEFORE[stage] | {"dot_written": dot_written}
+    ended = end(
+        **facts, stage=stage, fault=fault, behind=behind, answered=answered, stumbled=stumbled
+    )
+    verdict = decide(ended, last_host=last_host, reused=reused, on_doubt=on_doubt)
+    plain = decide(
+        end(**facts, stage=stage, fault=fault, answered=answered),
+        last_host=last_host,
+        reused=reused,
+        on_doubt=on_doubt,
+    )
+    unread = not dot_written and (
+        (not answered and (behind or stumbled is not None))
+        or (answered and stumbled is Extension.CHUNKING)
+        or (answered and stumbled is Extension.PIPELINING and stage is Stage.DOT)
+    )
+    if unread:
+        assert (verdict.action, verdict.judgement) == (Action.AGAIN, None)
+        assert not verdict.in_doubt
+    else:
+        assert verdict == plain
+    if dot_written:
+        assert verdict.in_doubt
+
+
+@pytest.mark.parametrize("behind", [True, False])
+@pytest.mark.parametrize("stumbled", [None, *Extension])
+def test_a_reply_decides_whatever_else_went_wrong(behind: bool, stumbled: Extension | None) -> None:
+    for stage, answer in (
+        (Stage.MAIL, 550),
+        (Stage.RCPT, 550),
+        (Stage.DATA, 451),
+        (Stage.DOT, 250),
+    ):
+        facts = dict(BEFORE[stage])
+        if stage is Stage.RCPT:
+            facts["rcpts"] = (reply(answer),)
+        else:
+            facts[SLOT[stage]] = reply(answer)
+        ended = end(**facts, stage=stage, behind=behind, stumbled=stumbled)
+        assert decide(ended).reply_code == answer
+
+
+def test_one_refused_at_rcpt_keeps_its_refusal_where_its_content_was_never_taken() -> None:
+    ended = end(
+        mail=OK,
+        rcpts=(reply(550, "5.1.1 unknown"), OK),
+        stage=Stage.DATA,
+        fault=Fault.GARBAGE,
+        stumbled=Extension.CHUNKING,
+    )
+    refused, accepted = decide(ended, 0), decide(ended, 1)
+    assert (refused.action, refused.reply_code) == (Action.FAIL, 550)
+    assert accepted.action is Action.AGAIN
 
 
 def test_a_354_to_the_dot_is_garbage_and_in_doubt() -> None:

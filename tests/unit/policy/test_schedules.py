@@ -114,7 +114,7 @@ def test_the_timeouts_are_those_of_the_rfc() -> None:
     times = Timeouts()
     assert (times.greeting, times.mail, times.rcpt) == (300, 300, 300)
     assert (times.data, times.body, times.dot) == (120, 180, 600)
-    assert (times.connect, times.rset, times.quit) == (30, 20, 5)
+    assert (times.connect, times.behind, times.rset, times.quit) == (30, 30, 20, 5)
     assert (times.ehlo, times.starttls, times.auth) == (300, 300, 300)
 
 

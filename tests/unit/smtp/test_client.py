@@ -268,13 +268,35 @@ def test_rset_follows_only_an_unfinished_transaction(pipelined: bool) -> None:
 
 
 @either
-def test_no_rset_where_mail_was_refused_or_the_dot_answered(pipelined: bool) -> None:
-    for codes in ([550, 503, 503] if pipelined else [550], [250, 250, 354, 554]):
+def test_no_rset_where_mail_was_refused_or_the_content_taken(pipelined: bool) -> None:
+    for codes in ([550, 503, 503] if pipelined else [550], [250, 250, 354, 250]):
         run = Run(pipelined=pipelined).begin(1)
         for code in codes:
             run.say(line(code))
         run.wrote = b""
         assert run.begin(1).wrote.startswith(MAIL)
+
+
+@either
+@pytest.mark.parametrize("code", [451, 554])
+def test_rset_where_the_content_was_refused(pipelined: bool, code: int) -> None:
+    """Postfix keeps the envelope of what ``smtpd_end_of_data_restrictions`` refuses."""
+    run = Run(pipelined=pipelined).begin(1)
+    for reply in (250, 250, 354, code):
+        run.say(line(reply))
+    run.wrote = b""
+    assert run.begin(1).wrote.startswith(b"RSET\r\n")
+
+
+@either
+def test_503_to_a_mail_that_is_not_the_first_refuses_nobody(pipelined: bool) -> None:
+    run = Run(pipelined=pipelined).begin(1)
+    for reply in (250, 250, 354, 250):
+        run.say(line(reply))
+    run.events = []
+    run.begin(1).say(line(503))
+    assert (run.end.mail, run.end.fault, run.end.usable) == (None, Fault.GARBAGE, False)
+    assert (run.end.answered, run.end.dot_written) == (False, False)
 
 
 @either

@@ -200,3 +200,22 @@ def test_capabilities_as_the_field_writes_them() -> None:
     assert Capabilities.parse(["mx", "LIMITS RCPTMAX=x MAILMAX=7"]).limits == {"MAILMAX": 7}
     assert Capabilities.parse([]) == Capabilities(limits={})
     assert Capabilities.parse(["mx\x1b[2J"]).raw == r"mx\x1b[2J"
+
+
+@pytest.mark.parametrize(
+    ("words", "limits"),
+    [
+        ("MAILMAX=10 RCPTMAX=100 RCPTDOMAINMAX=1", (10, 100, 1)),
+        ("rcptmax=999999", (0, 999999, 0)),
+        ("MAILMAX=0 RCPTMAX=1000000 RCPTDOMAINMAX=01", (0, 0, 0)),
+        ("MAILMAX= RCPTMAX RCPTDOMAINMAX=-1", (0, 0, 0)),
+        ("MAILMAX=5 MAILMAX=3 MAILMAX=x", (3, 0, 0)),
+        ("FUTURE=1 RCPTMAX=2", (0, 2, 0)),
+        ("", (0, 0, 0)),
+    ],
+)
+def test_limits_are_read_as_rfc_9422_writes_them(words: str, limits: tuple[int, int, int]) -> None:
+    read = Capabilities.parse(["mx", f"LIMITS {words}"])
+    assert (read.most_transactions, read.most_recipients, read.most_domains) == limits
+    again = Capabilities.parse(read.render())
+    assert again.limits == read.limits

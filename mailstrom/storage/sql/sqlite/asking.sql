@@ -36,37 +36,56 @@ INSERT INTO meta (key, value) SELECT 'recent_event', :top
 RETURNING value;
 
 -- name: waiting
--- Recipients that are not final, through the indexes that hold only those.
-SELECT n.status, count(*)
-  FROM (SELECT seq FROM recipient WHERE due_ms IS NOT NULL AND site IS NOT NULL
-        UNION ALL
-        SELECT seq FROM recipient WHERE due_ms IS NOT NULL AND site IS NULL
-        UNION ALL
-        SELECT seq FROM recipient WHERE lane IS NOT NULL
-        UNION ALL
-        SELECT seq FROM recipient WHERE state = 'held') w
-  CROSS JOIN recipient_now n ON n.seq = w.seq
- GROUP BY n.status;
+SELECT status, recipients FROM queue_counts;
 
 -- name: finished_lately
 SELECT status, sum(recipients) FROM hour_stat
  WHERE hour_ms > :now_ms - 86400000 AND status IN ('delivered', 'failed', 'cancelled')
  GROUP BY status;
 
--- name: oldest_due
--- A seek per site and priority, and one per domain that waits for a route.
-SELECT min(due) FROM (
-  SELECT (SELECT min(due_ms) FROM recipient r
-           WHERE r.site = s.seq AND r.priority = p.column1 AND r.due_ms IS NOT NULL) AS due
-    FROM site s, (VALUES (0), (1), (2)) p
-  UNION ALL
-  SELECT (SELECT min(due_ms) FROM recipient r
-           WHERE r.domain = d.name AND r.due_ms IS NOT NULL AND r.site IS NULL)
-    FROM domain d WHERE d.due_ms IS NOT NULL)
- WHERE due <= :now_ms;
+-- name: oldest_at_sites
+-- Three seeks a site. The first column is not above the second, unless rows wait for a route to be
+-- looked up again (oldest_refreshed): who reads in this order may stop where it passes the least.
+SELECT s.ready_ms,
+       (SELECT min((SELECT min(r.due_ms) FROM recipient r
+                     WHERE r.site = s.seq AND r.priority = p.column1 AND r.due_ms IS NOT NULL))
+          FROM (VALUES (0), (1), (2)) p)
+  FROM site s
+ WHERE s.ready_ms <= :now_ms
+   AND NOT (s.suspended_until_ms > s.next_due_ms OR s.paused_ms > s.next_due_ms)
+ ORDER BY s.ready_ms;
+
+-- name: oldest_at_kept_sites
+-- As oldest_at_sites.
+SELECT s.next_due_ms,
+       (SELECT min((SELECT min(r.due_ms) FROM recipient r
+                     WHERE r.site = s.seq AND r.priority = p.column1 AND r.due_ms IS NOT NULL))
+          FROM (VALUES (0), (1), (2)) p)
+  FROM site s INDEXED BY site_kept
+ WHERE (s.suspended_until_ms > s.next_due_ms OR s.paused_ms > s.next_due_ms)
+   AND s.next_due_ms <= :now_ms
+ ORDER BY s.next_due_ms;
+
+-- name: oldest_unrouted
+-- As oldest_at_sites.
+SELECT d.due_ms, (SELECT min(r.due_ms) FROM recipient r
+                   WHERE r.domain = d.name AND r.due_ms IS NOT NULL AND r.site IS NULL)
+  FROM domain d INDEXED BY domain_due
+ WHERE d.due_ms IS NOT NULL AND d.due_ms <= :now_ms
+ ORDER BY d.due_ms;
+
+-- name: oldest_refreshed
+-- All of them: these sites may sleep past what is due.
+SELECT NULL, (SELECT min((SELECT min(r.due_ms) FROM recipient r
+                           WHERE r.site = d.site AND r.priority = p.column1
+                             AND r.due_ms IS NOT NULL))
+                FROM (VALUES (0), (1), (2)) p)
+  FROM (SELECT DISTINCT site FROM domain INDEXED BY domain_refreshed
+         WHERE due_ms IS NOT NULL AND site IS NOT NULL) d;
 
 -- name: engine_now
-SELECT (SELECT count(*) FROM site WHERE suspended_until_ms > :now_ms),
+SELECT (SELECT count(*) FROM site
+         WHERE suspended_until_ms > :now_ms AND suspended_until_ms > 0),
        (SELECT count(*) FROM worker
          WHERE kind = 'delivery' AND state IN ('starting', 'ready', 'draining')),
        EXISTS (SELECT 1 FROM meta WHERE key = 'copied_ms');

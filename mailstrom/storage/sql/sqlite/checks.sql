@@ -300,6 +300,37 @@ SELECT 'number ' || t.top || ' of ' || t.name || ' is above the counter that giv
   LEFT JOIN sqlite_sequence s ON s.name = t.name
  WHERE t.top > coalesce(s.seq, 0);
 
+-- name: check_tally
+-- What triggers counted, against the rows.
+SELECT 'the tally counts ' || t.recipients || ' ' || t.state || ' recipients of ' || t.messages
+       || ' messages, there are ' || coalesce(w.recipients, 0) || ' of ' || coalesce(w.messages, 0)
+  FROM (SELECT state, recipients + (state = 'queued')
+                 * coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'recipient'), 0)
+                 AS recipients,
+               messages + (state = 'queued')
+                 * coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'message'), 0) AS messages
+          FROM tally) t
+  LEFT JOIN (SELECT state, count(*) AS recipients, count(DISTINCT message) AS messages
+               FROM recipient NOT INDEXED
+              WHERE state IN ('queued', 'deferred', 'held') GROUP BY state) w ON w.state = t.state
+ WHERE t.recipients <> coalesce(w.recipients, 0) OR t.messages <> coalesce(w.messages, 0)
+ UNION ALL
+SELECT 'the tally lacks ' || (3 - count(*)) || ' of its rows' FROM tally HAVING count(*) <> 3;
+
+-- name: check_message_tally
+-- A message of several recipients that is not finished has a row.
+SELECT 'the tally of message ' || coalesce(m.id, w.message) || ' does not fit its recipients'
+  FROM (SELECT message, count(*) AS amount, sum(state = 'queued') AS queued,
+               sum(state = 'deferred') AS deferred, sum(state = 'held') AS held
+          FROM recipient NOT INDEXED GROUP BY message) w
+  LEFT JOIN message m ON m.seq = w.message
+  LEFT JOIN message_tally t ON t.message = w.message
+ WHERE iif(t.message IS NULL, w.amount > 1 AND m.finished_ms IS NULL AND m.seq IS NOT NULL,
+           (t.queued, t.deferred, t.held) <> (w.queued, w.deferred, w.held))
+ UNION ALL
+SELECT 'the tally of message ' || t.message || ' belongs to no message'
+  FROM message_tally t WHERE NOT EXISTS (SELECT 1 FROM message m WHERE m.seq = t.message);
+
 -- name: check_hours
 -- Each event that counts is in the sums. Where no event was ever deleted (their numbers have no
 -- hole), they agree exactly; of hours that were deleted (hours_from) nothing can be said.

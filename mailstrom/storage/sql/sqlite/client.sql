@@ -1,15 +1,13 @@
 -- What the thin client runs: enqueue, statuses, content.
 
 -- name: enqueue
--- One statement, one step: see the view's trigger in the schema.
+-- One statement, one step: see the view's trigger in the schema. The row of marks is repeated for
+-- many messages (inserting.py); a row without an id is none.
 INSERT INTO enqueue (id, sender, subject, size, content, chunks, body, digest, stream, priority,
                      message_id, idempotency_key, idempotency_hash, metadata,
                      tags, on_doubt, require_tls, eightbit, smtputf8, created_ms, send_ms,
                      expires_ms, recipients, message_digest)
-VALUES (:id, :sender, :subject, :size, :content, :chunks, :body, :digest, :stream, :priority,
-        :message_id, :idempotency_key, :idempotency_hash, :metadata,
-        :tags, :on_doubt, :require_tls, :eightbit, :smtputf8, :created_ms, :send_ms,
-        :expires_ms, :recipients, :message_digest);
+SELECT * FROM (VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)) WHERE column1 IS NOT NULL;
 
 -- name: idempotency_get
 SELECT id, hash FROM idempotency WHERE key = :key AND expires_ms > :since_ms;

@@ -101,29 +101,47 @@ SELECT site, claims,
 UPDATE lane SET claims = claims + 1 WHERE token = :lane;
 
 -- name: due_recipients
--- What waits at a site, by due time, to be read no further than needed. skip: 1 the domain moved
--- since the row was stamped (or is forgotten), 2 its message's time is over, 3 the domain's route is
--- too old to be used. refresh: the route expired, and nobody was told to look again. The domain is
--- not read from the row, whose text may be damaged.
-SELECT r.seq, r.message, m.size, r.due_ms, d.name,
+-- A page of what is due at a site, by due time, with all that an attempt needs, as one JSON array
+-- (bytes: damage may have made a text none). Kind: 1 the domain moved since the row was stamped (or
+-- is forgotten), 2 its message's time is over, 3 the domain's route is too old to be used. Refresh:
+-- the route expired, and nobody was told to look again. The domain to refresh is not read from the
+-- row, whose text may be damaged. Rows of one due time lie in the index by seq; group_concat takes
+-- them as they come.
+SELECT CAST(coalesce('[' || group_concat(row, ',') || ']', '[]') AS BLOB) FROM (
+SELECT json_array(
+       r.seq, r.message, m.id, r.address, r.domain, r.checksum, m.sender, m.size,
+       iif(m.content < 0, m.content, m.seq), m.chunks, m.stream, m.priority, m.created_ms,
+       m.expires_ms, r.attempts, r.deferrals, m.on_doubt, m.require_tls, m.eightbit, m.smtputf8,
+       m.message_id, iif(m.digest IS NULL, NULL, hex(m.digest)), r.due_ms, d.name,
        CASE WHEN d.generation IS NOT r.generation OR d.site IS NOT r.site THEN 1
             WHEN m.expires_ms <= :now_ms
                  AND NOT EXISTS (SELECT 1 FROM clock_jump WHERE done < last) THEN 2
             WHEN d.usable_ms + :grace_ms <= :now_ms THEN 3
             ELSE 0 END,
-       d.usable_ms <= :now_ms AND (d.due_ms IS NULL OR d.due_ms > :now_ms)
+       d.usable_ms <= :now_ms AND (d.due_ms IS NULL OR d.due_ms > :now_ms)) AS row
   FROM recipient r
-  JOIN message m ON m.seq = r.message
+  CROSS JOIN message m ON m.seq = r.message
   LEFT JOIN domain d ON d.name = r.domain
- WHERE r.site = :site AND r.priority = :priority AND r.due_ms IS NOT NULL
- ORDER BY r.due_ms;
+ WHERE r.site = :site AND r.priority = :priority AND r.due_ms <= :now_ms
+   AND (r.due_ms, r.seq) > (:after_ms, :after)
+ ORDER BY r.due_ms LIMIT :most);
 
 -- name: refresh_domains
 UPDATE domain SET due_ms = :now_ms
  WHERE name IN (SELECT value FROM json_each(:domains)) AND (due_ms IS NULL OR due_ms > :now_ms);
 
 -- name: put_next_due
-UPDATE site SET next_due_ms = :due_ms WHERE seq = :site AND next_due_ms <> :due_ms;
+-- What is due was taken or is nobody's to take: the earliest that is due later, or the end of time.
+UPDATE site SET next_due_ms = n.due
+  FROM (SELECT min(
+         coalesce((SELECT min(due_ms) FROM recipient
+                    WHERE site = :site AND priority = 0 AND due_ms > :now_ms), 253402300799000),
+         coalesce((SELECT min(due_ms) FROM recipient
+                    WHERE site = :site AND priority = 1 AND due_ms > :now_ms), 253402300799000),
+         coalesce((SELECT min(due_ms) FROM recipient
+                    WHERE site = :site AND priority = 2 AND due_ms > :now_ms), 253402300799000))
+          AS due) n
+ WHERE seq = :site AND next_due_ms <> n.due;
 
 -- name: pause_site
 UPDATE site SET paused_ms = :until_ms WHERE seq = :site;
@@ -135,26 +153,38 @@ UPDATE recipient SET site = NULL WHERE seq IN (SELECT value FROM json_each(:reci
 UPDATE recipient SET state = 'claimed', lane = :lane, due_ms = NULL
  WHERE seq IN (SELECT value FROM json_each(:recipients)) AND due_ms IS NOT NULL;
 
--- name: claimed_rows
-SELECT r.seq, r.message, m.id, r.address, r.domain, r.checksum, m.sender, m.size,
-       iif(m.content < 0, m.content, m.seq), m.chunks, m.stream, m.priority, m.created_ms,
-       m.expires_ms, r.attempts, r.deferrals, m.on_doubt, m.require_tls, m.eightbit, m.smtputf8,
-       m.message_id, m.digest
-  FROM recipient r JOIN message m ON m.seq = r.message
- WHERE r.seq IN (SELECT value FROM json_each(:recipients)) AND r.lane = :lane;
+-- name: claimed
+-- Which of them the lane has: an index that is damaged names rows that do not wait.
+SELECT seq FROM recipient
+ WHERE seq IN (SELECT value FROM json_each(:recipients)) AND +lane = :lane;
 
--- name: damaged_rows
--- claimed_rows where a text is none: all texts as bytes.
+-- name: damaged_recipients
+-- due_recipients where a text is none or a value is bytes: row by row, all texts as bytes.
 SELECT r.seq, r.message, CAST(m.id AS BLOB), CAST(r.address AS BLOB), CAST(r.domain AS BLOB),
        r.checksum, CAST(m.sender AS BLOB), m.size,
        iif(m.content < 0, m.content, m.seq), m.chunks, CAST(m.stream AS BLOB), m.priority,
        m.created_ms, m.expires_ms, r.attempts, r.deferrals, CAST(m.on_doubt AS BLOB), m.require_tls,
-       m.eightbit, m.smtputf8, CAST(m.message_id AS BLOB), m.digest
-  FROM recipient r JOIN message m ON m.seq = r.message
- WHERE r.seq IN (SELECT value FROM json_each(:recipients)) AND r.lane = :lane;
+       m.eightbit, m.smtputf8, CAST(m.message_id AS BLOB),
+       CAST(iif(m.digest IS NULL, NULL, hex(m.digest)) AS BLOB), r.due_ms, CAST(d.name AS BLOB),
+       CASE WHEN d.generation IS NOT r.generation OR d.site IS NOT r.site THEN 1
+            WHEN m.expires_ms <= :now_ms
+                 AND NOT EXISTS (SELECT 1 FROM clock_jump WHERE done < last) THEN 2
+            WHEN d.usable_ms + :grace_ms <= :now_ms THEN 3
+            ELSE 0 END,
+       d.usable_ms <= :now_ms AND (d.due_ms IS NULL OR d.due_ms > :now_ms)
+  FROM recipient r
+  CROSS JOIN message m ON m.seq = r.message
+  LEFT JOIN domain d ON d.name = r.domain
+ WHERE r.site = :site AND r.priority = :priority AND r.due_ms <= :now_ms
+   AND (r.due_ms, r.seq) > (:after_ms, :after)
+ ORDER BY r.due_ms LIMIT :most;
 
 -- name: first_chunks
-SELECT key / 4096, data, digest FROM content
+-- Contents of one chunk: [keys, octets, digests] as JSON, and their data one after another.
+SELECT json_array(json_group_array(key / 4096), json_group_array(octet_length(data)),
+                  json_group_array(hex(digest))),
+       CAST(group_concat(data, '') AS BLOB)
+  FROM content
  WHERE key IN (SELECT value * 4096 FROM json_each(:contents));
 
 -- name: chunk_digests
@@ -168,43 +198,55 @@ SELECT j.value, c.key - j.value * 4096, length(c.data), c.digest
 SELECT data, digest FROM content WHERE key = :key;
 
 -- name: open
--- rows: [recipient, lane, session]. What is too old is not sent any more, unless a jump of the clock
--- says when it is too old. The plus keeps SQLite from walking over all of a lane.
-UPDATE recipient SET state = 'sending', session = j.session, opened_ms = :now_ms
-  FROM (SELECT value ->> 0 AS recipient, value ->> 1 AS lane, value ->> 2 AS session
-          FROM json_each(:rows)) j
- WHERE recipient.seq = j.recipient AND +recipient.lane = j.lane AND recipient.state = 'claimed'
-   AND (EXISTS (SELECT 1 FROM message m
-                 WHERE m.seq = recipient.message AND m.expires_ms > :now_ms)
-        OR EXISTS (SELECT 1 FROM clock_jump WHERE done < last))
-RETURNING seq;
+-- recipients: for each, seq * 65536 + its place in lanes and sessions. What is opened already may be
+-- opened again for the same session. What is too old (look: there is such a message) is not sent any
+-- more. The plus keeps SQLite from walking over all of a lane.
+UPDATE recipient
+   SET state = 'sending', session = :sessions ->> (j.value & 65535), opened_ms = :now_ms
+  FROM json_each(:recipients) j
+ WHERE recipient.seq = j.value >> 16 AND +recipient.lane = :lanes ->> (j.value & 65535)
+   AND (recipient.state = 'claimed'
+        OR (recipient.state = 'sending'
+            AND recipient.session = :sessions ->> (j.value & 65535)))
+   AND (NOT :look OR EXISTS (SELECT 1 FROM message m
+                              WHERE m.seq = recipient.message AND m.expires_ms > :now_ms));
+
+-- name: opened
+-- Which of the recipients of open are open now.
+SELECT r.seq
+  FROM json_each(:recipients) j CROSS JOIN recipient r ON r.seq = j.value >> 16
+ WHERE +r.lane = :lanes ->> (j.value & 65535) AND r.state = 'sending'
+   AND r.session = :sessions ->> (j.value & 65535) AND r.opened_ms = :now_ms
+   AND (NOT :look OR EXISTS (SELECT 1 FROM message m
+                              WHERE m.seq = r.message AND m.expires_ms > :now_ms));
+
+-- name: any_expired
+-- Whether a message is too old to be sent. A jump of the clock that is not worked off yet says later
+-- what is too old.
+SELECT EXISTS (SELECT 1 FROM message WHERE finished_ms IS NULL AND expires_ms <= :now_ms)
+       AND NOT EXISTS (SELECT 1 FROM clock_jump WHERE done < last);
 
 -- name: settle
--- Attempts that ended alike; rows: [recipient, lane, due_ms, ended_ms, text]. What was never opened
--- cannot be delivered or in doubt. The plus is as in open.
+-- The recipients of attempts that ended alike and were just written, from number first on, become
+-- what the attempts say; dues: for each, when it is due again.
 UPDATE recipient
    SET state = :state,
        reason = :reason,
-       due_ms = j.due_ms,
+       due_ms = j.value,
        lane = CASE WHEN :state = 'claimed' THEN recipient.lane END,
        attempts = attempts + 1,
        deferrals = deferrals + :charge,
        in_doubt = max(recipient.in_doubt, :in_doubt),
        doubts = CASE WHEN :in_doubt THEN doubts ELSE 0 END,
-       last_ms = j.ended_ms,
-       finished_ms = CASE WHEN :state IN ('delivered', 'failed') THEN j.ended_ms END,
+       last_ms = a.ended_ms,
+       finished_ms = CASE WHEN :state IN ('delivered', 'failed') THEN a.ended_ms END,
        mx = :host,
        reply_code = :code,
        enhanced_code = :enhanced,
-       reply_text = j.text,
+       reply_text = a.reply_text,
        tls = :tls
-  FROM (SELECT value ->> 0 AS recipient, value ->> 1 AS lane, value ->> 2 AS due_ms,
-               value ->> 3 AS ended_ms, value ->> 4 AS text
-          FROM json_each(:rows)) j
- WHERE recipient.seq = j.recipient AND +recipient.lane = j.lane
-   AND (recipient.state = 'sending'
-        OR (recipient.state = 'claimed' AND :state NOT IN ('delivered', 'held')))
-RETURNING seq, message, attempts;
+  FROM json_each(:dues) j, attempt a
+ WHERE a.seq = :first + j.key AND recipient.seq = a.recipient;
 
 -- name: settle_untried
 -- Claims that end, or go on, without another attempt; rows: [recipient, lane, state, due_ms, charge].
@@ -234,28 +276,33 @@ UPDATE recipient
 RETURNING seq;
 
 -- name: attempt
--- Attempts that ended alike; rows: [recipient, message, number, session, worker, started_ms,
--- ended_ms, text].
+-- Attempts that ended alike; rows: [recipient, lane, session, started_ms, ended_ms, text]. state: what
+-- the recipients are about to become, where their guard holds: what was never opened cannot be
+-- delivered or in doubt. NULL: no guard. ahead: 1 where the recipient does not count it yet. Written
+-- in the order of rows: CROSS JOIN keeps it. The plus keeps SQLite from walking over all of a lane.
 INSERT INTO attempt (message, recipient, number, session, worker, started_ms, ended_ms, stage,
                      host, address, reply_code, enhanced_code, reply_text, verdict, reason,
                      in_doubt, late)
-SELECT value ->> 1, value ->> 0, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6,
-       :stage, :host, :address, :code, :enhanced, value ->> 7, :verdict, :reason, :in_doubt, :late
-  FROM json_each(:rows)
- ORDER BY key;
+SELECT r.message, r.seq, r.attempts + :ahead, j.value ->> 2, :worker, j.value ->> 3,
+       j.value ->> 4, :stage, :host, :address, :code, :enhanced, j.value ->> 5, :verdict, :reason,
+       :in_doubt, :late
+  FROM json_each(:rows) j CROSS JOIN recipient r ON r.seq = j.value ->> 0
+ WHERE :state IS NULL
+    OR (+r.lane = j.value ->> 1
+        AND (r.state = 'sending' OR (r.state = 'claimed' AND :state NOT IN ('delivered', 'held'))));
 
 -- name: attempted
-SELECT seq, message, attempts FROM recipient WHERE seq IN (SELECT value FROM json_each(:recipients));
+SELECT recipient FROM attempt WHERE seq >= :first;
 
 -- name: count_late
 UPDATE recipient SET attempts = attempts + 1 WHERE seq = :recipient;
 
 -- name: recipient_events
--- rows: [recipient, message, ended_ms]; all with the same type and detail.
+-- Of attempts just written; head: the detail up to the attempt's number.
 INSERT INTO event (at_ms, type, message, recipient, detail)
-SELECT value ->> 2, :type, value ->> 1, value ->> 0, :detail
-  FROM json_each(:rows)
- ORDER BY key;
+SELECT ended_ms, :type, message, recipient, :head || number || '}'
+  FROM attempt
+ WHERE seq BETWEEN :first AND :last;
 
 -- name: uncounted_event
 -- The late verdict that was just recorded changed nothing; whoever counts by events passes it over.
@@ -296,15 +343,11 @@ UPDATE message SET finished_ms = :now_ms
    AND NOT EXISTS (SELECT 1 FROM recipient r
                     WHERE r.message = message.seq AND r.finished_ms IS NULL);
 
--- name: sites_failing
-SELECT seq FROM site WHERE seq IN (SELECT value FROM json_each(:sites)) AND failures > 0;
-
 -- name: site_success
--- A delivery clears the site's failures; written at most once a second.
+-- A delivery clears the site's failures.
 UPDATE site SET last_success_ms = :now_ms, failures = 0, suspended_until_ms = 0,
                 suspended_by = NULL, suspended_reason = NULL, last_reply = NULL
- WHERE seq IN (SELECT value FROM json_each(:sites))
-   AND (last_success_ms < :now_ms - 1000 OR failures > 0);
+ WHERE seq IN (SELECT value FROM json_each(:sites));
 
 -- name: session_put
 INSERT INTO session (id, worker, site, host, address, source, started_ms, ended_ms, messages, ehlo,
@@ -322,9 +365,6 @@ VALUES (:at_ms, :type,
 
 -- name: lane_worker
 SELECT worker FROM lane WHERE token = :lane;
-
--- name: lane_workers
-SELECT token, worker FROM lane WHERE token IN (SELECT value FROM json_each(:lanes));
 
 -- name: release_claimed
 UPDATE recipient
@@ -363,7 +403,9 @@ DELETE FROM lane WHERE token = :lane;
 SELECT failures FROM site WHERE seq = :site;
 
 -- name: lane_sites
-SELECT DISTINCT site FROM lane WHERE token IN (SELECT value FROM json_each(:lanes));
+SELECT l.token, l.worker, l.site, s.failures, s.last_success_ms
+  FROM lane l JOIN site s ON s.seq = l.site
+ WHERE l.token IN (SELECT value FROM json_each(:lanes));
 
 -- name: suspend
 -- Once for all lanes that fail together: a site that is suspended already stays as it is. A
@@ -383,7 +425,10 @@ SELECT :at_ms, :type, json_object('site', key, 'until_ms', suspended_until_ms, '
 
 -- name: next_due
 -- Nothing is due in a copy that nobody adopted.
-SELECT min(v) FROM (SELECT min(ready_ms) AS v FROM site
-                    UNION ALL
-                    SELECT min(ready_ms) FROM domain WHERE due_ms IS NOT NULL AND router IS NULL)
+-- Two seeks: with min() SQLite would walk over all sites and domains.
+SELECT min(v)
+  FROM (SELECT (SELECT ready_ms FROM site ORDER BY ready_ms LIMIT 1) AS v
+         UNION ALL
+        SELECT (SELECT ready_ms FROM domain INDEXED BY domain_ready
+                 WHERE due_ms IS NOT NULL AND router IS NULL ORDER BY ready_ms LIMIT 1))
  WHERE NOT EXISTS (SELECT 1 FROM meta WHERE key = 'copied_ms');

@@ -212,3 +212,20 @@ SELECT -min(content), 0 FROM message WHERE content < 0 HAVING min(content) < 0;
 
 -- name: salvage_unstage
 DELETE FROM staged;
+
+-- name: salvage_message_tally
+-- Rows came in any state and order: the triggers' sums are made anew.
+INSERT INTO message_tally (message, queued, deferred, held)
+SELECT message, sum(state = 'queued'), sum(state = 'deferred'), sum(state = 'held')
+  FROM recipient WHERE true GROUP BY message HAVING count(*) > 1
+    ON CONFLICT (message) DO UPDATE SET queued = excluded.queued, deferred = excluded.deferred,
+                                        held = excluded.held;
+
+-- name: salvage_tally
+UPDATE tally
+   SET recipients = (SELECT count(*) FROM recipient WHERE state = tally.state)
+         - (tally.state = 'queued')
+           * coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'recipient'), 0),
+       messages = (SELECT count(DISTINCT message) FROM recipient WHERE state = tally.state)
+         - (tally.state = 'queued')
+           * coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'message'), 0);

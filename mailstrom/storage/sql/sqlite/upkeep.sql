@@ -245,14 +245,13 @@ UPDATE domain SET due_ms = min(due_ms, :at_ms), retry_ms = min(retry_ms, :at_ms)
 -- later although their sender named no time. Among the newest of both.
 UPDATE recipient SET due_ms = max(due_ms + :amount_ms, :at_ms)
  WHERE due_ms > :at_ms
-   AND (seq IN (SELECT a.recipient FROM attempt AS a
-                 WHERE a.seq > (SELECT coalesce(max(seq), 0) FROM attempt) - :most
-                   AND a.ended_ms > :at_ms AND recipient.state = 'deferred'
-                   AND recipient.due_ms >= a.ended_ms)
-        OR state = 'queued' AND message IN
-           (SELECT m.seq FROM message AS m
-             WHERE m.seq > (SELECT coalesce(max(seq), 0) FROM message) - :most
-               AND m.finished_ms IS NULL AND m.send_ms <= m.created_ms))
+   AND seq IN (SELECT q.seq FROM attempt AS a CROSS JOIN recipient AS q ON q.seq = a.recipient
+                WHERE a.seq > (SELECT coalesce(max(seq), 0) FROM attempt) - :most
+                  AND a.ended_ms > :at_ms AND q.state = 'deferred' AND q.due_ms >= a.ended_ms
+                UNION
+               SELECT q.seq FROM message AS m CROSS JOIN recipient AS q ON q.message = m.seq
+                WHERE m.seq > (SELECT coalesce(max(seq), 0) FROM message) - :most
+                  AND m.finished_ms IS NULL AND m.send_ms <= m.created_ms AND q.state = 'queued')
 RETURNING seq;
 
 -- name: jump_done
@@ -290,9 +289,7 @@ SELECT m.seq, m.number, m.chunks,
 
 -- name: contents_shared
 SELECT content, json_group_array(seq) FROM message
- WHERE content IN (SELECT content FROM message WHERE content < 0
-                    GROUP BY content HAVING count(*) > 1)
- GROUP BY content;
+ WHERE content < 0 GROUP BY content HAVING count(*) > 1;
 
 -- name: contents_since
 SELECT content, min(seq), max(seq) FROM message WHERE seq > :seen AND content < 0 GROUP BY content;
@@ -390,7 +387,7 @@ DELETE FROM site
 
 -- name: stale_staged
 -- Rare: a client died while it staged. The second column: a message names it all the same.
-SELECT seq, -seq IN (SELECT content FROM message WHERE content IS NOT NULL)
+SELECT seq, EXISTS (SELECT 1 FROM message WHERE content = -staged.seq AND content < 0)
   FROM staged WHERE created_ms <= :before_ms LIMIT 10;
 
 -- name: delete_staged

@@ -1,0 +1,267 @@
+"""Depth: what a queue of a million recipients costs against one of ten thousand; and memory.
+
+Contract. One spool is filled step by step, 20 recipients a domain, four a message, small bodies. At
+each step: routing of the new domains, to a host that never answers, so that nothing else goes on
+(CPU of the whole engine, its start included); ``mailstrom queue count``; then runs that deliver
+the first few thousand, each in a fresh engine, beside an application that sends 50 messages a
+second and notes its waits. Rates and CPU there are of messages, four recipients each. ``wal_mib``
+is the length of the write-ahead log's file, filling included; ``first_s`` is from the start of the
+engine to the first arrival. ``pss_mib`` is supervisor, workers and janitor together.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import apsw
+
+from tests.support.sockets import eventually
+from tools.bench.engine import Applications, Engine, hand_over, relay_to, together
+from tools.bench.figures import Figure
+from tools.bench.plan import Plan, attempt, folder
+from tools.bench.processes import Meter
+from tools.bench.stations import Delay, Sink
+
+SHALLOW = 10_000
+PER_DOMAIN = 20
+PER_MESSAGE = 4
+DELIVERED = 6_000
+COUNTS = 5
+LIMIT_S = 240.0
+MEMORY_S = 6.0
+SENDING_S = 5.0
+
+
+class Longest:
+    """Watches the length of a spool's write-ahead log; a context manager."""
+
+    def __init__(self, store: Path) -> None:
+        self._wal = store.with_name(store.name + "-wal")
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self.mib = 0.0
+
+    def _watch(self) -> None:
+        while not self._over.wait(0.1):
+            if self._wal.exists():
+                self.mib = max(self.mib, self._wal.stat().st_size / 2**20)
+
+    def __enter__(self) -> Longest:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+
+class Deep:
+    """A spool that is filled step by step.
+
+    Args:
+        home: its directory.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.store = home / "spool.db"
+        self._batches = 0
+
+    def queued(self) -> int:
+        """Recipients that wait; asked by another reader than the product's."""
+        if not self.store.exists():
+            return 0
+        return self._ask("SELECT count(*) FROM recipients WHERE status = 'queued'")
+
+    def unrouted(self) -> int:
+        """Domains that nobody has looked up yet."""
+        return self._ask("SELECT count(*) FROM domains WHERE resolved_ms IS NULL")
+
+    def _ask(self, sql: str) -> int:
+        # one process, one SQLite: apsw, as the library
+        database = apsw.Connection(str(self.store), flags=apsw.SQLITE_OPEN_READONLY)
+        try:
+            database.set_busy_timeout(10_000)
+            return int(database.execute(sql).fetchone()[0])  # type: ignore[index]
+        finally:
+            database.close()
+
+    def fill(self, depth: int) -> None:
+        """Adds messages until so many recipients wait."""
+        short = depth - self.queued()
+        if short <= 0:
+            return
+        self._batches += 1
+        processes = 2 if short > 50_000 else 1
+        hand_over(
+            self.home,
+            [
+                {"store": str(self.store), "number": 100 * self._batches + one, "verb": "many",
+                 "messages": -(-short // (PER_MESSAGE * processes)), "size": 200,
+                 "recipients": PER_MESSAGE, "domains": max(1, depth // PER_DOMAIN)}
+                for one in range(processes)
+            ],
+        )  # fmt: skip
+
+
+def _count_ms(deep: Deep) -> float:
+    """Median time of ``mailstrom queue count``, its start included."""
+    times = []
+    for _ in range(COUNTS):
+        began = time.perf_counter()
+        subprocess.run(
+            [sys.executable, "-P", "-m", "mailstrom", "queue", "count"],
+            env={**os.environ, "MAILSTROM_STORE": str(deep.store)},
+            check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, cwd=deep.home,
+        )  # fmt: skip
+        times.append(1000 * (time.perf_counter() - began))
+    return statistics.median(times)
+
+
+def _routed(plan: Plan, deep: Deep, blank: Figure) -> Figure:
+    silent = "127.91.0.1"
+    proxy = Delay(9, 0.0, addresses=["127.0.0.1", silent], silent=[silent])
+    settings = relay_to(proxy.port, 1)
+    settings["relay"]["hosts"] = [f"{silent}:{proxy.port}"]
+    settings["delivery"]["drain_timeout"] = "500ms"  # nothing that is on the wire there will end
+    engine = Engine(deep.home, deep.store, settings, workers=plan.workers, uvloop=blank.uvloop)
+    try:
+        waiting = deep.unrouted()
+        if not waiting:
+            raise RuntimeError("no domain is left to be routed")
+        engine.start()
+        meter = Meter(engine.roots)
+        eventually(lambda: not deep.unrouted(), LIMIT_S, what="every domain routed", interval=0.1)
+        used = meter.stop()
+        values = {
+            "route_us": 1e6 * used.cpu_s / waiting,
+            "seconds": used.wall_s,
+            "busy_cores": used.busy_cores,
+        }
+        return replace(blank, n=waiting, values=values, foreign_cores=used.foreign_cores)
+    finally:
+        engine.stop()
+        proxy.close()
+
+
+def _delivered(plan: Plan, deep: Deep, blank: Figure) -> Figure:
+    deep.fill(int(blank.at or 0))
+    sink = Sink()
+    engine = Engine(
+        deep.home, deep.store, relay_to(sink.port), workers=plan.workers, uvloop=blank.uvloop
+    )
+    asked = Applications(
+        deep.home,
+        [
+            {
+                "store": str(deep.store),
+                "number": 9,
+                "verb": "send",
+                "pause_s": 0.02,
+                "seconds": plan.long(SENDING_S),
+                "size": 200,
+            }
+        ],
+    )
+    try:
+        # recipients of one message may share a transaction
+        messages = min(blank.n, int(blank.at or 0) // PER_MESSAGE)
+        with Longest(deep.store) as log:
+            began = time.monotonic()
+            engine.start()
+            asked.go()
+            if not sink.wait(1, LIMIT_S):
+                raise RuntimeError(f"nothing arrived; {engine.words()}")
+            meter = Meter(engine.roots, memory=True)
+            counted = sink.count
+            if not sink.wait(messages, LIMIT_S):
+                raise RuntimeError(f"{sink.count} of {messages} arrived; {engine.words()}")
+            used, arrived = meter.stop(), sink.count - counted
+            waits = together(asked.join())
+        values = {
+            "rate": sink.rate(1, messages),
+            "first_s": sink.at(1) - began,
+            "stall_p99_ms": waits.wait_ms(0.99),
+            "stall_max_ms": waits.wait_ms(1.0),
+            "wal_mib": log.mib,
+            "pss_mib": used.pss_mib,
+            "busy_cores": used.busy_cores,
+        }
+        if arrived:
+            values["cpu_s_per_1000"] = 1000 * used.cpu_s / arrived
+        return replace(blank, n=messages, values=values, foreign_cores=used.foreign_cores)
+    finally:
+        asked.close()
+        engine.stop()
+        sink.close()
+
+
+def _steps(plan: Plan) -> list[int]:
+    deepest = max(200, int(plan.queued * plan.scale))
+    shallow = min(deepest, max(100, int(SHALLOW * plan.scale)))
+    between = int((shallow * deepest) ** 0.5)
+    return sorted({shallow, between, deepest})
+
+
+def depth(plan: Plan) -> Iterator[Figure]:
+    """Every step's figures; the last step's memory."""
+    loop = plan.fastest
+    with folder() as home:
+        deep = Deep(home)
+        for step in _steps(plan):
+            deep.fill(step)
+            blank = Figure(
+                bench="depth", case=f"{step:,} queued: routing", uvloop=loop, n=step, at=step
+            )
+            yield attempt(blank, lambda blank: _routed(plan, deep, blank))
+            yield attempt(
+                replace(blank, case=f"{step:,} queued: mailstrom queue count", uvloop=None),
+                lambda blank: replace(blank, values={"count_ms": _count_ms(deep)}),
+            )
+            for run in range(1, plan.runs + 1):
+                some = replace(
+                    blank, case=f"{step:,} queued: delivery", run=run, n=plan.many(DELIVERED)
+                )
+                yield attempt(some, lambda blank: _delivered(plan, deep, blank))
+        yield from _memory(plan, deep)
+
+
+def _memory(plan: Plan, deep: Deep) -> Iterator[Figure]:
+    for uvloop in plan.loops:
+        blank = Figure(
+            bench="memory", case=f"{_steps(plan)[-1]:,} queued, delivering", uvloop=uvloop
+        )
+        yield attempt(blank, lambda blank: _held(plan, deep, blank))
+
+
+def _held(plan: Plan, deep: Deep, blank: Figure) -> Figure:
+    deep.fill(_steps(plan)[-1])
+    sink = Sink()
+    engine = Engine(
+        deep.home, deep.store, relay_to(sink.port), workers=plan.workers, uvloop=blank.uvloop
+    )
+    try:
+        engine.start()
+        engine.ready()
+        meter = Meter(engine.roots, memory=True)
+        time.sleep(plan.long(MEMORY_S))
+        used = meter.stop()
+        values = {"pss_mib": used.pss_mib}
+        return replace(blank, n=deep.queued(), values=values, foreign_cores=used.foreign_cores)
+    finally:
+        engine.stop()
+        sink.close()
+
+
+def memory(plan: Plan) -> Iterator[Figure]:
+    """Memory alone, with the deepest queue."""
+    with folder() as home:
+        yield from _memory(plan, Deep(home))

@@ -1,0 +1,119 @@
+"""What a lane has in hand, by how far it came: waiting, opened, on the wire.
+
+Claims are worked off in the order in which they came, but what has a higher priority passes what
+is not on the wire yet, for a while: then what was passed goes, or a flood of high mail would keep
+it for ever. Content in hand counts for the worker's budget (``Context``) from here to its end.
+
+Must not know: the store, sessions, verdicts.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+
+from mailstrom.storage.base import Claimed
+from mailstrom_workers.context import Context
+from mailstrom_workers.ledger import Transaction
+
+YIELD_S = 1.0
+"""So long after its claim a message lets those of higher priority pass."""
+
+
+class Stock:
+    """The transactions of one lane; each is in one of the queues.
+
+    Args:
+        ctx: whose budget counts the content.
+
+    Attributes:
+        waiting: claimed, for the present host or a later one.
+        later: claimed, for another host than the present one.
+        opening: in the exchange that is to open them.
+        opened: on disk as ``sending``, not on the wire.
+        wire: given to the session, in this order.
+    """
+
+    def __init__(self, ctx: Context) -> None:
+        self._ctx = ctx
+        self.waiting: deque[Transaction] = deque()
+        self.later: deque[Transaction] = deque()
+        self.opening: list[Transaction] = []
+        self.opened: deque[Transaction] = deque()
+        self.wire: deque[Transaction] = deque()
+
+    @property
+    def ahead(self) -> int:
+        """Transactions that the wire can go on with."""
+        return len(self.waiting) + len(self.opening) + len(self.opened)
+
+    def take_in(self, rows: Iterable[Claimed], now_s: float, most: int) -> int:
+        """Claimed recipients, those of a message side by side; returns how many messages.
+
+        Args:
+            now_s: loop time of the claim.
+            most: recipients of one transaction.
+        """
+        last: Transaction | None = None
+        count = 0
+        for row in rows:
+            if (
+                last is not None
+                and last.recipients[0].message == row.message
+                and len(last.recipients) < most
+            ):
+                last.recipients.append(row)
+                continue
+            last = Transaction([row], claimed_at=now_s)
+            count += 1
+            self._ctx.hold(last.octets)
+            put(self.waiting, last, now_s)
+        return count
+
+    def split(self, transaction: Transaction, recipients: int, domains: int) -> None:
+        """Leave in a transaction what a server takes at once; the rest waits, first in line.
+
+        Args:
+            recipients: most of one transaction.
+            domains: most different domains of one (RFC 9422 RCPTDOMAINMAX); 0 is no limit.
+        """
+        own = transaction.recipients
+        most = min(len(own), recipients)
+        if domains:
+            seen: set[str] = set()
+            for number, row in enumerate(own[:most]):
+                seen.add(row.domain)
+                if len(seen) > domains:
+                    most = number
+                    break
+        if most < len(own):
+            rest = transaction.rest(most)
+            self._ctx.hold(rest.octets)
+            self.waiting.appendleft(rest)
+
+    def over(self, transaction: Transaction) -> None:
+        """Nothing of it is in hand any more."""
+        self._ctx.free(transaction.octets)
+
+    def clear(self) -> None:
+        """The lane is over: its budget is free."""
+        for queue in (self.waiting, self.later, self.opening, self.opened, self.wire):
+            for transaction in queue:
+                self.over(transaction)
+            queue.clear()
+
+
+def put(queue: deque[Transaction], transaction: Transaction, now_s: float) -> None:
+    """Append it, in front of those of lower priority whose time to yield is not over."""
+    priority = transaction.priority
+    if not queue or queue[-1].priority <= priority:
+        queue.append(transaction)
+        return
+    index = len(queue)
+    while index:
+        before = queue[index - 1]
+        passes = before.claimed_at < transaction.claimed_at and now_s - before.claimed_at < YIELD_S
+        if before.priority <= priority or not passes:
+            break
+        index -= 1
+    queue.insert(index, transaction)
