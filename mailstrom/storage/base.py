@@ -72,6 +72,8 @@ class ClaimRequest(Struct, frozen=True, kw_only=True, gc=False):
         max_bytes: most content bytes together; at least one message is always given.
         limit_lanes: how many lanes the site may have now; a lane beyond the oldest so many gets
             nothing and is told to end. None: as many as were leased.
+        share: how many of them the lane's worker may have, so that a worker that came later gets
+            its part of a site that is never idle. None: as many as were leased.
 
     Claims come by priority, then by due time, the recipients of a message side by side. Of ten
     claims two begin with low and one with normal priority, so that nothing is starved.
@@ -81,6 +83,7 @@ class ClaimRequest(Struct, frozen=True, kw_only=True, gc=False):
     limit: int
     max_bytes: int
     limit_lanes: int | None = None
+    share: int | None = None
 
 
 class Claimed(Struct, frozen=True, kw_only=True, gc=False):
@@ -190,7 +193,7 @@ class Exchange(NamedTuple):
     opened: frozenset[int]
     claimed: list[Claimed]
     ended: frozenset[int] = frozenset()
-    """Lanes that claim nothing any more: beyond ``limit_lanes``, or gone."""
+    """Lanes that claim nothing any more: beyond ``limit_lanes`` or ``share``, or gone."""
 
 
 class Suspension(NamedTuple):
@@ -509,6 +512,10 @@ class WorkerStore(Protocol):
 
     def version(self) -> int:
         """A number that changes when another connection committed; reads no more than that."""
+        ...
+
+    def watched(self) -> str | None:
+        """A file that is written to whenever ``version`` changes; None where there is none."""
         ...
 
     def live_workers(self) -> int:

@@ -62,6 +62,22 @@ class TurnContract:
         assert again.ended == frozenset(), "one older lane ended: it is within the limit now"
         assert again.claimed
 
+    def test_a_lane_beyond_its_worker_s_share_is_told_to_end(self, spool: Spool) -> None:
+        self.flood(spool, 30)
+        canary = spool.lane()
+        (row, *_) = spool.claim(canary, limit=1)
+        spool.open(canary, [row])
+        spool.settle(canary, row, "delivered")
+        lanes = [canary, *spool.lease(want=3)]
+        stranger = spool.lane(worker=spool.register(lock="another.lock"))
+        requests = [
+            ClaimRequest(lane=lane.token, limit=1, max_bytes=1 << 20, limit_lanes=9, share=2)
+            for lane in (*lanes, stranger)
+        ]
+        done = spool.exchange(claims=requests)
+        assert done.ended == {lane.token for lane in lanes[2:]}, "others' lanes do not count"
+        assert {row.lane for row in done.claimed} == {lane.token for lane in (*lanes[:2], stranger)}
+
     def test_a_lane_that_is_gone_is_told_to_end_too(self, spool: Spool) -> None:
         self.flood(spool, 2)
         lane = spool.lane()

@@ -19,11 +19,12 @@ import pytest
 
 from mailstrom.errors import OutcomeUnknown, SpoolError, SpoolReplaced
 from mailstrom.storage import open_client_store
-from mailstrom.storage.sqlite import poison
+from mailstrom.storage.sqlite import inserting, poison
 from mailstrom.storage.sqlite.checkpointer import Checkpointer
 from mailstrom.storage.sqlite.client import SQLiteClientStore
 from mailstrom.storage.sqlite.connection import connect, spool_errors
 from mailstrom.storage.sqlite.durable import WalSync, poison_path
+from mailstrom.storage.sqlite.sql import STATEMENTS
 from mailstrom.storage.sqlite.worker import SQLiteWorkerStore
 from tests.storage.spool import T0, change, submission
 
@@ -567,15 +568,21 @@ def test_a_sync_that_fails_inside_a_checkpoint_poisons_too(
     assert isinstance(client.enqueue([submission()], T0)[0], str)
 
 
+@pytest.mark.parametrize(
+    ("amount", "commit"),
+    [(2, inserting._sized(STATEMENTS["enqueue"], 4)), (257, "COMMIT")],
+    ids=["one step", "several steps"],
+)
 def test_a_commit_that_failed_is_looked_up_before_anything_is_said(
-    client: SQLiteClientStore, monkeypatch: pytest.MonkeyPatch
+    client: SQLiteClientStore, amount: int, commit: str
 ) -> None:
     """The rows went in, then an error came: stored is stored."""
-    batch = [submission(), submission()]
+    batch = [submission() for _ in range(amount)]
     real = client._write_connection()
+    stumbled: list[str] = []
 
     class Stumbling:
-        """The connection, with an I/O error after a COMMIT that took place."""
+        """The connection, with an I/O error after a commit that took place."""
 
         def __getattr__(self, name: str) -> object:
             return getattr(real, name)
@@ -588,12 +595,14 @@ def test_a_commit_that_failed_is_looked_up_before_anything_is_said(
 
         def execute(self, sql: str, *args: Any) -> object:
             found = real.execute(sql, *args)
-            if sql == "COMMIT":
+            if sql == commit:
+                stumbled.append(sql)
                 raise apsw.IOError("disk I/O error")
             return found
 
     client._writer = Stumbling()  # type: ignore[assignment]
     assert client.enqueue(batch, T0) == [one.id for one in batch]
+    assert stumbled
     assert client.check() == []
 
 

@@ -1,12 +1,14 @@
 """What is said of a commit that failed, by every verb that writes: denied only once it cannot come.
 
 An I/O error may come after the commit's last frame, as where the log's index cannot grow: whoever
-recovers the log after a crash would find the commit whole. (``enqueue``: test_sqlite_repair.)
+recovers the log after a crash would find the commit whole. (What ``enqueue`` says:
+test_sqlite_repair.)
 """
 
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -18,11 +20,11 @@ import apsw
 import pytest
 
 from mailstrom.errors import OutcomeUnknown, SpoolBusy, SpoolError, SpoolFull
-from mailstrom.storage.client import Target
-from mailstrom.storage.sqlite import changes, copies, outcomes, poison
+from mailstrom.storage.client import Selection, Target
+from mailstrom.storage.sqlite import copies, inserting, outcomes, poison
 from mailstrom.storage.sqlite import connection as connections
 from mailstrom.storage.sqlite.client import SQLiteClientStore
-from mailstrom.storage.sqlite.sql import STATEMENTS
+from mailstrom.storage.sqlite.sql import STATEMENTS, run
 from mailstrom.storage.sqlite.worker import SQLiteWorkerStore
 from mailstrom.types import Change
 from tests.storage.spool import T0, change, submission
@@ -121,6 +123,27 @@ def test_a_failed_commit_is_denied_only_once_its_place_is_taken(
     assert state(path)[:3] != before[:3], "and it works again"
 
 
+def copy_of(path: str, folder: Path, name: str) -> str:
+    """What a crash leaves of a spool: the files without the log's index."""
+    (folder / name).mkdir()
+    for end in ("", "-wal"):
+        shutil.copy(f"{path}{end}", folder / name / f"spool.db{end}")
+    return str(folder / name / "spool.db")
+
+
+def commit_of(
+    path: str, folder: Path, verb: Callable[[SQLiteClientStore], object]
+) -> tuple[int, bytes]:
+    """What a verb adds to the log of a spool, and where; done to a twin of it."""
+    twin = copy_of(path, folder, "twin")
+    with closing(SQLiteClientStore(twin)) as store:
+        verb(store)
+        log = Path(f"{twin}-wal").read_bytes()
+    known = Path(f"{path}-wal").read_bytes()
+    assert log.startswith(known), "the same log, with one commit more"
+    return len(known), log[len(known) :]
+
+
 @pytest.mark.parametrize("seen_to", [True, False])
 def test_a_change_that_was_denied_does_not_come_back_with_the_log(
     path: str,
@@ -131,26 +154,14 @@ def test_a_change_that_was_denied_does_not_come_back_with_the_log(
 ) -> None:
     """Its frames lie whole in the log, whose index could not grow; then the machine crashes."""
 
-    def copied(name: str) -> str:
-        (tmp_path / name).mkdir()
-        for end in ("", "-wal"):
-            shutil.copy(f"{path}{end}", tmp_path / name / f"spool.db{end}")
-        return str(tmp_path / name / "spool.db")
-
-    twin = copied("twin")
-    connection = connections.connect(twin)
-    connection.execute("BEGIN IMMEDIATE").fetchall()
-    assert changes.change(connection, Change.CANCEL, [Target(ID)], T0, None) == 1
-    connection.execute("COMMIT").fetchall()
-    known, log = Path(f"{path}-wal").read_bytes(), Path(f"{twin}-wal").read_bytes()
-    connection.close()
-    assert log.startswith(known), "the same log, with one commit more"
+    target = [Target(ID)]
+    known, rest = commit_of(path, tmp_path, lambda twin: twin.change(Change.CANCEL, target, T0))
 
     def written() -> Exception:
         real().execute("ROLLBACK")
         with open(f"{path}-wal", "r+b") as stream:
-            stream.seek(len(known))
-            stream.write(log[len(known) :])
+            stream.seek(known)
+            stream.write(rest)
         return apsw.IOError("disk I/O error")
 
     real = client._write_connection
@@ -161,8 +172,52 @@ def test_a_change_that_was_denied_does_not_come_back_with_the_log(
         with pytest.raises(SpoolFull):
             change(client, "cancel", [ID], None, T0)
     assert state(path)[0] == "queued"
-    found = state(copied("image"))
+    found = state(copy_of(path, tmp_path, "image"))
     assert (found[0], found[3]) == (("queued", 1) if seen_to else ("cancelled", 0))
+
+
+@pytest.mark.parametrize("seen_to", [True, False])
+@pytest.mark.parametrize("amount", [1, 2, 257])
+def test_messages_that_were_denied_do_not_come_back_with_the_log(
+    path: str,
+    tmp_path: Path,
+    client: SQLiteClientStore,
+    monkeypatch: pytest.MonkeyPatch,
+    amount: int,
+    seen_to: bool,
+) -> None:
+    """As of a change; up to 256 go in by one step, which is its own commit."""
+    batch = [submission() for _ in range(amount)]
+    known, rest = commit_of(path, tmp_path, lambda twin: twin.enqueue(batch, T0))
+
+    def written() -> Exception:
+        if not real().get_autocommit():
+            real().execute("ROLLBACK")
+        with open(f"{path}-wal", "r+b") as stream:
+            stream.seek(known)
+            stream.write(rest)
+        return apsw.IOError("disk I/O error")
+
+    def stored(spool: str) -> list[Any]:
+        with closing(apsw.Connection(spool)) as connection:
+            ids = json.dumps([one.id for one in batch])
+            return list(run(connection, "known_ids", {"ids": ids}))
+
+    real = client._write_connection
+    step = inserting._sized(STATEMENTS["enqueue"], 1 if amount == 1 else 4)
+    failing = {step if amount < 257 else "COMMIT": written}
+    with closing(SQLiteClientStore(path)) as other:  # has the log's index open
+        assert len(other.find(Selection(), limit=5)) == 2
+        with monkeypatch.context() as patch:
+            patch.setattr(client, "_write_connection", lambda: Failing(real(), failing))
+            if not seen_to:
+                patch.setattr(outcomes, "may_come_back", lambda error: False)
+            with pytest.raises(SpoolFull):
+                client.enqueue(batch, T0)
+        assert stored(path) == []
+        image = copy_of(path, tmp_path, "image")
+    assert len(stored(image)) == (0 if seen_to else amount)
+    assert state(image)[3] == int(seen_to)
 
 
 @pytest.mark.parametrize("verb", ["enqueue", "change"])

@@ -20,7 +20,7 @@ import pytest
 
 from mailstrom.errors import OutcomeUnknown, SpoolError, SpoolFull
 from mailstrom.storage.sqlite import connection as connections
-from mailstrom.storage.sqlite import frames, poison, unchanged
+from mailstrom.storage.sqlite import frames, inserting, poison, unchanged
 from mailstrom.storage.sqlite.checkpointer import Checkpointer
 from mailstrom.storage.sqlite.client import SQLiteClientStore
 from mailstrom.storage.sqlite.durable import WalSync
@@ -289,37 +289,50 @@ class Failing:
         return self._real.execute(sql, *args)
 
 
+def step_of(size: int) -> str:
+    """The statement that stores so many messages, a commit of its own."""
+    return inserting._sized(STATEMENTS["enqueue"], size)
+
+
 _PLACE = STATEMENTS["meta_set"]
 _IO, _FULL = apsw.IOError("disk I/O error"), apsw.FullError("database or disk is full")
 
 
 @pytest.mark.parametrize(
-    ("errors", "said"),
+    ("amount", "commit"),
+    [(1, step_of(1)), (2, step_of(4)), (256, step_of(256)), (257, "COMMIT")],
+    ids=["one", "one step", "the longest step", "several steps"],
+)
+@pytest.mark.parametrize(
+    ("error", "place", "said"),
     [
-        ({"COMMIT": _IO}, SpoolFull),
-        ({"COMMIT": _IO, _PLACE: _FULL}, OutcomeUnknown),
-        ({"COMMIT": _IO, _PLACE: _IO}, OutcomeUnknown),
-        ({"COMMIT": _FULL, _PLACE: _FULL}, SpoolFull),
-        ({"COMMIT": _FULL}, SpoolFull),
+        (_IO, None, SpoolFull),
+        (_IO, _FULL, OutcomeUnknown),
+        (_IO, _IO, OutcomeUnknown),
+        (_FULL, _FULL, SpoolFull),
+        (_FULL, None, SpoolFull),
     ],
 )
 def test_a_commit_without_room_is_denied_only_once_its_place_is_taken(
-    path: str,
     client: SQLiteClientStore,
     monkeypatch: pytest.MonkeyPatch,
-    errors: dict[str, Exception],
+    amount: int,
+    commit: str,
+    error: Exception,
+    place: Exception | None,
     said: type[Exception],
 ) -> None:
     """An I/O error may come after the commit's last frame, as where the log's index cannot grow."""
     monkeypatch.setattr(connections, "has_room", lambda path: False)
-    real = client._write_connection
+    real, errors = client._write_connection, {commit: error} | ({_PLACE: place} if place else {})
     with monkeypatch.context() as patch:
         patch.setattr(client, "_write_connection", lambda: Failing(real(), errors))
         with pytest.raises(said) as caught:
-            client.enqueue([submission(), submission()], T0)
+            client.enqueue([submission() for _ in range(amount)], T0)
     assert type(caught.value) is said
     written = client.query("SELECT count(*) FROM meta WHERE key = 'commit_failed'", (), 1)
-    assert written == [(0 if _PLACE in errors else 1,)]
+    assert written == [(0 if place else 1,)]
+    assert client.query("SELECT count(*) FROM message", (), 1) == [(0,)]
 
 
 # --- one look -------------------------------------------------------------------------------------

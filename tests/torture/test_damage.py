@@ -8,6 +8,7 @@ from pathlib import Path
 
 import apsw
 import pytest
+from msgspec import structs
 
 from mailstrom.storage.base import Claimed
 from mailstrom.storage.sqlite import claims, worker
@@ -44,9 +45,9 @@ def test_damage_never_sends_what_was_not_accepted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("planted", "clean"),
     [
-        (lambda row: replace(row, damaged=False), []),
+        (lambda row: structs.replace(row, damaged=False), []),
         (
-            lambda row: replace(row, damaged=False) if row.body is not None else row,
+            lambda row: row if row.body is None else structs.replace(row, damaged=False),
             ["damage: the envelope's content"],  # only that of long messages can be another's
         ),
     ],
@@ -98,7 +99,7 @@ def test_a_mixture_of_two_spools_is_noticed(
     monkeypatch.setattr(
         claims,
         "complete",
-        lambda rows, found: [replace(r, damaged=False) for r in real(rows, found)],
+        lambda rows, found: [structs.replace(r, damaged=False) for r in real(rows, found)],
     )
     row, _, strangers = _aimed(tmp_path, monkeypatch, "another spool")
     assert any("not the sender, bytes" in text for text in row.findings), row.findings

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import pytest
@@ -29,6 +31,7 @@ class FakeStore:
         self.commits = 0
         self.due_ms: int | None = None
         self.looks: list[str] = []
+        self.file: str | None = None
 
     def exchange(self, work: Work, now_ms: int) -> Exchange:
         if self.trouble:
@@ -55,6 +58,9 @@ class FakeStore:
     def next_due_ms(self, now_ms: int) -> int | None:
         self.looks.append("due")
         return self.due_ms
+
+    def watched(self) -> str | None:
+        return self.file
 
     def live_workers(self) -> int:
         return 1
@@ -551,6 +557,45 @@ def test_a_foreign_commit_is_told_when_something_is_due(store: FakeStore) -> Non
 
     watching(store, story)
     assert store.looks.count("due") == 4
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="inotify is Linux's")
+def test_a_write_to_the_spool_wakes_who_sleeps_on_it(
+    store: FakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dbservice, "ASLEEP_S", 3600.0)
+    file = tmp_path / "log"
+    file.touch()
+    store.file = str(file)
+
+    async def story(db: DBThread, watch: Watch) -> None:
+        async with asyncio.timeout(20):
+            while not db._armed:  # a watch that never rang is not slept on
+                file.write_bytes(b"a")
+                await asyncio.sleep(0.001)
+            store.due_ms = 0
+            store.commits += 1
+            assert db._armed
+            file.write_bytes(b"b")
+            while not watch.told:  # noqa: ASYNC110 - it is told, that is what is tested
+                await asyncio.sleep(0.001)
+        assert not db._armed, "with work in hand it does not sleep"
+
+    watching(store, story)
+
+
+def test_where_nothing_can_be_watched_it_looks_by_itself(store: FakeStore, tmp_path: Path) -> None:
+    store.file = str(tmp_path / "missing")
+
+    async def story(db: DBThread, watch: Watch) -> None:
+        await watch.looks(3)
+        store.due_ms = 0
+        store.commits += 1
+        await watch.looks(2)
+        assert watch.told == 1
+        assert not db._armed
+
+    watching(store, story)
 
 
 def test_what_falls_due_as_time_goes_by_is_told(store: FakeStore) -> None:

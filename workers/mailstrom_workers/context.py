@@ -129,6 +129,8 @@ class Context:
     """Sites with due work that the last look found no lane for, neither new nor idle."""
     crowded: bool = False
     """Whether such work waits for a connection of this worker: none is kept for nothing."""
+    workers: int = 1
+    """Live delivery workers, when it was looked at last."""
     _room: bool = True
     _held_bytes: int = 0
     _mean_octets: float = 0.0
@@ -136,6 +138,11 @@ class Context:
     _looked: float = float("-inf")
     resting: dict[str, float] = field(default_factory=dict)
     """Host name -> loop time until which it goes last."""
+
+    @property
+    def share(self) -> int:
+        """How many lanes of a site are this worker's part."""
+        return -(-self.settings.config.sites.connections // self.workers)
 
     def now_ms(self) -> int:
         """Milliseconds since the epoch, UTC."""

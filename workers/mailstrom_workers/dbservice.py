@@ -48,9 +48,14 @@ FREE_LOCK_S = 0.002
 SYNC_S = 0.05
 """Results reach the disk at the latest after this time: a power cut re-sends no more than that."""
 RETRY_S = 0.25
+MOST_FREE_S = 0.015
+"""The lock stays free for as long as it was held, within these bounds: what waits meanwhile shares
+the next commit, and senders get their half of the time."""
 LOOK_S = 0.012
-"""How often the workers together look whether somebody committed; each its share of the times, so
-that many of them cost an idle machine no more than one."""
+"""How often the workers together look whether somebody committed, where nothing rings; each its
+share of the times, so that many of them cost an idle machine no more than one."""
+ASLEEP_S = 1.0
+"""Where a write to the spool rings, an idle worker looks by itself this often."""
 SERIES_S = 0.005
 """Verbs that nobody shares are run for so long before the lock is left free."""
 ASIDE_S = 1.0
@@ -170,6 +175,9 @@ class DBService(ABC):
         self._watcher: Callable[[], None] | None = None
         self._look_s = LOOK_S
         self._look_at = float("-inf")
+        self._wake_at = float("-inf")
+        self._armed = False  # a write to the spool will ring
+        self._held_s = 0.0  # how long the last exchange had the lock
         self._version: int | None = None
         self._due_ms: int | None = None
         self._stale = True  # what is due was asked before the last write
@@ -196,6 +204,15 @@ class DBService(ABC):
 
     def _put(self, request: Request | None) -> None:
         self._queue.put(request)
+
+    def _arm(self, store: WorkerStore) -> bool:
+        """Have ``_rung`` called at the next write; False where that cannot be relied on."""
+        return False
+
+    def _rung(self) -> None:
+        """Somebody wrote to the spool: look again."""
+        self._armed = False
+        self._put(_NOTHING)
 
     # --- on the loop ------------------------------------------------------------------------
 
@@ -373,10 +390,10 @@ class DBService(ABC):
             if self._unsynced is not None:
                 wait = max(self._unsynced + SYNC_S - now, 0.0)
             if self._watcher is not None:
-                if now >= self._look_at:
-                    self._look(store)
-                    self._look_at = now + self._look_s
-                look = max(self._look_at - now, 0.0)
+                look_at = max(self._look_at, self._wake_at) if self._armed else self._look_at
+                if now >= look_at:
+                    look_at = self._look_again(store, now)
+                look = max(look_at - now, 0.0)
                 if wait is None or look < wait:
                     wait, syncing = look, False
             came = yield Wait(wait, request=True)
@@ -387,8 +404,26 @@ class DBService(ABC):
             elif self._aside and self._monotonic() >= self._aside_until:
                 return came
 
-    def _look(self, store: WorkerStore) -> None:
-        """Tell the watcher what became due, by others' commits or as time went by."""
+    def _look_again(self, store: WorkerStore, now: float) -> float:
+        """Look, and say when to look next; where nothing is due a write rings before that."""
+        # Armed before the look: what is written after it rings. Not while there is work, whose own
+        # writes would ring all the time.
+        self._armed = not self._told
+        if self._armed and not self._arm(store):
+            self._armed = False
+        due_s = self._look(store)
+        self._armed = self._armed and not self._told
+        self._look_at = now + self._look_s
+        self._wake_at = now + min(due_s, ASLEEP_S)
+        return max(self._look_at, self._wake_at) if self._armed else self._look_at
+
+    def _look(self, store: WorkerStore) -> float:
+        """Tell the watcher what became due, by others' commits or as time went by.
+
+        Returns:
+            Seconds until something that waits now will be due.
+        """
+        due_s = float("inf")
         changed = False
         try:
             version = store.version()
@@ -400,16 +435,20 @@ class DBService(ABC):
                 self._due_ms = store.next_due_ms(now_ms)
                 self._version, self._stale = version, False
             due = self._due_ms is not None and self._due_ms <= now_ms
+            if self._due_ms is not None:
+                due_s = max(self._due_ms - now_ms, 0) / 1000
         except SpoolError:
             self._stale = due = True  # who looks meets it, too, and says so
         watcher = self._watcher  # another thread may change it
         if due and (changed or not self._told) and watcher is not None:
             self._later(watcher)
         self._told = due
+        return due_s
 
     def _leave_free(self) -> Steps[None]:
         """Let others have the lock for a moment, where the last write was just now."""
-        pause = FREE_LOCK_S - (self._monotonic() - self._last_write)
+        free_s = min(max(self._held_s, FREE_LOCK_S), MOST_FREE_S)
+        pause = free_s - (self._monotonic() - self._last_write)
         if pause > 0:
             yield Wait(pause, request=False)
         self._series = 0.0
@@ -464,6 +503,7 @@ class DBService(ABC):
             work.claims += request.work.claims
             work.lessons += request.work.lessons
         yield from self._leave_free()
+        began = self._monotonic()
         try:
             result = yield from self._persist(lambda: store.exchange(work, self._now_ms()))
         except GeneratorExit:
@@ -481,6 +521,7 @@ class DBService(ABC):
                     self._tell(request.done, error=error)
             return
         self._last_write = self._monotonic()
+        self._held_s = self._last_write - began
         self._stale = True
         if self._unsynced is None:
             self._unsynced = self._last_write

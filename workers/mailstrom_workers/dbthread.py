@@ -15,6 +15,7 @@ from queue import Empty
 
 from mailstrom.storage.base import WorkerStore
 from mailstrom_workers.dbservice import LATE, Crash, DBService, Late, Request, StoreEnded, Wait
+from mailstrom_workers.writewatch import WriteWatch
 
 __all__ = ["Crash", "DBThread", "StoreEnded"]
 
@@ -30,10 +31,13 @@ class DBThread(DBService):
     def __init__(self, open_store: Callable[[], WorkerStore], *, crash: Crash) -> None:
         super().__init__(open_store, crash=crash)
         run = copy_context().run
+        self._watch: WriteWatch | None = None
         self._thread = threading.Thread(target=run, args=(self._run,), name="store", daemon=True)
 
     async def start(self) -> None:
         """Open the store; raises what opening it raised."""
+        self._watch = WriteWatch.open(self._loop, self._rung)
+        self._ended.add_done_callback(lambda _: self._unwatch())
         self._thread.start()
         await self._opened
 
@@ -46,6 +50,14 @@ class DBThread(DBService):
         self._bury()
         self._put(None)
         await asyncio.wait({self._ended}, timeout=patience_s)
+
+    def _arm(self, store: WorkerStore) -> bool:
+        path = store.watched()
+        return path is not None and self._watch is not None and self._watch.arm(path)
+
+    def _unwatch(self) -> None:
+        if self._watch is not None:
+            self._watch.close()
 
     def _later(self, callback: Callable[[], None]) -> None:
         try:

@@ -136,7 +136,7 @@ class Engine:
         limit = ctx.settings.config.sites.connections
 
         def lease(store: WorkerStore) -> list[tuple[Lane, bool]]:
-            workers = store.live_workers()
+            ctx.workers = workers = store.live_workers()
             lanes = store.lease(ctx.worker, want=want, limit=limit, workers=workers, now_ms=now_ms)
             return [(lane, _failing(store, lane.site)) for lane in lanes]
 

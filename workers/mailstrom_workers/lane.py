@@ -214,6 +214,7 @@ class LaneRun:
             limit=self._claim if self._reading else 1,
             max_bytes=max(self._reading, 1),
             limit_lanes=self.ctx.settings.config.sites.connections,
+            share=self.ctx.share,
         )
 
     def _take(self, exchange: Exchange) -> int:

@@ -168,8 +168,10 @@ def _claim(connection: apsw.Connection, request: ClaimRequest, now_ms: int) -> l
     found = run(connection, "lane_turn", {"lane": request.lane})
     if not found:
         return None  # the lane lapsed
-    site, claims, rank = found[0]
+    site, claims, rank, mine = found[0]
     if request.limit_lanes is not None and rank >= request.limit_lanes:
+        return None
+    if request.share is not None and mine >= request.share:
         return None
     look = _Look()
     for priority in TURNS[(request.lane + claims) % len(TURNS)]:

@@ -296,6 +296,10 @@ class MemoryPlace:
         """There is no log."""
         return 0
 
+    def log_path(self) -> str | None:
+        """There is no log."""
+        return None
+
     def close(self) -> None:
         """With the last store that closes, the spool is gone."""
         self._held.end()

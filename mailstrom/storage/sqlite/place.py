@@ -101,6 +101,10 @@ class Place(Protocol):
         """Size of the write-ahead log; 0 where there is none."""
         ...
 
+    def log_path(self) -> str | None:
+        """The write-ahead log, which every commit writes to; None where there is none."""
+        ...
+
     def close(self) -> None:
         """This store is done with it; idempotent."""
         ...
@@ -149,6 +153,10 @@ class FilePlace:
     def longest_read_s(self, busy_ms: int) -> float | None:
         """A reader of the WAL keeps nobody waiting."""
         return None
+
+    def log_path(self) -> str | None:
+        """The -wal file."""
+        return f"{self.name}-wal"
 
     def log_bytes(self) -> int:
         """The -wal file's length, of which a checkpoint may leave the start unused."""

@@ -46,7 +46,12 @@ from mailstrom.storage.sqlite import (
     upkeep,
     wal,
 )
-from mailstrom.storage.sqlite.connection import FREE_LOCK_S, rolled_back, spool_errors
+from mailstrom.storage.sqlite.connection import (
+    FREE_LOCK_S,
+    patience,
+    rolled_back,
+    spool_errors,
+)
 from mailstrom.storage.sqlite.durable import Sync, system_sync
 from mailstrom.storage.sqlite.frames import FramesLost
 from mailstrom.storage.sqlite.place import FilePlace, Place
@@ -102,6 +107,7 @@ class SQLiteWorkerStore:
             try:
                 schema.require(connection, self.path, client=False)
                 self._sync.bind()
+                connection.set_busy_handler(patience(self._busy_ms))
             except BaseException:
                 connection.close()
                 raise
@@ -207,6 +213,10 @@ class SQLiteWorkerStore:
             )
             for row in rows
         ]
+
+    def watched(self) -> str | None:
+        """See ``WorkerStore.watched``."""
+        return self._place.log_path()
 
     def live_workers(self) -> int:
         """See ``WorkerStore.live_workers``."""

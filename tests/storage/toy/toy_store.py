@@ -587,6 +587,10 @@ class ToyWorker:
         """See ``WorkerStore.version``; it also counts this worker's own changes."""
         return self._spool.revision
 
+    def watched(self) -> str | None:
+        """See ``WorkerStore.watched``."""
+        return None
+
     def live_workers(self) -> int:
         """See ``WorkerStore.live_workers``."""
         return max(1, sum(row.kind == "delivery" for row in self.workers()))
@@ -825,11 +829,15 @@ class ToyWorker:
         lane = self._spool.lanes.get(request.lane)
         if lane is None:
             return False
-        older = sum(
-            token < request.lane and other.site == lane.site
+        older = [
+            other
             for token, other in self._spool.lanes.items()
-        )
-        if request.limit_lanes is not None and older >= request.limit_lanes:
+            if token < request.lane and other.site == lane.site
+        ]
+        mine = sum(other.worker == lane.worker for other in older)
+        if request.limit_lanes is not None and len(older) >= request.limit_lanes:
+            return False
+        if request.share is not None and mine >= request.share:
             return False
         due = self._spool.due_at(lane.site, now_ms)
         taken: dict[int, list[Row]] = {}

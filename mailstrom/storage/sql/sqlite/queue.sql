@@ -92,9 +92,11 @@ UPDATE site SET next_due_ms = d.due
  WHERE site.seq = d.s AND site.next_due_ms > d.due;
 
 -- name: lane_turn
--- rank: how many older lanes the site has.
+-- How many older lanes the site has, and how many of them the same worker.
 SELECT site, claims,
-       (SELECT count(*) FROM lane o WHERE o.site = lane.site AND o.token < lane.token)
+       (SELECT count(*) FROM lane o WHERE o.site = lane.site AND o.token < lane.token),
+       (SELECT count(*) FROM lane o
+         WHERE o.site = lane.site AND o.token < lane.token AND o.worker = lane.worker)
   FROM lane WHERE token = :lane;
 
 -- name: lane_took
