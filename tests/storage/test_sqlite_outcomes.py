@@ -21,8 +21,8 @@ import pytest
 
 from mailstrom.errors import OutcomeUnknown, SpoolBusy, SpoolError, SpoolFull
 from mailstrom.storage.client import Selection, Target
-from mailstrom.storage.sqlite import copies, inserting, outcomes, poison
 from mailstrom.storage.sqlite import connection as connections
+from mailstrom.storage.sqlite import copies, inserting, outcomes, poison
 from mailstrom.storage.sqlite.client import SQLiteClientStore
 from mailstrom.storage.sqlite.sql import STATEMENTS, run
 from mailstrom.storage.sqlite.worker import SQLiteWorkerStore

@@ -95,7 +95,7 @@ def run(plan: Plan) -> Iterator[Row]:
     counts: dict[str, Count] = {}
     pick = plan.pick
     runs = (
-        *range(pick(5, 32)),
+        *range(pick(6, 32)),
         *range(1_000, 1_000 + pick(5, 20)),
         *range(2_000, 2_000 + pick(2, 10)),
         *range(3_000, 3_000 + pick(2, 16)),

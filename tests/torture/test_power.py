@@ -104,11 +104,11 @@ class Careless(World):
         """Would be one with a sync."""
 
 
-def broken(tmp_path: Path, world_type: type[World]) -> Count:
-    """What is found of three short runs."""
+def broken(tmp_path: Path, world_type: type[World], runs: int = 3) -> Count:
+    """What is found of some short runs."""
     counts: dict[str, Count] = {}
     with ground(tmp_path) as folder:
-        for number in range(3):
+        for number in range(runs):
             images(folder, 7, number, 25, counts, verbs=120, world_type=world_type)
     found = Count()
     for one in counts.values():
@@ -127,7 +127,7 @@ def test_a_skipped_sync_is_noticed(tmp_path: Path) -> None:
 
 
 def test_claims_that_were_not_synced_are_noticed(tmp_path: Path) -> None:
-    found = broken(tmp_path, Hasty)
+    found = broken(tmp_path, Hasty, runs=6)
     assert found.lost == 0
     assert found.silent > 0
     assert any("before it can be claimed" in text for text in found.findings)
@@ -190,11 +190,13 @@ class Early(RepairWorld):
         return store
 
 
-def broken_repairs(tmp_path: Path, world_type: type[RepairWorld] = RepairWorld) -> Count:
-    """What is found of three short runs."""
+def broken_repairs(
+    tmp_path: Path, world_type: type[RepairWorld] = RepairWorld, runs: int = 3
+) -> Count:
+    """What is found of some short runs."""
     counts: dict[str, Count] = {}
     with ground(tmp_path) as folder:
-        for number in range(3):
+        for number in range(runs):
             repairs(folder, 7, number, 20, counts, world_type)
     return counts[REPAIR]
 
@@ -225,7 +227,7 @@ def test_a_confirmation_that_did_not_look_at_the_flag_after_the_sync_is_noticed(
 
     confirm = WalSync.__call__
     monkeypatch.setattr(WalSync, "__call__", unchecked)
-    found = broken_repairs(tmp_path)
+    found = broken_repairs(tmp_path, runs=9)
     assert found.lost > 0
     assert any("was promised" in text for text in found.findings)
 

@@ -342,6 +342,7 @@ class Rig:
         self.envelopes: list[tuple[str, ...]] = []
         self.sessions: list[Server] = []
         self.opened: list[Server] = []
+        self.lanes: list[LaneRun] = []
         self.lines: list[tuple[str, dict[str, Any]]] = []
         self.hosts: tuple[Host, ...] = (
             Host(preference=10, name="mx1.test"),
@@ -384,11 +385,17 @@ class Rig:
             worker=1, db=cast(DBService, self.db), settings=Settings.of(self.config),
             resolver=Names([("192.0.2.53", 53)], 5.0), machine=machine,
         )  # fmt: skip
+        lane = LaneRun(ctx, self.leased(**facts), 1)
+        self.lanes.append(lane)
+        return lane
+
+    def leased(self, **facts: Any) -> Lane:
+        """The lease of a lane."""
         given: dict[str, Any] = {
             "token": 1, "site": 1, "site_key": "s", "hosts": self.hosts, "provider": None,
             "due": len(self.store.due), "pipelining": Pipelining.FULL, "chunking": None,
         }  # fmt: skip
-        return LaneRun(ctx, Lane(**given | facts), 1)
+        return Lane(**given | facts)
 
     def run(
         self, beside: Callable[[LaneRun], Awaitable[None]] | None = None, **facts: Any

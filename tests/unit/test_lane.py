@@ -11,12 +11,12 @@ import pytest
 from mailstrom.errors import SpoolBusy, SpoolCorrupt
 from mailstrom.smtp.capabilities import Capabilities
 from mailstrom.smtp.reply import Reply
-from mailstrom.smtp.transaction import Extension, Fault
+from mailstrom.smtp.transaction import Dialect, Extension, Fault
 from mailstrom.types import OnDoubt, Pipelining, Stage
 from mailstrom_workers import lane as lane_module
 from mailstrom_workers.dbservice import StoreEnded
 from mailstrom_workers.endpoint import SessionFacts, SessionFailure
-from mailstrom_workers.ladder import LESSON_MS
+from mailstrom_workers.ladder import LESSON_MS, SUSPICION_MS, Ladder
 from mailstrom_workers.lane import MOST_OPENED, SILENT_S, ContentDamaged, LaneRun, SessionMute
 from mailstrom_workers.ledger import UNREAD_MS, Ledger, Transaction
 from mailstrom_workers.stock import YIELD_S, put
@@ -364,6 +364,24 @@ def test_no_host_at_all_suspends_the_site_and_writes_no_recipient(
     assert len(rig.store.due) == 12, "a site that was not heard yet gets no more than a few"
 
 
+def test_this_machines_trouble_with_one_host_is_forgotten_when_another_fails_by_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rig = Rig(monkeypatch, *rows(1))
+    rig.refuses = [
+        SessionFailure(
+            stage=Stage.CONNECT, cause="local", reply=None, text="no descriptors",
+            facts=SessionFacts(host="mx", address="192.0.2.1", port=25, tls_wanted="none"),
+        )
+    ]  # fmt: skip
+    rig.script[1] = [cut(answered=False, dotted=False)]
+    lane = rig.run()
+    assert lane.ctx.paused_until == 0.0, "other sites must not wait for this one"
+    assert [one.text for one in rig.store.suspended] == [
+        "connection closed by the server before it answered anything"
+    ]
+
+
 def test_what_this_host_lacks_is_refused_without_a_transaction(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -441,6 +459,7 @@ def test_an_error_in_a_verdict_ends_the_lane_and_leaves_a_mark(
     monkeypatch.setattr(Ledger, "apply", broken)
     with pytest.raises(ZeroDivisionError):
         rig.run()
+    assert rig.lanes[0].ctx._held_bytes == 0, "what the error took out of its queue is free, too"
     assert rig.store.released == 1
     states = rig.store.states
     assert states[5] == "in doubt"
@@ -517,6 +536,28 @@ def test_a_session_that_never_tells_an_end_does_not_wedge_its_lane(
     assert rig.store.released == 1
 
 
+def test_nor_while_the_store_is_slow_to_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(monkeypatch, *rows(1))
+    rig.script[1] = [None]
+
+    async def beside(lane: LaneRun) -> None:
+        await until(lambda: not rig.script[1])
+        await asyncio.sleep(1.0)
+        rig.store_s = 10 * SILENT_S
+        connected = lane.connected
+        assert connected is not None
+        lane.connector.rows.append(connected.row(lane.lane, None))
+        lane._stir()  # an exchange that outlasts the patience with the session
+        await asyncio.sleep(1.0)
+        rig.store_s = 0.004
+        rig.opened[0].usable = False
+        monkeypatch.setattr(rig.opened[0], "lose", lambda: None)
+
+    with pytest.raises(SessionMute):
+        rig.run(beside)
+    assert rig.store.released == 1
+
+
 def test_cut_off_by_the_host_of_the_engine_nothing_is_left_claimed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -552,7 +593,7 @@ def test_who_stumbles_over_what_is_behind_a_dot_is_spared_it(
     ]  # fmt: skip
     lessons = [one for w in rig.store.work for one in w.lessons]
     assert [one.pipelining for one in lessons] == [Pipelining.TRANSACTION]
-    assert abs(lessons[0].until_ms - 1_000_000 - LESSON_MS) < 5_000
+    assert abs(lessons[0].until_ms - 1_000_000 - SUSPICION_MS) < 5_000
     assert set(rig.store.states.values()) == {"delivered"}
     assert [s for s in rig.store.settled if s.attempt and s.state != "delivered"] == []
 
@@ -569,6 +610,22 @@ def test_who_stumbles_within_a_flight_gets_command_by_command(
     assert rig.opened[1].policy.dialect.pipelining is Pipelining.NONE
     lessons = [one for w in rig.store.work for one in w.lessons]
     assert [one.pipelining for one in lessons] == [Pipelining.NONE]
+
+
+@pytest.mark.parametrize(
+    ("fault", "spared_ms"),
+    [(Fault.GARBAGE, LESSON_MS), (Fault.TIMEOUT, SUSPICION_MS), (Fault.CLOSED, SUSPICION_MS)],
+)
+@pytest.mark.parametrize("over", list(Extension))
+def test_silence_and_a_close_are_suspicions_and_what_was_said_is_a_lesson(
+    monkeypatch: pytest.MonkeyPatch, fault: Fault, spared_ms: int, over: Extension
+) -> None:
+    rig = Rig(monkeypatch)
+    ladder = Ladder(rig.leased())
+    told = end(fault=fault, stage=Stage.RCPT, dot=None, dot_written=False, stumbled=over)
+    ladder.learn(told, Dialect(), 7)
+    assert [one.until_ms for one in ladder.take()] == [7 + spared_ms]
+    rig.loop.close()
 
 
 def test_a_lane_begins_where_its_site_stands(monkeypatch: pytest.MonkeyPatch) -> None:

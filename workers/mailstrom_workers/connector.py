@@ -114,14 +114,21 @@ class Connector:
 
     def blame(self, verdict: Verdict) -> None:
         """Note why a session that was opened could not be used after all; charges nobody."""
-        self.trouble = HostVerdict(
-            reason=verdict.reason or Reason.REMOTE,
-            fault_of=verdict.fault_of,
-            text=verdict.reply_text or "the session ended before it was used",
-            stage=verdict.stage,
-            reply_code=verdict.reply_code,
-            enhanced_code=verdict.enhanced_code,
+        self._note(
+            HostVerdict(
+                reason=verdict.reason or Reason.REMOTE,
+                fault_of=verdict.fault_of,
+                text=verdict.reply_text or "the session ended before it was used",
+                stage=verdict.stage,
+                reply_code=verdict.reply_code,
+                enhanced_code=verdict.enhanced_code,
+            )
         )
+
+    def _note(
+        self, trouble: HostVerdict, *, crowded: bool = False, local: bool = False
+    ) -> None:
+        self.trouble, self.crowded, self.local = trouble, crowded, local
 
     async def connect(self, position: int) -> tuple[int, Connected] | None:
         """A session with the first usable host from ``position`` on, or None: all failed."""
@@ -133,11 +140,13 @@ class Connector:
             relay = self._ctx.settings.relay
             found = await self._ctx.resolver.addresses(host.name, True if relay else None)
             if found.error is not None:
-                self.trouble = HostVerdict(
-                    reason=Reason.DNS,
-                    fault_of=_REMOTE,
-                    stage=Stage.CONNECT,
-                    text=found.text or f"{host.name} has no usable address",
+                self._note(
+                    HostVerdict(
+                        reason=Reason.DNS,
+                        fault_of=_REMOTE,
+                        stage=Stage.CONNECT,
+                        text=found.text or f"{host.name} has no usable address",
+                    )
                 )
                 self._ctx.rest(host.name)
                 continue
@@ -157,23 +166,28 @@ class Connector:
         try:
             policy = ctx.settings.session_policy(ctx.machine.own_address(address, port))
         except ConfigError as error:
-            self.trouble = HostVerdict(
-                reason=Reason.LOCAL, fault_of=_LOCAL, stage=Stage.AUTH, text=str(error)
+            self._note(
+                HostVerdict(
+                    reason=Reason.LOCAL, fault_of=_LOCAL, stage=Stage.AUTH, text=str(error)
+                )
             )
             return None
         policy = replace(policy, dialect=self._ladder.dialect(policy.dialect))
         opened = await Session.open(Target(host=host.name, address=address, port=port), policy)
         if isinstance(opened, SessionFailure):
-            self.local = opened.cause == "local"
-            self.crowded = (opened.stage, opened.cause) in _CROWDED
-            self.trouble = judge_session(opened.stage, opened.cause, opened.reply)
+            trouble = judge_session(opened.stage, opened.cause, opened.reply)
             if opened.reply is None and opened.text:
-                self.trouble = HostVerdict(
-                    reason=self.trouble.reason,
-                    fault_of=self.trouble.fault_of,
+                trouble = HostVerdict(
+                    reason=trouble.reason,
+                    fault_of=trouble.fault_of,
                     stage=opened.stage,
                     text=opened.text,
                 )
+            self._note(
+                trouble,
+                crowded=(opened.stage, opened.cause) in _CROWDED,
+                local=opened.cause == "local",
+            )
             ended_ms = ctx.now_ms()
             cause = f"{opened.stage}: {opened.text}"
             self.rows.append(

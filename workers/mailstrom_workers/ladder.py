@@ -3,7 +3,9 @@
 Servers that mishandle what they offer exist. Who stumbled over something is talked to with less of
 it: nothing behind the final dot, then no pipelining at all; no BDAT. The first BDAT that worked is
 remembered as well: from then on it may share a flight. What was learnt is a ``Lesson`` for the
-site's row, and what is bad of it holds for some days; then everything is tried again.
+site's row, and what is bad of it holds for a time: for days where the server's own words told, for
+an hour where it only fell silent or went away, as healthy ones and the networks between do, too.
+Then everything is tried again.
 
 Must not know: sockets, the store, recipients.
 """
@@ -12,12 +14,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from mailstrom.smtp.transaction import Dialect, Extension, TransactionEnd
+from mailstrom.smtp.transaction import Dialect, Extension, Fault, TransactionEnd
 from mailstrom.storage.base import Lane, Lesson
 from mailstrom.types import Pipelining, Stage
 
 LESSON_MS = 3 * 86_400_000
-"""So long a site is spared what it stumbled over."""
+"""So long a site is spared what it answered out of step."""
+SUSPICION_MS = 3_600_000
+"""So long it is spared behind what it fell silent, or closed."""
 _RUNGS = (Pipelining.FULL, Pipelining.TRANSACTION, Pipelining.NONE)
 
 
@@ -51,16 +55,17 @@ class Ladder:
             used: the dialect of its session.
             now_ms: wall milliseconds.
         """
+        until_ms = now_ms + (LESSON_MS if end.fault is Fault.GARBAGE else SUSPICION_MS)
         if end.stumbled is Extension.CHUNKING:
             self._chunking = False
-            self._note(Lesson(site=self._site, chunking=False, until_ms=now_ms + LESSON_MS))
+            self._note(Lesson(site=self._site, chunking=False, until_ms=until_ms))
         elif end.stumbled is Extension.PIPELINING:
             # Within a flight of its own, one transaction's envelope is too much already.
             ahead = end.behind or end.stage is Stage.DOT
             full = used.pipelining is Pipelining.FULL
             rung = Pipelining.TRANSACTION if ahead and full else Pipelining.NONE
             self._pipelining = _lower(self._pipelining, rung)
-            self._note(Lesson(site=self._site, pipelining=rung, until_ms=now_ms + LESSON_MS))
+            self._note(Lesson(site=self._site, pipelining=rung, until_ms=until_ms))
         elif self._chunking is None and end.chunked and end.dot is not None and end.dot.positive:
             self._chunking = True
             self._note(Lesson(site=self._site, chunking=True))

@@ -558,10 +558,9 @@ class LaneRun:
             self.stock.waiting.appendleft(transaction)
 
     def _look(self) -> None:
-        """Let ``_feed`` see whether it is over."""
-        if not (self._asking or self._turning or self.stock.wire) and not (
-            self.stock.opened and self._feeding()
-        ):
+        """Let ``_feed``, or who waits for the lane to come to rest, see whether it is over."""
+        busy = self._asking or self._turning or self.stock.wire
+        if self.parted or not (busy or (self.stock.opened and self._feeding())):
             self._changed.set()
 
     def _fail(self, error: Exception) -> None:

@@ -36,6 +36,7 @@ class Stock:
 
     def __init__(self, ctx: Context) -> None:
         self._ctx = ctx
+        self._held = 0  # of the budget
         self.waiting: deque[Transaction] = deque()
         self.later: deque[Transaction] = deque()
         self.opening: list[Transaction] = []
@@ -66,7 +67,7 @@ class Stock:
                 continue
             last = Transaction([row], claimed_at=now_s)
             count += 1
-            self._ctx.hold(last.octets)
+            self._hold(last)
             put(self.waiting, last, now_s)
         return count
 
@@ -88,19 +89,26 @@ class Stock:
                     break
         if most < len(own):
             rest = transaction.rest(most)
-            self._ctx.hold(rest.octets)
+            self._hold(rest)
             self.waiting.appendleft(rest)
 
     def over(self, transaction: Transaction) -> None:
         """Nothing of it is in hand any more."""
-        self._ctx.free(transaction.octets)
+        self._free(transaction.octets)
 
     def clear(self) -> None:
-        """The lane is over: its budget is free."""
+        """The lane is over: its budget is free, also of what an error took out of its queue."""
         for queue in (self.waiting, self.later, self.opening, self.opened, self.wire):
-            for transaction in queue:
-                self.over(transaction)
             queue.clear()
+        self._free(self._held)
+
+    def _hold(self, transaction: Transaction) -> None:
+        self._held += transaction.octets
+        self._ctx.hold(transaction.octets)
+
+    def _free(self, octets: int) -> None:
+        self._held -= octets
+        self._ctx.free(octets)
 
 
 def put(queue: deque[Transaction], transaction: Transaction, now_s: float) -> None:
