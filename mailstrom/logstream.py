@@ -5,10 +5,12 @@ it shortly, in the order in which they came. One write carries at most PIPE_BUF 
 makes atomic on pipes: processes that share one never mix their lines. Where a pipe has no room,
 lines are dropped and counted, since a pipe that nobody empties must not stop mail, or a drain. What
 cannot be written (closed pipe, full disk) is dropped; a line cut short by a full disk is ended
-before the next begins. An error's line waits for nothing, nor do those before it.
+before the next begins. An error's line waits for nothing, nor do those before it. In a forked child
+nothing waits: what did is its parent's to write.
 
 The stream's buffer is passed by: what a write refused must not stay in it for the interpreter's
-end to fail on. May be used from any thread.
+end to fail on. May be used from any thread, and by what interrupts its own: a finalizer, a signal's
+handler.
 
 Must not know: events, levels' meaning, formats, event loops.
 """
@@ -22,6 +24,7 @@ import stat
 import threading
 from collections.abc import Callable
 from typing import Protocol, TextIO
+from weakref import WeakSet
 
 PIPE_BUF = 4096  # POSIX: writes up to this many bytes are atomic on Linux pipes
 
@@ -47,7 +50,7 @@ class LineStream:
     ) -> None:
         self._stream = stream
         self._tell = dropped
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._waiting: list[bytes] = []
         self._octets = 0
         self._due = False
@@ -65,6 +68,7 @@ class LineStream:
                 self._room.register(stream.fileno(), select.POLLOUT)
         if later is not None:
             self.gather(later)
+        _streams.add(self)
 
     def gather(self, later: Later) -> None:
         """From now on lines of this thread wait for ``later``, or until they fill a write."""
@@ -75,6 +79,12 @@ class LineStream:
         """From now on no line waits; those that do are written."""
         self._later = None
         self.flush()
+
+    def forked(self) -> None:
+        """In a child: no loop turns for us, and the lock may be that of a thread we have not."""
+        self._lock = threading.RLock()
+        self._later = None
+        self._waiting, self._octets, self._due = [], 0, False
 
     def flush(self) -> None:
         """Write what waits."""
@@ -91,11 +101,8 @@ class LineStream:
             lost = self._write() if self._octets + size > PIPE_BUF else 0
             self._waiting.append(line)
             self._octets += size
-            if self._later is None or threading.get_ident() != self._thread:
+            if threading.get_ident() != self._thread or not self._soon():
                 lost += self._write()
-            elif not self._due:
-                self._due = True
-                self._later(self.flush)
         if lost:
             self._tell(lost)
 
@@ -108,6 +115,16 @@ class LineStream:
 
     critical = error
 
+    def _soon(self) -> bool:
+        """Whether what waits is going to be written; a loop that was closed will not do it."""
+        if self._later is None:
+            return False
+        if not self._due:
+            with contextlib.suppress(RuntimeError):
+                self._later(self.flush)
+                self._due = True
+        return self._due
+
     def _write(self) -> int:
         """All that waits, in one write; returns how many lines had been dropped before it."""
         if not self._waiting:
@@ -117,24 +134,39 @@ class LineStream:
         data = b"\n".join(lines)
         # ValueError: the stream was closed; OSError: pipe or disk
         with contextlib.suppress(OSError, ValueError):
-            if self._room is not None and not self._room.poll(0):
+            full = self._room is not None and not self._room.poll(0)
+            if full or not self._put(data):
                 self._dropped += len(lines) - 1
                 return 0
-            self._put(data)
             lost, self._dropped = self._dropped, 0
             return lost
         return 0
 
-    def _put(self, data: bytes) -> None:
+    def _put(self, data: bytes) -> bool:
+        """Whether there was room: where processes share a pipe another may have taken it."""
         if self._raw is None:
             self._stream.write(data.decode("utf-8"))
             self._stream.flush()
-            return
+            return True
         self._stream.flush()  # what somebody printed comes first
         if self._torn:
             data = b"\n" + data
         written = self._raw.write(data)
+        if written is None:
+            return False
         while written is not None and written < len(data):
             data, self._torn = data[written:], True
             written = self._raw.write(data)
         self._torn = self._torn and written is None
+        return True
+
+
+_streams: WeakSet[LineStream] = WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for stream in list(_streams):
+        stream.forked()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -16,6 +16,7 @@ mail rcpt data body       close, silence, garbage     next host; last: deferred/
 dot, after it was sent    close, silence, garbage     in doubt: deferred, or held (on_doubt);
                                                       never another host
 behind a content          unanswered, however         again: reconnect, nothing charged
+rset, mail 503 on reuse   an envelope before is open  again: reconnect, nothing charged
 mail data dot, not taken  an extension mishandled     again, with less; nothing charged
 before any reply          close on a reused session   again: reconnect, nothing charged
 before any reply          close on a new session      next host; last: suspend, nothing charged
@@ -33,13 +34,15 @@ delivered. A loss before the final dot is never in doubt, one after it always is
 the dot is a refusal and leaves no doubt. A reply to the dot that came before the dot was sent can
 refuse, but never accept.
 
-What the wire says of liberties taken with a server (``behind``, ``stumbled``), where replies did
-not decide and the content was not taken; one that may have been taken is judged as ever:
+What the wire says of liberties taken with a server (``behind``, ``stumbled``), or of what came
+before (``stale``), where replies did not decide and the content was not taken; one that may have
+been taken is judged as ever:
 
 ==========  ==========  ==============================  =======================================
 answered    stumbled    how                             verdict
 ==========  ==========  ==============================  =======================================
 no          any         behind a content                again
+no          any         ``stale``                       again
 no          any         an extension mishandled         again
 yes         CHUNKING    anywhere                        again
 yes         PIPELINING  at the dot                      again
@@ -264,18 +267,21 @@ def _unanswered(end: TransactionEnd, *, last_host: bool, reused: bool) -> Verdic
 
 
 def _unread(end: TransactionEnd) -> bool:
-    """Whether what was sent ahead, or by an extension, is why nothing was decided."""
+    """Whether what was sent before, ahead, or by an extension, is why nothing was decided."""
     if end.fault is None or end.dot_written:
         return False
     if not end.answered:
-        return end.behind or end.stumbled is not None
+        return end.behind or end.stale or end.stumbled is not None
     if end.stumbled is Extension.PIPELINING:
         return end.stage is Stage.DOT
     return end.stumbled is not None
 
 
 def _again_unread(end: TransactionEnd) -> Verdict:
-    how = f"{end.stumbled} mishandled by the server" if end.stumbled else "left behind a content"
+    if end.stumbled:
+        how = f"{end.stumbled} mishandled by the server"
+    else:
+        how = "left behind a content" if end.behind else "the session was not clear for it"
     return Verdict(
         action=Action.AGAIN,
         judgement=None,

@@ -259,6 +259,7 @@ class ClientDialogue:
         if not self._running:
             return [PeerClosing(reply=None, fault=fault)]
         transaction = self._running[0]
+        transaction.stale = self.resetting
         refused = transaction.refused
         if refused is not None:
             # "550 go away" and a close: the reply decided, the close only ends the session
@@ -469,6 +470,7 @@ class ClientDialogue:
         self, transaction: Progress, slot: Slot, _index: int, _reply: Reply
     ) -> list[Event]:
         self._broken = True
+        transaction.stale = slot in (Slot.RSET, Slot.MAIL) and not transaction.answered
         if slot in (Slot.RCPT, Slot.DATA):
             # This is the answer to something else: no earlier reply can be trusted to stand with
             # its own recipient.
@@ -560,6 +562,7 @@ class ClientDialogue:
             usable=not self._broken,
             behind=transaction.behind,
             chunked=transaction.chunked,
+            stale=transaction.stale,
             stumbled=stumbled,
         )
 

@@ -123,6 +123,7 @@ class Progress:
         "opened",
         "rcpts",
         "recipients",
+        "stale",
         "writing",
     )
 
@@ -141,6 +142,7 @@ class Progress:
         self.given = False  # all content is among what is to be written, or was
         self.dot_written = False
         self.behind = False
+        self.stale = False
         self.chunked = False
 
     @property

@@ -114,6 +114,8 @@ class TransactionEnd(Struct, frozen=True, kw_only=True, gc=False):
         usable: another transaction may follow on this session.
         behind: its commands left behind content that was not answered yet.
         chunked: its content went by BDAT.
+        stale: the session failed it for what came before: RSET was not answered as it must, or MAIL
+            with 503 only; without ``answered``, nothing of it was heard.
         stumbled: the extension that the server offers and mishandled here, or None.
     """
 
@@ -128,6 +130,7 @@ class TransactionEnd(Struct, frozen=True, kw_only=True, gc=False):
     usable: bool
     behind: bool = False
     chunked: bool = False
+    stale: bool = False
     stumbled: Extension | None = None
 
 

@@ -118,7 +118,11 @@ class Claimed(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Open(Struct, frozen=True, kw_only=True, gc=False):
-    """Mark claimed recipients ``sending``: they go on the wire next, on this session."""
+    """Mark claimed recipients ``sending``: they go on the wire next, on this session.
+
+    What its lane has open on it already is opened once more: so one that waited for long is asked
+    for again before it is sent.
+    """
 
     lane: int
     recipients: tuple[int, ...]
@@ -150,7 +154,8 @@ class Settlement(Struct, frozen=True, kw_only=True, gc=False):
         state: ``delivered failed deferred held``, or ``claimed`` (attempt recorded, the lane keeps
             it for the next host), or ``queued`` (nothing to record: due again at ``due_ms``).
         due_ms: next attempt, required for ``deferred`` and ``queued``.
-        attempt: None only for ``queued``.
+        attempt: None where nothing happened since the last one: ``queued``, ``claimed`` (to be
+            opened anew), or ``deferred`` by what an earlier host said.
         charge: whether a deferral advances the retry schedule.
     """
 

@@ -143,6 +143,26 @@ def test_a_dead_site_is_judged_by_what_the_others_keep() -> None:
     assert read["99 sites beside a dead one, a site's share"] == [pytest.approx(0.9)]
 
 
+def test_beside_a_dead_site_runs_of_one_number_are_compared() -> None:
+    def at(case: str, run: int, rate: float) -> Figure:
+        failed = "" if rate else "the sink ended"
+        return Figure(
+            bench="sites", case=case, uvloop=True, run=run, values={"rate": rate}, error=failed
+        )
+
+    whole, beside = "100 sites", "99 sites beside 1 that never answers"
+    made = [(0.0, 1000.0), (500.0, 400.0), (1000.0, 900.0)]  # the machine was slow in the second
+    runs = [
+        at(case, number, rate)
+        for number, pair in enumerate(made, 1)
+        for case, rate in zip((whole, beside), pair, strict=True)
+    ]
+    found = {row.key: row for row in rows(runs)}
+    read = {goal.what: numbers for goal, numbers in judged(found, [True])}
+    share = (0.8 + 0.9) / 2 * 100 / 99
+    assert read["99 sites beside a dead one, a site's share"] == [pytest.approx(share)]
+
+
 @pytest.mark.parametrize(
     ("bench", "values", "begins"),
     [

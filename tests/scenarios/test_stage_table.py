@@ -101,6 +101,7 @@ def tried(network: Network, deaf: str) -> dict[Cell, Tried]:
 @pytest.fixture(scope="module")
 def measured(engine: Engine, tried: dict[Cell, Tried]) -> dict[Cell, Outcome]:
     """Every cell, delivered once."""
+    heard: list[str] = []  # nothing goes ahead of the wire before a lane heard of its server
     warm: list[str] = []
     small: list[str] = []
     big: list[str] = []
@@ -109,6 +110,9 @@ def measured(engine: Engine, tried: dict[Cell, Tried]) -> dict[Cell, Outcome]:
         (big if cell.stage == "body" and cell.mode != "bdat" else small).extend(both)
         if cell.mode not in ALONE:
             warm += [f"warm{address.removeprefix('a')}" for address in both]
+        if cell.mode == "behind":
+            heard += [f"heard{address.removeprefix('a')}" for address in both]
+    engine.ms.send_many(mail(address) for address in heard)
     engine.ms.send_many(mail(address) for address in warm)
     engine.ms.send(mail(*big, text=f"{'x' * 76}\n" * BIG_LINES))
     engine.ms.send_many(mail(address) for address in small)

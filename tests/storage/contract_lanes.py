@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from mailstrom.storage.base import ClaimRequest
+from mailstrom.storage.base import ClaimRequest, Lesson, Work
+from mailstrom.types import Pipelining
 from tests.storage.spool import DAY, HOUR, T0, Spool, change
 
 
@@ -225,6 +228,37 @@ class LaneContract:
         assert spool.open(lane, rows, now=T0 + 50) == frozenset()
         assert spool.status(id)["b@example.org"] == "deferred"
         spool.sound()
+
+    def test_what_sessions_learnt_of_a_site_holds_for_its_time_and_the_worse_of_two_stands(
+        self, spool: Spool
+    ) -> None:
+        busy_site(spool)
+        site = spool.lane().site
+
+        def learn(now: int, **what: Any) -> None:
+            spool.engine.exchange(Work(lessons=[Lesson(site=site, **what)]), now)
+
+        def known(now: int) -> tuple[Pipelining, bool | None]:
+            lane = spool.lane(now=now)
+            spool.engine.release(lane.token, now)
+            return lane.pipelining, lane.chunking
+
+        assert known(T0) == (Pipelining.FULL, None)
+        learn(T0, chunking=True)
+        learn(T0, pipelining=Pipelining.TRANSACTION, until_ms=T0 + HOUR)
+        assert known(T0 + HOUR - 1) == (Pipelining.TRANSACTION, True)
+        assert known(T0 + HOUR) == (Pipelining.FULL, True)
+        learn(T0, pipelining=Pipelining.NONE, until_ms=T0 + DAY)
+        learn(T0, pipelining=Pipelining.TRANSACTION, until_ms=T0 + HOUR)
+        learn(T0, pipelining=Pipelining.NONE, until_ms=T0 + HOUR)
+        learn(T0, chunking=False, until_ms=T0 + DAY)
+        learn(T0, chunking=False, until_ms=T0 + HOUR)
+        learn(T0, chunking=True)  # another host of it, whose BDAT was under way
+        assert known(T0 + DAY - 1) == (Pipelining.NONE, False)
+        assert known(T0 + DAY) == (Pipelining.FULL, None), "everything is tried again"
+        learn(T0 + DAY, chunking=True)
+        learn(T0 + DAY, pipelining=Pipelining.TRANSACTION, until_ms=T0 + 2 * DAY)
+        assert known(T0 + DAY) == (Pipelining.TRANSACTION, True)
 
     def test_release_gives_back_what_was_claimed_uncharged(self, spool: Spool) -> None:
         id = spool.send("a@example.org", "b@example.org")

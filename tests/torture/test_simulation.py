@@ -29,7 +29,7 @@ from tests.torture.sim_loop import Real, VirtualLoop, unreal
 from tests.torture.simulation import spools, story
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-MOST_SEEDS = 60
+MOST_SEEDS = 200
 
 
 @pytest.fixture(scope="module")

@@ -173,6 +173,81 @@ def test_a_pipe_that_nobody_reads_never_blocks_lines_that_waited_either() -> Non
     assert lines[1]["lines"] > 1_000
 
 
+def test_a_loop_that_was_closed_keeps_no_line_back() -> None:
+    def closed(step: Callable[[], None]) -> None:
+        raise RuntimeError("Event loop is closed")
+
+    raw = Writes()
+    stream = LineStream(stream_of(raw), lambda lines: None, closed)
+    stream.msg(b"one")
+    stream.msg(b"two")
+    assert raw.kept == [b"one\n", b"two\n"]
+
+
+def test_what_interrupts_a_write_may_say_something_itself() -> None:
+    class Interrupted(Writes):
+        def write(self, data: object) -> int:
+            taken = super().write(data)
+            if len(self.kept) == 1:
+                stream.msg(b"a finalizer's")
+            return taken
+
+    raw = Interrupted()
+    stream = LineStream(stream_of(raw), lambda lines: None)
+    thread = threading.Thread(target=stream.msg, args=(b"one",), daemon=True)
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive()
+    stream.msg(b"two")
+    assert raw.text == "one\na finalizer's\ntwo\n"
+
+
+def test_room_that_another_process_took_first_costs_lines_that_are_counted() -> None:
+    class Taken(Writes):
+        def write(self, data: object) -> int:
+            return None if self.room else super().write(data)  # type: ignore[return-value]
+
+    raw = Taken()
+    stream, later, lost = gathering(raw)
+    for line in (b"one", b"two"):
+        stream.msg(line)
+    later.turn()
+    assert (raw.kept, lost) == ([], [])
+    Taken.write = Writes.write  # type: ignore[method-assign]
+    stream.msg(b"three")
+    later.turn()
+    assert (raw.text, lost) == ("three\n", [2])
+
+
+def test_a_forked_child_says_nothing_twice_and_waits_for_no_thread_of_its_parent() -> None:
+    code = """
+import os, threading, time
+from mailstrom import events
+events.configure("info", "json")
+holds = threading.Event()
+def hold():
+    with events._lines._lock:
+        holds.set()
+        time.sleep(60)
+with events.gathered(lambda write: None):
+    events.site_resumed(site="the parent's")
+    threading.Thread(target=hold, daemon=True).start()
+    holds.wait()
+    child = os.fork()
+    if not child:
+        events.site_resumed(site="the child's")
+        os._exit(0)
+    until = time.monotonic() + 20
+    while os.waitpid(child, os.WNOHANG) == (0, 0):
+        if time.monotonic() > until:
+            os.kill(child, 9)
+        time.sleep(0.01)
+    os._exit(0)
+"""
+    done = process(code, subprocess.PIPE)
+    assert [json.loads(line)["site"] for line in done.stdout.splitlines()] == ["the child's"]
+
+
 def test_a_new_configuration_loses_nothing_and_goes_on_gathering() -> None:
     first, second, later = Writes(), Writes(), Later()
     try:

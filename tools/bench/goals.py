@@ -97,14 +97,12 @@ def _dead(found: Found, loop: bool | None) -> float | None:
     without = next((row for case, row in rows.items() if "never answers" not in case), None)
     if not with_dead or not without:
         return None
+    times = ratio(with_dead.runs, without.runs, "rate")
+    if times is None:
+        return None
     # messages go to one site less: a site's share is what is compared
-    sites = {case: int(case.split()[0]) for case in rows}
-    shares = {
-        name: [run.values["rate"] / sites[row.key[1]] for run in row.runs]
-        for name, row in (("with", with_dead), ("without", without))
-    }
-    pairs = [a / b for a, b in zip(shares["with"], shares["without"], strict=False)]
-    return sorted(pairs)[len(pairs) // 2] if pairs else None
+    sites = [int(row.key[1].split()[0]) for row in (with_dead, without)]
+    return times * sites[1] / sites[0]
 
 
 def goals(cases: Sequence[Key]) -> list[Goal]:

@@ -125,9 +125,7 @@ class Connector:
             )
         )
 
-    def _note(
-        self, trouble: HostVerdict, *, crowded: bool = False, local: bool = False
-    ) -> None:
+    def _note(self, trouble: HostVerdict, *, crowded: bool = False, local: bool = False) -> None:
         self.trouble, self.crowded, self.local = trouble, crowded, local
 
     async def connect(self, position: int) -> tuple[int, Connected] | None:
@@ -167,9 +165,7 @@ class Connector:
             policy = ctx.settings.session_policy(ctx.machine.own_address(address, port))
         except ConfigError as error:
             self._note(
-                HostVerdict(
-                    reason=Reason.LOCAL, fault_of=_LOCAL, stage=Stage.AUTH, text=str(error)
-                )
+                HostVerdict(reason=Reason.LOCAL, fault_of=_LOCAL, stage=Stage.AUTH, text=str(error))
             )
             return None
         policy = replace(policy, dialect=self._ladder.dialect(policy.dialect))

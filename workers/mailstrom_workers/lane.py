@@ -13,7 +13,8 @@ with no recipient written.
 
 Crash points: before ``open`` is committed nothing was sent (claims are simply due again); after it
 the recipient is ``sending`` and a crash leaves it in doubt; the settlement ends that. So what may
-not be sent twice (``on_doubt = "hold"``) is opened by itself, on the disk, and never ahead.
+not be sent twice (``on_doubt = "hold"``) is opened by itself, on the disk, and never ahead; and
+nothing is opened ahead before a server has ended a first transaction of this lane.
 
 What the session or the store calls here never raises into them: an error nobody foresaw stops the
 lane, and its release puts in doubt what has no verdict.
@@ -114,6 +115,7 @@ class LaneRun:
         self._paced = False  # whether that comes from what was measured
         self._unclaimed = lane.due  # of what was due at the lease, as far as this lane knows
         self._dry_s = float("-inf")  # loop time when a claim found nothing
+        self._heard = False  # a server ended a transaction of this lane: until then it has one
         self._window = 1
         self._ample = 0  # how often the window was still full when its next message left
         self._spoken_to: Connected | None = None  # whose transactions may still end
@@ -491,6 +493,8 @@ class LaneRun:
         while stock.waiting:
             transaction = stock.waiting[0]
             ahead = len(stock.opened) + len(stock.opening)
+            if not self._heard and (ahead or stock.wire):
+                break
             if ahead >= room and not (
                 ahead == room and stock.opened and transaction.priority < stock.opened[-1].priority
             ):
@@ -601,7 +605,7 @@ class LaneRun:
         stock = self.stock
         if not stock.opened:
             if stock.waiting:  # the wire waits for the store
-                if self._claim > SLOW_CLAIM:
+                if self._heard and self._claim > SLOW_CLAIM:
                     self._window, self._ample = min(self._window + 1, MOST_OPENED), 0
                 self._stir()
             return None
@@ -649,6 +653,7 @@ class LaneRun:
         self._progress_s = self._loop.time()
         self._silent = False
         assert self._spoken_to is not None
+        self._heard = self._heard or end.answered
         if not end.usable:
             self._reclaim(self.stock.opened)  # so that what is left of this one stands before them
         if end.stumbled is not None or end.chunked:

@@ -36,6 +36,7 @@ def end(
     dot_written: bool = False,
     answered: bool | None = None,
     behind: bool = False,
+    stale: bool = False,
     stumbled: Extension | None = None,
 ) -> TransactionEnd:
     seen = any((mail, *rcpts, data, dot))
@@ -50,6 +51,7 @@ def end(
         answered=seen if answered is None else answered,
         usable=fault is None,
         behind=behind,
+        stale=stale,
         stumbled=stumbled,
     )
 
@@ -182,6 +184,7 @@ def test_content_sent_in_one_flight_and_nothing_answered_is_in_doubt(
 @pytest.mark.parametrize("last_host", [True, False])
 @pytest.mark.parametrize("stumbled", [None, *Extension])
 @pytest.mark.parametrize("behind", [True, False])
+@pytest.mark.parametrize("stale", [True, False])
 @pytest.mark.parametrize("dot_written", [True, False])
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("stage", STAGES)
@@ -190,6 +193,7 @@ def test_a_liberty_that_went_wrong_charges_nobody_where_nothing_was_taken(
     fault: Fault,
     dot_written: bool,
     behind: bool,
+    stale: bool,
     stumbled: Extension | None,
     last_host: bool,
     reused: bool,
@@ -198,8 +202,9 @@ def test_a_liberty_that_went_wrong_charges_nobody_where_nothing_was_taken(
     answered = stage is not Stage.MAIL
     facts = BEFORE[stage] | {"dot_written": dot_written}
     ended = end(
-        **facts, stage=stage, fault=fault, behind=behind, answered=answered, stumbled=stumbled
-    )
+        **facts, stage=stage, fault=fault, behind=behind, stale=stale, answered=answered,
+        stumbled=stumbled,
+    )  # fmt: skip
     verdict = decide(ended, last_host=last_host, reused=reused, on_doubt=on_doubt)
     plain = decide(
         end(**facts, stage=stage, fault=fault, answered=answered),
@@ -208,7 +213,7 @@ def test_a_liberty_that_went_wrong_charges_nobody_where_nothing_was_taken(
         on_doubt=on_doubt,
     )
     unread = not dot_written and (
-        (not answered and (behind or stumbled is not None))
+        (not answered and (behind or stale or stumbled is not None))
         or (answered and stumbled is Extension.CHUNKING)
         or (answered and stumbled is Extension.PIPELINING and stage is Stage.DOT)
     )

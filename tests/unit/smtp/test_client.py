@@ -296,7 +296,7 @@ def test_503_to_a_mail_that_is_not_the_first_refuses_nobody(pipelined: bool) -> 
     run.events = []
     run.begin(1).say(line(503))
     assert (run.end.mail, run.end.fault, run.end.usable) == (None, Fault.GARBAGE, False)
-    assert (run.end.answered, run.end.dot_written) == (False, False)
+    assert (run.end.answered, run.end.dot_written, run.end.stale) == (False, False, True)
 
 
 @either
@@ -310,6 +310,26 @@ def test_a_refused_rset_ends_the_session_and_blames_no_message(
     run.events = []
     run.begin(1).say(line(code))
     assert (run.end.mail, run.end.fault, run.end.usable) == (None, fault, False)
+    assert run.end.stale
+    assert not run.end.answered
+
+
+@either
+@pytest.mark.parametrize("fault", list(Fault))
+@pytest.mark.parametrize("replies", [[], [250], [250, 250]])
+def test_a_fault_at_rset_blames_no_message_and_one_behind_it_may(
+    pipelined: bool, fault: Fault, replies: list[int]
+) -> None:
+    run = Run(pipelined=pipelined).begin(1)
+    for reply in [250, 250, 451]:
+        run.say(line(reply))
+    run.events = []
+    run.begin(1)
+    for reply in replies:
+        run.say(line(reply))
+    run.took(run.dialogue.fail(fault))
+    assert run.end.stale == (not replies)
+    assert run.end.answered == (len(replies) > 1)
 
 
 # A 354 that must not be followed by content

@@ -41,16 +41,19 @@ UPDATE site
 RETURNING lane_cap;
 
 -- name: learn
--- Of two sessions that learn at once the worse experience of pipelining stands.
+-- Of two sessions that learn at once, from hosts that differ perhaps, the worse experience stands,
+-- and until the later time.
 UPDATE site
    SET pipelining = CASE
          WHEN :pipelining IS NULL THEN pipelining
          WHEN pipelining = 'none' AND pipelining_until_ms > :now_ms THEN 'none'
          ELSE :pipelining END,
        pipelining_until_ms = CASE WHEN :pipelining IS NULL THEN pipelining_until_ms
-                                  ELSE :until_ms END,
-       chunking = coalesce(:chunking, chunking),
-       chunking_until_ms = CASE WHEN :chunking = 0 THEN :until_ms ELSE chunking_until_ms END
+                                  ELSE max(pipelining_until_ms, :until_ms) END,
+       chunking = CASE WHEN chunking = 0 AND chunking_until_ms > :now_ms THEN 0
+                       ELSE coalesce(:chunking, chunking) END,
+       chunking_until_ms = CASE WHEN :chunking = 0 THEN max(chunking_until_ms, :until_ms)
+                                ELSE chunking_until_ms END
  WHERE seq = :site;
 
 -- name: lanes_at
