@@ -38,7 +38,11 @@ class DBThread(DBService):
         """Open the store; raises what opening it raised."""
         self._watch = WriteWatch.open(self._loop, self._rung)
         self._ended.add_done_callback(lambda _: self._unwatch())
-        self._thread.start()
+        try:
+            self._thread.start()
+        except BaseException:
+            self._unwatch()
+            raise
         await self._opened
 
     def here(self) -> bool:
@@ -50,6 +54,7 @@ class DBThread(DBService):
         self._bury()
         self._put(None)
         await asyncio.wait({self._ended}, timeout=patience_s)
+        self._unwatch()  # the loop may be gone when the thread ends
 
     def _arm(self, store: WorkerStore) -> bool:
         path = store.watched()
