@@ -170,7 +170,9 @@ def _tell(row: Any, domains: Sequence[Any], sessions: Sequence[Any], now: int) -
         ("oldest due", None if oldest is None else f"{span_text(oldest)} ago"),
         ("next due", row.oldest_due_at if oldest is None else None),
         ("connections", f"{row.lanes} of {row.lanes_limit}" if row.lanes_limit else row.lanes),
-        ("pipelining", row.pipelining),
+        ("pipelining", row.pipelining if row.pipelining_until_at is None
+         else f"{row.pipelining} until {row.pipelining_until_at}, as it went wrong"),
+        ("chunking", row.chunking),
         ("rests until", f"{row.suspended_until_at}: {_because(row)}" if rests else None),
         ("last rest", f"until {iso_ms(row.suspended_until_ms)}: {_because(row)}"
          if row.suspended_until_ms and not rests else None),

@@ -15,7 +15,9 @@ import pytest
 
 from mailstrom import Mailstrom
 from mailstrom.cli import waiting
-from mailstrom.types import RouteResult, iso_ms
+from mailstrom.clock import wall_ms
+from mailstrom.storage.base import Lesson, Work
+from mailstrom.types import Pipelining, RouteResult, iso_ms
 from tests.storage.spool import HOUR, attempt
 from tests.unit.cli.house import ENDED, SECOND, House
 
@@ -248,6 +250,20 @@ def test_a_destination_is_named_by_site_host_or_domain(run: Any, house: House) -
     done = run("destinations", "show", "nowhere.test")
     assert done.code == 1
     assert "'nowhere.test'" in done.err
+
+
+def test_a_destination_tells_what_its_hosts_bear(run: Any, house: House) -> None:
+    spool, now = house.spool, house.now
+    house.send("some", "a@x.test")
+    spool.route("x.test", now=now)
+    site, until_ms = spool.lane(now=now).site, wall_ms() + HOUR
+    lesson = Lesson(site=site, pipelining=Pipelining.TRANSACTION, chunking=True, until_ms=until_ms)
+    spool.engine.exchange(Work(lessons=[lesson]), wall_ms())
+    shown = run("destinations", "show", "x.test").out
+    assert f"pipelining:  transaction until {iso_ms(until_ms)}, as it went wrong\n" in shown
+    assert "chunking:    proved\n" in shown
+    (record,) = rows(run("destinations", "show", "x.test", "--json").out)
+    assert (record["pipelining"], record["chunking"]) == ("transaction", "proved")
 
 
 # --- report -------------------------------------------------------------------------------------
