@@ -67,7 +67,9 @@ def test_a_walk_alone_meets_every_death(name: str, monkeypatch: pytest.MonkeyPat
 
 PLANTED = {
     "a loss on the wire is not marked": ("doubt", "in_doubt = 1,", ""),
-    "a settled attempt is not counted": ("settle", "attempts + j.attempted", "attempts"),
+    "a settled attempt is not counted": (
+        "settle", "attempts = attempts + 1,", "attempts = attempts,",
+    ),
     "expiry is not moved by a jump": ("jump_expiry", "WHERE seq > :done", "WHERE 0 AND seq > 0"),
     "a lapse takes what is on the wire for unsent": (
         "lapse_claimed", "AND state = 'claimed'", "AND state IN ('claimed', 'sending')",

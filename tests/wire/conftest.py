@@ -1,4 +1,8 @@
-"""Every test of the wire runs on each event loop that the engine may have."""
+"""The tests of the wire run on each event loop that the engine may have.
+
+Those of flights run on one: hundreds of cases of what the dialogue makes of replies, and the
+dialogue knows no loop.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +13,18 @@ import pytest
 
 from mailstrom_workers.loops import PlainLoop
 
+LOOPS = ["asyncio", "uvloop"]
 
-@pytest.fixture(autouse=True, scope="module", params=["asyncio", "uvloop"])
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Which loops a module's tests run on."""
+    flights = metafunc.module.__name__.endswith("flights")
+    metafunc.parametrize(
+        "loop_kind", LOOPS[:1] if flights else LOOPS, indirect=True, scope="module"
+    )
+
+
+@pytest.fixture(autouse=True, scope="module")
 def loop_kind(request: pytest.FixtureRequest) -> Iterator[str]:
     """What ``asyncio.run`` makes its loop of."""
     make: type[asyncio.AbstractEventLoop] = PlainLoop
