@@ -19,7 +19,7 @@ from tests.support.sockets import eventually
 from tests.support.witnesses import seen_by_server, spool_rows
 from tests.torture.plan import Plan
 from tests.torture.processes import Process, members, open_connections
-from tests.torture.storm import DRAIN_S
+from tests.torture.storm import BEGUN, DRAIN_S
 from tests.torture.table import Row
 
 LANES = 4
@@ -180,13 +180,21 @@ class Story:
             self.findings.append(f"{one.kind} {one.pid} outlived the supervisor")
 
     def row(
-        self, fault: str, tried: int, *, most_marked: int = 0, recovery_s: float | None = None
+        self,
+        fault: str,
+        tried: int,
+        *,
+        most_marked: int = 0,
+        killed_sessions: int = 0,
+        recovery_s: float | None = None,
     ) -> Row:
         """Judge the witnesses; more marks than the fault explains are a finding.
 
         Args:
-            most_marked: attempts in doubt that are allowed, and no more doubles than that.
+            most_marked: attempts in doubt that are allowed.
+            killed_sessions: sessions of workers that were killed, which explain ``BEGUN`` each.
         """
+        most_marked += killed_sessions * BEGUN
         report = check(
             History(
                 acknowledged=tuple(self.sent),

@@ -618,8 +618,8 @@ class LaneRun:
             return None
         if stock.wire and self._on_doubt(transaction) is OnDoubt.HOLD:
             return None
+        stock.opened.popleft()  # what cannot even be prepared stays open: its loss is charged
         outgoing = self._outgoing(transaction)
-        stock.opened.popleft()
         if self._window > 1 and len(stock.opened) >= self._window - 1:
             self._ample += 1
             if self._ample >= AMPLE:
