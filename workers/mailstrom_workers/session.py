@@ -11,6 +11,8 @@ answered. The verdict is always a ``TransactionEnd``; trouble with the content i
 connection before its end, and is told instead.
 
 Must not know: the database, sites, what a reply means for a recipient.
+
+Longer than a file should be: who may write, and what is timed, depends on every callback.
 """
 
 from __future__ import annotations

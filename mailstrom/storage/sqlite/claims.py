@@ -5,6 +5,8 @@ between two steps an application busy with threads may hold Python's lock, and s
 Guards that no longer hold change nothing; what came late is still recorded (see ``settling``).
 Content is read once the lock is free (``complete``). Lanes themselves are leased and ended in
 ``lanes``.
+
+Longer than a file should be: what one transaction does for a lane is safe only as read together.
 """
 
 from __future__ import annotations
