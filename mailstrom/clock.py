@@ -26,7 +26,7 @@ def monotonic_ms() -> int:
 def boot_id() -> str:
     """A name for this boot of the machine; empty where the system has none."""
     try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as stream:
-            return stream.read().strip()
+        with open("/proc/sys/kernel/random/boot_id", "rb") as stream:
+            return stream.read().decode().strip()
     except OSError:
         return ""

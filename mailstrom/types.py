@@ -6,9 +6,10 @@ The words are those of the public views, so a ``Status`` compares equal to the t
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
+
+from mailstrom.value import field, value
 
 
 class Status(StrEnum):
@@ -150,7 +151,7 @@ def _iso(moment: datetime | None) -> str | None:
     return f"{moment:%Y-%m-%dT%H:%M:%S}.{moment.microsecond // 1000:03d}Z"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value
 class RecipientStatus:
     """What is known about one recipient of a message."""
 
@@ -185,7 +186,7 @@ class RecipientStatus:
         }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value
 class MessageStatus:
     """What is known about a message; ``recipients`` is keyed by address."""
 
@@ -232,7 +233,7 @@ class MessageStatus:
         }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value
 class Event:
     """One row of the ``events`` view; ids grow, so the last one read is a cursor.
 
@@ -261,7 +262,7 @@ class Event:
         }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value
 class QueueStats:
     """Counters of the queue.
 
@@ -299,7 +300,7 @@ class QueueStats:
         }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value
 class Suppression:
     """An address that is not to be mailed, and why; one row of the ``suppressions`` view."""
 
@@ -332,7 +333,7 @@ class EngineState(StrEnum):
     FAILED = "failed"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value
 class WorkerStatus:
     """What is known about the delivery loop of this process.
 
@@ -355,7 +356,7 @@ class WorkerStatus:
         return self.state is EngineState.READY
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value
 class Host:
     """One mail host of a site: an MX exchange or a relay.
 
@@ -388,7 +389,7 @@ DELIVERABLE = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value
 class Route:
     """The answer to "which hosts serve this domain", as the shared cache keeps it.
 

@@ -84,10 +84,7 @@ class Mailstrom(Sending, Changing, Running):
             try:
                 self._embedding.stop(STOP_S)
             finally:
-                try:
-                    self._committer.call(self._store.close)
-                finally:
-                    self._committer.stop()
+                self._committer.close()
 
     def __enter__(self) -> Mailstrom:
         return self

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Unpack
 
@@ -18,6 +17,7 @@ from mailstrom.client.asking import Asking
 from mailstrom.clock import wall_ms
 from mailstrom.storage.client import Selection, Target
 from mailstrom.types import Change
+from mailstrom.value import replace
 
 if TYPE_CHECKING:
     from mailstrom.client.choosing import Chosen

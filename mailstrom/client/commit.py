@@ -1,9 +1,19 @@
-"""One thread per client that writes: concurrent calls share a commit and its sync.
+"""Who writes: a lone caller by itself, several through one thread, where they share a commit.
 
-Why a thread: a caller never holds a lock while Python runs, so ``send()`` inside a signal handler
-that interrupted another ``send()`` cannot deadlock (``SimpleQueue.put`` is reentrant; each caller
-waits on a lock of its own), and a batch forms by itself while the disk syncs. A caller that may not
-wait (an event loop) submits its request and is called when it has ended.
+A message sent while nobody else writes is stored on the caller's own thread, by the store's
+``Prompt``: a hop to another thread and back costs as much as the insertion. Whoever comes meanwhile
+queues for the writing thread, which takes the whole queue as one batch when its turn comes.
+
+The *turn* says who writes now. It gives order, and whoever has it alone uses the prompt; it
+protects nothing else, since the thread has a connection of its own and SQLite's lock does the rest.
+So the thread waits for it ``TURN_S`` at the most: a ``send()`` in a signal handler that interrupted
+a call with the turn goes through the thread, and needs nothing of the interrupted code
+(``SimpleQueue.put`` is reentrant; each caller waits on a lock of its own). It is an object in a
+queue: taken in one step, given back in one step, and where a handler raises between the step and
+the name it gets, it ceases to exist, which the thread sees, and makes a new one.
+
+A batch forms by itself while the disk syncs. A caller that may not wait (an event loop) submits its
+request and is called when it has ended.
 
 Why ``_thread`` and not ``threading.Thread``: starting the latter takes a lock of the threading
 module that the interrupted code may hold.
@@ -13,16 +23,21 @@ from __future__ import annotations
 
 import _thread
 import contextlib
+import os
+import weakref
 from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from mailstrom.errors import OutcomeUnknown, SpoolBusy, SpoolError
-from mailstrom.storage.client import ClientStore, Submission
+from mailstrom.storage.client import ClientStore, Prompt, PromptStore, Submission
+from mailstrom.storage.sqlite import interrupts
 
 GATHER_MESSAGES = 256
 """As many as the store inserts in one step."""
 GATHER_BYTES = 4 * 1024 * 1024
+TURN_S = 0.02
+"""So long the thread waits for a call that has the turn; then both write, one after the other."""
 SYNC_GRACE_S = 60.0
 """How much longer than its timeout a caller waits for a disk that has begun and not answered."""
 STORED = "the message may or may not be stored"
@@ -43,7 +58,8 @@ class Request:
     """
 
     __slots__ = (
-        "call", "done", "doubt", "error", "finished", "key", "line", "result", "submission", "taken"
+        "call", "done", "doubt", "error", "finished", "key", "line", "nested", "result",
+        "submission", "taken",
     )  # fmt: skip
 
     def __init__(
@@ -61,6 +77,7 @@ class Request:
         self.doubt = doubt
         self.finished = finished
         self.line: _Line | None = None
+        self.nested = False  # asked for on a thread that has the turn
         self.result: Any = None
         self.error: BaseException | None = None
         self.taken = _thread.allocate_lock()  # whoever gets it decides: run, or give up
@@ -93,22 +110,71 @@ class Request:
         return OutcomeUnknown(f"{why}; {self.doubt}{ask}", key=self.key)
 
 
-class _Line:
-    """A queue and the thread that serves it; a forked child begins a new one."""
+class _Turn:
+    """Whoever has it writes; there is one of a line."""
 
-    __slots__ = ("queue", "serving", "started")
+    __slots__ = ("__weakref__",)
+
+
+class _Line:
+    """A queue, the thread that serves it, and the turn; a forked child begins a new one."""
+
+    __slots__ = (
+        "busy",
+        "holder",
+        "lent",
+        "mine",
+        "pid",
+        "prompt",
+        "queue",
+        "serving",
+        "started",
+        "turns",
+    )
 
     def __init__(self) -> None:
         self.queue: SimpleQueue[Request | None] = SimpleQueue()
         self.serving = _thread.allocate_lock()
         self.started = False
+        self.busy = False  # the thread has something to write
+        self.mine: _Turn | None = None  # the thread's, while it writes
+        self.pid = os.getpid()
+        self.prompt: Prompt | None = None
+        self.holder = 0  # the thread that took the turn last, for a prompt call
+        turn = _Turn()
+        self.lent = weakref.ref(turn)
+        self.turns: SimpleQueue[_Turn] = SimpleQueue()
+        self.turns.put(turn)
+
+    def quiet(self) -> bool:
+        """Whether nobody waits for the thread, nor it for the turn, who would come too late."""
+        if self.started:
+            return not self.busy and self.queue.empty()
+        return True  # what is queued was withdrawn for want of a thread, or has just one
+
+    def taken(self, timeout: float) -> _Turn | None:
+        """The turn, for the thread; None: a call has it still. What was lost is made anew."""
+        if self.lent() is not None:
+            try:
+                return self.turns.get(timeout=timeout)
+            except Empty:
+                return None
+        turn = _Turn()
+        self.lent = weakref.ref(turn)
+        return turn
+
+    @property
+    def nested(self) -> bool:
+        """Whether this thread has the turn: it was interrupted by a signal handler since."""
+        mine = self.holder == _thread.get_ident()
+        return mine and self.turns.empty() and self.lent() is not None
 
 
 class Committer:
     """Runs everything that writes, one batch at a time.
 
     Args:
-        store: the client's half of a store; only this thread writes through it.
+        store: the client's half of a store; only the thread writes through it.
         timeout: seconds a call waits for its turn before SpoolBusy.
         now_ms: the wall clock.
     """
@@ -117,27 +183,95 @@ class Committer:
         self._store = store
         self._timeout = timeout
         self._now_ms = now_ms
+        self._prompt = store.prompt if isinstance(store, PromptStore) else None
         self._stopped = False
         self._line = _Line()
 
     def forked(self) -> None:
         """In a forked child: the parent's thread and its callers do not exist here."""
-        self._line = _Line()
+        line, self._line = self._line, _Line()
+        if line.prompt is not None:
+            line.prompt.forked(used=line.turns.empty())
 
-    def enqueue(self, submission: Submission) -> str:
-        """Store one message durably, sharing the commit with whoever calls now.
+    def begin(self) -> _Line:
+        """What ``enqueue`` of a message that is made from now on knows this process by."""
+        return self._line
+
+    def enqueue(self, submission: Submission, begun: _Line | None = None) -> str:
+        """Store one message durably: here, or sharing the commit with whoever calls now.
+
+        Stored here, it waits for the disk as long as the disk takes.
+
+        Args:
+            begun: ``begin()`` from before it was made: a child that was forked since by a signal
+                handler, and came back from that, has the id of a message of its parent's.
 
         Raises:
             SpoolBusy, SpoolError, OutcomeUnknown, InvalidMessage, IdempotencyConflict
         """
-        result = self._run(Request(submission=submission, key=submission.id))
+        line = begun or self._line
+        result = None
+        if self._prompt is not None and not self._stopped and line.quiet():
+            result = self._store_here(line, self._prompt, submission)
+        if result is None:
+            request = Request(submission=submission, key=submission.id)
+            if line is not self._line:  # a handler forked, and this child came back from it
+                raise request.unknown("this process was forked while it was written")
+            result = self._run(request)
         assert isinstance(result, str)
+        return result
+
+    def _store_here(
+        self, line: _Line, prompt: Callable[[int], Prompt], submission: Submission
+    ) -> str | None:
+        """Store it on this thread; None: somebody else writes, or it cannot be done here.
+
+        Each step is one that a signal handler may follow with an exception: the turn goes back, or
+        was never taken.
+        """
+        try:
+            turn = line.turns.get_nowait()
+        except Empty:
+            return None
+        try:
+            line.holder = _thread.get_ident()
+            if line.prompt is None:
+                line.prompt = prompt(line.pid)
+            result = line.prompt.store(submission, self._now_ms())
+        finally:
+            line.turns.put(turn)
+        if isinstance(result, Exception):
+            raise result
         return result
 
     def call(self, function: Callable[[], Result], key: str = "", doubt: str = CHANGED) -> Result:
         """Run a writing function of the store in its turn; its exception is raised here."""
         found: Result = self._run(Request(call=function, key=key, doubt=doubt))
         return found
+
+    def close(self) -> None:
+        """Close the store after what is queued; later calls raise SpoolError."""
+        nested = self._line.nested
+        try:
+            self.call(lambda: self._close(nested))
+        finally:
+            self.stop()
+
+    def _close(self, nested: bool) -> None:
+        """In the writing thread, which may or may not have the turn.
+
+        Args:
+            nested: whoever closes has the turn below, and goes on with it afterwards, if ever.
+        """
+        line = self._line
+        try:
+            self._store.close()
+        finally:
+            if line.prompt is not None:
+                line.prompt.end(used=True)  # nobody begins one any more
+                turn = line.mine or (None if nested else line.taken(self._timeout))
+                if turn is not None:
+                    line.prompt.end(used=False)
 
     def stop(self) -> None:
         """Let the thread end after what is queued; later calls raise SpoolError."""
@@ -182,6 +316,7 @@ class Committer:
         return request.outcome()
 
     def _run(self, request: Request) -> Any:
+        request.nested = self._line.nested
         self.submit(request)
         return self._waited(request)
 
@@ -203,6 +338,8 @@ class Committer:
         try:
             _thread.start_new_thread(self._serve, (line,))
         except Exception as error:  # RuntimeError, or MemoryError: the process has its limit
+            if interrupts.raised(error):
+                raise
             # Where it cannot be withdrawn, another caller's thread has it: then it will be done.
             if not line.started and request.withdraw():
                 raise SpoolError(
@@ -217,7 +354,9 @@ class Committer:
         if not serving.acquire(blocking=False):
             return
         while True:
+            line.busy = False
             request = queue.get()
+            line.busy = True
             if line is not self._line:
                 # A handler forked in the middle of submit and the child came back there: what is
                 # in the inherited queue is the parent's to store.
@@ -226,15 +365,23 @@ class Committer:
                 queue.put(None)  # for a second thread that comes too late to find this one
                 serving.release()
                 return
-            if not request.taken.acquire(blocking=False):
-                continue
-            if request.call is not None:
-                _answer(request)
-                continue
-            batch, after = self._gather(queue, request)
-            self._commit(batch)
-            if after is not None:
-                _answer(after)
+            line.mine = None if request.nested else line.taken(TURN_S)
+            self._write(queue, request)
+            if line.mine is not None:
+                line.turns.put(line.mine)
+                line.mine = None
+
+    def _write(self, queue: SimpleQueue[Request | None], request: Request) -> None:
+        """Do what is asked for, and what can be done with it; the turn is the thread's."""
+        if not request.taken.acquire(blocking=False):
+            return
+        if request.call is not None:
+            _answer(request)
+            return
+        batch, after = self._gather(queue, request)
+        self._commit(batch)
+        if after is not None:
+            _answer(after)
 
     def _gather(
         self, queue: SimpleQueue[Request | None], first: Request

@@ -205,6 +205,7 @@ class Sending(Handle):
             SpoolBusy, SpoolFull, SpoolReadOnly, SpoolError: not stored.
             OutcomeUnknown: the disk failed half-way; ``.key`` is the id to ask for later.
         """
+        begun = self._committer.begin()
         submission = self._submission(
             message,
             sender=sender,
@@ -219,7 +220,7 @@ class Sending(Handle):
             require_tls=require_tls,
             on_doubt=on_doubt,
         )
-        return self._committer.enqueue(submission)
+        return self._committer.enqueue(submission, begun)
 
     def send_many(
         self,

@@ -4,6 +4,8 @@ The structs mirror the TOML tables and keys exactly; ``docs/reference/configurat
 from this file. Durations are float seconds here and text with a unit in TOML; sizes are bytes here,
 and bytes or text with a unit in TOML. A default chosen by
 an RFC or by experience says so in its sentence.
+
+Longer than a file should be: a setting is looked for in one list, and the page is made from it.
 """
 
 from __future__ import annotations

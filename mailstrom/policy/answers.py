@@ -68,6 +68,8 @@ def negative(ttl_s: int) -> int:
 
 def is_ip(text: str) -> bool:
     """Whether the text is an IPv4 or IPv6 address."""
+    if ":" not in text and text[-1:] not in digits:
+        return False  # as nearly all names are, at a tenth of the cost
     try:
         ip_address(text)
     except ValueError:

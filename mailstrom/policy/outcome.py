@@ -156,18 +156,18 @@ def judge(
     if unanswered and (excused or reused):
         return _unanswered(end, last_host=last_host, reused=reused)
     # In the order of the wire: the first reply that refuses is the one that stands.
-    if end.mail is not None and _refuses(end.mail):
+    if end.mail is not None and end.mail.code >= 400:
         if reused and end.mail.code == SERVICE_CLOSING:
             return _again(end.mail)
         return _refused(end.mail, Stage.MAIL, last_host)
-    if rcpt is not None and _refuses(rcpt):
+    if rcpt is not None and rcpt.code >= 400:
         return _refused(rcpt, Stage.RCPT, last_host)
-    if end.data is not None and _refuses(end.data):
+    if end.data is not None and end.data.code >= 400:
         return _refused(end.data, Stage.DATA, last_host)
     if unread:
         return _again_unread(end)
     if rcpt is not None and rcpt.positive and end.dot is not None:
-        if _refuses(end.dot):
+        if end.dot.code >= 400:
             early = end.stage is Stage.BODY
             return _refused(end.dot, Stage.BODY if early else Stage.DOT, last_host)
         if end.dot.positive and end.dot_written:
@@ -179,10 +179,6 @@ def judge(
     if closing is not None:
         return _refused(closing, Stage.RCPT, last_host)
     return _lost(end, last_host)
-
-
-def _refuses(reply: Reply) -> bool:
-    return reply.code >= 400
 
 
 def _delivered(reply: Reply) -> Verdict:

@@ -32,7 +32,7 @@ from msgspec.structs import replace
 from mailstrom.smtp import commands
 from mailstrom.smtp.capabilities import Capabilities
 from mailstrom.smtp.framing import DotStuffer, require_crlf, stuffed
-from mailstrom.smtp.reply import BadReply, Reply, ReplyParser
+from mailstrom.smtp.reply import KINDS, BadReply, Reply, ReplyParser
 from mailstrom.smtp.states import STAGES, TABLE, Group, Progress, Slot, Step, slots
 from mailstrom.smtp.transaction import (
     ContentWanted,
@@ -108,7 +108,11 @@ class ClientDialogue:
             Step.REFUSE_CHUNK: self._refuse_chunk,
             Step.GARBAGE: self._out_of_step,
         }
-        self._steps = {pair: steps[step] for pair, step in TABLE.items()}
+        self._steps = {
+            (slot, digit): steps[TABLE[slot, kind]]
+            for slot in Slot
+            for digit, kind in KINDS.items()
+        }
 
     # What the shell asks
 
@@ -335,14 +339,15 @@ class ClientDialogue:
             # it came before its command left: a reply too many
             return self.fail(Fault.GARBAGE)
         transaction, slot, index = awaited.popleft()
-        if reply.code >= 500 and self._stumbles(transaction, slot, reply):
+        code = reply.code
+        if code >= 500 and self._stumbles(transaction, slot, reply):
             transaction.dot_written = False  # what is answered so was not taken
             return self._out_of_step(transaction, slot, index, reply)
         if slot is not Slot.RSET:  # its reply says nothing about this transaction
             transaction.answered = True
-        if reply.code == _CLOSING:
+        if code == _CLOSING:
             return self._closing(transaction, slot, index, reply)
-        return self._steps[slot, reply.kind](transaction, slot, index, reply)
+        return self._steps[slot, code // 100](transaction, slot, index, reply)
 
     def _stumbles(self, transaction: Progress, slot: Slot, reply: Reply) -> bool:
         """Whether a refusal only says that commands came too soon, or in the wrong place.
@@ -392,7 +397,8 @@ class ClientDialogue:
         if slot is Slot.MAIL:
             transaction.mail = reply
             transaction.opened = True
-        self._send(transaction)
+        if transaction.groups:
+            self._send(transaction)
         return []
 
     def _refuse_all(
@@ -404,9 +410,13 @@ class ClientDialogue:
     def _accept_one(
         self, transaction: Progress, slot: Slot, index: int, reply: Reply
     ) -> list[Event]:
-        if transaction.opened:
-            transaction.accepted += 1
-        return self._refuse_one(transaction, slot, index, reply)
+        if not transaction.opened:
+            return self._refuse_one(transaction, slot, index, reply)
+        transaction.accepted += 1
+        transaction.rcpts[index] = reply
+        if transaction.groups:
+            self._send(transaction)
+        return []
 
     def _refuse_one(
         self, transaction: Progress, slot: Slot, index: int, reply: Reply
@@ -441,10 +451,11 @@ class ClientDialogue:
         return []
 
     def _finish(self, transaction: Progress, slot: Slot, index: int, reply: Reply) -> list[Event]:
-        if reply.positive and self._speaks_of_an_address(transaction, reply):
+        positive = reply.code < 300
+        if positive and self._speaks_of_an_address(transaction, reply):
             return self._out_of_step(transaction, slot, index, reply)
-        self._keep(transaction, slot, index, reply)
-        transaction.opened = not reply.positive  # some keep the envelope of a refused content
+        transaction.dot = reply
+        transaction.opened = not positive  # some keep the envelope of a refused content
         refused = transaction.refused
         if slot is Slot.BDAT:
             self._chunks_proved = self._chunks_proved or refused is None
@@ -502,7 +513,7 @@ class ClientDialogue:
         if not self._broken:
             self._reset_due = transaction.opened and not running
             self._used = True
-            self._refused = transaction.dot is not None and not transaction.dot.positive
+            self._refused = transaction.dot is not None and transaction.dot.code >= 300
             return events
         for other in running:  # no reply to them can have come: replies come in order
             lost = Stage.DOT if other.dot_written else Stage.MAIL
@@ -536,8 +547,9 @@ class ClientDialogue:
         So it is where a reply came twice before a BDAT, or none came before commands behind a dot.
         """
         enhanced = reply.enhanced
-        ahead = transaction.chunked or self._waiting() is not None
-        return ahead and enhanced is not None and enhanced.startswith("2.1.")
+        if enhanced is None or not enhanced.startswith("2.1."):
+            return False
+        return transaction.chunked or self._waiting() is not None
 
     def _waiting(self) -> Extension | None:
         """PIPELINING where something stands behind the first content that is unanswered."""

@@ -74,8 +74,9 @@ def helo(name: str) -> bytes:
 
 
 def _path(address: str, *, null: bool, smtputf8: bool) -> bytes:
-    lone = (null and not address) or (not null and address.lower() == "postmaster")
-    if not lone and not _MAILBOX.fullmatch(address):
+    if not _MAILBOX.fullmatch(address) and not (
+        not address if null else address.lower() == "postmaster"
+    ):
         raise ValueError(
             f"address {address!r} is no local@domain path (RFC 5321 section 4.1.2); quote the "
             "local part or correct it before it is enqueued"

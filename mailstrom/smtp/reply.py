@@ -32,7 +32,7 @@ class ReplyKind(StrEnum):
     PERMANENT = "permanent"
 
 
-_KINDS = {
+KINDS = {
     2: ReplyKind.POSITIVE,
     3: ReplyKind.INTERMEDIATE,
     4: ReplyKind.TRANSIENT,
@@ -95,7 +95,7 @@ class Reply(Struct, frozen=True, gc=False):
     @property
     def kind(self) -> ReplyKind:
         """The meaning of the first digit."""
-        return _KINDS[self.code // 100]
+        return KINDS[self.code // 100]
 
     @property
     def positive(self) -> bool:

@@ -148,10 +148,10 @@ class Progress:
     @property
     def refused(self) -> Stage | None:
         """The stage at which replies alone decided against every recipient, or None."""
-        if self.mail is not None and not self.mail.positive:
+        if self.mail is not None and self.mail.code >= 300:
             return Stage.MAIL
         if not self.accepted and None not in self.rcpts:
             return Stage.RCPT
-        if self.data is not None and not self.data.intermediate:
+        if self.data is not None and self.data.code // 100 != 3:
             return Stage.DATA
         return None

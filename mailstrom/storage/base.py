@@ -47,6 +47,8 @@ class Lane:
     """Most that the site's hosts were seen to bear."""
     chunking: bool | None = None
     """Whether a BDAT worked there (True), or CHUNKING was offered and mishandled (False)."""
+    failing: bool = False
+    """Whether the last pass over the site's hosts failed."""
 
 
 class Lesson(Struct, frozen=True, kw_only=True, gc=False):
@@ -199,6 +201,11 @@ class Exchange(NamedTuple):
     claimed: list[Claimed]
     ended: frozenset[int] = frozenset()
     """Lanes that claim nothing any more: beyond ``limit_lanes`` or ``share``, or gone."""
+    locked_s: float = 0.0
+    """Monotonic seconds when the store had its lock; what it opened is as fresh as that. 0: the
+    store does not say."""
+    freed_s: float = 0.0
+    """When all was committed, and the lock free again."""
 
 
 class Suspension(NamedTuple):
@@ -400,8 +407,13 @@ class WorkerStore(Protocol):
         """Take domains whose recipients are due and unrouted, for this live worker to resolve."""
         ...
 
-    def put_route(self, worker: int, answer: RouteAnswer, now_ms: int) -> bool:
-        """Store an answer and stamp up to 1,000 waiting recipients; True if some are left."""
+    def put_routes(
+        self, worker: int, answers: Sequence[RouteAnswer], now_ms: int
+    ) -> Sequence[bool]:
+        """Store answers in one transaction, and stamp up to 1,000 waiting recipients in all.
+
+        For each whether some of its recipients are left: its domain stays due.
+        """
         ...
 
     def give_back(self, worker: int, domain: str, retry_ms: int) -> None:
@@ -419,10 +431,12 @@ class WorkerStore(Protocol):
         """
         ...
 
-    def release(self, lane: int, now_ms: int, *, on_doubt: OnDoubt = OnDoubt.RETRY) -> int:
-        """Give a lane back; what it still claims is due again, what it left open is in doubt.
+    def release(
+        self, ended: Sequence[int], now_ms: int, *, on_doubt: OnDoubt = OnDoubt.RETRY
+    ) -> int:
+        """Give lanes back; what they still claim is due again, what they left open is in doubt.
 
-        Returns how many recipients it still held.
+        Returns how many recipients they still held.
         """
         ...
 

@@ -8,10 +8,10 @@ store is correct when the conformance suite in ``tests/storage`` says so.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from mailstrom.types import Change, Event, MessageStatus, OnDoubt, QueueStats, Suppression
+from mailstrom.value import value
 
 CHUNK_BYTES = 256 * 1024
 """Largest piece of content in one row."""
@@ -52,7 +52,7 @@ class Submission(NamedTuple):
     idempotency: tuple[str, bytes] | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value
 class Selection:
     """Which recipients are meant: fields are joined with "and", values of one field with "or".
 
@@ -107,6 +107,40 @@ class Owner(NamedTuple):
     """Name of its lock file in the run directory."""
     lanes: int
     recipients: int
+
+
+class Prompt(Protocol):
+    """Stores single messages on the thread that asks; one call at a time.
+
+    It is a store of its own beside the one that made it: a signal handler that interrupts a call,
+    anywhere, finds that one free. So a call holds nothing that others wait for between two
+    bytecodes, and may be left there by an exception.
+    """
+
+    def store(self, submission: Submission, now_ms: int) -> str | Exception | None:
+        """As ``ClientStore.enqueue`` of one; None: not here, and nothing was written."""
+        ...
+
+    def end(self, *, used: bool) -> None:
+        """Later calls raise; ``used``: one that goes on keeps what it has. Idempotent."""
+        ...
+
+    def forked(self, *, used: bool) -> None:
+        """This is a forked child, which uses another one; ``used``: its parent was in a call."""
+        ...
+
+
+@runtime_checkable
+class PromptStore(Protocol):
+    """A ``ClientStore`` may offer this, too."""
+
+    def prompt(self, pid: int) -> Prompt:
+        """A new ``Prompt`` on the same spool; it connects when it is first used.
+
+        Args:
+            pid: the process that it stores in; in another one it stores nothing.
+        """
+        ...
 
 
 class ClientStore(Protocol):

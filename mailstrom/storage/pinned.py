@@ -5,10 +5,10 @@ By themselves, since a client that meets such a log loads nothing of the engine'
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from mailstrom.value import value
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value
 class LogHolder:
     """A process that keeps the write-ahead log from being emptied, and its command's name."""
 
@@ -21,7 +21,7 @@ def mebibytes(size: int) -> str:
     return f"{round(size / (1 << 20), 1):g} MiB"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value
 class Pinned:
     """A log that has grown over its alarm and cannot be emptied.
 

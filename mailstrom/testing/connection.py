@@ -5,6 +5,8 @@ and what the script leaves open is answered normally. A content is recorded at i
 its answer, delayed or not. Misbehaviour begins only after the replies due before it are out.
 
 Must not know: where the server listens, who reads the record.
+
+Longer than a file should be: each callback changes what may still be answered, and in which order.
 """
 
 from __future__ import annotations

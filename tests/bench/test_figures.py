@@ -17,7 +17,7 @@ from tools.bench.figures import (
     rows,
     table,
 )
-from tools.bench.goals import goals, judged, limit
+from tools.bench.goals import PURGING, goals, judged, limit
 
 NEAR = "20 connections"
 
@@ -123,10 +123,31 @@ def test_depth_is_judged_by_the_deepest_step_against_the_shallowest() -> None:
                values={"cpu_s_per_1000": cpu, "stall_max_ms": stall})
         for at, cpu, stall in ((1000.0, 0.9, 70.0), (10.0, 0.1, 10.0), (100.0, 0.2, 90.0))
     ]  # fmt: skip
-    found = {row.key: row for row in rows(steps)}
+    again = replace(steps[0], run=2, values={"cpu_s_per_1000": 0.9, "stall_max_ms": 60.0})
+    found = {row.key: row for row in rows([*steps, again])}
     read = {goal.what: numbers for goal, numbers in judged(found, [True])}
     assert read["deepest to shallowest queue: CPU a message"] == [pytest.approx(9.0)]
     assert read["worst wait of a sender beside the deepest queue"] == [70.0]
+
+
+def test_a_worst_wait_is_the_worst_of_all_runs_and_its_median_is_told_beside_it() -> None:
+    runs = [
+        Figure(bench="stalls", case=PURGING, uvloop=True, run=run, values={"stall_max_ms": wait})
+        for run, wait in enumerate((20.0, 51.0, 30.0), 1)
+    ]
+    found = {row.key: row for row in rows(runs)}
+    what = "worst wait of a sender while finished mail is purged"
+    goal, numbers = next(one for one in judged(found, [True]) if one[0].what == what)
+    assert numbers == [51.0]
+    assert not goal.met(numbers[0])
+    assert goal.told(found, True) == "51.0 (median 30.0)"
+    assert goal.told({}, True) == "not measured"
+
+
+def test_the_worst_of_a_rate_is_the_lowest() -> None:
+    (row,) = rows([figure(50.0), replace(figure(40.0), run=2)])
+    assert row.worst("rate") == 40.0
+    assert row.worst("p99_ms") is None
 
 
 def test_a_dead_site_is_judged_by_what_the_others_keep() -> None:

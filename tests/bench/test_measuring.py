@@ -29,6 +29,7 @@ FORMS = {
     "latency": {"rate", "bound_rate"},
     "sites": {"rate", "seconds"},
     "depth": {"rate", "count_ms", "route_us", "stall_max_ms", "wal_mib"},
+    "stalls": {"stall_max_ms", "wire_max_ms", "wal_mib", "purged"},
     "idle": {"idle_core_percent", "wire_p50_ms", "connect_p50_ms", "import_ms"},
     "profile": {"share"},
 }

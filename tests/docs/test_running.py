@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.docs.blocks import ALL, CHECKOUT, Block, of_kind
+from tests.support.sockets import free_port
 
 PATIENCE_S = 100
 
@@ -65,20 +65,14 @@ def test_examples_marked_run_do(block: Block, tmp_path: Path) -> None:
     run([sys.executable, "-P", "-W", "error", "-c", block.text], tmp_path)
 
 
-def free_port(host: str, kind: socket.SocketKind) -> int:
-    with socket.socket(socket.AF_INET, kind) as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
-
-
 def test_the_quickstart_works_word_by_word(tmp_path: Path) -> None:
     page = "docs/quickstart.md"
     parts = [block.text for block in ALL if block.page == page and block.run]
     assert len(parts) >= 5
     script = "set -eu\n" + "".join(parts)
     # other tests may be using the page's ports now
-    script = script.replace(":5300", f":{free_port('127.0.0.1', socket.SOCK_DGRAM)}")
-    script = script.replace("2525", str(free_port("127.0.0.2", socket.SOCK_STREAM)))
+    script = script.replace(":5300", f":{free_port('127.0.0.1')}")
+    script = script.replace("2525", str(free_port("127.0.0.2")))
     output = run(["bash", "-c", script], tmp_path)
     promised = next(b.text for b in ALL if b.page == page and b.kind == "text")
     said = iter(output.splitlines())

@@ -58,16 +58,16 @@ def test_a_killed_janitor_of_a_supervisor_comes_back_by_itself(
 def test_the_role_is_taken_when_a_living_supervisor_leaves_it_free_for_long(
     network: Network, file_ms: Mailstrom, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mailstrom_workers import janitor
+    from mailstrom_workers import role
 
-    monkeypatch.setattr(janitor, "PATIENCE_MS", 3_600_000)
+    monkeypatch.setattr(role, "PATIENCE_MS", 3_600_000)
     file_ms.stats()
     supervisor = LockFile(Path(f"{tmp_path / 'spool.db'}-run") / SUPERVISOR_LOCK)
     assert supervisor.acquire()
     try:
         file_ms.start(config=tables(network))
         assert not file_ms.worker_status().janitor
-        monkeypatch.setattr(janitor, "PATIENCE_MS", 500)
+        monkeypatch.setattr(role, "PATIENCE_MS", 500)
         eventually(lambda: file_ms.worker_status().janitor, DEADLINE_S, what="the role")
         other = LockFile(supervisor.path.with_name("janitor.lock"))
         eventually(other.acquire, DEADLINE_S, what="the role left to the supervisor's janitor")

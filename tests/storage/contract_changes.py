@@ -116,7 +116,7 @@ class ChangeContract:
         held = spool.only(id)
         assert (held.status, held.reason, held.next_attempt_at) == (Status.HELD, Reason.USER, None)
         for due in spool.engine.due_domains(spool.worker, 9, T0 + HOUR):
-            spool.engine.put_route(spool.worker, spool.answer(due.name), T0)
+            spool.engine.put_routes(spool.worker, [spool.answer(due.name)], T0)
         assert [lane for lane in spool.lease(now=T0 + HOUR) if spool.claim(lane)] == []
         assert change(spool.client, "release", [id], None, T0 + HOUR) == 1
         released = spool.only(id)
@@ -139,7 +139,7 @@ class ChangeContract:
         assert change(spool.client, "hold", [id], None, T0) == 0, "it is on the wire"
         assert not any(spool.settle(lane, row, "queued") for row in rows if row is not sent)
         assert spool.settle(lane, sent, "delivered")
-        assert spool.engine.release(lane.token, T0) == 0
+        assert spool.engine.release([lane.token], T0) == 0
         assert spool.status(id) == {
             "held@example.org": "held",
             "cancelled@example.org": "cancelled",
@@ -185,7 +185,7 @@ class ChangeContract:
         self, spool: Spool, word: str
     ) -> None:
         id, lane, _ = spool.sending("a@example.org", on_doubt=OnDoubt.HOLD)
-        spool.engine.release(lane.token, T0)
+        spool.engine.release([lane.token], T0)
         assert (spool.only(id).status, spool.only(id).reason) == (Status.HELD, Reason.IN_DOUBT)
         assert change(spool.client, word, [id], None, T0 + HOUR) == 1
         done = spool.client.statuses([id])[id]
@@ -207,7 +207,7 @@ class ChangeContract:
 
     def test_resolve_retry_sends_it_again(self, spool: Spool) -> None:
         id, lane, _ = spool.sending("a@example.org", on_doubt=OnDoubt.HOLD)
-        spool.engine.release(lane.token, T0)
+        spool.engine.release([lane.token], T0)
         assert change(spool.client, "resolve-retry", [id], None, T0 + HOUR) == 1
         spool.route(now=T0 + HOUR)
         again = spool.lane(now=T0 + HOUR)
@@ -219,7 +219,7 @@ class ChangeContract:
 
     def test_a_late_delivery_still_wins_while_a_resolved_retry_waits(self, spool: Spool) -> None:
         id, lane, (row,) = spool.sending("a@example.org", on_doubt=OnDoubt.HOLD)
-        spool.engine.release(lane.token, T0)
+        spool.engine.release([lane.token], T0)
         change(spool.client, "resolve-retry", [id], None, T0)
         assert not spool.settle(lane, row, "delivered")
         assert spool.only(id).status is Status.DELIVERED, "sending it again would be a duplicate"

@@ -380,7 +380,7 @@ class CheckContract:
             (spool.worker, "delivery", 4711, "machine", "delivery.lock", 1, 2),
             (other, "janitor", 5, "machine", "j.lock", 0, 0),
         ]
-        spool.engine.release(lane.token, T0)
+        spool.engine.release([lane.token], T0)
         assert [one.lanes for one in spool.client.owners()] == [0, 0]
 
     def test_a_verdict_without_an_attempt_in_doubt_stays_sound(self, spool: Spool) -> None:

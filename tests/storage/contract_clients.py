@@ -244,7 +244,7 @@ class ClientContract:
         spool.route()
         lane = spool.lane()
         spool.suspend(lane, T0 + HOUR)
-        spool.engine.release(lane.token, T0)
+        spool.engine.release([lane.token], T0)
         assert spool.lease(now=T0 + 5) == []
         assert change(spool.client, "retry", [id], None, T0 + 5) == 1
         spool.route(now=T0 + 5)

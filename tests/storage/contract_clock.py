@@ -71,7 +71,7 @@ class ClockContract:
         for number in range(3):
             id, lane, (row,) = spool.sending(f"a@d{number}.example", expires_ms=T0 + 9 * DAY)
             spool.settle(lane, row, "deferred", due_ms=T0 + HOUR)
-            spool.engine.release(lane.token, T0)
+            spool.engine.release([lane.token], T0)
             ids.append(id)
         back = T0 - 2 * DAY
         while self.keep(spool, back, 1_000, most=piece):
@@ -83,7 +83,7 @@ class ClockContract:
             assert back <= due.timestamp() * 1000 <= back + HOUR
         soon = back + HOUR
         for one in spool.engine.due_domains(spool.worker, 9, soon):
-            spool.engine.put_route(spool.worker, spool.answer(one.name, now=soon), soon)
+            spool.engine.put_routes(spool.worker, [spool.answer(one.name, now=soon)], soon)
         assert len(spool.lease(now=soon, want=9)) == 3
         assert spool.engine.expire(10, T0 + 7 * DAY + 1_000) == 3, "ages are monotonic"
         spool.sound()
@@ -105,7 +105,7 @@ class ClockContract:
         self.keep(spool, T0, 0)
         id, lane, (row,) = spool.sending("a@example.org", expires_ms=T0 + HOUR)
         spool.settle(lane, row, "deferred", due_ms=T0 + 20 * DAY)
-        spool.engine.release(lane.token, T0)
+        spool.engine.release([lane.token], T0)
         morning = T0 + 3 * DAY
         assert self.keep(spool, morning, 50, boot="next") == 1
         assert spool.engine.expire(10, morning) == 0
@@ -114,7 +114,7 @@ class ClockContract:
         assert spool.claim(lanes[0], now=morning) == [], "its route is old, too"
         spool.route(now=morning)
         assert len(spool.claim(lanes[0], now=morning)) == 1
-        spool.engine.release(lanes[0].token, morning)
+        spool.engine.release([lanes[0].token], morning)
         assert spool.engine.expire(10, morning + HOUR) == 1
         assert spool.only(id).reason is Reason.EXPIRED
         spool.sound()

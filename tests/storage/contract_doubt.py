@@ -14,7 +14,7 @@ WAITS = (0, 60_000, 300_000, 900_000)
 def lose(spool: Spool, lane: Lane, rows: list[Claimed], now: int) -> None:
     """The lane ends with these rows on the wire."""
     assert spool.open(lane, rows, now=now)
-    spool.engine.release(lane.token, now)
+    spool.engine.release([lane.token], now)
 
 
 class DoubtContract:
@@ -75,7 +75,7 @@ class DoubtContract:
             spool.settle(
                 lane, row, answer, now=now, **({"due_ms": now} if answer[0] == "d" else {})
             )
-            spool.engine.release(lane.token, now)
+            spool.engine.release([lane.token], now)
         assert spool.rows("SELECT status FROM recipients") == [("deferred",)]
         spool.sound()
 

@@ -178,15 +178,15 @@ class FindingContract:
             id, lane, (row,) = spool.sending("a@example.org")
             spool.settle(lane, row, word)
             ends.append(id)
-            spool.engine.release(lane.token, T0)
+            spool.engine.release([lane.token], T0)
         for word in ("resolve-delivered", "resolve-failed"):
             id, lane, (row,) = spool.sending("a@example.org")
             spool.settle(lane, row, "held")
             change(spool.client, word, [id], None, T0)
             ends.append(id)
-            spool.engine.release(lane.token, T0)
+            spool.engine.release([lane.token], T0)
         id, lane, (row,) = spool.sending("a@example.org")
-        spool.engine.release(lane.token, T0)
+        spool.engine.release([lane.token], T0)
         assert not spool.settle(lane, row, "delivered")
         ends.append(id)
         ends.append(spool.send("a@example.net", expires_ms=T0 + HOUR))
@@ -200,7 +200,7 @@ class FindingContract:
 
     def test_a_late_verdict_on_what_is_over_is_no_new_completion(self, spool: Spool) -> None:
         id, lane, (row,) = spool.sending("a@example.org")
-        spool.engine.release(lane.token, T0)
+        spool.engine.release([lane.token], T0)
         change(spool.client, "cancel", [id], None, T0)
         assert [one.id for one in spool.client.recent(9)] == [id]
         for word in ("delivered", "failed"):

@@ -48,7 +48,7 @@ class FreshnessContract:
         late = T0 + HOUR + MINUTE
         assert spool.claim(lane, now=late) == []
         assert unrouted(spool) == 0, "not a row is written"
-        spool.engine.release(lane.token, late)
+        spool.engine.release([lane.token], late)
         assert spool.lease(now=late) == [], "nobody looks again before there is an answer"
         spool.sound()
         spool.route(now=late, site="mx.shared.example")
@@ -71,11 +71,11 @@ class FreshnessContract:
         lane = spool.lane()
         late = T0 + HOUR
         assert len(spool.claim(lane, limit=1, now=late)) == 5
-        spool.engine.release(lane.token, late)
+        spool.engine.release([lane.token], late)
         spool.route(now=late, result=RouteResult.TEMPORARY, ttl=10_000)
         lane = spool.lane(now=late + 1)
         assert len(spool.claim(lane, now=late + 1)) == 5
-        spool.engine.release(lane.token, late + 1)
+        spool.engine.release([lane.token], late + 1)
         spool.route(now=late + 10_000, site="mx.shared.example")
         assert unrouted(spool) == 0
         assert len(spool.claim(spool.lane(now=late + 10_000), now=late + 10_000)) == 5
@@ -149,7 +149,7 @@ class FreshnessContract:
         lane = spool.lane()
         now = T0 + HOUR
         spool.claim(lane, limit=1, now=now)
-        spool.engine.release(lane.token, now)
+        spool.engine.release([lane.token], now)
         spool.route(now=now, site="mx.new.example")
         moved = []
         for _ in range(3):
@@ -157,7 +157,7 @@ class FreshnessContract:
             assert lane.site_key == "mx.shared.example"
             assert spool.claim(lane, now=now) == []
             moved.append(unrouted(spool))
-            spool.engine.release(lane.token, now)
+            spool.engine.release([lane.token], now)
         assert moved == [500, 1_000, 1_200]
         spool.sound()
 
@@ -168,7 +168,7 @@ class FreshnessContract:
         now = T0 + 2 * HOUR
         spool.claim(lane, now=now)
         spool.suspend(lane, now + DAY, now=now)
-        spool.engine.release(lane.token, now)
+        spool.engine.release([lane.token], now)
         refusal = Refusal(Reason.NO_DOMAIN, "5.1.2", "no such domain")
         kind = {"result": RouteResult.NO_DOMAIN, "refusal": refusal} if gone else {"site": "new"}
         spool.route(now=now, **kind)
@@ -187,7 +187,7 @@ class FreshnessContract:
         (due,) = spool.engine.due_domains(spool.worker, 9, T0 + 500)
         assert due.cached is not None
         answer = spool.answer(DOMAIN, now=T0 + 500, cached=True)
-        assert spool.engine.put_route(spool.worker, answer, T0 + 500) is False
+        assert spool.engine.put_routes(spool.worker, [answer], T0 + 500) == [False]
         assert unrouted(spool) == 0
         assert spool.rows("SELECT resolved_ms, expires_ms FROM domains") == before
         assert spool.rows("SELECT count(*) FROM events WHERE type = 'mx.resolved'") == [(1,)]
@@ -201,7 +201,9 @@ class FreshnessContract:
         (due,) = spool.engine.due_domains(spool.worker, 9, T0)
         assert due.cached is not None
         spool.engine.use_routes("another", T0)
-        assert spool.engine.put_route(spool.worker, spool.answer(DOMAIN, cached=True), T0) is True
+        assert spool.engine.put_routes(spool.worker, [spool.answer(DOMAIN, cached=True)], T0) == [
+            True
+        ]
         assert unrouted(spool) == 1
         (due,) = spool.engine.due_domains(spool.worker, 9, T0)
         assert due.cached is None
@@ -220,7 +222,7 @@ class FreshnessContract:
         rows = spool.claim(lane, now=end)
         assert [row.address for row in rows] == ["new@example.org"]
         assert spool.claim(lane, now=end) == []
-        spool.engine.release(lane.token, end)
+        spool.engine.release([lane.token], end)
         assert spool.lease(now=end + 999) == [], "the janitor comes first"
         assert spool.engine.expire(10, end) == 1
         (row,) = spool.claim(spool.lane(now=end + 1_000), now=end + 1_000)

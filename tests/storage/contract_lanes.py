@@ -19,7 +19,7 @@ def busy_site(spool: Spool, messages: int = 30, domain: str = "example.org") -> 
     (row,) = spool.claim(lane)
     spool.open(lane, [row])
     assert spool.settle(lane, row, "delivered", now=T0)
-    spool.engine.release(lane.token, T0)
+    spool.engine.release([lane.token], T0)
     for number in range(messages):
         spool.send(f"r{number}@{domain}")
 
@@ -46,7 +46,7 @@ class LaneContract:
         ]
         assert len(lanes) == 7
         assert len({lane.token for lane in lanes}) == 7
-        spool.engine.release(lanes[0].token, T0)
+        spool.engine.release([lanes[0].token], T0)
         again = [lane for w in workers for lane in spool.lease(worker=w, limit=7, workers=3)]
         assert len(again) == 1
         assert again[0].token not in {lane.token for lane in lanes}, "never given out twice"
@@ -82,7 +82,7 @@ class LaneContract:
         spool.client.enqueue([], T0)
         spool.send(*(f"a@{name}" for name in names))
         for due in spool.engine.due_domains(spool.worker, 300, T0):
-            spool.engine.put_route(spool.worker, spool.answer(due.name), T0)
+            spool.engine.put_routes(spool.worker, [spool.answer(due.name)], T0)
         lanes = [lane for _ in range(3) for lane in spool.lease(want=100)]
         assert len({lane.site for lane in lanes}) == 210
 
@@ -114,7 +114,7 @@ class LaneContract:
         assert spool.suspend(lane, T0 + HOUR) == 1
         assert spool.suspend(lane, T0 + DAY) == 0, "it is suspended already"
         assert spool.engine.failures(lane.site) == 1
-        spool.engine.release(lane.token, T0)
+        spool.engine.release([lane.token], T0)
         assert spool.engine.due_sites(T0 + HOUR - 1) == []
         assert spool.lease(now=T0 + HOUR - 1) == []
         assert spool.engine.next_due_ms(T0) == T0 + HOUR
@@ -127,7 +127,7 @@ class LaneContract:
         for failures in (1, 2, 3):
             lane = spool.lane(now=now)
             assert spool.suspend(lane, now + HOUR, since=now, now=now) == failures
-            spool.engine.release(lane.token, now)
+            spool.engine.release([lane.token], now)
             now += HOUR
         lane = spool.lane(now=now)
         (row,) = spool.claim(lane, limit=1, now=now)
@@ -154,7 +154,7 @@ class LaneContract:
         lane = spool.lane()
         spool.claim(lane)
         spool.suspend(lane, T0 + HOUR)
-        spool.engine.release(lane.token, T0)
+        spool.engine.release([lane.token], T0)
         assert spool.rows("SELECT * FROM attempts ORDER BY id") == before
         assert spool.rows("SELECT attempts, count(*) FROM recipients GROUP BY 1") == [
             (0, 3), (1, 1)
@@ -202,7 +202,7 @@ class LaneContract:
         busy_site(spool, 3)
         lane = spool.lane()
         rows = spool.claim(lane, limit=1)
-        spool.engine.release(lane.token, T0)
+        spool.engine.release([lane.token], T0)
         assert spool.claim(lane) == []
         assert spool.open(lane, rows) == frozenset()
         spool.sound()
@@ -240,7 +240,7 @@ class LaneContract:
 
         def known(now: int) -> tuple[Pipelining, bool | None]:
             lane = spool.lane(now=now)
-            spool.engine.release(lane.token, now)
+            spool.engine.release([lane.token], now)
             return lane.pipelining, lane.chunking
 
         assert known(T0) == (Pipelining.FULL, None)
@@ -265,21 +265,58 @@ class LaneContract:
         spool.route()
         lane = spool.lane()
         assert len(spool.claim(lane)) == 2
-        assert spool.engine.release(lane.token, T0 + 5) == 2
+        assert spool.engine.release([lane.token], T0 + 5) == 2
         found = spool.client.statuses([id])[id]
         assert {(r.status, r.attempts, r.in_doubt) for r in found.recipients.values()} == {
             ("queued", 0, False)
         }
         assert spool.engine.next_due_ms(T0) is not None
-        assert spool.engine.release(lane.token, T0 + 5) == 0
+        assert spool.engine.release([lane.token], T0 + 5) == 0
         assert len(spool.claim(spool.lane(now=T0 + 5), now=T0 + 5)) == 2
         spool.sound()
+
+    def test_lanes_given_back_together_end_each_by_what_it_holds(self, spool: Spool) -> None:
+        sent = {word: spool.send(f"a@{word}.example") for word in ("done", "claimed", "wire")}
+        for word in sent:
+            spool.route(f"{word}.example")
+        lanes = {lane.site_key.split(".")[1]: lane for lane in spool.lease(want=9)}
+        rows = {word: spool.claim(lane) for word, lane in lanes.items()}
+        for word in ("done", "wire"):
+            spool.open(lanes[word], rows[word])
+        assert spool.settle(lanes["done"], rows["done"][0], "delivered")
+        tokens = [lane.token for lane in lanes.values()]
+        assert spool.engine.release(tokens, T0 + 300) == 2
+        found = {word: spool.only(id) for word, id in sent.items()}
+        assert {word: (one.status, one.in_doubt) for word, one in found.items()} == {
+            "done": ("delivered", False),
+            "claimed": ("queued", False),
+            "wire": ("deferred", True),
+        }
+        assert spool.engine.release(tokens, T0 + 300) == 0
+        assert {lane.token for lane in spool.lease(want=9, now=T0 + 300)}.isdisjoint(tokens)
+        spool.sound()
+
+    def test_a_lane_says_whether_its_site_failed_last_time(self, spool: Spool) -> None:
+        id, lane, (row,) = spool.sending("a@example.org")
+        assert not lane.failing
+        spool.settle(lane, row, "deferred")
+        spool.suspend(lane, T0 + 500)
+        spool.engine.release([lane.token], T0 + 400)
+        canary = spool.lane(now=T0 + 1_000)
+        assert canary.failing
+        (row,) = spool.claim(canary, now=T0 + 1_000)
+        spool.open(canary, [row], now=T0 + 1_000)
+        spool.settle(canary, row, "delivered", now=T0 + 2_000)
+        spool.engine.release([canary.token], T0 + 2_000)
+        spool.send("b@example.org")
+        assert not spool.lane(now=T0 + 2_000).failing
+        assert spool.only(id).status == "delivered"
 
     def test_a_deferred_recipient_given_back_is_still_deferred(self, spool: Spool) -> None:
         id, lane, (row,) = spool.sending("a@example.org")
         spool.settle(lane, row, "deferred")
         assert len(spool.claim(lane, now=T0 + 1_000)) == 1
         assert spool.only(id).status == "deferred", "claimed is no word of its own"
-        spool.engine.release(lane.token, T0 + 1_000)
+        spool.engine.release([lane.token], T0 + 1_000)
         assert spool.only(id).status == "deferred"
         spool.sound()

@@ -89,7 +89,7 @@ def _open(case: Case) -> None:
 
 
 def _release(case: Case) -> None:
-    case.spool.engine.release(case.lane.token, T0)
+    case.spool.engine.release([case.lane.token], T0)
 
 
 def _lapse(on_doubt: OnDoubt) -> Callable[[Case], None]:
@@ -114,7 +114,7 @@ def _route_failed(case: Case) -> None:
     for due in case.spool.engine.due_domains(case.spool.worker, 9, now):
         if due.name == "example.org":
             answer = case.spool.answer(due.name, result=RouteResult.NULL_MX, refusal=refusal)
-            case.spool.engine.put_route(case.spool.worker, answer, now)
+            case.spool.engine.put_routes(case.spool.worker, [answer], now)
 
 
 def _route_deferred(case: Case) -> None:

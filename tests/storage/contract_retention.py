@@ -15,7 +15,7 @@ class RetentionContract:
     def finished(self, spool: Spool, word: str = "delivered") -> str:
         id, lane, (row,) = spool.sending("a@example.org", tags=("x",))
         spool.settle(lane, row, word, now=T0)
-        spool.engine.release(lane.token, T0)
+        spool.engine.release([lane.token], T0)
         return id
 
     def test_retention_is_the_spools_own(self, spool: Spool) -> None:
@@ -75,7 +75,7 @@ class RetentionContract:
         spool.send(*(f"a@d{n}.example" for n in range(7)), idempotency=("k1", b"1"))
         spool.send("b@d1.example", idempotency=("k2", b"2"))
         for due in spool.engine.due_domains(spool.worker, 99, T0):
-            spool.engine.put_route(spool.worker, spool.answer(due.name), T0)
+            spool.engine.put_routes(spool.worker, [spool.answer(due.name)], T0)
         for id in spool.client.query("SELECT id FROM messages", (), 10.0):
             change(spool.client, "cancel", [str(id[0])], None, T0)
         done = []
@@ -108,7 +108,7 @@ class RetentionContract:
         (row,) = spool.claim(lane)
         spool.open(lane, [row])
         spool.settle(lane, row, "delivered", now=T0)
-        spool.engine.release(lane.token, T0)
+        spool.engine.release([lane.token], T0)
         while spool.engine.purge(KEEP, 100, late - DAY):
             pass
         assert spool.rows("SELECT count(*) FROM domains") == [(0,)]

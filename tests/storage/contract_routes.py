@@ -28,10 +28,10 @@ class RouteContract:
         assert spool.engine.due_domains(spool.worker, 10, T0)
         refusal = Refusal(Reason.NULL_MX, "5.1.10", "takes no mail")
         answer = spool.answer("example.org", result=RouteResult.NULL_MX, refusal=refusal)
-        assert spool.engine.put_route(other, answer, T0) is False
+        assert spool.engine.put_routes(other, [answer], T0) == [False]
         assert spool.rows("SELECT status FROM recipients") == [("queued",)]
         spool.engine.give_back(other, "example.org", T0 + DAY)
-        assert spool.engine.put_route(spool.worker, answer, T0) is False
+        assert spool.engine.put_routes(spool.worker, [answer], T0) == [False]
         assert spool.rows("SELECT status, reason FROM recipients") == [("failed", "null_mx")]
         spool.sound()
 
@@ -89,14 +89,14 @@ class RouteContract:
             (due,) = spool.engine.due_domains(spool.worker, 10, now)
             assert (due.failures, due.cached) == (failures, None)
             answer = spool.answer("example.org", result=RouteResult.TEMPORARY, now=now, ttl=HOUR)
-            assert spool.engine.put_route(spool.worker, answer, now) is False
+            assert spool.engine.put_routes(spool.worker, [answer], now) == [False]
             assert spool.engine.due_domains(spool.worker, 10, now + HOUR - 1) == []
             assert spool.engine.next_due_ms(now) == now + HOUR
         now = T0 + 3 * HOUR
         spool.route(now=now)
         lane = spool.lane(now=now)
         assert len(spool.claim(lane, now=now)) == 1
-        spool.engine.release(lane.token, now)
+        spool.engine.release([lane.token], now)
         spool.sound()
 
     def test_a_domain_given_back_is_due_again_later(self, spool: Spool) -> None:
@@ -140,7 +140,7 @@ class RouteContract:
         (due,) = spool.engine.due_domains(spool.worker, 10, T0)
         assert due.cached is not None
         answer = spool.answer("example.org")
-        assert spool.engine.put_route(spool.worker, answer, T0) is False
+        assert spool.engine.put_routes(spool.worker, [answer], T0) == [False]
         assert spool.rows("SELECT count(*) FROM recipients WHERE site IS NULL") == [(0,)]
         spool.sound()
 
@@ -152,6 +152,45 @@ class RouteContract:
         assert spool.client.statuses([id])[id].status == "queued"
         assert spool.route(**kind) is False
         assert spool.client.statuses([id])[id].completed
+        spool.sound()
+
+    def test_answers_stored_together_share_the_bound(self, spool: Spool) -> None:
+        first = spool.send(*(f"r{n}@a.example" for n in range(600)))
+        second = spool.send(*(f"r{n}@b.example" for n in range(600)))
+        spool.send("a@c.example")
+        domains = sorted(due.name for due in spool.engine.due_domains(spool.worker, 10, T0))
+        assert domains == ["a.example", "b.example", "c.example"]
+        answers = [spool.answer(name) for name in domains]
+        left = spool.engine.put_routes(spool.worker, answers, T0)
+        assert left == [False, True, True], "a thousand rows in one transaction, and no more"
+        again = spool.engine.due_domains(spool.worker, 10, T0)
+        assert {due.name for due in again} == {"b.example", "c.example"}
+        assert all(due.cached is not None for due in again), "nobody is asked twice"
+        answers = [spool.answer(due.name, cached=True) for due in again]
+        assert spool.engine.put_routes(spool.worker, answers, T0) == [False, False]
+        assert spool.rows("SELECT count(*) FROM recipients WHERE site IS NULL") == [(0,)]
+        for id in (first, second):
+            assert spool.client.statuses([id])[id].status == "queued"
+        spool.sound()
+
+    def test_answers_of_all_kinds_are_stored_together(self, spool: Spool) -> None:
+        ids = {name: spool.send(f"a@{name}.example") for name in ("good", "null", "dns", "taken")}
+        spool.engine.due_domains(spool.worker, 10, T0)
+        refusal = Refusal(Reason.NULL_MX, "5.1.10", "takes no mail")
+        answers = [
+            spool.answer("good.example"),
+            spool.answer("null.example", result=RouteResult.NULL_MX, refusal=refusal),
+            spool.answer("nobody.example"),
+            spool.answer("dns.example", result=RouteResult.TEMPORARY),
+        ]
+        assert spool.engine.put_routes(spool.worker, answers, T0) == [False] * 4
+        assert spool.only(ids["good"]).status == "queued"
+        assert spool.only(ids["null"]).status == "failed"
+        (lane,) = spool.lease(want=9)
+        assert lane.site_key == "mx.good.example"
+        assert spool.engine.due_domains(spool.worker, 10, T0) == [], "the others are still taken"
+        (due,) = spool.engine.due_domains(spool.worker, 10, T0 + HOUR)
+        assert (due.name, due.failures) == ("dns.example", 1)
         spool.sound()
 
     def test_a_dead_workers_domain_is_routed_by_another(self, spool: Spool) -> None:

@@ -73,7 +73,7 @@ class SettlingContract:
         spool.settle(lane, row, "deferred", due_ms=T0 + HOUR)
         assert spool.only(id).reason is Reason.REMOTE
         assert spool.claim(lane, now=T0 + HOUR - 1) == []
-        spool.engine.release(lane.token, T0)
+        spool.engine.release([lane.token], T0)
         assert spool.lease(now=T0 + HOUR - 1) == []
         assert spool.engine.next_due_ms(T0) == T0 + HOUR
         spool.sound()
@@ -244,7 +244,7 @@ class SettlingContract:
         id, lane, (row,) = spool.sending("a@example.org", on_doubt=own)
         now = T0 + 700
         if verb == "release":
-            assert spool.engine.release(lane.token, now, on_doubt=given) == 1
+            assert spool.engine.release([lane.token], now, on_doubt=given) == 1
         elif verb == "lapse":
             lapsed = spool.engine.lapse(spool.worker, boot="boot-1", now_ms=now, on_doubt=given)
             assert (lapsed.lanes, lapsed.released, lapsed.in_doubt) == (1, 0, 1)

@@ -39,7 +39,7 @@ class TurnContract:
             taken.update({row.priority for row in spool.claim(lane, limit=1)})
             for row in spool.claim(lane, limit=0):
                 spool.settle(lane, row, "failed")
-            spool.engine.release(lane.token, 1 << 50)
+            spool.engine.release([lane.token], 1 << 50)
         assert taken[2] >= 4
 
     def test_a_lane_beyond_the_limit_gets_nothing_and_is_told_to_end(self, spool: Spool) -> None:
@@ -57,7 +57,7 @@ class TurnContract:
         done = spool.exchange(claims=requests)
         assert done.ended == {lane.token for lane in lanes[4:]}
         assert {row.lane for row in done.claimed} == {lane.token for lane in lanes[:4]}
-        spool.engine.release(lanes[0].token, 0)
+        spool.engine.release([lanes[0].token], 0)
         again = spool.exchange(claims=[requests[4]])
         assert again.ended == frozenset(), "one older lane ended: it is within the limit now"
         assert again.claimed

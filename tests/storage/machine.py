@@ -286,14 +286,16 @@ class SpoolMachine(RuleBasedStateMachine):
                 result=RouteResult(result),
                 hosts=(host,) if deliverable else (),
             )
-            engine.put_route(
+            engine.put_routes(
                 self.workers[who],
-                RouteAnswer(
-                    route=route,
-                    site_key="mx.shared.example" if deliverable else None,
-                    provider=None,
-                    expires_ms=self.now + HOUR,
-                ),
+                [
+                    RouteAnswer(
+                        route=route,
+                        site_key="mx.shared.example" if deliverable else None,
+                        provider=None,
+                        expires_ms=self.now + HOUR,
+                    )
+                ],
                 self.now,
             )
 
@@ -404,7 +406,7 @@ class SpoolMachine(RuleBasedStateMachine):
         token = data.draw(st.sampled_from(list(self.lanes)))
         held = sum(row.lane == token for row in self.rows.values())
         engine = self.engines[self.lanes[token][1]]
-        assert engine.release(token, self.now, on_doubt=on_doubt) == held
+        assert engine.release([token], self.now, on_doubt=on_doubt) == held
         self._free({token}, by="release", on_doubt=on_doubt)
 
     @precondition(lambda self: self.lanes)
@@ -422,7 +424,7 @@ class SpoolMachine(RuleBasedStateMachine):
                 only = Open(lane=token, recipients=(row.recipient,), session="s")
                 if engine.exchange(Work(opens=[only]), self.now).opened:
                     self.rows[row.message_id, row.address].state = "sending"
-            engine.release(token, self.now)
+            engine.release([token], self.now)
             self._free({token}, by="release")
             self.time_passes(0, 1)
             self.route(0, "mx")
@@ -475,7 +477,7 @@ class SpoolMachine(RuleBasedStateMachine):
             return
         for token in mine:
             held = sum(row.lane == token for row in self.rows.values())
-            assert self.engines[who].release(token, self.now, on_doubt=on_doubt) == held
+            assert self.engines[who].release([token], self.now, on_doubt=on_doubt) == held
             self._free({token}, by=end, on_doubt=on_doubt)
 
     @precondition(lambda self: self.lanes)

@@ -249,7 +249,7 @@ class Spool:
         for name in taken:
             if name == domain:
                 answer = self.answer(domain, now=now, **kind)
-                left = self.engine.put_route(self.worker, answer, now)
+                (left,) = self.engine.put_routes(self.worker, [answer], now)
             else:
                 self.engine.give_back(self.worker, name, 0)
         assert domain in taken, f"{domain} was not due for routing, only {taken}"

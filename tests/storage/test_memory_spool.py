@@ -270,13 +270,13 @@ def test_senders_readers_and_an_engine_share_it(stores: MemoryStores) -> None:
         ).seq
         while not over.is_set():
             for due in own.due_domains(worker, 10, T0):
-                own.put_route(worker, spool.answer(due.name), T0)
+                own.put_routes(worker, [spool.answer(due.name)], T0)
             for lane in own.lease(worker, want=2, limit=20, workers=1, now_ms=T0):
                 for row in spool.claim(lane):
                     own.exchange(
                         Work(settlements=[settlement(lane.token, row.recipient, "failed")]), T0
                     )
-                own.release(lane.token, T0)
+                own.release([lane.token], T0)
 
     senders = [threading.Thread(target=guarded, args=(send,)) for _ in range(6)]
     others = [threading.Thread(target=guarded, args=(step,)) for step in (read, read, deliver)]

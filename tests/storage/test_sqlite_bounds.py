@@ -164,7 +164,7 @@ def test_free_pages_go_back_to_the_file_system_piece_by_piece(
 
     id, lane, (row,) = spool.sending("a@example.org", content=b"x" * (12 << 20))
     spool.settle(lane, row, "failed", now=T0)
-    spool.engine.release(lane.token, T0)
+    spool.engine.release([lane.token], T0)
     full = pages("page_count")
     shrunk = [full]
     while spool.engine.purge(KEEP, 100, T0 + DAY):

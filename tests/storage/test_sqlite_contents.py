@@ -29,7 +29,7 @@ def ended(spool: Spool, content: bytes) -> str:
     """A message that is over, and whose body a purge deletes."""
     id, lane, (row,) = spool.sending("a@example.org", content=content)
     assert spool.settle(lane, row, "failed", now=T0)
-    spool.engine.release(lane.token, T0)
+    spool.engine.release([lane.token], T0)
     return id
 
 

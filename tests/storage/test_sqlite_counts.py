@@ -57,7 +57,7 @@ def test_counts_follow_every_change(spool: Spool) -> None:
     assert agree(spool) == [
         ("deferred", 1, 1), ("held", 1, 1), ("queued", 3, 2), ("sending", 1, 1)
     ]  # fmt: skip
-    spool.engine.release(lane.token, T0)
+    spool.engine.release([lane.token], T0)
     assert agree(spool) == [("deferred", 2, 1), ("held", 1, 1), ("queued", 3, 2)]
     for word, amount, left in (
         ("hold", 2, [("deferred", 2, 1), ("held", 3, 1), ("queued", 1, 1)]),
@@ -80,7 +80,7 @@ def test_a_finished_message_that_is_tried_again_is_counted_once(spool: Spool) ->
     id, lane, rows = spool.sending("a@example.org", "b@example.org", "c@example.org")
     for row in rows:
         spool.settle(lane, row, "failed")
-    spool.engine.release(lane.token, T0)
+    spool.engine.release([lane.token], T0)
     connection = connect(spool.client.path)  # type: ignore[attr-defined]
     connection.execute("DELETE FROM message_tally").fetchall()  # as in a spool of an older version
     connection.close()
@@ -108,12 +108,12 @@ def test_what_is_shown_deferred_is_counted_so(spool: Spool) -> None:
         result = RouteResult.TEMPORARY if bad else RouteResult.MX
         ttl = 3 * HOUR if bad or not due.name.startswith("outdated") else HOUR // 2
         answer = spool.answer(due.name, result=result, site=f"mx.{due.name}", now=then, ttl=ttl)
-        spool.engine.put_route(spool.worker, answer, then)
+        spool.engine.put_routes(spool.worker, [answer], then)
     lanes = {lane.site_key: lane for lane in spool.lease(want=9, now=now)}
     assert spool.claim(lanes["mx.outdated.example"], now=now) == [], "its route is too old"
     (due,) = spool.engine.due_domains(spool.worker, 9, now)
     answer = spool.answer(due.name, result=RouteResult.TEMPORARY, now=now)
-    spool.engine.put_route(spool.worker, answer, now)
+    spool.engine.put_routes(spool.worker, [answer], now)
     spool.suspend(lanes["mx.suspended.example"], now + HOUR, now=now)
     assert dict(row[:2] for row in agree(spool)) == {"queued": 8, "deferred": 12}
     claimed = spool.claim(lanes["mx.fine.example"], limit=2, now=now)
@@ -128,7 +128,7 @@ def grown(spool: Spool, amount: int) -> None:
     spool.client.enqueue(many, T0)
     for due in spool.engine.due_domains(spool.worker, amount // 2, T0):
         answer = spool.answer(due.name, site=f"mx.{due.name}")
-        spool.engine.put_route(spool.worker, answer, T0)
+        spool.engine.put_routes(spool.worker, [answer], T0)
 
 
 def steps(connection: apsw.Connection, step: Callable[[], object]) -> int:

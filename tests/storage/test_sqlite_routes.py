@@ -51,7 +51,7 @@ def test_a_cached_route_that_cannot_be_read_is_looked_up(
     due = {one.name: one for one in spool.engine.due_domains(spool.worker, 10, T0)}
     assert due["example.org"].cached is None or due["example.org"].cached.hosts == ()
     assert due["example.net"].cached is not None
-    spool.engine.put_route(spool.worker, spool.answer("example.org"), T0)
+    spool.engine.put_routes(spool.worker, [spool.answer("example.org")], T0)
     assert spool.lane().hosts[0].name == "mx.example.org"
 
 
@@ -130,7 +130,7 @@ def test_a_text_of_a_domain_that_is_none_stops_nobody(
     due = {one.name: one for one in spool.engine.due_domains(spool.worker, 10, T0)}
     assert set(due) == {"example.org", "example.net"}
     assert (due["example.org"].cached is None) == (column != "error")
-    spool.engine.put_route(spool.worker, spool.answer("example.org"), T0)
+    spool.engine.put_routes(spool.worker, [spool.answer("example.org")], T0)
     assert spool.lane().hosts[0].name == "mx.example.org"
     spool.engine.give_back(spool.worker, "example.net", 0)
     spool.sound()
@@ -156,7 +156,7 @@ def test_a_damaged_site_of_many_domains_has_few_looked_up(
     spool.send(*[f"a@{name}" for name in names])
     for due in spool.engine.due_domains(spool.worker, 99, T0):
         answer = spool.answer(due.name, site="relay.example", ttl=DAY)
-        spool.engine.put_route(spool.worker, answer, T0)
+        spool.engine.put_routes(spool.worker, [answer], T0)
     damage(stores, "UPDATE site SET hosts = '[]'")
     assert spool.lease(want=5) == []
     due = spool.engine.due_domains(spool.worker, 99, T0)
@@ -164,7 +164,7 @@ def test_a_damaged_site_of_many_domains_has_few_looked_up(
     looked_up = [one for one in due if one.cached is None]
     assert len(looked_up) == 20
     answer = spool.answer(looked_up[0].name, site="relay.example")
-    spool.engine.put_route(spool.worker, answer, T0)
+    spool.engine.put_routes(spool.worker, [answer], T0)
     (lane,) = spool.lease(now=T0 + 60_000, want=1)
     assert [host.name for host in lane.hosts] == ["relay.example"]
 

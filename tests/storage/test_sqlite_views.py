@@ -181,10 +181,10 @@ def test_what_a_site_or_domain_says_is_shown_on_each_waiting_recipient(spool: Sp
         temporary = due.name.startswith("unresolved")
         result = RouteResult.TEMPORARY if temporary else RouteResult.MX
         answer = spool.answer(due.name, result=result, now=now, ttl=HOUR)
-        spool.engine.put_route(spool.worker, answer, now)
+        spool.engine.put_routes(spool.worker, [answer], now)
     lane = spool.lane(now=now)
     spool.suspend(lane, now + HOUR, now=now)
-    spool.engine.release(lane.token, now)
+    spool.engine.release([lane.token], now)
     rows = spool.rows("SELECT status, reason, next_attempt_ms, attempts, reply_text"
                       " FROM recipients ORDER BY address")  # fmt: skip
     assert rows == [

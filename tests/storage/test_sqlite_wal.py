@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
+from typing import cast
 
 import apsw
 import pytest
@@ -235,6 +236,55 @@ def test_a_limit_is_what_the_engine_told_else_a_gibibyte(stores: SQLiteStores) -
 )
 def test_writers_wait_longer_for_readers_the_longer_the_log(size: int, wait_ms: int) -> None:
     assert wal.patience_ms(size, 1 << 30) == wait_ms
+
+
+class Log:
+    """A connection whose checkpoints find what a test says, and stop at a reader."""
+
+    def __init__(self) -> None:
+        self.frames, self.moved = 30_000, 1_000
+        self.busy_ms: list[int] = []
+
+    def wal_checkpoint(self, mode: int) -> tuple[int, int]:
+        if mode != apsw.SQLITE_CHECKPOINT_PASSIVE:
+            raise apsw.BusyError
+        return self.frames, self.moved
+
+    def set_busy_timeout(self, busy_ms: int) -> None:
+        self.busy_ms.append(busy_ms)
+
+
+def waited(emptying: wal.Emptying, log: Log, size: int = wal.ALARM_BYTES) -> int:
+    """How long a checkpoint may have kept writers waiting; 0: not at all."""
+    log.busy_ms.clear()
+    found = emptying(
+        cast(apsw.Connection, log), size=size, limit=1 << 30, busy_ms=7, ask=lambda: None
+    )
+    assert found == (log.frames, log.moved, "passive")
+    if not log.busy_ms:
+        return 0
+    longest, restored = log.busy_ms
+    assert restored == 7
+    return longest
+
+
+def test_a_report_that_was_left_open_is_never_waited_for() -> None:
+    emptying, log = wal.Emptying(), Log()
+    assert waited(emptying, log, 1 << 20) == 0
+    log.moved += 500  # until the report came; the file grows over its alarm behind it
+    assert [waited(emptying, log) for _ in range(4)] == [0, 0, 0, 0]
+    log.frames = log.moved + 10  # a report that sees nearly all
+    assert {waited(emptying, log) for _ in range(4)} == {wal.PATIENCE_MS}
+    assert {waited(emptying, log, 1 << 29) for _ in range(4)} == {wal.PATIENCE_MS}
+
+
+def test_readers_that_let_go_now_and_then_are_waited_for() -> None:
+    emptying, log = wal.Emptying(), Log()
+    assert waited(emptying, log) == 0
+    log.moved += 1
+    assert waited(emptying, log) == wal.LONG_MS
+    log.moved += 1
+    assert waited(emptying, log, 1 << 29) == wal.LAST_MS
 
 
 def foreign_writer(path: str, *, stopped: bool = False) -> AbstractContextManager[int]:

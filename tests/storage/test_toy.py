@@ -51,7 +51,7 @@ class ToySpool(Spool):
         ours = {address.rpartition("@")[2] for address in self.status(id)}
         for due in self.engine.due_domains(self.worker, 1_000, T0):
             if due.name in ours:
-                self.engine.put_route(self.worker, self.answer(due.name), T0)
+                self.engine.put_routes(self.worker, [self.answer(due.name)], T0)
             else:
                 self.engine.give_back(self.worker, due.name, 0)
         lane = self.lane()

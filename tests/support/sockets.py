@@ -2,8 +2,10 @@
 
 Fake mail hosts are told apart by address in 127.0.0.0/8 on one unprivileged port, as real ones are
 on port 25, so a test needs an address that is free on *that* port, or a port that is free on
-*several* addresses. A port counts as free when it can be bound; the probe is closed again, so a
-foreign process may still take it: bind port 0 where the server under test can say its port.
+*several* addresses. Tests run in several processes at once, so each process holds a place of its
+own, with addresses and ports that no other one is given; the kernel frees it when the process ends.
+The ports lie below those that the kernel gives to whoever binds port 0 or connects, so that between
+looking and binding only a program that names this very port could take it. Linux.
 
 ``eventually`` waits for a condition with a deadline; it never asserts that something was fast.
 """
@@ -16,13 +18,36 @@ import os
 import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from functools import cache
 from typing import Literal, TypeVar
 
 T = TypeVar("T")
 
+PLACES = 80
+FIRST_PORT, PLACE_PORTS = 10240, 256
+
+
+@cache
+def place() -> int:
+    """The number, below ``PLACES``, that this process holds until it ends.
+
+    Raises:
+        RuntimeError: all are held.
+    """
+    for tried in range(PLACES):
+        number = (os.getpid() + tried) % PLACES
+        with socket.socket(socket.AF_UNIX) as name:
+            try:
+                name.bind(f"\0mailstrom-tests-{number}")  # no file; free when nobody has it open
+            except OSError:
+                continue
+            name.detach()
+            return number
+    raise RuntimeError(f"{PLACES} processes of tests hold loopback addresses; end some")
+
 
 def loopback_addresses(count: int = 1) -> list[str]:
-    """Return ``count`` loopback addresses that this process has not handed out before.
+    """Return ``count`` loopback addresses that no process has been given before.
 
     Returns:
         texts such as ``127.83.4.1``; never 127.0.0.x, which other programs use.
@@ -31,39 +56,42 @@ def loopback_addresses(count: int = 1) -> list[str]:
 
 
 def _addresses() -> Iterator[str]:
-    second = 1 + os.getpid() % 254
     for number in itertools.cycle(range(254 * 254)):
-        yield f"127.{second}.{number // 254}.{number % 254 + 1}"
+        yield f"127.{1 + place()}.{number // 254}.{number % 254 + 1}"
+
+
+def _ports() -> Iterator[int]:
+    for number in itertools.cycle(range(PLACE_PORTS)):
+        yield FIRST_PORT + place() * PLACE_PORTS + number
 
 
 _ADDRESSES = _addresses()
+_PORTS = _ports()
 
 
 def free_port(*addresses: str) -> int:
-    """Return a TCP port above 1023 that can be bound on every one of ``addresses``.
+    """Return a port above 1023 that can be bound on every one of ``addresses``, TCP and UDP.
 
     Args:
         addresses: IPv4 texts; none means 127.0.0.1.
 
     Raises:
-        RuntimeError: no such port after 64 tries.
+        RuntimeError: none of this process's ports is free.
     """
     wanted = addresses or ("127.0.0.1",)
-    for _ in range(64):
-        with socket.socket() as first:
-            first.bind((wanted[0], 0))
-            port = int(first.getsockname()[1])
-            if all(_bindable(address, port) for address in wanted[1:]):
-                return port
+    for port in itertools.islice(_PORTS, PLACE_PORTS):
+        if all(_bindable(address, port) for address in wanted):
+            return port
     raise RuntimeError(f"no port is free on all of {', '.join(wanted)}; close what listens there")
 
 
 def _bindable(address: str, port: int) -> bool:
-    with socket.socket() as probe:
-        try:
-            probe.bind((address, port))
-        except OSError:
-            return False
+    try:
+        for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+            with socket.socket(socket.AF_INET, kind) as probe:
+                probe.bind((address, port))
+    except OSError:
+        return False
     return True
 
 

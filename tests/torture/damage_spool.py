@@ -263,7 +263,7 @@ def _turn(
     came = False
     for due in engine.due_domains(worker, 1000, now_ms):
         answer = _answer(due, now_ms)
-        while engine.put_route(worker, answer, now_ms):
+        while any(engine.put_routes(worker, [answer], now_ms)):
             if answer.cached:
                 break  # no longer what was taken from the cache, or more than one piece: again
         came = True
@@ -299,7 +299,7 @@ def _turn(
                 state = "deferred" if deferred else "delivered"
                 work.settlements.append(_settlement(lane.token, row, session, state, now_ms))
         engine.exchange(work, now_ms)
-        engine.release(lane.token, now_ms)
+        engine.release([lane.token], now_ms)
     return came
 
 

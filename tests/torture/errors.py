@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tests.torture.errors_inject import Fault
 from tests.torture.errors_processes import run as run_processes
 from tests.torture.errors_world import VERBS, Verb, World
+from tests.torture.memory import in_memory
 from tests.torture.plan import Plan
 from tests.torture.table import Row
 
@@ -96,6 +97,11 @@ def sweep(
     plan: Plan, verbs: tuple[Verb, ...] = VERBS, sweeps: tuple[Sweep, ...] = SWEEPS
 ) -> Iterator[Row]:
     """The half in this process: a row for each family of faults."""
+    with in_memory(plan.folder, "errors") as memory:
+        yield from _swept(replace(plan, folder=memory), verbs, sweeps)
+
+
+def _swept(plan: Plan, verbs: tuple[Verb, ...], sweeps: tuple[Sweep, ...]) -> Iterator[Row]:
     sums: dict[str, _Sum] = {one.family: _Sum() for one in sweeps}
     by_sweep = dict.fromkeys(sweeps, 0)
     for number, verb in enumerate(verbs):

@@ -293,7 +293,7 @@ class World(Spool):
 def _unrouted(world: World) -> None:
     """Route what waits for it."""
     for due in world.engine.due_domains(world.worker, 1_000, T0):
-        world.engine.put_route(world.worker, world.answer(due.name), T0)
+        world.engine.put_routes(world.worker, [world.answer(due.name)], T0)
 
 
 # --- verbs: what comes before ``yield`` is not in danger ------------------------------------------
@@ -374,7 +374,7 @@ def claim(w: World) -> Iterator[None]:
     yield
     for lane in w.insist(lambda: w.engine.lease(w.worker, want=2, limit=20, workers=1, now_ms=T0)):
         w.claim_durably(lane)
-        w.insist(lambda lane=lane: w.engine.release(lane.token, T0))  # type: ignore[misc]
+        w.insist(lambda lane=lane: w.engine.release([lane.token], T0))  # type: ignore[misc]
 
 
 def route(w: World) -> Iterator[None]:
@@ -383,7 +383,7 @@ def route(w: World) -> Iterator[None]:
     yield
     for due in w.insist(lambda: w.engine.due_domains(w.worker, 100, T0)):
         answer = w.answer(due.name)
-        w.insist(lambda answer=answer: w.engine.put_route(w.worker, answer, T0))  # type: ignore[misc]
+        w.insist(lambda answer=answer: w.engine.put_routes(w.worker, [answer], T0))  # type: ignore[misc]
 
 
 def deliver(w: World) -> Iterator[None]:
@@ -397,7 +397,7 @@ def deliver(w: World) -> Iterator[None]:
     for lane in lanes:
         rows = w.claim_durably(lane)
         w.deliver(lane, rows, f"session-{lane.token}")
-        w.insist(lambda lane=lane: w.engine.release(lane.token, T0))  # type: ignore[misc]
+        w.insist(lambda lane=lane: w.engine.release([lane.token], T0))  # type: ignore[misc]
     w.fuse.disarm()
     status = w.other.statuses(ids)
     if any(str(r.status) != "delivered" for id in ids for r in status[id].recipients.values()):

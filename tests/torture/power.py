@@ -16,7 +16,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import pairwise
@@ -28,6 +28,7 @@ from mailstrom.storage.sqlite import upkeep
 from mailstrom.storage.sqlite.client import SQLiteClientStore
 from tests.torture.disk_image import Disk, Image
 from tests.torture.disk_record import Recorder, recording
+from tests.torture.memory import in_memory
 from tests.torture.plan import Plan
 from tests.torture.power_copies import BACKUP, CopyWorld, judge_copy
 from tests.torture.power_known import Known
@@ -42,7 +43,6 @@ CREATION, MIGRATION, NESTED = "creation of a spool", "migration of a 0.1.0 spool
 COPIES = "backup, restore and adoption"
 REPAIR = "the repair after a failed sync"
 _MOST_FINDINGS = 20
-_ROOM = 512 << 20
 _World = TypeVar("_World", bound=World)
 
 
@@ -145,21 +145,14 @@ def play(folder: str, plan: Plan, number: int, old: Callable[[], Old]) -> dict[s
 
 @contextmanager
 def ground(folder: Path) -> Iterator[str]:
-    """A folder in memory where there is room, else the plan's own."""
-    memory = Path("/dev/shm")
-    parent = str(folder)
-    with suppress(OSError):
-        space = os.statvfs(memory)
-        if space.f_bavail * space.f_frsize > _ROOM and os.access(memory, os.W_OK):
-            parent = str(memory)
-    made = tempfile.mkdtemp(prefix="mailstrom-power-", dir=parent)
+    """A folder in memory where there is room, else in the plan's own."""
     spare = upkeep.SPARE_PAGES
     upkeep.SPARE_PAGES = 4  # a small spool gives pages back, too
     try:
-        yield made
+        with in_memory(folder, "power") as made:
+            yield str(made)
     finally:
         upkeep.SPARE_PAGES = spare
-        shutil.rmtree(made, ignore_errors=True)
 
 
 def images(

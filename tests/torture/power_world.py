@@ -195,7 +195,7 @@ class World(SpoolInUse):
                     expires_ms=self.now + (HOUR if mx else 1_000),
                 )  # fmt: skip
                 self.note()
-                while hand.store.put_route(hand.seq, answer, self.now):
+                while any(hand.store.put_routes(hand.seq, [answer], self.now)):
                     self.note()
                 self.note()
 
@@ -339,7 +339,7 @@ class World(SpoolInUse):
         with self._hand() as hand:
             if hand is not None and hand.lanes:
                 token = self.random.choice(list(hand.lanes))
-                hand.store.release(token, self.now)
+                hand.store.release([token], self.now)
                 del hand.lanes[token]
                 for name in ("claimed", "opened"):
                     kept = [row for row in getattr(hand, name) if row.lane != token]
@@ -466,7 +466,7 @@ class World(SpoolInUse):
             hand.db.carry(Work(settlements=verdicts))
             self.note()
         for token in list(hand.lanes):
-            hand.store.release(token, self.now)
+            hand.store.release([token], self.now)
             del hand.lanes[token]
             self.note()
         hand.store.expire(1_000, self.now)

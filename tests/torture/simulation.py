@@ -13,7 +13,6 @@ from __future__ import annotations
 import gc
 import itertools
 import multiprocessing
-import os
 import shutil
 import sys
 import tempfile
@@ -30,6 +29,7 @@ from pathlib import Path
 import apsw
 
 from mailstrom.storage.sqlite import schema
+from tests.torture.memory import in_memory
 from tests.torture.plan import Plan
 from tests.torture.sim_oracle import Judged, judge
 from tests.torture.sim_world import World
@@ -81,18 +81,13 @@ class Told:
 @contextmanager
 def spools(folder: Path) -> Iterator[Path]:
     """A place for spools, in memory where there is such; and an empty spool in it to copy."""
-    memory = "/dev/shm"
-    base = memory if os.access(memory, os.W_OK) else str(folder)
-    place = Path(tempfile.mkdtemp(prefix="mailstrom-simulation-", dir=base))
-    try:
+    with in_memory(folder, "simulation") as place:
         empty = str(place / "empty.db")
         schema.prepare(empty, engine=True)
         connection = apsw.Connection(empty)
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         connection.close()
         yield place
-    finally:
-        shutil.rmtree(place)
 
 
 def story(seed: int, place: Path) -> Told:

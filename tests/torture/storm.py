@@ -42,11 +42,14 @@ SETTINGS: Tables = {
     "log": {"format": "json", "level": "warning"},
 }
 
+FEED_S, FEED = 1.0, 15
+"""Nobody was busy for so long and nothing waits: so many messages more."""
+_UNFINISHED = "SELECT 1 FROM recipients WHERE finished_ms IS NULL AND status IS NOT 'held' LIMIT 1"
 
-BEGUN = 2 * MOST_OPENED + 2
-"""What one session may leave in doubt: a window of messages opened ahead, as many that the exchange
-under way opens while the verdicts on those wait for it, one content on the wire and the envelope
-behind it."""
+BEGUN = MOST_OPENED + 1 + 2
+"""What one session may leave in doubt: a window of messages opened ahead, an urgent one on top, one
+content on the wire and the envelope behind it. What an exchange opens takes the place of what it
+settles, in one transaction."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -181,13 +184,22 @@ class Storm:
         return open_connections(pid, self.network.port)
 
     def await_busy(self) -> list[Process]:
-        """Wait until a worker has a session open; all that have."""
-        return eventually(
-            lambda: [one for one in self.processes("delivery") if self.connections(one.pid)],
-            DEADLINE_S,
-            what="a worker with a session",
-            interval=0.002,
-        )
+        """Wait until a worker has a session open; all that have.
+
+        Where this process stood still until all that was released had arrived, more is released.
+        """
+        since = time.monotonic()
+
+        def busy() -> list[Process]:
+            nonlocal since
+            found = [one for one in self.processes("delivery") if self.connections(one.pid)]
+            if not found and time.monotonic() - since > FEED_S:
+                if not self.engine.rows(_UNFINISHED):
+                    self.release(FEED)
+                since = time.monotonic()
+            return found
+
+        return eventually(busy, DEADLINE_S, what="a worker with a session", interval=0.002)
 
     def await_empty(self) -> None:
         """Wait until no process of the engine is left."""
@@ -229,9 +241,10 @@ class Storm:
         return tuple(findings)
 
     def _await_end(self) -> None:
-        sql = "SELECT 1 FROM recipients WHERE finished_ms IS NULL AND status IS NOT 'held' LIMIT 1"
         with contextlib.suppress(AssertionError):  # the checker says what is stuck
-            eventually(lambda: not self.engine.rows(sql), END_S, what="the end", interval=0.1)
+            eventually(
+                lambda: not self.engine.rows(_UNFINISHED), END_S, what="the end", interval=0.1
+            )
 
     def _release_held(self) -> None:
         """Chance may end five workers with the same recipient: held as it must be, and sent now."""

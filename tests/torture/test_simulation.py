@@ -17,7 +17,6 @@ from mailstrom.storage.base import Lapsed, Settlement, Work
 from mailstrom.storage.sqlite.client import SQLiteClientStore
 from mailstrom.storage.sqlite.sql import STATEMENTS
 from mailstrom.storage.sqlite.worker import SQLiteWorkerStore
-from mailstrom_workers import engine
 from mailstrom_workers.dbservice import DBService, Request, Steps
 from mailstrom_workers.lane import LaneRun
 from mailstrom_workers.ledger import Ledger
@@ -220,10 +219,14 @@ def test_a_cancelled_recipient_that_is_sent_is_noticed(
 
 
 def test_a_lane_that_nobody_runs_is_noticed(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(store: Any, site: int) -> bool:
-        raise SpoolBusy("behind the lease, which is committed")
+    lease = SQLiteWorkerStore.lease
 
-    monkeypatch.setattr(engine, "_failing", fails)
+    def fails(self: SQLiteWorkerStore, *args: Any, **named: Any) -> Any:
+        if lease(self, *args, **named):
+            raise SpoolBusy("behind the lease, which is committed")
+        return []
+
+    monkeypatch.setattr(SQLiteWorkerStore, "lease", fails)
     until(place, "stuck: ")
 
 
@@ -247,14 +250,3 @@ def _busy(monkeypatch: pytest.MonkeyPatch) -> None:
         return sorted(steps + more, key=lambda step: step[0])
 
     monkeypatch.setattr(Fate, "plan", often)
-
-
-# What stories have found, each as small as it can be.
-
-
-def test_a_lane_is_not_lost_where_the_look_behind_its_lease_fails() -> None:
-    class Busy:
-        def failures(self, site: int) -> int:
-            raise SpoolBusy("busy")
-
-    assert engine._failing(Busy(), 1) is False  # type: ignore[arg-type]

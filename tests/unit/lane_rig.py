@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar, cast
 
 import pytest
@@ -94,6 +94,7 @@ class Store:
         states: recipient -> state.
         work: each exchange, in order.
         durable: of each of them.
+        patient: of each of them.
         withdrawn: recipients whose open is refused: a person took them.
     """
 
@@ -103,6 +104,8 @@ class Store:
         self.states: dict[int, str] = {}
         self.work: list[Work] = []
         self.durable: list[bool] = []
+        self.patient: list[bool] = []
+        self.hurried = 0
         self.settled: list[Settlement] = []
         self.withdrawn: set[int] = set()
         self.suspended: list[Any] = []
@@ -158,9 +161,9 @@ class Store:
         self.suspended.append(suspension)
         return 1
 
-    def release(self, lane: int, now_ms: int, *, on_doubt: OnDoubt) -> int:
+    def release(self, ended: Sequence[int], now_ms: int, *, on_doubt: OnDoubt) -> int:
         """See ``WorkerStore``."""
-        self.released += 1
+        self.released += len(ended)
         held = [r for r, state in self.states.items() if state in ("claimed", "sending")]
         for recipient in held:
             was = self.states[recipient]
@@ -182,18 +185,30 @@ class DB:
         self.rig = rig
         self.error: BaseException | None = None
 
-    def post(self, work: Work, done: Callable[..., None], *, durable: bool = False) -> None:
+    def post(
+        self,
+        work: Work,
+        done: Callable[..., None],
+        *,
+        durable: bool = False,
+        patient: bool = False,
+    ) -> None:
         """See ``DBService.post``."""
         self.rig.store.durable.append(durable or bool(work.claims))
+        self.rig.store.patient.append(patient)
 
         def serve() -> None:
             if self.error is not None:
                 done(None, self.error)
                 return
             exchange = self.rig.store.exchange(work)
-            done(exchange, None)
+            done(exchange._replace(locked_s=self.rig.loop.time()), None)
 
         self.rig.loop.call_later(self.rig.store_s, serve)
+
+    def hurry(self) -> None:
+        """See ``DBService.hurry``."""
+        self.rig.store.hurried += 1
 
     async def exchange(self, work: Work, *, durable: bool = False) -> Exchange:
         """See ``DBService.exchange``."""

@@ -490,6 +490,66 @@ def test_an_error_before_the_first_octet_ends_the_lane(
     assert not {"claimed", "sending"} & set(rig.store.states.values())
 
 
+def test_a_message_that_cannot_even_be_prepared_is_charged_and_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rig = Rig(monkeypatch, *rows(60))
+    rig.store_s, rig.reply_s = 0.05, 0.005  # so that a window stands behind it
+    outgoing = LaneRun._outgoing
+    behind: list[int] = []
+
+    def broken(self: LaneRun, transaction: Transaction) -> Any:
+        if transaction.recipients[0].recipient == 30:
+            behind.extend(one.recipients[0].recipient for one in self.stock.opened)
+            raise MemoryError
+        return outgoing(self, transaction)
+
+    monkeypatch.setattr(LaneRun, "_outgoing", broken)
+    with pytest.raises(MemoryError):
+        rig.run()
+    states = rig.store.states
+    assert behind
+    assert 30 not in rig.begun
+    assert states[30] == "in doubt", "else it would be claimed again, and end every lane"
+    assert {states[n] for n in range(1, 29)} == {"delivered"}
+    assert states[29] in ("delivered", "queued"), "it was on the wire, and is cut before its dot"
+    assert {states[n] for n in range(31, 61)} == {"queued"}
+    assert rig.lanes[0].ctx._held_bytes == 0
+
+
+def test_what_a_crash_leaves_in_doubt_is_one_window_and_what_is_on_the_wire(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rig = Rig(monkeypatch, *rows(400))
+    rig.store_s, rig.reply_s = 0.05, 0.001
+    most = 0
+    exchange = rig.store.exchange
+
+    def counted(work: Any) -> Any:
+        nonlocal most
+        done = exchange(work)
+        most = max(most, list(rig.store.states.values()).count("sending"))
+        return done
+
+    monkeypatch.setattr(rig.store, "exchange", counted)
+    rig.run()
+    assert MOST_OPENED <= most <= MOST_OPENED + 2
+
+
+def test_a_lane_hurries_only_when_its_wire_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    far = Rig(monkeypatch, *rows(60))
+    far.store_s, far.reply_s = 0.005, 0.05
+    far.run()
+    served = len(far.store.patient)
+    assert far.store.patient.count(True) > served * 2 // 3, "a round trip is time enough"
+    assert far.store.hurried <= 2
+    assert not far.store.patient[0], "an idle engine's first message does not wait"
+    slow = Rig(monkeypatch, *rows(60))
+    slow.store_s, slow.reply_s = 0.05, 0.005
+    slow.run()
+    assert slow.store.hurried >= 3
+
+
 @pytest.mark.parametrize("error", [SpoolCorrupt("x"), StoreEnded("over"), ZeroDivisionError()])
 def test_an_exchange_that_fails_ends_the_lane_and_what_it_held_is_given_up(
     monkeypatch: pytest.MonkeyPatch, error: Exception

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import subprocess
+import sys
+from contextlib import ExitStack
 
 import apsw
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mailstrom.testing.records import Dot
+from tests.support import sockets
 from tests.support.checker import History, Row, Sent, check, content_digest
+from tests.support.dealing import dealt
 from tests.support.postfix import Received
 from tests.support.sockets import (
     accepts,
@@ -17,6 +24,7 @@ from tests.support.sockets import (
     eventually_async,
     free_port,
     loopback_addresses,
+    place,
     wait_listening,
 )
 from tests.support.witnesses import seen_by_peer, seen_by_server, spool_rows
@@ -37,6 +45,48 @@ def test_a_free_port_is_free_on_every_address() -> None:
             assert accepts(address, port)
             wait_listening([(address, port)])
         assert not accepts(address, port)
+
+
+_GIVEN = """
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("sockets", sys.argv[1])
+sockets = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(sockets)
+print(sockets.place(), *sockets.loopback_addresses(3), sockets.free_port(), flush=True)
+sys.stdin.read()
+"""
+
+
+def test_what_one_process_is_given_no_other_gets() -> None:
+    argv = [sys.executable, "-I", "-c", _GIVEN, str(sockets.__file__)]
+    given = [{str(place()), *loopback_addresses(3), str(free_port())}]
+    with ExitStack() as stack:
+        for _ in range(2):
+            other = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            stack.enter_context(other)  # ends it: its standard input is closed
+            assert other.stdout is not None
+            given.append(set(other.stdout.readline().split()))
+    assert [len(one) for one in given] == [5, 5, 5]
+    assert len(set().union(*given)) == 15
+
+
+@given(st.lists(st.booleans(), max_size=60), st.integers(1, 5))
+def test_long_tests_are_dealt_out_to_all_and_none_is_lost(long: list[bool], processes: int) -> None:
+    items = list(enumerate(long))
+    found = dealt(items, lambda item: item[1], processes)
+    assert sorted(found) == items
+    if processes == 1:
+        assert found == items
+        return
+    parts, begin = [], 0
+    for process in range(processes):
+        end = begin + (len(items) - begin) // (processes - process)
+        parts.append([item[1] for item in found[begin:end]])
+        begin = end
+    if all(part and not part[-1] for part in parts):  # else there is hardly anything else
+        counts = [sum(part) for part in parts]
+        assert max(counts) - min(counts) <= 1
+        assert all(part == sorted(part, reverse=True) for part in parts)
 
 
 def test_eventually_returns_what_came_true_or_names_what_did_not() -> None:

@@ -19,7 +19,7 @@ from mailstrom.config.settings import Dns
 from mailstrom.errors import ConfigError
 from mailstrom.testing.dns import DNSServer, Zone
 from mailstrom.types import Route, RouteResult
-from mailstrom_workers.nameservers import stub_resolver
+from mailstrom_workers.nameservers import Nameservers
 from mailstrom_workers.resolver import AddressError, Resolver
 
 T = TypeVar("T")
@@ -511,11 +511,11 @@ def test_public_resolvers_by_name(name: str, servers: list[str], certificate: st
         asked = Dns(resolver=name, tls=tls)  # type: ignore[arg-type]
         assert nameservers(asked) == [(server, port) for server in servers]
         assert nameserver_name(asked) == (certificate if tls else None)
-        stub = stub_resolver(
+        stub = Nameservers.of(
             nameservers(asked), 5.0, tls=asked.tls, tls_hostname=nameserver_name(asked)
         )
         kind = "DoT" if tls else "Do53"
-        assert [str(one) for one in stub.nameservers] == [f"{kind}:{s}@{port}" for s in servers]
+        assert [str(one) for one in stub.each] == [f"{kind}:{s}@{port}" for s in servers]
 
 
 def test_the_system_resolver_is_what_resolv_conf_names() -> None:
@@ -523,8 +523,8 @@ def test_the_system_resolver_is_what_resolv_conf_names() -> None:
     lines = Path("/etc/resolv.conf").read_text().splitlines()
     named = [line.split()[1] for line in lines if line.startswith("nameserver ")]
     for tcp in (False, True):
-        stub = stub_resolver(nameservers(Dns()), 5.0, tcp=tcp)
-        found = [str(getattr(one, "address", one)) for one in stub.nameservers]
+        stub = Nameservers.of(nameservers(Dns()), 5.0, tcp=tcp)
+        found = [one.address for one in stub.each]
         assert found == (named or ["127.0.0.1"])
 
 
@@ -543,10 +543,33 @@ def test_the_system_resolver_is_what_resolv_conf_names() -> None:
 )
 def test_specific_servers_and_ports(entry: str, tls: bool, server: str) -> None:
     asked = Dns(nameservers=(entry,), tls=tls, tls_hostname="dns.us.test" if tls else None)
-    stub = stub_resolver(
+    stub = Nameservers.of(
         nameservers(asked), 5.0, tls=asked.tls, tls_hostname=nameserver_name(asked)
     )
-    assert [str(one) for one in stub.nameservers] == [server]
+    assert [str(one) for one in stub.each] == [server]
+
+
+def test_a_name_server_that_begins_anew_is_asked_again() -> None:
+    async def ask() -> list[str]:
+        async with DNSServer(MAIL) as server:
+            gone = (server.host, server.port)
+        asking = asyncio.ensure_future(Resolver([gone], 10.0).route("d.test"))
+        await asyncio.sleep(0)  # its datagram is refused
+        async with DNSServer(MAIL, host=gone[0], port=gone[1]):
+            return names(await asking)
+
+    assert asyncio.run(ask()) == ["a.test"]
+
+
+def test_a_forged_answer_that_comes_first_does_not_end_a_question() -> None:
+    async def ask(resolver: Resolver, server: DNSServer) -> list[str]:
+        asking = asyncio.ensure_future(resolver.route("d.test"))
+        await server.asked(1)
+        server.zone["d.test"] = {"MX": ["10 a.test"]}  # the next datagram is answered
+        return names(await asking)
+
+    zone: Zone = {"d.test": {"MX": {"values": ["10 evil.test"], "fault": "WRONG_ID"}}}
+    assert with_dns(zone, ask, timeout=2.0) == ["a.test"]
 
 
 def test_trouble_names_each_server_and_what_it_said() -> None:

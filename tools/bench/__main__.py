@@ -1,6 +1,6 @@
 """Measures Mailstrom beside its peers: tools/bench/run --help.
 
-Names: accept drain connections e2e latency sites depth idle memory profile, or all.
+Names: accept drain connections e2e latency sites depth stalls idle memory profile, or all.
 Mailstrom is the one that this interpreter imports. Loopback only; each run has a temporary
 directory that is removed. What is recorded (``--record``) is what docs/performance.md is made of,
 by tools/gendocs.
@@ -42,6 +42,7 @@ from tools.bench.idle import idle  # noqa: E402
 from tools.bench.plan import PEERS, Plan  # noqa: E402
 from tools.bench.profile import profile  # noqa: E402
 from tools.bench.sites import sites  # noqa: E402
+from tools.bench.stalls import stalls  # noqa: E402
 
 RECORD = ROOT / "docs" / "data" / "bench.jsonl"
 SMOKE = 0.005
@@ -54,6 +55,7 @@ BENCHES: dict[str, Callable[[Plan], Iterator[Figure]]] = {
     "latency": latency,
     "sites": sites,
     "depth": depth,
+    "stalls": stalls,
     "idle": idle,
     "memory": memory,
     "profile": profile,

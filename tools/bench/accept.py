@@ -1,6 +1,7 @@
 """Durable accepting: what ``send`` and ``send_many`` reach, what the disk allows, beside peers.
 
-Contract. Every figure of ours is of calls that had returned: synced to disk. One process, 32 of
+Contract. Every figure of ours is of calls that had returned: synced to disk. One process with one
+thread (one sync a message: the disk is its floor) and with 16 (they share commits); 32 of
 them with the engine idle and with it draining, four beside an application whose threads reckon
 without pause. ``others_p99_ms`` there is of the four alone. The disk's own pace (4 KiB appended and
 ``fdatasync``; one insert a commit in SQLite, WAL, FULL) is measured in the same directory.
@@ -25,6 +26,7 @@ from tools.bench.processes import Meter
 from tools.bench.stations import Sink
 
 PROCESSES = 32
+THREADS = 16
 SECONDS = 3.0
 MANY = 20_000
 BACKLOG = 60_000
@@ -172,6 +174,9 @@ def accept(plan: Plan) -> Iterator[Figure]:
          lambda blank: _alone(blank, lambda home: _plans(home, crowd, seconds=seconds))),
         ("send, 1 process, no engine",
          lambda blank: _alone(blank, lambda home: _plans(home, 1, seconds=seconds))),
+        (f"send, 1 process of {THREADS} threads, no engine",
+         lambda blank: _alone(
+             blank, lambda home: _plans(home, 1, seconds=seconds, callers=THREADS))),
         ("send of an EmailMessage built per call, 1 process, no engine",
          lambda blank: _alone(
              blank, lambda home: _plans(home, 1, seconds=seconds / 2, verb="email"))),

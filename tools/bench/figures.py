@@ -39,6 +39,7 @@ VALUES: dict[str, tuple[str, int, bool | None]] = {
     "connect_p50_ms": ("connect p50 ms", 1, False),
     "wire_p50_ms": ("MAIL p50 ms", 1, False),
     "wire_p99_ms": ("MAIL p99 ms", 1, False),
+    "wire_max_ms": ("MAIL worst ms", 1, False),
     "idle_core_percent": ("% of a core", 2, False),
     "seconds": ("seconds", 2, False),
     "bound_s": ("bound, seconds", 2, None),
@@ -49,6 +50,7 @@ VALUES: dict[str, tuple[str, int, bool | None]] = {
     "stall_p99_ms": ("sender p99 ms", 1, False),
     "stall_max_ms": ("sender worst ms", 1, False),
     "wal_mib": ("WAL MiB", 1, False),
+    "purged": ("purged a second", 0, True),
     "pss_mib": ("PSS MiB", 0, False),
     "import_ms": ("ms", 1, False),
     "disk_per_s": ("a second", 0, True),
@@ -157,6 +159,13 @@ class Row:
         """Median of a value; None where no run has it."""
         found = [run.values[value] for run in self.runs if value in run.values]
         return statistics.median(found) if found else None
+
+    def worst(self, value: str) -> float | None:
+        """The least good of all runs' values; None where no run has it."""
+        found = [run.values[value] for run in self.runs if value in run.values]
+        if not found:
+            return None
+        return min(found) if VALUES[value][2] else max(found)
 
     def text(self, value: str) -> str:
         """``median (lowest to highest)``; "" without."""

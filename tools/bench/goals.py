@@ -2,7 +2,8 @@
 
 Contract. Pure. A goal names the case that it is about and how its number is read: a value, a ratio
 to a peer in the same run, or to another case. Each is read with uvloop and without where both were
-measured. What was not measured has no number, and is not met.
+measured. What was not measured has no number, and is not met. Numbers are medians of runs; a worst
+wait is the worst of all runs, and its median is told beside it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from tools.bench.figures import OURS, Row, ratio
+
+PURGING = "finished mail is purged"
+PINNED = "a foreign report stays open"
 
 Key = tuple[str, str, str, bool | None]
 Found = Mapping[Key, Row]
@@ -28,6 +32,7 @@ class Goal:
         text: the bound as it is told, with its unit.
         digits: decimals of what was measured.
         read: the number in recorded figures, for one form of the loop.
+        beside: another reading of the same figures, told and not judged; None: there is none.
     """
 
     what: str
@@ -36,6 +41,16 @@ class Goal:
     text: str
     digits: int
     read: Reading
+    beside: Reading | None = None
+
+    def told(self, found: Found, loop: bool | None) -> str:
+        """The number as a reader sees it: ``41.2 (median 30.1)``, or ``not measured``."""
+        number = self.read(found, loop)
+        if number is None:
+            return "not measured"
+        other = None if self.beside is None else self.beside(found, loop)
+        more = "" if other is None else f" (median {other:,.{self.digits}f})"
+        return f"{number:,.{self.digits}f}{more}"
 
     def met(self, number: float | None) -> bool:
         """Whether a measured number reaches it."""
@@ -59,6 +74,16 @@ def value(bench: str, case: str, name: str) -> Reading:
     return read
 
 
+def worst(bench: str, case: str, name: str) -> Reading:
+    """The worst of all runs."""
+
+    def read(found: Found, loop: bool | None) -> float | None:
+        row = _row(found, bench, case, loop)
+        return row.worst(name) if row else None
+
+    return read
+
+
 def beside(bench: str, case: str, peer: str) -> Reading:
     """The rate, as a ratio to a peer's of the same case."""
 
@@ -69,11 +94,18 @@ def beside(bench: str, case: str, peer: str) -> Reading:
     return read
 
 
-def deepest(name: str, kind: str, *, to_shallowest: bool = True) -> Reading:
+def deepest(
+    name: str,
+    kind: str,
+    *,
+    to_shallowest: bool = True,
+    of: Callable[[Row, str], float | None] = Row.median,
+) -> Reading:
     """A value beside the deepest queue, as a ratio to that beside the shallowest or as it is.
 
     Args:
         kind: how the case's name ends.
+        of: which number of a row's runs.
     """
 
     def read(found: Found, loop: bool | None) -> float | None:
@@ -81,7 +113,7 @@ def deepest(name: str, kind: str, *, to_shallowest: bool = True) -> Reading:
             row.runs[0].at or 0.0: number
             for (bench, case, _, form), row in found.items()
             if bench == "depth" and case.endswith(kind) and form in (loop, None)
-            and (number := row.median(name)) is not None
+            and (number := of(row, name)) is not None
         }  # fmt: skip
         if not steps or (to_shallowest and len(steps) < 2):
             return None
@@ -119,9 +151,15 @@ def goals(cases: Sequence[Key]) -> list[Goal]:
         text = f"at least {bound:,g}{unit}"
         return Goal(what=what, bound=bound, at_most=False, text=text, digits=digits, read=read)
 
-    def most(what: str, bound: float, unit: str, digits: int, read: Reading) -> Goal:
+    def most(
+        what: str, bound: float, unit: str, digits: int, read: Reading, also: Reading | None = None
+    ) -> Goal:
         text = f"at most {bound:,g}{unit}"
-        return Goal(what=what, bound=bound, at_most=True, text=text, digits=digits, read=read)
+        return Goal(what=what, bound=bound, at_most=True, text=text, digits=digits, read=read,
+                    beside=also)  # fmt: skip
+
+    def longest(what: str, bound: float, bench: str, case: str, name: str) -> Goal:
+        return most(what, bound, " ms", 1, worst(bench, case, name), value(bench, case, name))
 
     near, far, ready = "20 connections", "50 ms, 20 connections", "ready bytes"
     crowd = case("accept", "send, 32 processes, engine idle")
@@ -152,7 +190,16 @@ def goals(cases: Sequence[Key]) -> list[Goal]:
         most("deepest to shallowest queue: mailstrom queue count", 1.5, " x", 2,
              deepest("count_ms", "queue count")),
         most("worst wait of a sender beside the deepest queue", 50, " ms", 1,
+             deepest("stall_max_ms", "delivery", to_shallowest=False, of=Row.worst),
              deepest("stall_max_ms", "delivery", to_shallowest=False)),
+        longest("worst wait of a sender while finished mail is purged", 50,
+                "stalls", PURGING, "stall_max_ms"),
+        longest("the same, from the call to MAIL on the wire", 50,
+                "stalls", PURGING, "wire_max_ms"),
+        longest("worst wait of a sender beside an open report", 50,
+                "stalls", PINNED, "stall_max_ms"),
+        longest("beside an open report, from the call to MAIL on the wire", 50,
+                "stalls", PINNED, "wire_max_ms"),
         least("99 sites beside a dead one, a site's share", 0.95, " x", 2, _dead),
         most("memory of supervisor and two workers", 250, " MiB", 0,
              value("memory", case("memory", ""), "pss_mib")),

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
-from tools.bench import accept, depth, drain, idle, profile, sites
+from tools.bench import accept, depth, drain, idle, profile, sites, stalls
 from tools.bench.figures import OURS, VALUES, Figure, Row, from_lines, loop_name, ratios, rows
 from tools.bench.goals import judged, limit
 from tools.bench.plots import Axis, Line, plot
@@ -27,6 +27,7 @@ SECTIONS: dict[str, tuple[str, tuple[str, ...], ModuleType, str | None]] = {
     "End to end": ("e2e", ("e2e",), drain, None),
     "Accepting": ("accept", ("accept",), accept, None),
     "Depth and memory": ("depth", ("depth", "memory"), depth, "images/performance-depth.svg"),
+    "Stalls": ("stalls", ("stalls",), stalls, None),
     "Many sites": ("sites", ("sites",), sites, None),
     "At rest": ("idle", ("idle",), idle, None),
 }
@@ -78,10 +79,9 @@ def _goals(found: Sequence[Row]) -> Iterator[str]:
     loops = _loops(found)
     yield _cells("what", "to reach", *(loop_name(loop) for loop in loops), "reached")
     yield _cells("---", "---", *("---:" for _ in loops), "---")
-    for goal, numbers in judged({row.key: row for row in found}, loops):
-        told = [
-            "not measured" if number is None else f"{number:,.{goal.digits}f}" for number in numbers
-        ]
+    by_key = {row.key: row for row in found}
+    for goal, numbers in judged(by_key, loops):
+        told = [goal.told(by_key, loop) for loop in loops]
         counted = [number for number in numbers if number is not None]
         met = [goal.met(number) for number in counted]
         word = "yes" if met and all(met) else "in part" if any(met) else "no"

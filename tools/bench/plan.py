@@ -8,7 +8,7 @@ the others' figures away.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,6 +42,10 @@ class Plan:
         """So many messages, or the smoke test's share of them (at least 20)."""
         return max(20, int(n * self.scale))
 
+    def few(self, n: int) -> int:
+        """So many repetitions, or the smoke test's three."""
+        return n if self.scale == 1 else min(n, 3)
+
     def long(self, seconds: float) -> float:
         """So many seconds, or the smoke test's share of them (at least 0.3)."""
         return max(0.3, seconds * self.scale)
@@ -59,6 +63,18 @@ def folder() -> Iterator[Path]:
         home = Path(name)
         home.chmod(0o755)
         yield home
+
+
+def installed(environ: Mapping[str, str], home: Path) -> dict[str, str]:
+    """An environment in which programs start as installed ones do: with .pyc files.
+
+    Args:
+        environ: of those who start them, who may keep such files out of a checkout.
+        home: a directory of the run; the first start writes them there.
+    """
+    chosen = {**environ, "PYTHONPYCACHEPREFIX": str(home / "pyc")}
+    chosen.pop("PYTHONDONTWRITEBYTECODE", None)
+    return chosen
 
 
 def attempt(blank: Figure, measure: Callable[[Figure], Figure]) -> Figure:

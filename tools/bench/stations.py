@@ -59,14 +59,17 @@ def said(started: Started) -> dict[str, object]:
 class Sink:
     """smtp-sink, counting.
 
+    Args:
+        port: where it listens; None: one that is free.
+
     Attributes:
         address: host and port to deliver to.
         count: messages that have arrived.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, port: int | None = None) -> None:
         tree = postfix_tree()
-        self.port = free_port()
+        self.port = port or free_port()
         command: list[str | Path] = [tree.program("usr/sbin/smtp-sink"), "-c"]
         if os.getuid() == 0:
             command += ["-u", "nobody"]
@@ -172,23 +175,20 @@ class Delay:
 
 
 class Names:
-    """A DNS server for a zone, see ``mailstrom.testing.dns``.
+    """A DNS server for a zone, see ``programs/names.py``.
 
     Args:
-        zone: by name, as its ``--zone`` file holds it.
+        zone: by name, as its file holds it.
         home: a directory for that file.
     """
 
     def __init__(self, zone: Mapping[str, object], home: Path) -> None:
         file = home / "zone.json"
         file.write_text(json.dumps(zone), encoding="utf-8")
-        self.port = free_port()
         self._started = Started(
-            [sys.executable, "-P", "-m", "mailstrom.testing.dns", "--bind",
-             f"127.0.0.1:{self.port}", "--zone", file],
-            piped=True, log=home / "dns.log",
-        )  # fmt: skip
-        said(self._started)
+            [sys.executable, "-P", PROGRAMS / "names.py", file], piped=True, log=home / "dns.log"
+        )
+        self.port = int(str(said(self._started)["port"]))
 
     def close(self) -> None:
         """Ends it."""

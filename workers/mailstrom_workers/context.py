@@ -6,6 +6,7 @@ A context is made once per configuration; a reload replaces ``settings`` and lea
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 
@@ -15,12 +16,14 @@ from mailstrom.errors import SpoolError
 from mailstrom.policy.retry import RetrySchedule
 from mailstrom.policy.timeouts import Timeouts
 from mailstrom.smtp.transaction import Dialect
+from mailstrom.storage.base import Failure, RouteAnswer, WorkerStore
 from mailstrom.storage.pinned import mebibytes
 from mailstrom.types import OnDoubt, Pipelining
 from mailstrom_workers.dbservice import DBService
 from mailstrom_workers.endpoint import SessionPolicy, Tls
 from mailstrom_workers.machine import THIS, Machine
 from mailstrom_workers.resolver import Resolver
+from mailstrom_workers.shared import Shared
 
 PAUSE_S = 5.0
 ROOM_BYTES = 8 * 1024 * 1024
@@ -138,6 +141,29 @@ class Context:
     _looked: float = float("-inf")
     resting: dict[str, float] = field(default_factory=dict)
     """Host name -> loop time until which it goes last."""
+    releases: Shared[int, None] = field(init=False)
+    """Takes lanes back, by their tokens."""
+    answers: Shared[RouteAnswer, Sequence[Failure]] = field(init=False)
+    """Stores what was found out about domains; gives back who failed by it."""
+
+    def __post_init__(self) -> None:
+        self.releases = Shared(self.db, self._release)
+        self.answers = Shared(self.db, self._put_routes)
+
+    def _release(self, store: WorkerStore, lanes: Sequence[int]) -> Sequence[None]:
+        store.release(lanes, self.now_ms(), on_doubt=self.settings.on_doubt)
+        return [None] * len(lanes)
+
+    def _put_routes(
+        self, store: WorkerStore, answers: Sequence[RouteAnswer]
+    ) -> Sequence[Sequence[Failure]]:
+        refusing = any(answer.refusal is not None for answer in answers)
+        before = store.last_event() if refusing else 0
+        store.put_routes(self.worker, answers, self.now_ms())
+        return [
+            () if answer.refusal is None else store.failed_since(before, domain=answer.route.domain)
+            for answer in answers
+        ]
 
     @property
     def share(self) -> int:

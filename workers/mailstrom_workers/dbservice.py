@@ -51,6 +51,9 @@ RETRY_S = 0.25
 MOST_FREE_S = 0.015
 """The lock stays free for as long as it was held, within these bounds: what waits meanwhile shares
 the next commit, and senders get their half of the time."""
+GATHER_S = 0.02
+"""What nothing on the wire waits for is written at most so long after the last write, with what
+comes meanwhile: an exchange costs as much as five messages in it."""
 LOOK_S = 0.012
 """How often the workers together look whether somebody committed, where nothing rings; each its
 share of the times, so that many of them cost an idle machine no more than one."""
@@ -89,7 +92,7 @@ def _settle(future: asyncio.Future[Any]) -> Done:
 class Request:
     """One thing asked of the store, and who waits for it."""
 
-    __slots__ = ("call", "done", "durable", "insisted", "work")
+    __slots__ = ("call", "done", "durable", "insisted", "patient", "work")
 
     def __init__(
         self,
@@ -99,12 +102,14 @@ class Request:
         *,
         durable: bool = False,
         insisted: bool = False,
+        patient: bool = False,
     ) -> None:
         self.done = done
         self.call = call
         self.work = work
         self.durable = durable
         self.insisted = insisted
+        self.patient = patient
 
 
 class Wait(NamedTuple):
@@ -132,7 +137,7 @@ def _nobody(_result: Any, _error: BaseException | None) -> None:
 
 
 _NOTHING = Request(_nobody)
-"""Makes the core see that it is watched."""
+"""Makes the core see that it is watched, or waited for."""
 Steps = Generator[Wait, Request | Late | None, _T]
 
 
@@ -244,9 +249,17 @@ class DBService(ABC):
         self.post(work, _settle(future), durable=durable)
         return await future
 
-    def post(self, work: Work, done: Done, *, durable: bool = False) -> None:
-        """``exchange`` for a caller that does not wait: ``done`` takes its outcome."""
-        self._ask(Request(done, work=work, durable=durable or bool(work.claims)))
+    def post(self, work: Work, done: Done, *, durable: bool = False, patient: bool = False) -> None:
+        """``exchange`` for a caller that does not wait: ``done`` takes its outcome.
+
+        ``patient``: it has enough to go on with for a while; see ``GATHER_S``.
+        """
+        durable = durable or bool(work.claims)
+        self._ask(Request(done, work=work, durable=durable, patient=patient))
+
+    def hurry(self) -> None:
+        """Somebody whose request was patient waits for it now."""
+        self._put(_NOTHING)
 
     async def reopen(self, open_store: Callable[[], WorkerStore]) -> None:
         """Go on with a store opened anew, with other settings; the old one if that fails.
@@ -337,6 +350,7 @@ class DBService(ABC):
             first = yield from self._next(store)
             requests: list[Request | None] = [] if isinstance(first, Late) else [first]
             if isinstance(first, Request) and first.work is not None:
+                yield from self._gather(requests, first)
                 yield from self._leave_free()  # and more comes meanwhile
             while len(requests) < _GATHER:
                 try:
@@ -364,6 +378,23 @@ class DBService(ABC):
                 self._fresh = None
             if None in requests:
                 return
+
+    def _gather(self, requests: list[Request | None], last: Request) -> Steps[None]:
+        """Wait for more as long as nobody is in a hurry."""
+        until = self._last_write + GATHER_S
+        if self._unsynced is not None:
+            until = min(until, self._unsynced + SYNC_S)
+        while last.patient and len(requests) < _GATHER:
+            seconds = until - self._monotonic()
+            if seconds <= 0:
+                return
+            came = yield Wait(seconds, request=True)
+            if isinstance(came, Late):
+                return
+            requests.append(came)
+            if came is None:
+                return
+            last = came
 
     def _again(self) -> list[Request]:
         """What met damage, where its time has come."""
@@ -504,8 +535,14 @@ class DBService(ABC):
             work.lessons += request.work.lessons
         yield from self._leave_free()
         began = self._monotonic()
+
+        def step() -> Exchange:
+            nonlocal began
+            began = self._monotonic()
+            return store.exchange(work, self._now_ms())
+
         try:
-            result = yield from self._persist(lambda: store.exchange(work, self._now_ms()))
+            result = yield from self._persist(step)
         except GeneratorExit:
             raise
         except BaseException as error:
@@ -520,16 +557,22 @@ class DBService(ABC):
                 for request in requests:
                     self._tell(request.done, error=error)
             return
-        self._last_write = self._monotonic()
-        self._held_s = self._last_write - began
+        now = self._monotonic()
+        if not result.locked_s:
+            result = result._replace(locked_s=began, freed_s=now)
+        # Neither the wait for the lock nor what was read behind the commit kept it from others.
+        self._last_write, self._held_s = result.freed_s, result.freed_s - result.locked_s
         self._stale = True
         if self._unsynced is None:
             self._unsynced = self._last_write
-        overdue = self._last_write - self._unsynced >= SYNC_S
-        if overdue or any(request.durable for request in requests):
+        durable = [request for request in requests if request.durable]
+        if len(durable) < len(requests):  # who needs no disk does not wait for it
+            self._hand_back([request for request in requests if not request.durable], result)
+        if durable or now - self._unsynced >= SYNC_S:
             # what escapes from it ends the worker: the exchange is committed
             yield from self._sync(store)
-        self._hand_back(requests, result)
+        if durable:
+            self._hand_back(durable, result)
 
     def _hand_back(self, requests: list[Request], result: Exchange) -> None:
         """Each gets what its lanes claimed, all by one call on the loop."""
@@ -537,12 +580,13 @@ class DBService(ABC):
         for row in result.claimed:
             claimed.setdefault(row.lane, []).append(row)
         told: list[tuple[Done, Exchange]] = []
+        settled, opened, times = result.settled, result.opened, (result.locked_s, result.freed_s)
         for request in requests:
             assert request.work is not None
             lanes = [claim.lane for claim in request.work.claims]
             rows = [row for lane in lanes for row in claimed.get(lane, ())]
             ended = result.ended.intersection(lanes)
-            told.append((request.done, Exchange(result.settled, result.opened, rows, ended)))
+            told.append((request.done, Exchange(settled, opened, rows, ended, *times)))
 
         def tell() -> None:
             for done, exchange in told:

@@ -135,19 +135,18 @@ class Engine:
             return woken
         limit = ctx.settings.config.sites.connections
 
-        def lease(store: WorkerStore) -> list[tuple[Lane, bool]]:
+        def lease(store: WorkerStore) -> list[Lane]:
             ctx.workers = workers = store.live_workers()
-            lanes = store.lease(ctx.worker, want=want, limit=limit, workers=workers, now_ms=now_ms)
-            return [(lane, _failing(store, lane.site)) for lane in lanes]
+            return store.lease(ctx.worker, want=want, limit=limit, workers=workers, now_ms=now_ms)
 
         leased = await ctx.db.call(lease)
-        for lane, failing in leased:
-            self._start_lane(lane, limit, failing)
-        ctx.unserved -= {lane.site for lane, _ in leased}
+        for lane in leased:
+            self._start_lane(lane, limit)
+        ctx.unserved -= {lane.site for lane in leased}
         return woken or bool(leased)
 
-    def _start_lane(self, lane: Lane, limit: int, failing: bool) -> None:
-        run = LaneRun(self.ctx, lane, limit, failing=failing)
+    def _start_lane(self, lane: Lane, limit: int) -> None:
+        run = LaneRun(self.ctx, lane, limit)
         task = asyncio.create_task(run.run(), name=f"lane {lane.token}")
         self._lanes[task] = run
         task.add_done_callback(self._lane_ended)
@@ -192,14 +191,3 @@ class Engine:
         waiting = [*self._lanes, *self._routes]
         if waiting:
             await asyncio.gather(*waiting, return_exceptions=True)
-
-
-def _failing(store: WorkerStore, site: int) -> bool:
-    """Whether the site's last pass failed; only the log depends on it.
-
-    The lane is leased already: an error here must not lose it, for nobody would give it back.
-    """
-    try:
-        return store.failures(site) > 0
-    except SpoolError:
-        return False

@@ -1,11 +1,11 @@
 """The janitor: lapse the dead, expire the late, keep the clock, checkpoint, purge, repair.
 
-The role is a lock file that one worker of a spool holds; whoever cannot get it waits for it. An
-engine that does not lead (``Presence.leads``) leaves it to the supervisor's janitor, which is
-started again when it dies, and gives it back as soon as a supervisor is there: an application may
-stand still with the lock, and nobody watches it. It stands in only when nobody has had the role for
-long, and then for one round at a time. Every step is bounded and idempotent: killed at any point,
-the next janitor goes on.
+Only whoever has the role (``role``) has rounds. Every step is bounded and idempotent: killed at any
+point, the next janitor goes on.
+
+A round each quarter of a second, as long as somebody writes to the spool or the last one left
+something to do; in a spool at rest about each second. A death that the supervisor saw has its round
+at once.
 
 In a copy that nobody adopted the dead lapse, and nothing expires or is purged: what waits there may
 have been delivered since by the spool it was copied from.
@@ -32,21 +32,29 @@ from mailstrom_workers.complaint import Complaint
 from mailstrom_workers.machine import THIS, Machine
 from mailstrom_workers.pinned import PinAlarm
 from mailstrom_workers.presence import Presence
+from mailstrom_workers.role import Role
 
 ROUND_S = 0.25
+CALM_S = 0.5
+"""So often it looks whether somebody wrote, in a spool at rest: a log that nobody empties grows by
+100 MiB a second at most."""
+REST_S = 1.0
+"""Where nobody writes and nothing is left over, what comes with time alone waits so long."""
 CHECKPOINT_BYTES = 4 * 1024 * 1024
 """A -wal file below this size is checkpointed only now and then."""
 CHECKPOINT_S = 30.0
 PURGE_S = 60.0
 PURGE_MS = 20
 """So long a round goes on purging: it may share its thread with a worker's lanes."""
-PURGE_PAUSE_S = 0.002
-"""Between two pieces others get the lock."""
+PURGE_PAUSE_MS, PURGE_PAUSE_MOST_MS = 2, 15
+"""Between two pieces others get the lock, for as long as the last piece had it, within these."""
+PURGE_AGAIN_S = 0.08
+"""So soon the next round goes on with what is left."""
+PURGE_PIECE = 200
+"""Messages of one piece: 4 to 10 ms of the lock."""
 BATCH = 1_000
 SPARED_MS = 30_000
 """So long a process may miss its lock file: it looks every few seconds, and then ends."""
-PATIENCE_MS = 15_000
-"""So long the role may be free before an engine that does not lead takes it."""
 ADVICE = (
     "this spool is a copy: what waits in it may have been delivered by the original, so nothing is"
     " delivered, expired or purged; 'mailstrom store adopt' takes it into use"
@@ -86,6 +94,31 @@ class Janitor:
         self._unlapsed = True
         self._looked_ms: int | None = None  # the wall clock that the round's look wrote down
         self._missing: dict[int, int] = {}
+        self._version: int | None = None  # of the spool, before the last round; None: look again
+        self._rounded_ms = 0
+        self._left = False  # the last round left something for the next one
+        self._purging = False  # and that is mail to be purged
+        self._hurried = False  # this round came early, for that alone
+
+    def turn(self, store: WorkerStore) -> float:
+        """A round, unless the spool has been at rest since the last one, a moment ago.
+
+        Returns:
+            Seconds until the next turn.
+
+        Raises:
+            SpoolError: see ``round``.
+        """
+        version, now_ms = None, self._machine.monotonic_ms()
+        with contextlib.suppress(SpoolError):  # the round says it, after what it can do about it
+            version = store.version()
+        done = version is not None and version == self._version and not self._left
+        if done and now_ms - self._rounded_ms < REST_S * 1000 and not store.poisoned:
+            return max(CALM_S, ROUND_S)
+        self._version, self._rounded_ms = None, now_ms  # it stays so where the round raises
+        self.round(store)
+        self._version = version
+        return min(PURGE_AGAIN_S, ROUND_S) if self._purging else ROUND_S
 
     def round(self, store: WorkerStore) -> None:
         """One round; returns quickly when there is nothing to do.
@@ -97,6 +130,7 @@ class Janitor:
             SpoolError: the first that a step met, after all had their turn.
         """
         store.verify()
+        self._hurried, self._left, self._purging = self._purging, False, False
         trouble: SpoolError | None = None
         steps: list[Callable[[WorkerStore], None]]
         steps = [self._repair, self._checkpoint, self.lapse, self._clock]
@@ -137,12 +171,13 @@ class Janitor:
     def _clock(self, store: WorkerStore) -> None:
         machine = self._machine
         self._looked_ms, wall_ms = None, machine.wall_ms()
-        store.keep_clock(
+        passed = store.keep_clock(
             wall_ms=wall_ms,
             monotonic_ms=machine.monotonic_ms(),
             boot=machine.boot_id(),
             limit=BATCH,
         )
+        self._left |= passed > 0
         self._looked_ms = wall_ms
 
     def lapse(self, store: WorkerStore) -> None:
@@ -164,6 +199,7 @@ class Janitor:
             store.sync()
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(lock)
+            self._left = True
             events.claim_lapsed(
                 recipients=lapsed.released + lapsed.in_doubt,
                 in_doubt=lapsed.in_doubt,
@@ -181,6 +217,7 @@ class Janitor:
         before = store.last_event()
         if store.expire(BATCH, self._looked_ms) == 0:
             return
+        self._left = True
         for failure in store.failed_since(before):
             events.recipient_failed(
                 message_id=failure.message_id,
@@ -195,6 +232,7 @@ class Janitor:
             self._poisoned = False
             self._unrepaired.over()
             return
+        self._left = True
         if not self._poisoned:
             self._poisoned = True
             events.store_poisoned(error="the disk did not confirm a write", store=self._path)
@@ -211,10 +249,13 @@ class Janitor:
             self._pin.look(None, size, self._machine.monotonic_ms())
         if size == 0:
             return
-        due = self._machine.monotonic_ms() / 1000 - self._checkpointed > CHECKPOINT_S
-        if size < CHECKPOINT_BYTES and not due:
+        since_s = self._machine.monotonic_ms() / 1000 - self._checkpointed
+        if size < CHECKPOINT_BYTES and since_s <= CHECKPOINT_S:
             return
+        if self._hurried and since_s < ROUND_S:
+            return  # its syncs would be in the way of senders'
         found = store.checkpoint()
+        self._left |= found.moved < found.frames or found.pinned is not None
         now_ms = self._machine.monotonic_ms()
         self._checkpointed = now_ms / 1000
         self._pin.look(found.pinned, store.log_bytes(), now_ms)
@@ -227,12 +268,17 @@ class Janitor:
         now = self._machine.monotonic_ms() / 1000
         if now - self._purged < PURGE_S or self._looked_ms is None:
             return
-        retention, began_ms = self._retention(store), self._machine.monotonic_ms()
-        while store.purge(retention, 200, self._looked_ms):
-            if self._machine.monotonic_ms() - began_ms >= PURGE_MS:
+        clock = self._machine.monotonic_ms
+        retention, began_ms = self._retention(store), clock()
+        piece_ms, self._purging = began_ms, True
+        while store.purge(retention, PURGE_PIECE, self._looked_ms):
+            held_ms = clock() - piece_ms
+            if clock() - began_ms >= PURGE_MS:
+                self._left = True
                 return
-            time.sleep(PURGE_PAUSE_S)
-        self._purged = now
+            time.sleep(min(max(PURGE_PAUSE_MS, held_ms), PURGE_PAUSE_MOST_MS) / 1000)
+            piece_ms = clock()
+        self._purged, self._purging = now, False
         self._sweep(store)
 
     def _retention(self, store: WorkerStore) -> Retention:
@@ -266,48 +312,6 @@ def _exists(pid: int) -> bool:
     return True
 
 
-class Role:
-    """The janitor's role at one spool, for one worker.
-
-    Held on and on by the engine that leads. One that does not lead and stands in lets go of it
-    every other round, in which the supervisor's janitor finds it free.
-
-    Args:
-        presence: the worker; told in ``presence.role``.
-    """
-
-    def __init__(self, presence: Presence) -> None:
-        self._presence = presence
-        self._lock = LockFile(os.path.join(run_directory(presence.store), "janitor.lock"))
-        self._free_since_ms: int | None = None
-
-    def take(self) -> bool:
-        """Take it if it is free and ours to take; whether we have it."""
-        if self._lock.held:
-            if not self._presence.leads():
-                self.give()
-        elif self._may() and self._lock.acquire({"pid": os.getpid()}):
-            self._presence.role = True
-        return self._presence.role
-
-    def _may(self) -> bool:
-        if self._presence.leads():
-            self._free_since_ms = None
-            return True
-        if not is_free(self._lock.path):
-            self._free_since_ms = None
-            return False
-        now_ms = self._presence.machine.monotonic_ms()
-        if self._free_since_ms is None:
-            self._free_since_ms = now_ms
-        return now_ms - self._free_since_ms > PATIENCE_MS
-
-    def give(self) -> None:
-        """Let the next one have it."""
-        self._lock.release()
-        self._presence.role = False
-
-
 async def keep(presence: Presence) -> None:
     """Do rounds while this worker holds the role, until drained."""
     role = Role(presence)
@@ -315,38 +319,58 @@ async def keep(presence: Presence) -> None:
     janitor = Janitor(
         presence.store, presence.worker, presence.config, presence.mates, presence.machine
     )
+    pause = _Pause(presence)
     try:
         with contextlib.suppress(OSError):  # said by the first round
             role.take()
         await presence.ready()
         while not presence.draining.is_set():
+            told, seconds = presence.lapsed.is_set(), ROUND_S
             presence.lapsed.clear()
             janitor.config = presence.config
             try:
-                if role.take():
+                if not role.take():
+                    pass
+                elif told:
                     await presence.db.call(janitor.round)
+                else:
+                    seconds = await presence.db.call(janitor.turn)
                 trouble.over()
             except SpoolReplaced as error:
                 presence.crash("janitor", error)  # a fresh one opens what has the name now
             except (SpoolError, OSError) as error:
                 trouble.say(error)
-            await _pause(presence)
+            await pause(seconds)
         if presence.role:  # what outlived the drain and was ended by force
             with contextlib.suppress(SpoolError, OSError):
                 await presence.db.call(janitor.lapse)
     finally:
+        pause.close()
         role.give()
 
 
-async def _pause(presence: Presence) -> None:
-    """Until the next round, a word about somebody's death, or the drain."""
-    waits = {
-        asyncio.create_task(presence.lapsed.wait()),
-        asyncio.create_task(presence.draining.wait()),
-    }
-    _, pending = await asyncio.wait(waits, timeout=ROUND_S, return_when=asyncio.FIRST_COMPLETED)
-    for wait in pending:
-        wait.cancel()
+class _Pause:
+    """Until the next round, a word about somebody's death, or the drain.
+
+    What waits for the two words is kept from pause to pause: making it was most of what they cost.
+    """
+
+    def __init__(self, presence: Presence) -> None:
+        self._words = (presence.lapsed, presence.draining)
+        self._waits: dict[asyncio.Event, asyncio.Task[bool]] = {}
+
+    async def __call__(self, seconds: float) -> None:
+        for word in self._words:
+            if word not in self._waits or self._waits[word].done():
+                self._waits[word] = asyncio.create_task(word.wait())
+        await asyncio.wait(
+            self._waits.values(), timeout=seconds, return_when=asyncio.FIRST_COMPLETED
+        )
+
+    def close(self) -> None:
+        """Wait no more."""
+        for wait in self._waits.values():
+            wait.cancel()
 
 
 if __name__ == "__main__":

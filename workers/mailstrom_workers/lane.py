@@ -65,8 +65,9 @@ DRY_S = 0.25
 """A claim that found nothing is not repeated for so long while messages are under way."""
 MOST_HOSTS = 2
 """Hosts that may answer for one message in one attempt."""
-MOST_OPENED = 16
-"""Messages opened ahead of the wire, at most: a crash leaves them in doubt, though nothing left."""
+MOST_OPENED = 31
+"""Messages opened ahead of the wire, at most: a crash leaves them in doubt, though nothing left. An
+urgent one may come on top. Half of them, on average, leave while one exchange is under way."""
 AMPLE = 64
 """A window that was full so often is made smaller."""
 FRESH_S = 5.0
@@ -91,14 +92,13 @@ class LaneRun:
         ctx: the worker's context.
         lane: the lease.
         lanes: how many lanes the site may have, to share what is due.
-        failing: whether the site's last pass failed; this lane then finds out for all.
 
     Attributes:
         idle: it keeps a session for work that may come; see ``call``.
         parted: its work is done; it says goodbye to the server, and counts as no connection.
     """
 
-    def __init__(self, ctx: Context, lane: Lane, lanes: int, *, failing: bool = False) -> None:
+    def __init__(self, ctx: Context, lane: Lane, lanes: int) -> None:
         self.ctx = ctx
         self.lane = lane
         self.ladder = Ladder(lane)
@@ -109,7 +109,7 @@ class LaneRun:
         self.idle = self.parted = False
         self._stirred = asyncio.Event()  # ends an idle time
         self._called = False
-        self._failing = failing
+        self._failing = lane.failing  # this lane then finds out for all
         self._fenced = False  # the spool gives this lane nothing more: too many since a reload
         self._claim = min(claim_size(lane.due, lanes, CLAIM_MESSAGES), FIRST_CLAIM)
         self._paced = False  # whether that comes from what was measured
@@ -117,6 +117,8 @@ class LaneRun:
         self._dry_s = float("-inf")  # loop time when a claim found nothing
         self._heard = False  # a server ended a transaction of this lane: until then it has one
         self._window = 1
+        self._starved = False  # the wire waits for the store
+        self._patient = False  # the exchange under way may wait for others
         self._ample = 0  # how often the window was still full when its next message left
         self._spoken_to: Connected | None = None  # whose transactions may still end
         self._asking = self._claiming = self._turning = False
@@ -166,12 +168,8 @@ class LaneRun:
                 if isinstance(error, BaseException):
                     raise error
         finally:
-            token, now_ms = self.lane.token, self.ctx.now_ms()
-            on_doubt = self.ctx.settings.on_doubt
             try:
-                await self.ctx.db.insist(
-                    lambda store: store.release(token, now_ms, on_doubt=on_doubt)
-                )
+                await self.ctx.releases.ask(self.lane.token)
             finally:
                 self.stock.clear()
                 self._free_reading()
@@ -347,12 +345,14 @@ class LaneRun:
     def _feeding(self) -> bool:
         """Whether another transaction may go to the present session."""
         connected = self.connected
+        return connected is not None and connected.session.usable and self._serves(connected)
+
+    def _serves(self, connected: Connected) -> bool:
+        """Whether this lane may begin another transaction on a usable session."""
         return (
-            connected is not None
-            and connected.transactions < connected.most
+            connected.transactions < connected.most
             and self._loop.time() < connected.until
             and connected.settings is self.ctx.settings  # a reload may demand more of TLS
-            and connected.session.usable
             and not self.ctx.draining.is_set()
         )
 
@@ -442,17 +442,18 @@ class LaneRun:
         work.opens = opens
         if claim:
             work.claims.append(self._claim_request())
-        self.ctx.db.post(work, self._came, durable=durable)
+        self._patient = bool(self.stock.wire) and not self._starved
+        self.ctx.db.post(work, self._came, durable=durable, patient=self._patient)
         self._asking = True
 
     def _came(self, exchange: Exchange | None, error: BaseException | None) -> None:
         """The answer to ``_turn``; called by the store's service, on the loop."""
-        self._asking = False
+        self._asking = self._patient = False
         try:
             if exchange is None:
                 assert error is not None
                 raise error
-            self._open(exchange.opened)
+            self._open(exchange)
             if self._claiming:
                 self._take(exchange)
             if self.connected is not None:
@@ -462,14 +463,13 @@ class LaneRun:
             self._fail(problem)
         self._look()
 
-    def _open(self, opened: frozenset[int]) -> int:
-        """Of what was to be opened only what the store returned is sent; returns how many are."""
+    def _open(self, exchange: Exchange) -> None:
+        """Of what was to be opened only what the store returned is sent."""
         stock = self.stock
         if not stock.opening:
-            return 0
-        now = self._loop.time()
+            return
+        now, opened = self._loop.time(), exchange.opened
         opening, stock.opening = stock.opening, []
-        count = 0
         for transaction in opening:
             rows = transaction.recipients
             if len(rows) > 1 or rows[0].recipient not in opened:
@@ -478,10 +478,9 @@ class LaneRun:
                     stock.over(transaction)
                     continue
                 transaction.narrow(rows)
-            transaction.opened_at = now
+            transaction.opened_at = exchange.locked_s
             put(stock.opened, transaction, now)
-            count += 1
-        return count
+            self._starved = False
 
     def _next_opens(self) -> tuple[list[Open], bool]:
         """Openings for the window; True with one that must be on the disk before it is sent."""
@@ -604,12 +603,17 @@ class LaneRun:
     def _next(self) -> Outgoing | None:
         stock = self.stock
         if not stock.opened:
-            if stock.waiting:  # the wire waits for the store
+            self._starved = True
+            if self._patient:
+                self._patient = False
+                self.ctx.db.hurry()
+            if stock.waiting:
                 if self._heard and self._claim > SLOW_CLAIM:
                     self._window, self._ample = min(self._window + 1, MOST_OPENED), 0
                 self._stir()
             return None
-        if not self._feeding():
+        connected = self.connected  # who asks is its session, which is usable
+        if connected is None or not self._serves(connected):
             return None
         transaction = stock.opened[0]
         if self._loop.time() - transaction.opened_at > FRESH_S:
@@ -627,8 +631,6 @@ class LaneRun:
         if not stock.wire:
             self._progress_s = self._loop.time()
         stock.wire.append(transaction)
-        connected = self.connected
-        assert connected is not None
         transaction.reused = connected.transactions > 0
         connected.transactions += 1
         transaction.started_ms = self.ctx.now_ms()
@@ -721,7 +723,8 @@ class LaneRun:
     def _judge(self, transaction: Transaction, end: TransactionEnd) -> Again | None:
         connected = self._spoken_to
         assert connected is not None
-        excused = transaction.recipients[0].message not in self.ctx.unanswered
+        rows = transaction.recipients
+        excused = rows[0].message not in self.ctx.unanswered
         last_host, on_doubt = self._last_host(transaction), self._on_doubt(transaction)
         verdicts = [
             judge(
@@ -732,7 +735,7 @@ class LaneRun:
                 on_doubt=on_doubt,
                 excused=excused,
             )
-            for number in range(len(transaction.recipients))
+            for number in range(len(rows))
         ]
         if verdicts[0].judgement is None:  # nothing was answered, so to nobody
             self.connector.blame(verdicts[0])

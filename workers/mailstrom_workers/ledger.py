@@ -36,9 +36,11 @@ class Transaction:
         reconnected: whether a closed session was already renewed for them.
         unanswered: whether a host ended the session without a word on them.
         envelope: what MAIL and RCPT say for all of them; None: to be made.
-        opened_at: loop time when they were opened.
+        opened_at: loop time when the store looked whether they may be sent.
         started_ms: when they went to the session.
         reused: whether that had begun a transaction before.
+        octets: content held in memory.
+        priority: rank of its message; 0 is the highest.
     """
 
     recipients: list[Claimed]
@@ -51,17 +53,13 @@ class Transaction:
     opened_at: float = 0.0
     started_ms: int = 0
     reused: bool = False
+    octets: int = field(init=False)
+    priority: int = field(init=False)
 
-    @property
-    def octets(self) -> int:
-        """Content held in memory."""
-        body = self.recipients[0].body
-        return 0 if body is None else len(body)
-
-    @property
-    def priority(self) -> int:
-        """Rank of its message; 0 is the highest."""
-        return self.recipients[0].priority
+    def __post_init__(self) -> None:
+        first = self.recipients[0]  # all have one message
+        self.octets = 0 if first.body is None else len(first.body)
+        self.priority = first.priority
 
     def address(self) -> Envelope:
         """The envelope for its recipients, as they are now."""
@@ -335,19 +333,19 @@ class Ledger:
 
 
 def _attempt(verdict: Verdict, connected: Connected, started_ms: int, ended_ms: int) -> Attempt:
-    text = verdict.reply_text
+    text, facts = verdict.reply_text, connected.facts
     return Attempt(
         session=connected.id,
         started_ms=started_ms,
         ended_ms=ended_ms,
         stage=verdict.stage,
-        host=connected.facts.host,
-        address=connected.facts.address,
+        host=facts.host,
+        address=facts.address,
         reply_code=verdict.reply_code,
         enhanced_code=verdict.enhanced_code,
         reply_text=None if text is None else text[:500],
         verdict=verdict.judgement or Judgement.DEFERRED,
         reason=verdict.reason,
         in_doubt=verdict.in_doubt,
-        tls=connected.facts.tls_version or "none",
+        tls=facts.tls_version or "none",
     )

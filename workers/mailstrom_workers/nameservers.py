@@ -1,229 +1,310 @@
 """Whom the resolver asks, how, and what went wrong there in words for a person.
 
-Beside the resolver the only engine module that knows dnspython. Contract: nameservers are asked in
-their order; plain ones by UDP, and by TCP where an answer does not fit (RFC 1035 section 4.2, RFC
-7766) or always; over TLS (RFC 7858) only behind a handshake in which the certificate checks and has
-the configured name. TLS is never relaxed: a server that cannot do it is a server that fails. So is
-one whose answer is cut off (TC) where nothing limits its length: what is missing could be anything,
-and an empty one is no "there are none" (RFC 2181 section 9).
+Contract: nameservers are asked in their order; plain ones by UDP, and by TCP where an answer does
+not fit (RFC 1035 section 4.2, RFC 7766) or always; over TLS (RFC 7858) only behind a handshake in
+which the certificate checks and has the configured name. TLS is never relaxed: a server that cannot
+do it is a server that fails. So is one whose answer is cut off (TC) where nothing limits its
+length: what is missing could be anything, and an empty one is no "there are none" (RFC 2181
+section 9). A server that is silent has another turn, with growing pauses; one that failed has none
+for this question. Each datagram has a socket of its own, so a port that nobody can guess, connected
+to the server, so that the kernel drops what comes from elsewhere (RFC 5452 section 9); what fits
+the question neither by id nor by name is passed over.
 
-Must not know: what an answer means for mail.
+dnspython reads the system's configuration. Must not know: what an answer means for mail, nor how a
+message is written.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import os
+import random
 import socket
 import ssl
 from collections.abc import Sequence
-from typing import Any
-
-import dns.asyncquery
-import dns.asyncresolver
-import dns.exception
-import dns.flags
-import dns.inet
-import dns.message
-import dns.nameserver
-import dns.resolver
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from mailstrom.errors import ConfigError
+from mailstrom_workers import dnswire
+from mailstrom_workers.dnswire import Kind, Response, Unreadable
 
 DNS_PORT = 53
 DNS_TLS_PORT = 853  # RFC 7858 section 3.1, which forbids TLS on port 53
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 2.0
+_LONGEST = 65535  # octets of a datagram
+_numbers = random.SystemRandom()
+_LATE = "no answer in time"
+_MUTE = "no TLS handshake in time; does it offer DNS over TLS on this port?"
+_CUT = "its answer is cut off (TC), though nothing limits its length"
 
 Address = tuple[str, int]
 
 
-class _TLSFailed(OSError):
-    """No TLS connection; dnspython goes on with the next nameserver after an OSError."""
+class Unanswered(Exception):
+    """Nobody gave a usable answer; says why, nameserver by nameserver."""
 
 
-class _NoHandshake(dns.exception.Timeout):
-    """Silence where TLS should begin; the nameserver may have another turn."""
+class _Failed(Exception):
+    """A nameserver that is not asked again for this question."""
 
 
-def _whole(response: dns.message.Message) -> dns.message.Message:
-    """An answer that came over a stream.
+class _Tls(NamedTuple):
+    """What is demanded of a nameserver over TLS."""
 
-    Raises:
-        dns.message.Truncated: it is marked as cut off; dnspython goes on with the next nameserver.
-    """
-    if response.flags & dns.flags.TC:
-        raise dns.message.Truncated(message=response)  # type: ignore[no-untyped-call]
-    return response
+    context: ssl.SSLContext
+    hostname: str
 
 
-class _Nameserver(dns.nameserver.Do53Nameserver):
-    """DNS by UDP, and by TCP where that does not fit."""
-
-    async def async_query(
-        self,
-        request: dns.message.QueryMessage,
-        timeout: float,
-        source: str | None,
-        source_port: int,
-        max_size: bool,
-        backend: Any,  # dnspython's own type is private to it
-        one_rr_per_rrset: bool = False,
-        ignore_trailing: bool = False,
-    ) -> dns.message.Message:
-        """Ask once; ``max_size`` means by TCP."""
-        response = await super().async_query(
-            request,
-            timeout,
-            source,
-            source_port,
-            max_size,
-            backend,
-            one_rr_per_rrset,
-            ignore_trailing,
-        )
-        return _whole(response) if max_size else response
-
-
-class _TCPNameserver(_Nameserver):
-    def is_always_max_size(self) -> bool:
-        return True
-
-
-class _TLSNameserver(dns.nameserver.DoTNameserver):
-    """DNS over TLS with one context for all questions: reading authorities takes milliseconds."""
-
-    def __init__(self, address: str, port: int, hostname: str, context: ssl.SSLContext) -> None:
-        super().__init__(address, port, hostname)
-        self._name = hostname
-        self._context = context
-
-    async def async_query(
-        self,
-        request: dns.message.QueryMessage,
-        timeout: float,
-        source: str | None,
-        source_port: int,
-        max_size: bool,
-        backend: Any,  # dnspython's own type is private to it
-        one_rr_per_rrset: bool = False,
-        ignore_trailing: bool = False,
-    ) -> dns.message.Message:
-        """Connect, shake hands, ask once."""
-        deadline = asyncio.get_running_loop().time() + timeout
-        family = dns.inet.af_for_address(self.address)
-        where = (self.address, self.port)
-        try:
-            connected = await backend.make_socket(
-                family, socket.SOCK_STREAM, 0, None, where, timeout, self._context, self._name
-            )
-        except ssl.SSLCertVerificationError as error:
-            raise _TLSFailed(
-                f"its certificate is refused ({error.verify_message.rstrip('.')}); it must be for"
-                f" {self._name!r}, from an authority that this machine trusts"
-            ) from error
-        except ssl.SSLError as error:
-            raise _TLSFailed(f"it does not speak TLS ({error.reason or error})") from error
-        except (ConnectionResetError, EOFError) as error:
-            raise _TLSFailed("it closed the connection in the TLS handshake") from error
-        except dns.exception.Timeout as error:
-            raise _NoHandshake from error
-        async with connected as stream:
-            response = await dns.asyncquery.tls(
-                request,
-                self.address,
-                timeout=max(deadline - asyncio.get_running_loop().time(), 0.001),
-                port=self.port,
-                one_rr_per_rrset=one_rr_per_rrset,
-                ignore_trailing=ignore_trailing,
-                sock=stream,
-            )
-        return _whole(response)
-
-
-def stub_resolver(
-    nameservers: Sequence[Address] | None,
-    timeout: float,
-    *,
-    tcp: bool = False,
-    tls: bool = False,
-    tls_hostname: str | None = None,
-    tls_ca_file: str | None = None,
-) -> dns.asyncresolver.Resolver:
-    """What asks these nameservers, in their order.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Nameserver:
+    """One server.
 
     Args:
-        nameservers: (ip, port) pairs, or None for the system's.
-        timeout: seconds for one question, all nameservers together.
-        tcp: never by UDP.
-        tls: DNS over TLS; port 53 then means 853.
-        tls_hostname: name in the nameservers' certificate.
-        tls_ca_file: CA certificates to trust instead of the system's.
-
-    Raises:
-        ConfigError: no usable system configuration, TLS without nameservers or name, unreadable
-            certificates.
+        tcp: never asked by UDP.
+        tls: None: in clear.
     """
-    if nameservers is None:
-        stub = _system(tcp=tcp, tls=tls)
-    else:
-        stub = dns.asyncresolver.Resolver(configure=False)
-        context = _context(tls_ca_file) if tls else None
-        stub.nameservers = [
-            _nameserver(ip, port, tcp, tls_hostname, context) for ip, port in nameservers
+
+    address: str
+    port: int
+    tcp: bool = False
+    tls: _Tls | None = None
+
+    def __str__(self) -> str:
+        return f"{'Do53' if self.tls is None else 'DoT'}:{self.address}@{self.port}"
+
+    @property
+    def streams(self) -> bool:
+        """Whether it is asked over a stream from the beginning."""
+        return self.tcp or self.tls is not None
+
+    def _socket(self, kind: socket.SocketKind) -> socket.socket:
+        family = socket.AF_INET6 if ":" in self.address else socket.AF_INET
+        made = socket.socket(family, kind)
+        made.setblocking(False)
+        return made
+
+    async def by_datagram(self, asked: bytes, seconds: float) -> Response:
+        """Ask by UDP; the answer may be cut off.
+
+        Raises:
+            TimeoutError: nobody answered in time, or nobody listens, perhaps for a moment.
+            OSError: it cannot be reached.
+        """
+        loop = asyncio.get_running_loop()
+        with self._socket(socket.SOCK_DGRAM) as datagrams:
+            try:
+                datagrams.connect((self.address, self.port))
+                datagrams.send(asked)
+                async with asyncio.timeout(seconds):
+                    while True:
+                        data = await loop.sock_recv(datagrams, _LONGEST)
+                        with contextlib.suppress(Unreadable):  # anybody may have sent it
+                            response = dnswire.read(data, asked)
+                            if response is not None:
+                                return response
+            except ConnectionRefusedError as error:
+                raise TimeoutError(os.strerror(errno.ECONNREFUSED)) from error
+            except TimeoutError as error:
+                raise TimeoutError(_LATE) from error
+
+    async def by_stream(self, asked: bytes, seconds: float) -> Response:
+        """Ask over TCP, or TLS.
+
+        Raises:
+            TimeoutError: nobody answered in time.
+            OSError: it cannot be reached, or broke the connection off.
+            _Failed: it did not answer as it must; in words for a person.
+        """
+        deadline = asyncio.get_running_loop().time() + seconds
+        try:
+            async with asyncio.timeout_at(deadline):
+                reader, writer = await self._connect()
+        except TimeoutError as error:
+            raise TimeoutError(_LATE if self.tls is None else _MUTE) from error
+        try:
+            async with asyncio.timeout_at(deadline):
+                writer.write(len(asked).to_bytes(2, "big") + asked)
+                size = int.from_bytes(await reader.readexactly(2), "big")
+                response = dnswire.read(await reader.readexactly(size), asked)
+        except TimeoutError as error:
+            raise TimeoutError(_LATE) from error
+        except Unreadable as error:
+            raise _Failed(f"its answer cannot be read: {error}") from error
+        except asyncio.IncompleteReadError as error:
+            raise _Failed("it closed the connection without an answer") from error
+        finally:
+            writer.transport.abort()
+        if response is None:
+            raise _Failed("its answer is not to what was asked")
+        if response.truncated:
+            raise _Failed(_CUT)
+        return response
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        tls = self.tls
+        connection = self._socket(socket.SOCK_STREAM)
+        try:
+            await asyncio.get_running_loop().sock_connect(connection, (self.address, self.port))
+            if tls is None:
+                return await asyncio.open_connection(sock=connection)
+            return await asyncio.open_connection(
+                sock=connection, ssl=tls.context, server_hostname=tls.hostname
+            )
+        except BaseException as error:
+            connection.close()
+            said = None if tls is None else _tls_trouble(error, tls)
+            if said is None:
+                raise
+            raise _Failed(said) from error
+
+
+def _tls_trouble(error: BaseException, tls: _Tls) -> str | None:
+    """What went wrong in a handshake, where that is what went wrong."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return (
+            f"its certificate is refused ({error.verify_message.rstrip('.')}); it must be for"
+            f" {tls.hostname!r}, from an authority that this machine trusts"
+        )
+    if isinstance(error, ssl.SSLError):
+        return f"it does not speak TLS ({error.reason or error})"
+    if isinstance(error, ConnectionResetError | EOFError):
+        return "it closed the connection in the TLS handshake"
+    return None
+
+
+class Nameservers:
+    """Servers that are asked in their order.
+
+    Args:
+        each: the servers, at least one.
+        timeout: seconds for one question, all of them together.
+    """
+
+    def __init__(self, each: Sequence[Nameserver], timeout: float) -> None:
+        self.each = tuple(each)
+        # Every server has its turn within the question's time, and a lost datagram a second chance.
+        self._turn_s = timeout / min(max(len(self.each), 2), 4)
+
+    @classmethod
+    def of(
+        cls,
+        named: Sequence[Address] | None,
+        timeout: float,
+        *,
+        tcp: bool = False,
+        tls: bool = False,
+        tls_hostname: str | None = None,
+        tls_ca_file: str | None = None,
+    ) -> Nameservers:
+        """Nameservers by configuration.
+
+        Args:
+            named: (ip, port) pairs, or None for the system's.
+            timeout: seconds for one question, all nameservers together.
+            tcp: never by UDP.
+            tls: DNS over TLS; port 53 then means 853.
+            tls_hostname: name in the nameservers' certificate.
+            tls_ca_file: CA certificates to trust instead of the system's.
+
+        Raises:
+            ConfigError: no usable system configuration, TLS without nameservers or name, unreadable
+                certificates.
+        """
+        if named is None:
+            return cls(_system(tcp=tcp, tls=tls), timeout)
+        demanded = _demanded(tls_hostname, tls_ca_file) if tls else None
+        each = [
+            Nameserver(
+                address=ip,
+                port=DNS_TLS_PORT if tls and port == DNS_PORT else port,
+                tcp=tcp,
+                tls=demanded,
+            )
+            for ip, port in named
         ]
-    # Every server has its turn within the lookup's time, and a lost datagram a second chance.
-    stub.timeout = timeout / min(max(len(stub.nameservers), 2), 4)
-    stub.lifetime = timeout
-    return stub
+        return cls(each, timeout)
+
+    async def ask(self, name: str, kind: Kind, deadline: float) -> Response:
+        """The first usable answer.
+
+        Args:
+            name: an A-label host name without the final dot.
+            kind: what records.
+            deadline: loop time when it must be there.
+
+        Returns:
+            No error or NXDOMAIN, whole.
+
+        Raises:
+            Unanswered: nobody gave one.
+        """
+        loop = asyncio.get_running_loop()
+        told: dict[str, None] = {}
+        left, pause_s = list(self.each), FIRST_PAUSE_S
+        while left:
+            for server in tuple(left):
+                asked = dnswire.question(_numbers.getrandbits(16), name, kind)
+                try:
+                    response = await self._ask_one(server, asked, deadline)
+                except TimeoutError as error:  # it has another turn
+                    told[f"nameserver {server}: {error}"] = None
+                except (OSError, _Failed) as error:
+                    told[f"nameserver {server}: {_words(error)}"] = None
+                    left.remove(server)
+                else:
+                    return response
+                if loop.time() >= deadline:
+                    raise Unanswered("; ".join(told))
+            if left:
+                await asyncio.sleep(min(pause_s, max(deadline - loop.time(), 0.0)))
+                pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
+        raise Unanswered("; ".join(told))
+
+    async def _ask_one(self, server: Nameserver, asked: bytes, deadline: float) -> Response:
+        loop = asyncio.get_running_loop()
+        response: Response | None = None
+        if not server.streams:
+            seconds = min(self._turn_s, deadline - loop.time())
+            response = await server.by_datagram(asked, seconds)
+        if response is None or response.truncated:
+            seconds = min(self._turn_s, deadline - loop.time())
+            response = await server.by_stream(asked, seconds)
+        if response.rcode not in (dnswire.NOERROR, dnswire.NXDOMAIN):
+            raise _Failed(dnswire.RCODES.get(response.rcode, f"response code {response.rcode}"))
+        return response
 
 
-def _system(*, tcp: bool, tls: bool) -> dns.asyncresolver.Resolver:
+def _system(*, tcp: bool, tls: bool) -> list[Nameserver]:
     if tls:
         raise ConfigError("[dns] tls needs nameservers: name them, or a resolver by word")
+    import dns.resolver  # here, as it is a tenth of a start, for two lines of a file
+
     try:
-        stub = dns.asyncresolver.Resolver(configure=True)
+        found = dns.resolver.Resolver(configure=True)
     except dns.resolver.NoResolverConfiguration as error:
         raise ConfigError(
             f"the system names no DNS servers ({error}); set [dns] nameservers"
         ) from error
-    kind = _TCPNameserver if tcp else _Nameserver
-    stub.nameservers = [kind(str(ip), stub.port) for ip in stub.nameservers]
-    return stub
+    return [Nameserver(address=str(ip), port=found.port, tcp=tcp) for ip in found.nameservers]
 
 
-def _nameserver(
-    ip: str, port: int, tcp: bool, hostname: str | None, context: ssl.SSLContext | None
-) -> dns.nameserver.Nameserver:
-    if context is None:
-        return (_TCPNameserver if tcp else _Nameserver)(ip, port)
+def _demanded(hostname: str | None, ca_file: str | None) -> _Tls:
+    """What TLS must prove; one context for all questions, as reading authorities is slow."""
     if hostname is None:
         raise ConfigError("[dns] tls needs tls_hostname: the name in the nameservers' certificate")
-    return _TLSNameserver(ip, DNS_TLS_PORT if port == DNS_PORT else port, hostname, context)
-
-
-def _context(ca_file: str | None) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cafile=ca_file)
     except OSError as error:
         raise ConfigError(f"{ca_file}: certificates for DNS over TLS: {error}") from error
     context.minimum_version = ssl.TLSVersion.TLSv1_2  # RFC 8310 section 8.2 by way of RFC 9325
     context.set_alpn_protocols(["dot"])
-    return context
+    return _Tls(context, hostname)
 
 
-def reasons(error: Exception) -> str:
-    """Why nobody answered, nameserver by nameserver, each said once."""
-    told = getattr(error, "kwargs", {}).get("errors") or ()
-    each = dict.fromkeys(f"nameserver {where}: {_reason(what)}" for where, _, _, what, _ in told)
-    return "; ".join(each) or str(error) or type(error).__name__
-
-
-def _reason(what: object) -> str:
-    if isinstance(what, _NoHandshake):
-        return "no TLS handshake in time; does it offer DNS over TLS on this port?"
-    if isinstance(what, dns.exception.Timeout):
-        return "no answer in time"
-    if isinstance(what, dns.message.Truncated):
-        return "its answer is cut off (TC), though nothing limits its length"
-    if isinstance(what, OSError) and what.errno:
-        return os.strerror(what.errno)
-    return str(what)
+def _words(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
+    return str(error) or type(error).__name__

@@ -1,8 +1,8 @@
 """The resolver: which hosts serve a domain, and at which addresses.
 
-With ``nameservers`` the only engine module that knows dnspython. Contract: answers ``types.Route``
-and ``Addresses``; trouble is a value, never an exception. It asks; what the answers mean for mail
-is decided in ``policy.answers`` (RFC 5321 section 5.1, RFC 7505).
+Contract: answers ``types.Route`` and ``Addresses``; trouble is a value, never an exception. It asks
+``nameservers``; what the answers mean for mail is decided in ``policy.answers`` (RFC 5321 section
+5.1, RFC 7505).
 
 * A CNAME is followed and its target is processed instead; more than 8 links, a loop, SERVFAIL,
   REFUSED, silence and broken answers are temporary trouble and nothing else.
@@ -17,18 +17,9 @@ from __future__ import annotations
 
 import asyncio
 import random as random_source
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal, cast
-
-import dns.asyncbackend
-import dns.asyncresolver
-import dns.exception
-import dns.message
-import dns.name
-import dns.rdtypes.ANY.MX
-import dns.resolver
 
 from mailstrom.policy.answers import (
     LETTERS,
@@ -48,15 +39,14 @@ from mailstrom.policy.answers import (
 from mailstrom.policy.routing import Family, interleave, refused_address
 from mailstrom.smtp.reply import visible
 from mailstrom.types import Route
-from mailstrom_workers.nameservers import reasons, stub_resolver
+from mailstrom_workers.dnswire import NXDOMAIN, Kind, Labels, Response
+from mailstrom_workers.nameservers import Nameservers, Unanswered
 from mailstrom_workers.standstill import Standstill
 
 MAX_IN_FLIGHT = 128
 MAX_LINKS = 8
 MAX_RECORDS = 100
 MAX_CACHED = 10_000
-
-Kind = Literal["MX", "A", "AAAA"]
 
 
 class AddressError(StrEnum):
@@ -111,7 +101,7 @@ class Resolver:
         random: numbers from 0 to below 1, for the order among a host's addresses.
 
     Raises:
-        ConfigError: see ``nameservers.stub_resolver``.
+        ConfigError: see ``Nameservers.of``.
     """
 
     def __init__(
@@ -133,7 +123,7 @@ class Resolver:
         self._allow_loopback = allow_loopback
         self._prefer: Family = prefer
         self._random = random
-        self._stub = stub_resolver(
+        self._nameservers = Nameservers.of(
             nameservers,
             timeout,
             tcp=tcp,
@@ -141,7 +131,6 @@ class Resolver:
             tls_hostname=tls_hostname,
             tls_ca_file=tls_ca_file,
         )
-        self._backend = dns.asyncbackend.get_backend("asyncio")
         self._in_flight = asyncio.Semaphore(MAX_IN_FLIGHT)
         self._asking: dict[tuple[str, Kind], asyncio.Task[Answer]] = {}
         self._standstill: Standstill | None = None
@@ -174,7 +163,9 @@ class Resolver:
         return route_from_addresses(domain, mx, v4, v6, self._own_names)
 
     async def _ask_both(self, name: str) -> tuple[Answer, Answer]:
-        return await asyncio.gather(self._ask(name, "A"), self._ask(name, "AAAA"))
+        # Both on their way before the first is awaited.
+        v4, v6 = self._asked(name, "A"), self._asked(name, "AAAA")
+        return await asyncio.shield(v4), await asyncio.shield(v6)
 
     async def addresses(self, host: str, allow_loopback: bool | None = None) -> Addresses:
         """Where a host is; answered from this process's memory while its TTL lasts.
@@ -256,14 +247,17 @@ class Resolver:
         self._cache[name] = known
 
     async def _ask(self, name: str, kind: Kind) -> Answer:
+        # Shielded: one caller's cancellation must not take the answer from the others.
+        return await asyncio.shield(self._asked(name, kind))
+
+    def _asked(self, name: str, kind: Kind) -> asyncio.Task[Answer]:
         key = (name, kind)
         lookup = self._asking.get(key)
         if lookup is None:
             lookup = asyncio.get_running_loop().create_task(self._look_up(name, kind))
             self._asking[key] = lookup
             lookup.add_done_callback(lambda _: self._asking.pop(key, None))
-        # Shielded: one caller's cancellation must not take the answer from the others.
-        return await asyncio.shield(lookup)
+        return lookup
 
     async def _look_up(self, name: str, kind: Kind) -> Answer:
         loop = asyncio.get_running_loop()
@@ -272,71 +266,56 @@ class Resolver:
         async with self._in_flight:
             began = loop.time()
             with self._standstill.watched():
-                answer = await self._follow_in_time(name, kind)
+                answer = await self._follow(name, kind)
                 if answer.outcome is Outcome.TEMPORARY and self._standstill.since(began):
-                    answer = await self._follow_in_time(name, kind)  # it was us who were not there
+                    answer = await self._follow(name, kind)  # it was us who were not there
             return answer
 
-    async def _follow_in_time(self, name: str, kind: Kind) -> Answer:
-        try:
-            # dnspython measures by the wall clock; the loop's clock has the last word.
-            async with asyncio.timeout(self._timeout + 1.0):
-                return await self._follow(name, kind)
-        except (dns.exception.DNSException, OSError, EOFError, TimeoutError) as error:
-            return _trouble(name, kind, reasons(error))
-
     async def _follow(self, name: str, kind: Kind) -> Answer:
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._timeout
+        deadline = asyncio.get_running_loop().time() + self._timeout
         links = 0
         asked = name
         while True:
-            lifetime = deadline - loop.time()
-            if lifetime <= 0:
-                return _trouble(name, kind, "no answer in time")
             try:
-                answer = await self._stub.resolve(
-                    dns.name.from_text(f"{asked}."),
-                    kind,
-                    raise_on_no_answer=False,
-                    search=False,
-                    lifetime=lifetime,
-                    backend=self._backend,
-                )
-            except dns.resolver.NXDOMAIN as missing:
-                ttl_s = _ttl(missing, name=asked)
+                response = await self._nameservers.ask(asked, kind, deadline)
+            except Unanswered as error:
+                return _trouble(name, kind, str(error))
+            if response.rcode == NXDOMAIN:
                 text = f"{asked} does not exist (NXDOMAIN)"
-                return Answer(outcome=Outcome.NXDOMAIN, name=asked, ttl_s=ttl_s, text=text)
-            chain = answer.chaining_result
-            links += len(chain.cnames)
+                return Answer(outcome=Outcome.NXDOMAIN, name=asked, ttl_s=response.ttl_s, text=text)
+            links += response.links
             if links > MAX_LINKS:
                 return _trouble(name, kind, f"more than {MAX_LINKS} CNAME records in a row")
-            target = _text(chain.canonical_name)
+            target = _text(response.name)
             if target is None:
                 return _trouble(name, kind, "a CNAME record points to no host name")
-            ttl_s = int(chain.minimum_ttl)
-            if answer.rrset is not None:
-                records = tuple(_records(answer.rrset, kind))
-                return Answer(outcome=Outcome.RECORDS, records=records, name=target, ttl_s=ttl_s)
+            if response.records:
+                return Answer(
+                    outcome=Outcome.RECORDS,
+                    records=_records(response),
+                    name=target,
+                    ttl_s=response.ttl_s,
+                )
             if target == asked:
-                return Answer(outcome=Outcome.NODATA, name=target, ttl_s=ttl_s)
+                return Answer(outcome=Outcome.NODATA, name=target, ttl_s=response.ttl_s)
             asked = target  # a server that does not follow CNAMEs itself
 
 
-def _records(rrset: Iterable[object], kind: Kind) -> Iterable[tuple[int, str]]:
-    for rdata in rrset:
-        if kind == "MX":
-            mx = cast("dns.rdtypes.ANY.MX.MX", rdata)
-            # A name with strange characters becomes " ", which is no host name either.
-            exchange = _text(mx.exchange)
-            yield mx.preference, " " if exchange is None else exchange
-        else:
-            yield 0, str(getattr(rdata, "address"))  # noqa: B009 - A and AAAA share no base class
+def _records(response: Response) -> tuple[tuple[int, str], ...]:
+    """Records with names as text; one with strange characters becomes " ", no host name either."""
+    return tuple(
+        [
+            (
+                number,
+                what if isinstance(what, str) else " " if (text := _text(what)) is None else text,
+            )
+            for number, what in response.records
+        ]
+    )
 
 
-def _text(name: dns.name.Name) -> str | None:
+def _text(labels: Labels) -> str | None:
     # Judged label by label: as text, a dot inside a label would look like two labels.
-    labels = [label.lower() for label in name.labels if label]
     if not all(LETTERS.issuperset(label) for label in labels):
         return None
     return b".".join(labels).decode("ascii")
@@ -350,11 +329,3 @@ def _whole(ip: str) -> _Cached:
 def _trouble(name: str, kind: Kind, text: str) -> Answer:
     sentence = f"{kind} lookup of {name} failed: {visible(text)[:600]}"
     return Answer(outcome=Outcome.TEMPORARY, name=name, text=sentence)
-
-
-def _ttl(missing: dns.resolver.NXDOMAIN, name: str) -> int:
-    response = missing.response(dns.name.from_text(f"{name}."))  # type: ignore[no-untyped-call]
-    try:
-        return int(response.resolve_chaining().minimum_ttl)
-    except dns.exception.DNSException:
-        return 0

@@ -14,7 +14,7 @@ from mailstrom.config import nameserver_name, relay_hosts
 from mailstrom.policy.refusal import judge_route
 from mailstrom.policy.routing import provider, site_key
 from mailstrom.policy.verdict import Action
-from mailstrom.storage.base import DueDomain, Failure, Refusal, RouteAnswer, WorkerStore
+from mailstrom.storage.base import DueDomain, Refusal, RouteAnswer
 from mailstrom.types import DELIVERABLE, Route, RouteResult, Stage
 from mailstrom_workers.context import Context, Settings
 
@@ -79,16 +79,7 @@ async def _route(ctx: Context, due: DueDomain) -> None:
             error=found.error,
             elapsed_ms=int((loop.time() - started) * 1000),
         )
-    now_ms = ctx.now_ms()
-
-    def put(store: WorkerStore) -> list[Failure]:
-        before = store.last_event() if answer.refusal is not None else 0
-        store.put_route(ctx.worker, answer, now_ms)
-        if answer.refusal is None:
-            return []
-        return store.failed_since(before, domain=due.name)
-
-    for failure in await ctx.db.insist(put):
+    for failure in await ctx.answers.ask(answer):
         events.recipient_failed(
             message_id=failure.message_id,
             recipient=failure.address,

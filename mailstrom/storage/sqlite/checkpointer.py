@@ -13,7 +13,7 @@ import errno
 import apsw
 
 from mailstrom.errors import SpoolError
-from mailstrom.storage.sqlite import poison
+from mailstrom.storage.sqlite import poison, turnstile
 
 _SYNCS = frozenset({apsw.SQLITE_IOERR_FSYNC, apsw.SQLITE_IOERR_DIR_FSYNC})
 
@@ -43,6 +43,7 @@ class Checkpointer:
             return apsw.SQLITE_OK
         try:
             poison.check_all(self._path)
+            turnstile.leave(self._path)  # it takes long, and is in no writer's way
             connection.wal_checkpoint(schema, apsw.SQLITE_CHECKPOINT_PASSIVE)
         except SpoolError:
             pass

@@ -60,8 +60,8 @@ class Exchanged(NamedTuple):
 
 def exchange(connection: apsw.Connection, work: Work, now_ms: int) -> Exchanged:
     """Sessions, settlements, opens and claims of many lanes."""
-    for row in work.sessions:
-        _put_session(connection, row)
+    if work.sessions:
+        _put_sessions(connection, work.sessions)
     for lesson in work.lessons:
         learn(connection, lesson, now_ms)
     settled: set[int] = set()
@@ -81,45 +81,20 @@ def exchange(connection: apsw.Connection, work: Work, now_ms: int) -> Exchanged:
     return Exchanged(frozenset(settled), frozenset(opened), frozenset(ended), rows)
 
 
-def _put_session(connection: apsw.Connection, row: SessionRow) -> None:
-    worker = run(connection, "lane_worker", {"lane": row.lane})
-    run(
-        connection,
-        "session_put",
-        {
-            "id": row.id,
-            "worker": worker[0][0] if worker else 0,
-            "site": row.site,
-            "host": row.host,
-            "address": row.address,
-            "source": row.source,
-            "started_ms": row.started_ms,
-            "ended_ms": row.ended_ms if worker or row.ended_ms else row.started_ms,
-            "messages": row.messages,
-            "ehlo": row.ehlo,
-            "tls_wanted": row.tls_wanted,
-            "tls_reached": row.tls_reached,
-            "tls_version": row.tls_version,
-            "tls_cipher": row.tls_cipher,
-            "tls_peer": row.tls_peer,
-            "tls_verified": int(row.tls_verified),
-            # Of a lapsed worker nobody would end it: it stays open no longer than it is written.
-            "end_cause": row.end_cause if worker or row.end_cause else "worker lost",
-        },
-    )
-    opened = row.ended_ms is None
-    run(
-        connection,
-        "session_event",
-        {
-            "at_ms": row.started_ms if opened else row.ended_ms,
-            "type": "session.opened" if opened else "session.closed",
-            "id": row.id,
-            "host": row.host,
-            "address": row.address,
-            "cause": row.end_cause,
-        },
-    )
+def _put_sessions(connection: apsw.Connection, sessions: Sequence[SessionRow]) -> None:
+    """Rows of connections, and an event for each; of one both its begin and its end may be here."""
+    rows = encoded(
+        [
+            (
+                row.id, row.lane, row.site, row.host, row.address, row.source, row.started_ms,
+                row.ended_ms, row.messages, row.ehlo, row.tls_wanted, row.tls_reached,
+                row.tls_version, row.tls_cipher, row.tls_peer, int(row.tls_verified), row.end_cause,
+            )
+            for row in sessions
+        ]
+    )  # fmt: skip
+    run(connection, "session_put", {"rows": rows})
+    run(connection, "session_event", {"rows": rows})
 
 
 def _open(connection: apsw.Connection, requests: Sequence[Open], now_ms: int) -> set[int]:

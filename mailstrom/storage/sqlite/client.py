@@ -1,15 +1,13 @@
 """The client's half of the SQLite store: insert, change and read rows, durable before it returns.
 
 Used by one writing thread (the client room's committer: ``enqueue``, ``change``, ``recent``,
-``adopt``) and any number of reading threads. The verbs and their transactions are here; connections
-in ``client_connections``, what to say of a failed commit in ``outcomes``, the bound of the log in
-``logroom``, steps of a transaction in ``inserting``, ``changes`` and the rest.
+``adopt``) and any number of reading threads. The verbs and their transactions are here; storing in
+``storing``, connections in ``client_connections``, what to say of a failed commit in ``outcomes``,
+steps of a transaction in ``changes`` and the rest.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -17,8 +15,8 @@ from typing import TypeVar
 
 import apsw
 
-from mailstrom.errors import SpoolBusy, SpoolError, SpoolReplaced
-from mailstrom.storage.client import Owner, Selection, Submission, Target
+from mailstrom.errors import SpoolError
+from mailstrom.storage.client import Owner, Selection, Target
 from mailstrom.storage.sqlite import (
     asking,
     backups,
@@ -28,20 +26,17 @@ from mailstrom.storage.sqlite import (
     copies,
     finding,
     forks,
-    inserting,
     locks,
     outcomes,
     poison,
     wal,
 )
-from mailstrom.storage.sqlite.client_connections import ClientConnections
 from mailstrom.storage.sqlite.connection import FREE_LOCK_S, spool_errors
-from mailstrom.storage.sqlite.durable import LocksLost, Sync, system_sync
-from mailstrom.storage.sqlite.inserting import Found
-from mailstrom.storage.sqlite.logroom import LogRoom
+from mailstrom.storage.sqlite.durable import Sync, system_sync
 from mailstrom.storage.sqlite.place import FilePlace, Place
+from mailstrom.storage.sqlite.prompt import SQLitePrompt
 from mailstrom.storage.sqlite.sql import run
-from mailstrom.storage.sqlite.submissions import UNFIT, Row, Staged, encode, refusal, unstage
+from mailstrom.storage.sqlite.storing import Storing
 from mailstrom.types import Change, Event, MessageStatus, QueueStats, Suppression
 
 _T = TypeVar("_T")
@@ -49,7 +44,7 @@ _MOST_PASSED = 64
 """Readers of events of some types whose progress is remembered."""
 
 
-class SQLiteClientStore(ClientConnections):
+class SQLiteClientStore(Storing):
     """``ClientStore`` on a SQLite spool.
 
     Args:
@@ -72,126 +67,17 @@ class SQLiteClientStore(ClientConnections):
     ) -> None:
         super().__init__(path, place or FilePlace(path, sync), busy_ms)
         self._boot = boot
-        self._log_room = LogRoom(path, self._place, busy_ms)
         self._passed: dict[tuple[int, frozenset[str]], int] = {}
-        self._staged: list[Staged] = []  # what no message was made of yet
         with forks.inside():
             self._place.prepare(busy_ms=busy_ms)
         forks.watch(self)
 
     # --- writing ----------------------------------------------------------------------------
 
-    def enqueue(
-        self, submissions: Sequence[Submission], now_ms: int, *, atomic: bool = False
-    ) -> list[str | Exception]:
-        """See ``ClientStore.enqueue``."""
-        self._sync.check()
-        with forks.inside():
-            self._require_unreplaced()
-            self._log_room.require(self._write_connection)
-            try:
-                results = self._store(self._write_connection(), submissions, now_ms, atomic)
-            except SpoolBusy:
-                raise  # the next call deletes what was staged: now it would wait once more
-            except BaseException:
-                self._unstage()
-                raise
-            self._unstage()
-        if any(isinstance(result, str) for result in results):
-            self._durable("the message was written", submissions[0].id)
-        return results
-
-    def _store(
-        self,
-        connection: apsw.Connection,
-        submissions: Sequence[Submission],
-        now_ms: int,
-        atomic: bool,
-    ) -> list[str | Exception]:
-        rows: list[Found] = []
-        for submission in submissions:
-            row: Found
-            try:
-                row = encode(self.path, connection, submission, now_ms, self._staged)
-            except UNFIT as error:
-                row = refusal(error)
-            if atomic and isinstance(row, Exception):
-                raise row
-            rows.append(row)
-        return self._insert(connection, submissions, rows, atomic)
-
-    def _unstage(self) -> None:
-        """Delete what was staged for nothing; what cannot be deleted now is tried again later."""
-        if self._staged:
-            with contextlib.suppress(SpoolError):
-                unstage(self.path, self._write_connection(), self._staged)
-
-    def _durable(self, done: str, key: str = "") -> None:
-        """Sync what was committed: ``done`` says what; ``key`` is as in ``_write``."""
-        try:
-            self._sync()
-        except SpoolReplaced as error:
-            with forks.inside():
-                self.let_go()  # the next call opens what has the name now
-            if not isinstance(error, LocksLost):
-                raise
-            raise outcomes.overwritten(error, key) from error
-        except (SpoolError, OSError) as error:
-            raise outcomes.unconfirmed(self.path, error, done, key) from error
-
-    def _insert(
-        self,
-        connection: apsw.Connection,
-        submissions: Sequence[Submission],
-        rows: Sequence[Found],
-        atomic: bool,
-    ) -> list[str | Exception]:
-        if not any(isinstance(row, Row) for row in rows):
-            return [row for row in rows if not isinstance(row, Row)]
-        try:
-            with spool_errors(self.path, "storing a message"):
-                results = inserting.insert(connection, submissions, rows, atomic)
-        except SpoolError as error:
-            self._rollback(connection)
-            if isinstance(error, SpoolBusy):
-                raise
-            results = self._look_up(submissions, rows, error)
-            if atomic:
-                _raise_first(results)
-        except BaseException:
-            self._rollback(connection)
-            raise
-        if self._staged:
-            stored = {
-                -(row.content or 0)
-                for row, result, submission in zip(rows, results, submissions, strict=True)
-                if isinstance(row, Row) and result == submission.id
-            }
-            self._staged = [staged for staged in self._staged if staged.seq not in stored]
-        return results
-
-    def _look_up(
-        self,
-        submissions: Sequence[Submission],
-        rows: Sequence[Found],
-        error: SpoolError,
-    ) -> list[str | Exception]:
-        """After a failed commit: what is stored is stored, whatever the error said."""
-        self._drop_writer()
-        ids = [submission.id for submission in submissions]
-        try:
-            connection = self._write_connection()
-            found = {row[0] for row in run(connection, "known_ids", {"ids": json.dumps(ids)})}
-            if outcomes.may_come_back(error) and len(found) < len(ids):
-                outcomes.take_its_place(connection, error, self._sync)
-        except (SpoolError, OSError, apsw.Error) as trouble:
-            raise outcomes.unknown(self.path, error, trouble, ids[0]) from error
-        if not found and all(isinstance(row, Row) for row in rows):
-            raise error
-        return [
-            submission.id if submission.id in found else error if isinstance(row, Row) else row
-            for submission, row in zip(submissions, rows, strict=True)
-        ]
+    def prompt(self, pid: int) -> SQLitePrompt:
+        """See ``PromptStore.prompt``."""
+        self._usable()
+        return SQLitePrompt(self.path, self._place.again(), self._busy_ms, pid)
 
     def _write(self, doing: str, step: Callable[[apsw.Connection], _T], key: str = "") -> _T:
         """Run one step as one immediate transaction.
@@ -380,10 +266,3 @@ class SQLiteClientStore(ClientConnections):
         """See ``ClientStore.owners``."""
         with self._reader() as connection:
             return checking.owners(connection)
-
-
-def _raise_first(results: Sequence[str | Exception]) -> None:
-    """Raise the first exception among results, if there is one."""
-    for result in results:
-        if isinstance(result, Exception):
-            raise result

@@ -21,7 +21,7 @@ import os
 from collections.abc import Callable
 
 from mailstrom.errors import SpoolError, SpoolReadOnly, SpoolReplaced
-from mailstrom.storage.sqlite import frames, poison
+from mailstrom.storage.sqlite import frames, interrupts, poison
 from mailstrom.storage.sqlite.connection import advice, read_only_sentence
 from mailstrom.storage.sqlite.poison import Mark, poison_path, run_directory
 from mailstrom.storage.sqlite.unchanged import Look, look, steady
@@ -82,12 +82,16 @@ class WalSync:
         except SpoolReplaced:
             raise
         except SpoolError as error:
+            if interrupts.raised(error):
+                raise
             if self._fd is not None and isinstance(error.__cause__, OSError):
                 self.poison(error.__cause__)
             raise
         try:
             self._sync(fd)
         except OSError as error:
+            if interrupts.raised(error):
+                raise
             self.poison(error)
             raise SpoolError(
                 f"{self._path}: the disk did not confirm a write ({error}); acknowledgements stop"
@@ -201,6 +205,8 @@ class WalSync:
         except FileNotFoundError:
             found = ()
         except OSError as error:
+            if interrupts.raised(error):
+                raise
             raise SpoolError(
                 f"{self._path}: cannot be looked at ({error.strerror}), so nobody knows whether it"
                 " is the same spool still; nothing is acknowledged"

@@ -13,7 +13,12 @@ and goes on; parent and child open theirs again when they need them. Programs st
 Contract: whoever calls SQLite does it within ``inside()``, short but for SQLite's own bounded
 waits; whoever keeps connections implements ``Forkable`` and calls ``watch``. The client's import of
 the message room runs inside, too: a child must not inherit it half done. Nothing here takes a lock
-that a signal handler could find taken by the code it interrupted.
+that a signal handler could find taken by the code it interrupted; and what a handler raises at any
+bytecode leaves nobody inside for ever: entries are made and taken away in one step each.
+
+A call that finds its connection closed by a fork, and knows how to go on, stands in ``yielding``
+instead: other threads' forks wait for it, one by a signal handler that interrupted it does not mind
+it. What it works with is closed before the fork as if it were idle.
 """
 
 from __future__ import annotations
@@ -21,8 +26,7 @@ from __future__ import annotations
 import os
 import time
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from threading import get_ident
 from typing import Protocol
 
@@ -43,8 +47,11 @@ class Forkable(Protocol):
         ...
 
 
+yielding: dict[object, int] = {}
+"""Calls that can do without their connection, by a token of their own -> thread."""
+
 _watched: weakref.WeakSet[Forkable] = weakref.WeakSet()
-_inside: dict[int, int] = {}  # thread -> depth; each thread writes its own entry only
+_inside: dict[object, int] = {}  # token of a call -> thread
 _forking: set[int] = set()
 _in_use = False
 
@@ -59,30 +66,42 @@ def wanted() -> bool:
     return bool(_forking)
 
 
-@contextmanager
-def inside() -> Iterator[None]:
+def keep() -> None:
+    """Said in ``let_go`` of a connection that could not be closed: the child is an orphan."""
+    global _in_use
+    _in_use = True
+
+
+class inside:
     """Around every use of a connection: no other thread forks meanwhile."""
-    me = get_ident()
-    while True:
-        # Enter first, look second; the forking thread says so first and looks second. Whatever
-        # the interleaving, one of the two sees the other.
-        _inside[me] = _inside.get(me, 0) + 1
-        if not _forking or me in _forking or _inside[me] > 1:
-            break
-        _leave(me)
-        time.sleep(_LOOK_S)
-    try:
-        yield
-    finally:
-        _leave(me)
+
+    __slots__ = ("_token",)
+
+    def __init__(self) -> None:
+        self._token = object()
+
+    def __enter__(self) -> None:
+        me, token = get_ident(), self._token
+        while True:
+            # Enter first, look second; the forking thread says so first and looks second. Whatever
+            # the interleaving, one of the two sees the other.
+            _inside[token] = me
+            if not _forking or me in _forking or _deeper(me):
+                return
+            _inside.pop(token, None)
+            time.sleep(_LOOK_S)
+
+    def __exit__(self, *_: object) -> None:
+        _inside.pop(self._token, None)
+
+    def __del__(self, leave: Callable[[object, None], object] = _inside.pop) -> None:
+        # Where a signal handler raised in the midst of entering or leaving.
+        leave(self._token, None)
 
 
-def _leave(me: int) -> None:
-    depth = _inside[me] - 1
-    if depth:
-        _inside[me] = depth
-    else:
-        del _inside[me]
+def _deeper(me: int) -> bool:
+    """Whether this thread was inside before: then who forks waits for it, and it cannot wait."""
+    return list(_inside.values()).count(me) > 1 or me in yielding.values()
 
 
 def _before() -> None:
@@ -90,12 +109,17 @@ def _before() -> None:
     me = get_ident()
     _forking.add(me)
     deadline = time.monotonic() + LONGEST_WAIT_S
-    while any(thread != me for thread in list(_inside)) and time.monotonic() < deadline:
+    while _others(me) and time.monotonic() < deadline:
         time.sleep(_LOOK_S)
     # Our own thread may be inside, too: a signal handler that forks in the middle of a read.
-    _in_use = bool(_inside)
+    _in_use = bool(_inside) or _others(me)
     for keeper in list(_watched):
         keeper.let_go()
+
+
+def _others(me: int) -> bool:
+    """Whether another thread uses a connection."""
+    return any(thread != me for thread in (*_inside.values(), *yielding.values()))
 
 
 def _after_in_parent() -> None:
@@ -106,9 +130,10 @@ def _after_in_child() -> None:
     global _in_use
     me = get_ident()
     _forking.clear()
-    for thread in list(_inside):
-        if thread != me:
-            del _inside[thread]
+    for calls in (_inside, yielding):
+        for token, thread in list(calls.items()):
+            if thread != me:
+                del calls[token]
     if _in_use:
         for keeper in list(_watched):
             keeper.orphaned()

@@ -38,8 +38,12 @@ def insert(
     submissions: Sequence[Submission],
     found: Sequence[Found],
     atomic: bool,
+    failed: Exception | None = None,
 ) -> list[str | Exception]:
     """Results of all submissions, in order; those that are no rows stay as they are.
+
+    Args:
+        failed: what ``step`` raised, where it was tried already.
 
     Raises:
         Exception: with ``atomic`` the first that was refused.
@@ -47,12 +51,14 @@ def insert(
     """
     rows = [row for row in found if isinstance(row, Row)]
     try:
+        if failed is not None:
+            raise failed
         if len(rows) <= SIZES[-1]:
-            _step(connection, rows)
+            step(connection, rows)
         else:
             connection.execute("BEGIN IMMEDIATE")
             for start in range(0, len(rows), SIZES[-1]):
-                _step(connection, rows[start : start + SIZES[-1]])
+                step(connection, rows[start : start + SIZES[-1]])
             connection.execute("COMMIT")
     except _REFUSED as error:
         return _one_by_one(connection, submissions, found, atomic, error)
@@ -62,10 +68,16 @@ def insert(
     ]
 
 
-def _step(connection: apsw.Connection, rows: Sequence[Row]) -> None:
+def step(connection: apsw.Connection, rows: Sequence[Row]) -> None:
+    """Insert rows, as many as the largest of ``SIZES``, by one statement.
+
+    Without a transaction around it they are committed when this returns, all or none; an exception
+    that says that the connection is closed means none. The statement gives no rows, so that it has
+    run to its end when the connection has executed it: nothing is fetched, which could fail alone.
+    """
     size = SIZES[bisect_left(SIZES, len(rows))]
     values = (*chain.from_iterable(rows), *_EMPTY * (size - len(rows)))
-    connection.execute(_sized(STATEMENTS["enqueue"], size), values).fetchall()
+    connection.execute(_sized(STATEMENTS["enqueue"], size), values)
 
 
 @cache
@@ -102,7 +114,7 @@ def _one_by_one(
 
 def _insert_one(connection: apsw.Connection, submission: Submission, row: Row) -> str | Exception:
     try:
-        _step(connection, [row])
+        step(connection, [row])
     except _REFUSED as error:
         return _refused(connection, submission, error)
     return submission.id

@@ -6,7 +6,6 @@ sent, and in doubt where it was on the wire.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ import apsw
 
 from mailstrom.storage.base import Lane, Lesson, Suspension
 from mailstrom.storage.sqlite import copies
+from mailstrom.storage.sqlite.encoding import encoded
 from mailstrom.storage.sqlite.rows import decode_hosts, readable
 from mailstrom.storage.sqlite.settling import Row, record, site_event
 from mailstrom.storage.sqlite.sql import run
@@ -58,7 +58,7 @@ def lease(
     values = {"now_ms": now_ms, "worker": worker, "limit": limit, "share": share}
     run(connection, "grow_caps", {"now_ms": now_ms, "limit": limit, "pause_ms": CAP_MS})
     sites = run(connection, "ready_sites", values)
-    for site, key, provider, hosts, most, pipelining, chunking in sites:
+    for site, key, provider, hosts, most, pipelining, chunking, failing in sites:
         if len(lanes) >= want:
             break
         total, mine = run(connection, "lanes_at", {"site": site, "worker": worker})[0]
@@ -91,6 +91,7 @@ def lease(
                     due=due,
                     pipelining=pipelining_of(pipelining),
                     chunking=None if chunking is None else bool(chunking),
+                    failing=bool(failing),
                 )
             )
     return lanes
@@ -119,7 +120,7 @@ def learn(connection: apsw.Connection, lesson: Lesson, now_ms: int) -> None:
 def _look_up_again(connection: apsw.Connection, site: int, now_ms: int) -> None:
     """Its hosts are damaged: domains that wait here are looked up, which writes them anew."""
     values = {"site": site, "most": _COUNTED}
-    waiting = json.dumps([row[0] for row in run(connection, "waiting_at", values)])
+    waiting = encoded([row[0] for row in run(connection, "waiting_at", values)])
     run(connection, "expire_waiting", {"recipients": waiting, "most": _LOOKED_UP})
     run(connection, "unroute", {"recipients": waiting})
     run(connection, "domains_due", {"recipients": waiting})
@@ -128,20 +129,21 @@ def _look_up_again(connection: apsw.Connection, site: int, now_ms: int) -> None:
 
 def release(
     connection: apsw.Connection,
-    lane: int,
+    lanes: Sequence[int],
     now_ms: int,
     on_doubt: OnDoubt,
     delays_ms: Sequence[int],
 ) -> int:
-    """End a lane; claims are due again, what it left open without a verdict is in doubt."""
-    freed = [row[0] for row in run(connection, "release_claimed", {"lane": lane, "now_ms": now_ms})]
-    run(connection, "lower_next_due", {"recipients": json.dumps(freed)})
-    found = run(connection, "lane_worker", {"lane": lane})
-    worker = found[0][0] if found else None
+    """End lanes; claims are due again, what was left open without a verdict is in doubt."""
+    values = {"lanes": encoded(lanes)}
+    freed = [row[0] for row in run(connection, "release_claimed", {**values, "now_ms": now_ms})]
+    if freed:
+        run(connection, "lower_next_due", {"recipients": encoded(freed)})
     doubtful = 0
-    while piece := doubt(connection, [lane], worker, on_doubt, delays_ms, DOUBT_ROWS, now_ms):
-        doubtful += piece
-    run(connection, "lane_end", {"lane": lane})
+    for lane, worker in run(connection, "lanes_holding", values):
+        while piece := doubt(connection, [lane], worker, on_doubt, delays_ms, DOUBT_ROWS, now_ms):
+            doubtful += piece
+    run(connection, "lanes_end", values)
     return len(freed) + doubtful
 
 
@@ -166,7 +168,7 @@ def doubt(
     Returns:
         How many were marked; fewer than ``most`` means that none is left.
     """
-    values = {"lanes": json.dumps(lanes), "on_doubt": str(on_doubt), "most": most}
+    values = {"lanes": encoded(lanes), "on_doubt": str(on_doubt), "most": most}
     changes: list[list[Any]] = []
     attempts: list[Row] = []
     for recipient, policy, session, opened_ms, host, address, doubts in run(
@@ -202,7 +204,7 @@ def doubt(
             )
         )
     if changes:
-        run(connection, "doubt", {"rows": json.dumps(changes), "now_ms": now_ms, "text": _LOST})
+        run(connection, "doubt", {"rows": encoded(changes), "now_ms": now_ms, "text": _LOST})
         record(connection, attempts, now_ms)
     return len(changes)
 

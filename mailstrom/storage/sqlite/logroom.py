@@ -1,6 +1,6 @@
 """A client's look at the write-ahead log before it writes: at the limit nothing more is accepted.
 
-Contract. Below ``wal.LEAST_LIMIT_BYTES``, that is nearly always, one ``stat`` and nothing else. At
+Contract. Below ``wal.LEAST_LIMIT_BYTES`` one ``stat`` and nothing else. At
 the limit the call is refused with the name of the process that keeps the log from being emptied
 (``wal.pinned``), before a byte is written. Where no engine runs nobody else would empty the log, so
 now and then it is tried here, and at once where nobody pins it any more.
@@ -19,6 +19,8 @@ from mailstrom.storage.sqlite import wal
 from mailstrom.storage.sqlite.connection import spool_errors
 from mailstrom.storage.sqlite.place import Place
 
+LOOK_S = 0.25
+"""For so long ``lets`` believes the limit that it read; the limit is the configuration's."""
 EMPTY_S = 1.0
 """How often a client that is refused for a full log tries to empty it."""
 
@@ -37,6 +39,24 @@ class LogRoom:
         self._place = place
         self._busy_ms = busy_ms
         self._emptied = float("-inf")
+        self._limit = 0
+        self._looked = float("-inf")
+
+    def lets(self, writer: apsw.Connection) -> bool:
+        """Whether the log is below its limit; nothing is done where it is not: see ``require``.
+
+        Raises:
+            SpoolError: nobody can tell.
+        """
+        size = self._place.log_bytes()
+        if size < wal.LEAST_LIMIT_BYTES:
+            return True
+        now = time.monotonic()
+        if now >= self._looked + LOOK_S:
+            with spool_errors(self._path, "looking at the write-ahead log"):
+                self._limit = wal.limit_bytes(writer)
+            self._looked = now
+        return size < self._limit
 
     def require(self, writer: Callable[[], apsw.Connection]) -> None:
         """Refuse while a reader pins a log that is at its limit.

@@ -38,6 +38,7 @@ from mailstrom.storage.sqlite.connection import (
 )
 from mailstrom.storage.sqlite.place import Durable
 from mailstrom.storage.sqlite.poison import Mark
+from mailstrom.storage.sqlite.turnstile import Turn, at_once
 
 LIMIT_BYTES = 1024 * 1024 * 1024
 """So large a spool takes no more mail (``SpoolFull``)."""
@@ -263,6 +264,7 @@ class MemoryPlace:
         self.name = memory.name
         self._held = Volatile(memory)
         self.durable: Durable = self._held
+        self.turn: Turn = at_once
 
     def prepare(self, *, busy_ms: int, engine: bool = False) -> None:
         """It was made with the current schema, and no other version can have touched it."""
@@ -299,6 +301,10 @@ class MemoryPlace:
     def log_path(self) -> str | None:
         """There is no log."""
         return None
+
+    def again(self) -> MemoryPlace:
+        """See ``Place.again``."""
+        return MemoryPlace(self._held.memory())
 
     def close(self) -> None:
         """With the last store that closes, the spool is gone."""

@@ -14,10 +14,11 @@ from typing import Protocol
 import apsw
 
 from mailstrom.errors import SpoolError
-from mailstrom.storage.sqlite import schema
+from mailstrom.storage.sqlite import interrupts, schema
 from mailstrom.storage.sqlite.connection import CLIENT_CHECKPOINT_FRAMES, connect
 from mailstrom.storage.sqlite.durable import Sync, WalSync, run_directory, system_sync
 from mailstrom.storage.sqlite.poison import Mark
+from mailstrom.storage.sqlite.turnstile import Turn, turn_of
 
 
 class Durable(Protocol):
@@ -70,6 +71,8 @@ class Place(Protocol):
     name: str
     """What errors call the spool."""
     durable: Durable
+    turn: Turn
+    """Around a client's write: see ``turnstile``."""
 
     def prepare(self, *, busy_ms: int, engine: bool = False) -> None:
         """Create the spool if it is missing and migrate it if it is older; see ``schema``."""
@@ -105,6 +108,10 @@ class Place(Protocol):
         """The write-ahead log, which every commit writes to; None where there is none."""
         ...
 
+    def again(self) -> Place:
+        """The same place for one more store of this process."""
+        ...
+
     def close(self) -> None:
         """This store is done with it; idempotent."""
         ...
@@ -120,7 +127,9 @@ class FilePlace:
 
     def __init__(self, path: str, sync: Sync = system_sync) -> None:
         self.name = path
+        self._system_sync = sync
         self.durable: Durable = WalSync(path, sync)
+        self.turn = turn_of(path)
 
     def prepare(self, *, busy_ms: int, engine: bool = False) -> None:
         """See ``Place.prepare``."""
@@ -165,7 +174,13 @@ class FilePlace:
         except FileNotFoundError:
             return 0
         except OSError as error:
+            if interrupts.raised(error):
+                raise
             raise SpoolError(f"{self.name}-wal: cannot be looked at ({error.strerror})") from error
+
+    def again(self) -> Place:
+        """See ``Place.again``; with a descriptor of its own."""
+        return type(self)(self.name, self._system_sync)
 
     def close(self) -> None:
         """Close the -wal file's descriptor."""

@@ -27,6 +27,7 @@ import time
 from typing import NamedTuple
 
 from mailstrom.errors import SpoolError
+from mailstrom.storage.sqlite import interrupts
 from mailstrom.storage.sqlite.unchanged import Look, look, steady
 
 RETRY_S = 0.25
@@ -202,6 +203,8 @@ def _there(path: str) -> bool:
             _calm[path] = steady(now)
             return False
     except OSError as error:
+        if interrupts.raised(error):
+            raise
         raise _blind(folder, error) from error
     return True
 

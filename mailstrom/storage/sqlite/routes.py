@@ -1,17 +1,19 @@
 """The shared MX cache, inside a transaction: take due domains, store answers, stamp recipients.
 
-At most 1,000 recipients change in one transaction, so that a domain with a million waiting
-recipients never holds the lock long; what is left keeps the domain due and the router goes on.
+At most 1,000 recipients change in one transaction, however many answers it stores, so that a domain
+with a million waiting recipients never holds the lock long; what is left keeps the domain due and
+the router goes on.
 """
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 
 import apsw
 
 from mailstrom.storage.base import DueDomain, Refusal, RouteAnswer
 from mailstrom.storage.sqlite import copies, settling
+from mailstrom.storage.sqlite.encoding import encoded
 from mailstrom.storage.sqlite.rows import decode_hosts, encode_hosts, readable
 from mailstrom.storage.sqlite.sql import run
 from mailstrom.types import DELIVERABLE, Judgement, Route, RouteResult, Stage
@@ -59,8 +61,29 @@ def due(connection: apsw.Connection, worker: int, limit: int, now_ms: int) -> li
     return domains
 
 
-def put(connection: apsw.Connection, worker: int, answer: RouteAnswer, now_ms: int) -> bool:
-    """Store the answer and apply it to waiting recipients; True if some are left."""
+def put(
+    connection: apsw.Connection, worker: int, answers: Sequence[RouteAnswer], now_ms: int
+) -> list[bool]:
+    """Store answers and apply them to waiting recipients; for each whether some are left."""
+    changed: list[int] = []  # recipients
+    left: list[bool] = []
+    for answer in answers:
+        most = STAMP_MOST - len(changed)
+        left.append(_put(connection, worker, answer, now_ms, most, changed))
+    if changed:
+        run(connection, "lower_next_due", {"recipients": encoded(changed)})
+    return left
+
+
+def _put(
+    connection: apsw.Connection,
+    worker: int,
+    answer: RouteAnswer,
+    now_ms: int,
+    most: int,
+    changed: list[int],
+) -> bool:
+    """Store one answer and apply it to at most so many recipients; True if some are left."""
     route = answer.route
     found = run(connection, "domain_get", {"name": route.domain})
     if not found or found[0][0] != worker:
@@ -85,13 +108,17 @@ def put(connection: apsw.Connection, worker: int, answer: RouteAnswer, now_ms: i
             run(connection, "leave_site", {"site": before, "now_ms": now_ms})
         if site is not None and usable_ms <= now_ms:
             run(connection, "wake_site", {"site": site, "now_ms": now_ms})
-    changed = 0
+    ours: list[int] = []
     if site is not None:
-        changed = _stamp(connection, route.domain, site, generation)
+        values = {"name": route.domain, "site": site, "generation": generation, "most": most}
+        ours = [row[0] for row in run(connection, "stamp", values)]
     elif answer.refusal is not None:
-        changed = _refuse(connection, worker, route.domain, answer.refusal, now_ms)
+        ours = _refuse(connection, worker, route.domain, answer.refusal, most, now_ms)
+    else:
+        most = STAMP_MOST
+    changed += ours
     run(connection, "domain_done", {"name": route.domain})
-    return changed == STAMP_MOST
+    return len(ours) == most
 
 
 def _site(connection: apsw.Connection, answer: RouteAnswer, now_ms: int) -> int:
@@ -130,24 +157,21 @@ def _event(connection: apsw.Connection, answer: RouteAnswer, now_ms: int) -> Non
     run(connection, "route_event", values)
 
 
-def _stamp(connection: apsw.Connection, domain: str, site: int, generation: int) -> int:
-    """Stamp waiting recipients; returns how many."""
-    values = {"name": domain, "site": site, "generation": generation, "most": STAMP_MOST}
-    stamped = [row[0] for row in run(connection, "stamp", values)]
-    run(connection, "lower_next_due", {"recipients": json.dumps(stamped)})
-    return len(stamped)
-
-
 def _refuse(
-    connection: apsw.Connection, worker: int, domain: str, refusal: Refusal, now_ms: int
-) -> int:
-    """Fail waiting recipients of a domain that takes no mail."""
-    waiting = [row[0] for row in run(connection, "unrouted", {"name": domain, "most": STAMP_MOST})]
+    connection: apsw.Connection,
+    worker: int,
+    domain: str,
+    refusal: Refusal,
+    most: int,
+    now_ms: int,
+) -> list[int]:
+    """Fail waiting recipients of a domain that takes no mail; returns which."""
+    waiting = [row[0] for row in run(connection, "unrouted", {"name": domain, "most": most})]
     if not waiting:
-        return 0
+        return []
     reason, enhanced, text = refusal
     values = {
-        "recipients": json.dumps(waiting),
+        "recipients": encoded(waiting),
         "reason": str(reason),
         "now_ms": now_ms,
         "code": None,
@@ -174,4 +198,4 @@ def _refuse(
     )
     rows = [one._replace(recipient=seq) for seq in waiting]
     settling.record(connection, rows, now_ms)
-    return len(waiting)
+    return waiting

@@ -15,8 +15,9 @@ made anew.
 
 Crash-safe as ``backups``: written under another name beside the target, synced, checked, and only
 then given its name. Writing is here, reading rows in ``salvage_rows``, what a row is worth in
-``salvage_states``, what is said of it in ``salvage_report``. Long, since a message is written with
-all about it, or not at all.
+``salvage_states``, what is said of it in ``salvage_report``.
+
+Longer than a file should be: a message is written with all about it, or not at all.
 """
 
 from __future__ import annotations

@@ -44,8 +44,9 @@ short, would otherwise let it grow for ever."""
 SELDOM = 20
 """A long wait that came to nothing is tried again after so many times its length."""
 _MOVING_S = 2.0
-"""Readers let go now and then if the checkpoint came further within so long: then a wait for them,
-whatever is left to copy, ends well. One who has stood still for longer is not waited for."""
+"""Readers let go now and then if the checkpoint was seen to come further within so long, beside a
+file over its alarm: then a wait for them, whatever is left to copy, ends well. One who stands
+still, such as a report that was left open, is not waited for, not even at first sight."""
 
 HELD_S = 1.0
 """A write lock that one process kept for so long is worth a word."""
@@ -85,9 +86,8 @@ def empty(
     *,
     busy_ms: int,
     ask: Callable[[], None],
-    wait_ms: int = PATIENCE_MS,
     shorten: bool = False,
-    insist: Callable[[int], bool] = lambda moved: False,
+    insist: Callable[[int], int] = lambda moved: 0,
 ) -> tuple[int, int, str]:
     """Move the WAL into the database as far as readers allow.
 
@@ -98,9 +98,9 @@ def empty(
         connection: any of ours.
         busy_ms: its busy timeout.
         ask: raises in a poisoned spool, which may have become so since the first of the two.
-        wait_ms: how long writers may have to wait for it.
         shorten: TRUNCATE in the place of RESTART: the file is to be cut back.
-        insist: told how many frames are moved; whether to try it with more than a little left.
+        insist: told how many frames are moved; how long writers may have to wait, with more than a
+            little left, too; 0: ``PATIENCE_MS``, and only for a little.
 
     Returns:
         frames in the WAL, frames of them moved, and the mode reached.
@@ -116,12 +116,13 @@ def empty(
         return 0, 0, mode
     # An empty WAL may still be a long file: a RESTART, or a writer, began it again.
     little = frames - moved <= RESTART_BELOW_FRAMES
-    if frames < 0 or not (frames or shorten) or not (insist(moved) or little):
+    patient_ms = insist(moved)
+    if frames < 0 or not (frames or shorten) or not (patient_ms or little):
         return max(frames, 0), max(moved, 0), mode
     wanted = ("truncate", apsw.SQLITE_CHECKPOINT_TRUNCATE) if shorten else (
         "restart", apsw.SQLITE_CHECKPOINT_RESTART)  # fmt: skip
     ask()
-    connection.set_busy_timeout(wait_ms)
+    connection.set_busy_timeout(max(PATIENCE_MS, patient_ms))
     try:
         left, done = connection.wal_checkpoint(mode=wanted[1])
         mode = wanted[0]
@@ -137,7 +138,7 @@ class Emptying:
     """The engine's checkpoints of one -wal file, and how patient the next one is."""
 
     def __init__(self) -> None:
-        self._moved = -1
+        self._moved: int | None = None  # at the last look at a file over its alarm
         self._moving_until_s = self._patient_from_s = 0.0
         self._vain_ms = 0  # the wait that came to nothing: a longer one may be tried at once
 
@@ -160,15 +161,13 @@ class Emptying:
         shorten = wait_ms > PATIENCE_MS
         patient = shorten and (started_s >= self._patient_from_s or wait_ms > self._vain_ms)
 
-        def insist(moved: int) -> bool:
-            if moved != self._moved:
-                self._moved, self._moving_until_s = moved, started_s + _MOVING_S
-            return patient and started_s < self._moving_until_s
+        def insist(moved: int) -> int:
+            if shorten and self._moved not in (None, moved):
+                self._moving_until_s = started_s + _MOVING_S
+            self._moved = moved if shorten else None
+            return wait_ms if patient and started_s < self._moving_until_s else 0
 
-        found = empty(
-            connection, busy_ms=busy_ms, ask=ask, wait_ms=wait_ms if patient else PATIENCE_MS,
-            shorten=shorten, insist=insist,
-        )  # fmt: skip
+        found = empty(connection, busy_ms=busy_ms, ask=ask, shorten=shorten, insist=insist)
         waited_s = time.monotonic() - started_s
         if patient and found[2] != "truncate" and waited_s * 1000 >= wait_ms:
             self._patient_from_s, self._vain_ms = started_s + SELDOM * waited_s, wait_ms

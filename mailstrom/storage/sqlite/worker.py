@@ -92,6 +92,7 @@ class SQLiteWorkerStore:
         self._shared = contents.Shared()
         self._unusable: str | None = None
         self._lost = ""  # why the last repair may not move the log
+        self._locked_s = self._freed_s = 0.0  # of the last transaction
         self._place: Place = place or FilePlace(path, sync)
         self._sync = self._place.durable
         with forks.inside():
@@ -130,9 +131,11 @@ class SQLiteWorkerStore:
             connection = self._connection()
             self._sync.verify()  # without shared locks it would write over what others commit
             connection.execute("BEGIN IMMEDIATE")
+            self._locked_s = time.monotonic()
             try:
                 result = step(connection)
                 connection.execute("COMMIT")
+                self._freed_s = time.monotonic()
             except BaseException:
                 if not rolled_back(connection):
                     self.let_go()
@@ -265,9 +268,9 @@ class SQLiteWorkerStore:
             "taking domains to route", lambda c: routes.due(c, worker, limit, now_ms)
         )
 
-    def put_route(self, worker: int, answer: RouteAnswer, now_ms: int) -> bool:
-        """See ``WorkerStore.put_route``."""
-        return self._write("storing a route", lambda c: routes.put(c, worker, answer, now_ms))
+    def put_routes(self, worker: int, answers: Sequence[RouteAnswer], now_ms: int) -> list[bool]:
+        """See ``WorkerStore.put_routes``."""
+        return self._write("storing routes", lambda c: routes.put(c, worker, answers, now_ms))
 
     def give_back(self, worker: int, domain: str, retry_ms: int) -> None:
         """See ``WorkerStore.give_back``."""
@@ -290,11 +293,13 @@ class SQLiteWorkerStore:
             ),
         )
 
-    def release(self, lane: int, now_ms: int, *, on_doubt: OnDoubt = OnDoubt.RETRY) -> int:
+    def release(
+        self, ended: Sequence[int], now_ms: int, *, on_doubt: OnDoubt = OnDoubt.RETRY
+    ) -> int:
         """See ``WorkerStore.release``."""
         return self._write(
-            "releasing a lane",
-            lambda c: lanes.release(c, lane, now_ms, on_doubt, self._doubt_delays_ms),
+            "releasing lanes",
+            lambda c: lanes.release(c, ended, now_ms, on_doubt, self._doubt_delays_ms),
         )
 
     def exchange(self, work: Work, now_ms: int) -> Exchange:
@@ -302,7 +307,8 @@ class SQLiteWorkerStore:
         if work.empty:
             return Exchange(frozenset(), frozenset(), [])
         done = self._write("exchanging work", lambda c: claims.exchange(c, work, now_ms))
-        return Exchange(done.settled, done.opened, self._with_bodies(done.rows), done.ended)
+        times = self._locked_s, self._freed_s
+        return Exchange(done.settled, done.opened, self._with_bodies(done.rows), done.ended, *times)
 
     def _with_bodies(self, rows: list[tuple[int, Any]]) -> list[Claimed]:
         """Read and verify content, now that the lock is free: nothing else waits for it.

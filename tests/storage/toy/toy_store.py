@@ -679,8 +679,11 @@ class ToyWorker:
                 found.append(DueDomain(name=name, cached=cached, failures=domain.failures))
             return found
 
-    def put_route(self, worker: int, answer: RouteAnswer, now_ms: int) -> bool:
-        """See ``WorkerStore.put_route``; one call does all."""
+    def put_routes(self, worker: int, answers: Sequence[RouteAnswer], now_ms: int) -> list[bool]:
+        """See ``WorkerStore.put_routes``; one call does all."""
+        return [self._put_route(worker, answer, now_ms) for answer in answers]
+
+    def _put_route(self, worker: int, answer: RouteAnswer, now_ms: int) -> bool:
         with self._spool.lock:
             name = answer.route.domain
             domain = self._spool.domains.get(name)
@@ -762,14 +765,17 @@ class ToyWorker:
                             hosts=site.hosts,
                             provider=site.provider,
                             due=due,
+                            failing=site.failures > 0,
                         )
                     )
             return lanes
 
-    def release(self, lane: int, now_ms: int, *, on_doubt: OnDoubt = OnDoubt.RETRY) -> int:
+    def release(
+        self, ended: Sequence[int], now_ms: int, *, on_doubt: OnDoubt = OnDoubt.RETRY
+    ) -> int:
         """See ``WorkerStore.release``."""
         with self._spool.lock:
-            return sum(self._end(lane, now_ms, on_doubt))
+            return sum(sum(self._end(lane, now_ms, on_doubt)) for lane in ended)
 
     def exchange(self, work: Work, now_ms: int) -> Exchange:
         """See ``WorkerStore.exchange``; sessions are not kept."""

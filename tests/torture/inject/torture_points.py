@@ -18,8 +18,9 @@ A point is one of
 * ``os`` names of functions of ``os``: just before any of them.
 
 ``inside`` a named statement: it was executed in this transaction. ``within`` "module:Name.name":
-that function is being executed in this thread. ``follows`` a named statement: it was executed by
-this process since the point was armed. A place that does not exist ends the process with status 86.
+that function is being executed in this thread. ``follows`` a named statement: a transaction with it
+was committed by this process since the point was armed (executed is not enough: another thread may
+sync what was before). A place that does not exist ends the process with status 86.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ class _Wanted:
         self._mark: tuple[int, int] | None = None
         self._told: dict[str, Any] | None = None
         self._hits = 0
-        self.executed: set[str] = set()
+        self.committed: set[str] = set()
 
     def look(self) -> dict[str, Any] | None:
         path = os.path.join(_folder, "armed")
@@ -92,7 +93,7 @@ class _Wanted:
                 return None
             with self._lock:
                 self._mark, self._told, self._hits = mark, told, 0
-                self.executed = set()
+                self.committed = set()
         return self._told
 
     def count(self) -> int:
@@ -144,7 +145,7 @@ def _placed(spec: Spec) -> bool:
     return (
         (inside is None or inside in _here.transaction)
         and (within is None or _here.functions.get(within, 0) > 0)
-        and (follows is None or follows in _wanted.executed)
+        and (follows is None or follows in _wanted.committed)
     )
 
 
@@ -276,13 +277,19 @@ def _arm_statements(points: Mapping[str, Spec]) -> None:
             for point in wanted.get(name, ()):
                 _reached(point)
         _here.transaction.update(known)
-        _wanted.executed.update(known)
         for point in wanted.get("*", ()):
             _reached(point)
         return True
 
+    def done(told: dict[str, Any]) -> None:
+        """A statement has ended: with it, it may be, its transaction."""
+        ran = _here.transaction
+        if told["connection"].get_autocommit() and ("COMMIT" in ran or "BEGIN" not in ran):
+            _wanted.committed.update(ran)
+
     def hook(connection: apsw.Connection) -> None:
         connection.exec_trace = trace
+        connection.trace_v2(apsw.SQLITE_TRACE_PROFILE, done)
 
     apsw.connection_hooks.append(hook)
 

@@ -66,7 +66,7 @@ class House:
             session, lane, started_ms=now - SECOND, ended_ms=now, messages=1, end_cause="quit"
         )
         spool.exchange(sessions=[ended], now=now)
-        spool.engine.release(lane.token, now)
+        spool.engine.release([lane.token], now)
 
     def close(self) -> None:
         for store in self.stores.opened:

@@ -23,6 +23,7 @@ from mailstrom.client.commit import Committer, Request
 from mailstrom.storage.client import Submission
 from mailstrom.storage.sqlite.client import SQLiteClientStore
 from mailstrom.storage.sqlite.connection import connect
+from mailstrom.storage.sqlite.prompt import SQLitePrompt
 from tests.storage.spool import submission
 
 THREADS = 32
@@ -54,13 +55,20 @@ def test_every_thread_gets_its_own_ids_and_commits_are_shared(
     path: str, message: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batches: list[int] = []
-    real = SQLiteClientStore.enqueue
+    real, alone = SQLiteClientStore.enqueue, SQLitePrompt.store
 
     def counted(self: SQLiteClientStore, subs: Sequence[Submission], *a: Any, **k: Any) -> Any:
         batches.append(len(subs))
         return real(self, subs, *a, **k)
 
+    def counted_alone(self: SQLitePrompt, *a: Any) -> Any:
+        stored = alone(self, *a)
+        if stored is not None:
+            batches.append(1)
+        return stored
+
     monkeypatch.setattr(SQLiteClientStore, "enqueue", counted)
+    monkeypatch.setattr(SQLitePrompt, "store", counted_alone)
     with Mailstrom(path, timeout=30) as client:
         results = together([lambda: [client.send(message) for _ in range(EACH)]] * THREADS)
         ids = [id for result in results for id in result]
@@ -385,13 +393,19 @@ def test_a_client_without_threads_says_so_and_recovers(
 ) -> None:
     from mailstrom.client import rooms
 
+    rooms.message_room(5)
     with Mailstrom(path, timeout=5) as client:
-        for room in (rooms._room, None):  # neither to write with nor to load with
-            with monkeypatch.context() as limited:
-                limited.setattr(rooms, "_room", room)
-                limited.setattr(_thread, "start_new_thread", refused)
-                with pytest.raises(SpoolError, match="no thread could be started"):
-                    client.send(message)
-        assert client.query("SELECT count(*) FROM messages") == [(0,)]
-        id = client.send(message)
+        with monkeypatch.context() as limited:  # neither to write with nor to load with
+            limited.setattr(rooms, "_room", None)
+            limited.setattr(_thread, "start_new_thread", refused)
+            with pytest.raises(SpoolError, match="no thread could be started"):
+                client.send(message)
+        with monkeypatch.context() as limited:
+            limited.setattr(_thread, "start_new_thread", refused)
+            with pytest.raises(SpoolError, match="no thread could be started"):
+                client.send_many([message])
+            assert client.query("SELECT count(*) FROM messages") == [(0,)]
+            id = client.send(message)  # a lone caller needs none
         assert client.query("SELECT id FROM messages") == [(id,)]
+        (other,) = client.send_many([message])
+        assert client.query("SELECT id FROM messages ORDER BY id") == [(id,), (other,)]

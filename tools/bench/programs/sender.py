@@ -2,11 +2,13 @@
 
 Plan: ``store``; ``number`` of this process; ``verb``: ``send`` (bytes that are ready), ``email``
 (an ``EmailMessage`` built for each call) or ``many`` (``send_many`` of ready bytes); ``messages``
-to hand over, or ``seconds`` to go on; ``size`` of the body; ``domains`` to spread recipients over;
-``recipients`` of each message; ``pause_s`` between two calls; ``threads`` that do nothing but
-reckon, as a busy application's do. Waits for a line on standard input once it is ready, having
-printed ``{"ready": true}``. Answers ``begin`` and ``end`` (monotonic), ``messages``, ``cpu_s``,
-``waits_ms`` of each call (not of ``many``, where a call is all there is).
+to hand over, or ``seconds`` to go on; ``size`` of the body; ``domains`` to spread recipients over
+(in ``zone``); ``later_s``: not due before that (``many``); ``recipients`` of each message;
+``pause_s`` between two calls; ``threads`` that do nothing but reckon, as a busy application's do;
+``callers``: threads that send, 1 where it is missing.
+Waits for a line on standard input once it is ready, having printed ``{"ready": true}``. Answers
+``begin`` and ``end`` (monotonic), ``messages``, ``cpu_s``, ``waits_ms`` of each call (not of
+``many``, where a call is all there is).
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from email.message import EmailMessage
 
 from mailstrom import Mailstrom
@@ -29,12 +32,13 @@ def main() -> None:
     plan = json.loads(sys.argv[1])
     number, size = plan["number"], plan.get("size", 1024)
     spread, several = plan.get("domains", 1), plan.get("recipients", 1)
+    zone = plan.get("zone", "test")
     text = LINE * max(1, size // len(LINE))
     head = "From: sender@bench.test\r\n"
 
     def recipients(n: int) -> list[str]:
         first = (number * 7919 + n) * several
-        return [f"u{n}@d{(first + k) % spread}.test" for k in range(several)]
+        return [f"u{n}@d{(first + k) % spread}.{zone}" for k in range(several)]
 
     def ready(n: int) -> bytes:
         return (
@@ -56,6 +60,7 @@ def main() -> None:
             sum(range(1000))
 
     waits: list[float] = []
+    callers = plan.get("callers", 1)
     limit = plan.get("messages") or sys.maxsize
     pause = plan.get("pause_s", 0.0)
     made = built if plan["verb"] == "email" else ready
@@ -74,17 +79,28 @@ def main() -> None:
                 for n in range(limit):
                     yield ready(n)
 
-            messages = len(ms.send_many(stream()))
+            later = {"send_at": timedelta(seconds=plan["later_s"])} if "later_s" in plan else {}
+            messages = len(ms.send_many(stream(), **later))
         else:
-            messages = 0
-            while messages < limit and time.monotonic() < until:
-                message = made(messages)
-                start = time.perf_counter()
-                ms.send(message)
-                waits.append(1000 * (time.perf_counter() - start))
-                messages += 1
-                if pause:
-                    time.sleep(pause)
+
+            def hand(first: int) -> None:
+                n = first
+                while n < limit and time.monotonic() < until:
+                    message = made(n)
+                    start = time.perf_counter()
+                    ms.send(message)
+                    waits.append(1000 * (time.perf_counter() - start))
+                    n += callers
+                    if pause:
+                        time.sleep(pause)
+
+            others = [threading.Thread(target=hand, args=(k,)) for k in range(1, callers)]
+            for thread in others:
+                thread.start()
+            hand(0)
+            for thread in others:
+                thread.join()
+            messages = len(waits)
         end = time.monotonic()
         after = resource.getrusage(resource.RUSAGE_SELF)
     cpu = after.ru_utime + after.ru_stime - used.ru_utime - used.ru_stime

@@ -14,7 +14,8 @@ SELECT seq, CAST(key AS BLOB), CAST(provider AS BLOB), CAST(hosts AS BLOB),
        CASE WHEN last_success_ms = 0 OR failures > 0 THEN 1
             ELSE min(:limit, coalesce(lane_cap, :limit)) END AS most,
        CASE WHEN pipelining_until_ms > :now_ms THEN CAST(pipelining AS BLOB) END,
-       CASE WHEN chunking = 1 OR chunking_until_ms > :now_ms THEN chunking END
+       CASE WHEN chunking = 1 OR chunking_until_ms > :now_ms THEN chunking END,
+       failures > 0
   FROM site
  WHERE ready_ms <= :now_ms
    AND (SELECT count(*) FROM lane WHERE lane.site = site.seq)
@@ -355,18 +356,30 @@ UPDATE site SET last_success_ms = :now_ms, failures = 0, suspended_until_ms = 0,
  WHERE seq IN (SELECT value FROM json_each(:sites));
 
 -- name: session_put
+-- rows: [id, lane, site, host, address, source, started_ms, ended_ms, messages, ehlo, tls_wanted,
+-- tls_reached, tls_version, tls_cipher, tls_peer, tls_verified, end_cause]. Of a lapsed worker nobody
+-- would end it: it stays open no longer than it is written.
 INSERT INTO session (id, worker, site, host, address, source, started_ms, ended_ms, messages, ehlo,
                      tls_wanted, tls_reached, tls_version, tls_cipher, tls_peer, tls_verified,
                      end_cause)
-VALUES (:id, :worker, :site, :host, :address, :source, :started_ms, :ended_ms, :messages, :ehlo,
-        :tls_wanted, :tls_reached, :tls_version, :tls_cipher, :tls_peer, :tls_verified, :end_cause)
+SELECT j.value ->> 0, coalesce(l.worker, 0), j.value ->> 2, j.value ->> 3, j.value ->> 4,
+       j.value ->> 5, j.value ->> 6,
+       coalesce(j.value ->> 7, iif(l.worker IS NULL, j.value ->> 6, NULL)), j.value ->> 8,
+       j.value ->> 9, j.value ->> 10, j.value ->> 11, j.value ->> 12, j.value ->> 13,
+       j.value ->> 14, j.value ->> 15,
+       coalesce(j.value ->> 16, iif(l.worker IS NULL, 'worker lost', NULL))
+  FROM json_each(:rows) j LEFT JOIN lane l ON l.token = j.value ->> 1
+ WHERE true
     ON CONFLICT (id) DO UPDATE SET ended_ms = excluded.ended_ms, messages = excluded.messages,
                                    end_cause = excluded.end_cause;
 
 -- name: session_event
 INSERT INTO event (at_ms, type, detail)
-VALUES (:at_ms, :type,
-        json_object('session', :id, 'host', :host, 'address', :address, 'cause', :cause));
+SELECT coalesce(value ->> 7, value ->> 6),
+       iif(value ->> 7 IS NULL, 'session.opened', 'session.closed'),
+       json_object('session', value ->> 0, 'host', value ->> 3, 'address', value ->> 4,
+                   'cause', value ->> 16)
+  FROM json_each(:rows);
 
 -- name: lane_worker
 SELECT worker FROM lane WHERE token = :lane;
@@ -375,8 +388,14 @@ SELECT worker FROM lane WHERE token = :lane;
 UPDATE recipient
    SET state = CASE WHEN deferrals > 0 OR in_doubt THEN 'deferred' ELSE 'queued' END,
        lane = NULL, due_ms = :now_ms
- WHERE lane = :lane AND state = 'claimed'
+ WHERE lane IN (SELECT value FROM json_each(:lanes)) AND state = 'claimed'
 RETURNING seq;
+
+-- name: lanes_holding
+-- Which of the lanes have recipients, and whose they are.
+SELECT j.value, l.worker
+  FROM json_each(:lanes) j LEFT JOIN lane l ON l.token = j.value
+ WHERE EXISTS (SELECT 1 FROM recipient r WHERE r.lane = j.value);
 
 -- name: held_by_lanes
 -- What lanes had on the wire when they ended without a verdict. A claim that was not opened (doubted
@@ -401,8 +420,8 @@ UPDATE recipient
           FROM json_each(:rows)) j
  WHERE recipient.seq = j.recipient AND recipient.state IN ('claimed', 'sending');
 
--- name: lane_end
-DELETE FROM lane WHERE token = :lane;
+-- name: lanes_end
+DELETE FROM lane WHERE token IN (SELECT value FROM json_each(:lanes));
 
 -- name: site_failures
 SELECT failures FROM site WHERE seq = :site;
