@@ -34,7 +34,7 @@ SETTLED_S = 20.0
 
 # messages of a run: (drain, e2e, latency), as many as a few seconds need
 SIZES = {
-    "mailstrom": (20_000, 12_000, 2_000),
+    "mailstrom": (40_000, 12_000, 2_000),
     "postfix": (8_000, 5_000, 600),
     "huey": (5_000, 4_000, 400),
     "post-office": (6_000, 5_000, 400),
