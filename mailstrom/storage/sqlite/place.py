@@ -18,7 +18,7 @@ from mailstrom.storage.sqlite import interrupts, schema
 from mailstrom.storage.sqlite.connection import CLIENT_CHECKPOINT_FRAMES, connect
 from mailstrom.storage.sqlite.durable import Sync, WalSync, run_directory, system_sync
 from mailstrom.storage.sqlite.poison import Mark
-from mailstrom.storage.sqlite.turnstile import Turn, turn_of
+from mailstrom.storage.sqlite.turnstile import Turn, at_once, turn_of
 
 
 class Durable(Protocol):
@@ -129,7 +129,7 @@ class FilePlace:
         self.name = path
         self._system_sync = sync
         self.durable: Durable = WalSync(path, sync)
-        self.turn = turn_of(path)
+        self.turn: Turn = turn_of(path)
 
     def prepare(self, *, busy_ms: int, engine: bool = False) -> None:
         """See ``Place.prepare``."""
@@ -183,5 +183,6 @@ class FilePlace:
         return type(self)(self.name, self._system_sync)
 
     def close(self) -> None:
-        """Close the -wal file's descriptor."""
+        """Close the -wal file's descriptor, and the turn with the last that has it."""
         self.durable.close()
+        self.turn = at_once

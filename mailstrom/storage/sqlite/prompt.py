@@ -93,7 +93,7 @@ class SQLitePrompt(Storing):
         if not isinstance(row, Row):
             return row
         try:
-            self._turn(self._asked, writer, row)
+            self._place.turn(self._asked, writer, row)
         except apsw.ConnectionClosedError:
             return None
         except Exception as error:

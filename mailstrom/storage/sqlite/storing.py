@@ -39,7 +39,6 @@ class Storing(ClientConnections):
     def __init__(self, path: str, place: Place, busy_ms: int) -> None:
         super().__init__(path, place, busy_ms)
         self._log_room = LogRoom(path, place, busy_ms)
-        self._turn = place.turn
         self._staged: list[Staged] = []  # what no message was made of yet
 
     def enqueue(
@@ -115,7 +114,7 @@ class Storing(ClientConnections):
             return [row for row in rows if not isinstance(row, Row)]
         try:
             with spool_errors(self.path, "storing a message"):
-                results = self._turn(
+                results = self._place.turn(
                     inserting.insert, connection, submissions, rows, atomic, failed
                 )
         except SpoolError as error:
