@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 
+_VARIANT = {digit: "89ab"[int(digit, 16) % 4] for digit in "0123456789abcdef"}
+"""A random digit with the two bits of RFC 9562's variant."""
+
 
 def new_id(now_ms: int) -> str:
     """A fresh id as 36 characters of text.
@@ -11,9 +14,6 @@ def new_id(now_ms: int) -> str:
     Args:
         now_ms: wall milliseconds, the first 48 bits of the id.
     """
-    bits = now_ms.to_bytes(6, "big") + os.urandom(10)
-    number = int.from_bytes(bits, "big")
-    number = number & ~(0xF << 76) | 0x7 << 76  # version 7
-    number = number & ~(0x3 << 62) | 0x2 << 62  # RFC 9562 variant
-    text = f"{number:032x}"
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+    time, chance = f"{now_ms:012x}", os.urandom(10).hex()
+    variant = _VARIANT[chance[3]]
+    return f"{time[:8]}-{time[8:]}-7{chance[:3]}-{variant}{chance[4:7]}-{chance[7:19]}"

@@ -304,8 +304,7 @@ class Sending(Handle):
     ) -> Submission:
         room = message_room(self._timeout)
         now = wall_ms()
-        due = options.moment_ms("send_at", send_at, now)
-        due = now if due is None else max(due, now)
+        due = max(options.moment_ms("send_at", send_at, now) or now, now)
         expires = options.moment_ms("expires_at", expires_at, now)
         if expires is not None and expires <= due:
             raise InvalidMessage(
@@ -327,26 +326,19 @@ class Sending(Handle):
                 options.word("idempotency_key", idempotency_key, 256),
                 room.fingerprint(prepared),
             )
+        content, from_, to, message_id, subject, eightbit, smtputf8 = prepared
+        # By place: names for a dozen and a half values cost as much as making them.
         return Submission(
-            id=new_id(now),
-            content=prepared.content,
-            sender=prepared.sender,
-            recipients=prepared.recipients,
-            subject=prepared.subject,
-            message_id=prepared.message_id,
-            stream=options.word("stream", stream, 64),
-            priority=options.rank(priority),
-            tags=() if tags == () else options.tag_list(arguments.tags(tags)),
-            metadata={} if metadata is None else options.flat(metadata),
-            created_ms=now,
-            send_ms=due,
-            expires_ms=expires,
-            on_doubt=options.doubt(on_doubt),
-            require_tls=options.flag("require_tls", require_tls),
-            eightbit=prepared.eightbit,
-            smtputf8=prepared.smtputf8,
-            idempotency=key,
-        )
+            new_id(now), content, from_, to, subject, message_id,
+            options.word("stream", stream, 64),
+            options.rank(priority),
+            () if tags == () else options.tag_list(arguments.tags(tags)),
+            {} if metadata is None else options.flat(metadata),
+            now, due, expires,
+            options.doubt(on_doubt),
+            options.flag("require_tls", require_tls),
+            eightbit, smtputf8, key,
+        )  # fmt: skip
 
 
 class Telling:

@@ -70,12 +70,24 @@ def parse_address(text: str, *, header: str | None = None) -> Address:
     Raises:
         InvalidAddress: with ``.rule`` saying what is broken (RFC 5321 section 4.1.2, 5890, 6531).
     """
-    match = _PLAIN(text) if isinstance(text, str) else None
+    plain = plain_parts(text) if isinstance(text, str) else None
+    if plain is not None:
+        return Address(local=plain[0], domain=plain[1])
+    return _parse_slowly(text, header)
+
+
+def plain_parts(text: str) -> tuple[str, str] | None:
+    """Local part and normalised domain of an address as nearly all are; None: ask further.
+
+    Args:
+        text: as for ``parse_address``; what is taken here reads the same in an address list.
+    """
+    match = _PLAIN(text)
     if match is not None:
         local, domain = match.groups()
         if len(local) <= LOCAL_OCTETS and len(domain) <= LABEL_OCTETS and "=?" not in local:
-            return Address(local=local, domain=domain.lower())
-    return _parse_slowly(text, header)
+            return local, domain.lower()
+    return None
 
 
 def parse_domain(text: str, *, header: str | None = None, value: object = None) -> str:

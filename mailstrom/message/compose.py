@@ -14,25 +14,27 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mailstrom.errors import InvalidAddress, InvalidMessage
-from mailstrom.message.address import Address, parse_address, parse_domain
+from mailstrom.message.address import Address, parse_address, parse_domain, plain_parts
 from mailstrom.message.address_list import Entries, Mailbox, mailboxes, parse_address_list
-from mailstrom.message.body import Entity, render_entity
+from mailstrom.message.body import render_entity
 from mailstrom.message.date import lenient_date, render_date
 from mailstrom.message.encoded_word import decode_words
 from mailstrom.message.grammar import message_ids
 from mailstrom.message.header import Field
 from mailstrom.message.leaf import CRLF
 from mailstrom.message.mime import has_utf8_fields
-from mailstrom.message.plain import read_plain, unfolded
+from mailstrom.message.plain import Plain, read_plain, unfolded
 
 if TYPE_CHECKING:
     from email.message import Message
+
+_One = Field | str
+"""A field, or the value of one that was read from octets."""
 
 SUBJECT_LIMIT = 998
 _KEPT = 100  # characters of a value that is remembered with what it means
@@ -49,9 +51,8 @@ _TRACE = frozenset({"received", "return-path"})
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prepared:
-    """A message ready for the spool.
+class Prepared(NamedTuple):
+    """A message ready for the spool; a tuple, since every message makes one.
 
     Args:
         content: the message as it goes on the wire: CRLF only, last line ended, not dot-stuffed.
@@ -102,22 +103,32 @@ def compose(
     """
     if now.tzinfo is None:
         raise ValueError("compose(now=...) got a naive datetime; pass an aware one, e.g. in UTC")
-    entity = _entity(message)
-    fields = entity.fields
-    from_bytes = isinstance(message, (bytes, bytearray, memoryview))
-    by_key = {one.key: one for one in reversed(fields)}
-    if len(by_key) < len(fields) or "from" not in by_key:
-        _check_counts(fields)
-    block = _resent_block(fields)
-    if sender is not None and not from_bytes:
-        _check_authors(fields)
+    finished: Plain | None = None
+    by_key: Mapping[str, _One]
+    if isinstance(message, (bytes, bytearray, memoryview)):
+        finished = read_plain(bytes(message))
+        by_key, fields, body = finished.values, None, b""
+        names = " ".join(by_key)
+        if "from" not in by_key or "resent-" in names or not _REMOVED.isdisjoint(by_key):
+            fields = finished.fields()
+    else:
+        fields, body = _rendered(message)
+    block: Mapping[str, Field] = {}
+    if fields is not None:
+        by_key = {one.key: one for one in reversed(fields)}
+        names = " ".join(by_key)
+        if len(by_key) < len(fields) or "from" not in by_key:
+            _check_counts(fields)
+        block = _resent_block(fields)
+        if sender is not None and finished is None:
+            _check_authors(fields)
     envelope_sender = _sender(sender, by_key, block)
     keys, utf8 = _recipients(recipients, by_key, block)
 
     added: list[bytes] = []
     if "date" not in by_key:
         added.append(b"Date: " + _date(now) + CRLF)
-    elif from_bytes:
+    elif finished is not None:
         _check_date(by_key["date"])
     if "message-id" in by_key:
         message_id = _message_id(by_key["message-id"])
@@ -125,39 +136,45 @@ def compose(
         domain = _id_domain(envelope_sender, by_key["from"], id_domain_fallback)
         message_id = f"<{_uuid4_hex()}.{int(now.timestamp() * 1000)}@{domain}>"
         added.append(f"Message-ID: {message_id}\r\n".encode("ascii"))
-    if "mime-version" not in by_key and any(key.startswith("content-") for key in by_key):
+    typed = "content-" in names and any(key.startswith("content-") for key in by_key)
+    if typed and "mime-version" not in by_key:
         added.append(b"MIME-Version: 1.0\r\n")
 
-    if from_bytes and _REMOVED.isdisjoint(by_key):
-        kept = [one.wire for one in fields]
+    if fields is None:  # nothing but what is added: it stays as it is, octet for octet
+        assert finished is not None
+        content = b"".join([*added, finished.content]) if added else finished.content
+        body_at = len(content) - len(finished.content) + finished.body_at
     else:
         kept = [one.wire for one in fields if not _dropped(one)]
-    if "resent-from" in block and "resent-date" not in block:
-        first = block["resent-from"].wire
-        kept.insert(kept.index(first), b"Resent-Date: " + _date(now) + CRLF)
-    head = b"".join([*added, *kept])
-    content = b"".join([head, CRLF, entity.body])
-    if not content.endswith(CRLF):
-        content += CRLF
-    sender_utf8 = envelope_sender is not None and envelope_sender.smtputf8
+        if "resent-from" in block and "resent-date" not in block:
+            first = block["resent-from"].wire
+            kept.insert(kept.index(first), b"Resent-Date: " + _date(now) + CRLF)
+        head = b"".join([*added, *kept, CRLF])
+        if finished is not None:
+            body = finished.content[finished.body_at :]
+        content, body_at = head + body, len(head)
+        if not content.endswith(CRLF):
+            content += CRLF
+    smtputf8 = utf8 or (envelope_sender is not None and envelope_sender.smtputf8)
     eightbit = not content.isascii()
-    if eightbit and from_bytes and not utf8 and head.isascii() and "content-type" in by_key:
-        # Objects have no such part: theirs are rendered in ASCII.
-        utf8 = has_utf8_fields(unfolded(by_key["content-type"]), entity.body)
+    if eightbit and not smtputf8:
+        smtputf8 = not content[:body_at].isascii()
+        if not smtputf8 and finished is not None and "content-type" in by_key:
+            # Objects have no such part: theirs are rendered in ASCII.
+            smtputf8 = has_utf8_fields(unfolded(by_key["content-type"]), content[body_at:])
     return Prepared(
-        content=content,
-        sender="" if envelope_sender is None else envelope_sender.key,
-        recipients=keys,
-        message_id=message_id,
-        subject=_subject(by_key.get("subject")),
-        eightbit=eightbit,
-        smtputf8=utf8 or sender_utf8 or (eightbit and not head.isascii()),
+        content,
+        "" if envelope_sender is None else envelope_sender.key,
+        keys,
+        message_id,
+        _subject(by_key.get("subject")),
+        eightbit,
+        smtputf8,
     )
 
 
-def _entity(message: object) -> Entity:
-    if isinstance(message, (bytes, bytearray, memoryview)):
-        return read_plain(bytes(message))
+def _rendered(message: object) -> tuple[tuple[Field, ...], bytes]:
+    """Fields and body of a message object."""
     if isinstance(message, str):
         raise _refusal(
             "the message is a str, whose encoding is anybody's guess",
@@ -175,7 +192,8 @@ def _entity(message: object) -> Entity:
             "message-type",
             value=message,
         )
-    return render_entity(message)
+    entity = render_entity(message)
+    return entity.fields, entity.body
 
 
 def _dropped(one: Field) -> bool:
@@ -208,7 +226,7 @@ def _check_counts(fields: Sequence[Field]) -> None:
             )
 
 
-def _resent_block(fields: Sequence[Field]) -> dict[str, Field]:
+def _resent_block(fields: Sequence[Field]) -> Mapping[str, Field]:
     """The newest resent block (RFC 5322 section 3.6.6): up to a repeated name or a trace field."""
     block: dict[str, Field] = {}
     for one in fields:
@@ -246,7 +264,7 @@ _is_date_again = lru_cache(maxsize=64)(_is_date)
 _entries_again = lru_cache(maxsize=256)(parse_address_list)
 
 
-def _check_date(one: Field) -> None:
+def _check_date(one: _One) -> None:
     text = unfolded(one)
     if not (_is_date_again if len(text) <= _KEPT else _is_date)(text):
         raise _refusal(
@@ -258,38 +276,36 @@ def _check_date(one: Field) -> None:
         )
 
 
-def _shown(one: Field | None) -> str | None:
+def _shown(one: _One | None) -> str | None:
     """A field's value for an error."""
     return None if one is None else unfolded(one)
 
 
-def _entries(one: Field | None) -> Entries:
+def _entries(one: _One | None, key: str) -> Entries:
     if one is None:
         return ()
-    if one.entries is not None:
+    if isinstance(one, Field) and one.entries is not None:
         return one.entries
     text = unfolded(one)
     parse = _entries_again if len(text) <= _KEPT else parse_address_list
-    return parse(text, header=one.key.title())
-
-
-def _mailboxes(one: Field | None) -> tuple[Mailbox, ...]:
-    return mailboxes(_entries(one))
+    return parse(text, header=key.title())
 
 
 def _sender(
-    given: str | None, first: Mapping[str, Field], block: Mapping[str, Field]
+    given: str | None, first: Mapping[str, _One], block: Mapping[str, _One]
 ) -> Address | None:
     if given is not None:
         return None if given == "" else _argument(given, "sender")
-    if block:
-        source, author = block.get("resent-sender"), block.get("resent-from")
-    else:
-        source, author = first.get("sender"), first["from"]
-    prefix = "Resent-" if block else ""
-    entries = _entries(source)
-    found = mailboxes(entries)
-    if len(entries) > 1 or (entries and not isinstance(entries[0], Mailbox)):
+    prefix = "resent-" if block else ""
+    where = block or first
+    source, author = where.get(f"{prefix}sender"), where.get(f"{prefix}from")
+    entries = _entries(source, f"{prefix}sender")
+    if not entries:
+        source, entries = None, _entries(author, f"{prefix}from")
+    if len(entries) == 1 and isinstance(entries[0], Mailbox):
+        return entries[0].address
+    prefix = prefix.title()
+    if source is not None:
         raise _refusal(
             f"the {prefix}Sender header is not one address",
             "keep one (RFC 5322 section 3.6.2), or pass sender=",
@@ -297,9 +313,7 @@ def _sender(
             f"{prefix}Sender",
             _shown(source),
         )
-    entries = entries or _entries(author)
-    found = found or mailboxes(entries)
-    if found and (len(entries) > 1 or not isinstance(entries[0], Mailbox)):
+    if mailboxes(entries):
         raise _refusal(
             f"{prefix}From has several authors or a group, and there is no {prefix}Sender header",
             f"set {prefix}Sender to the one who sends",
@@ -307,26 +321,26 @@ def _sender(
             f"{prefix}From",
             _shown(author),
         )
-    if not found:
-        raise _refusal(
-            f"the message has no sender in {prefix}From",
-            f"set {prefix}From, or pass sender=",
-            "no-sender",
-            f"{prefix}From",
-            _shown(author),
-        )
-    return found[0].address
+    raise _refusal(
+        f"the message has no sender in {prefix}From",
+        f"set {prefix}From, or pass sender=",
+        "no-sender",
+        f"{prefix}From",
+        _shown(author),
+    )
 
 
 def _recipients(
-    given: Iterable[str] | None, first: Mapping[str, Field], block: Mapping[str, Field]
+    given: Iterable[str] | None, first: Mapping[str, _One], block: Mapping[str, _One]
 ) -> tuple[tuple[str, ...], bool]:
     if given is None:
         names = ("resent-to", "resent-cc", "resent-bcc") if block else ("to", "cc", "bcc")
-        source = block or first
-        found = [
-            box.address for name in names if name in source for box in _mailboxes(source[name])
-        ]
+        found: list[str] = []
+        for name in names:
+            one = (block or first).get(name)
+            if one is not None:
+                found += _keys(one, name)
+        keys = dict.fromkeys(found)
     else:
         if isinstance(given, (str, bytes)) or not isinstance(given, Iterable):
             raise _refusal(
@@ -336,16 +350,23 @@ def _recipients(
                 "recipients",
                 given,
             )
-        found = [_argument(one, "recipients") for one in given]
-    if not found:
+        keys = dict.fromkeys([_argument(one, "recipients").key for one in given])
+    if not keys:
         raise _refusal(
             "the message has no recipients",
             "set To, Cc or Bcc, or pass recipients=",
             "no-recipients",
             "recipients",
         )
-    keys = tuple(dict.fromkeys(address.key for address in found))
-    return keys, not "".join(keys).isascii()
+    return tuple(keys), not "".join(keys).isascii()
+
+
+def _keys(one: _One, key: str) -> list[str]:
+    """Keys of a field's addresses, in order."""
+    plain = plain_parts(one) if isinstance(one, str) else None
+    if plain is not None:
+        return ["@".join(plain)]
+    return [box.address.key for box in mailboxes(_entries(one, key))]
 
 
 def _argument(text: str, name: str) -> Address:
@@ -357,11 +378,11 @@ def _argument(text: str, name: str) -> Address:
     return parse_address(text, header=name)
 
 
-def _id_domain(sender: Address | None, author: Field, fallback: str) -> str:
+def _id_domain(sender: Address | None, author: _One, fallback: str) -> str:
     if sender is not None:
         return sender.domain
     try:
-        found = _mailboxes(author)
+        found = mailboxes(_entries(author, "from"))
     except InvalidMessage:
         found = ()
     if found:
@@ -372,8 +393,8 @@ def _id_domain(sender: Address | None, author: Field, fallback: str) -> str:
         return "mailstrom.invalid"
 
 
-def _message_id(one: Field) -> str:
-    text = one.text if one.text is not None else unfolded(one)
+def _message_id(one: _One) -> str:
+    text = one.text if isinstance(one, Field) and one.text is not None else unfolded(one)
     found = message_ids(text, header="Message-ID")
     if found is None or len(found) != 1 or not found[0].isprintable():
         raise _refusal(
@@ -386,11 +407,13 @@ def _message_id(one: Field) -> str:
     return found[0]
 
 
-def _subject(one: Field | None) -> str:
+def _subject(one: _One | None) -> str:
     if one is None:
         return ""
-    text = one.text if one.text is not None else decode_words(unfolded(one))
-    return _UNPRINTABLE.sub(" ", text)[:SUBJECT_LIMIT]
+    text = None if isinstance(one, str) else one.text
+    if text is None:
+        text = decode_words(unfolded(one))
+    return (text if text.isprintable() else _UNPRINTABLE.sub(" ", text))[:SUBJECT_LIMIT]
 
 
 def _uuid4_hex() -> str:

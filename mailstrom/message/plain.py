@@ -1,6 +1,6 @@
 """Messages given as bytes: checked, converted to CRLF, otherwise left alone.
 
-The header block is scanned once; the body is only searched (octet counts and jumps), never walked.
+The header block is read line by line; the body is only searched (octet counts and jumps).
 Refused by name: NUL, mixed or bare line ends, lines over 998 octets, malformed or blank-folded
 header lines, control characters in headers, header octets that are not UTF-8, a missing blank line.
 All else stays byte-identical (RFC 5322 section 2.1, RFC 6532 section 3.2). Knows no envelope.
@@ -9,9 +9,11 @@ All else stays byte-identical (RFC 5322 section 2.1, RFC 6532 section 3.2). Know
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import NamedTuple
 
 from mailstrom.errors import InvalidMessage
-from mailstrom.message.body import Entity
 from mailstrom.message.grammar import CONTROL
 from mailstrom.message.header import Field
 from mailstrom.message.leaf import CRLF, too_long_line
@@ -21,16 +23,38 @@ _BLANK_FOLD = re.compile(rb"\r\n[ \t]+\r\n")
 _STARTS = re.compile(rb"^([!-9;-~]{1,200}):", re.MULTILINE)
 _BARE = re.compile(rb"\r(?!\n)|(?<!\r)\n")
 _CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+_NAME = re.compile("[!-9;-~]{1,200}").fullmatch
+_PRINTABLE = bytes(range(0x20, 0x7F)) + b"\t\r\n"
 
 
-def read_plain(content: bytes) -> Entity:
+class Plain(NamedTuple):
+    """A finished message that was checked.
+
+    Args:
+        values: of its fields by their keys; none where one stands more than once.
+        content: all of it with CRLF line ends, the last line ended.
+        body_at: where in ``content`` the body begins.
+        read: the fields, where they had to be read one by one.
+    """
+
+    values: Mapping[str, str]
+    content: bytes
+    body_at: int
+    read: tuple[Field, ...] = ()
+
+    def fields(self) -> tuple[Field, ...]:
+        """The fields of its header, in order; most messages can do without."""
+        return self.read or _fields(self.content[: self.body_at - 2])
+
+
+def read_plain(content: bytes) -> Plain:
     """Check a finished message.
 
     Args:
         content: the whole message with CRLF or LF line ends throughout.
 
     Returns:
-        Its fields and body with CRLF line ends, the last line ended.
+        The same with CRLF line ends, and its fields.
 
     Raises:
         InvalidMessage: by a named rule (module docstring).
@@ -61,7 +85,7 @@ def read_plain(content: bytes) -> Entity:
     return _read_lines(content)
 
 
-def _read_lines(content: bytes) -> Entity:
+def _read_lines(content: bytes) -> Plain:
     """The same for content with CRLF alone."""
     if not content.endswith(CRLF):
         content += CRLF
@@ -84,21 +108,56 @@ def _read_lines(content: bytes) -> Entity:
             _name_at(content, long) if 0 <= long < split else None,
         )
     if content.startswith(CRLF):
-        return Entity(fields=(), body=content[2:])
+        return Plain({}, content, 2)
     head = content[: split + 2]
-    return Entity(fields=_fields(head), body=content[split + 4 :])
+    values = _values(head)
+    return Plain(values, content, split + 4, () if values else _fields(head))
 
 
-def unfolded(field: Field) -> str:
-    """Value of a field as one line of text (RFC 5322 section 2.2.3)."""
+def unfolded(field: Field | str) -> str:
+    """Value of a field, or that value itself, as one line of text (RFC 5322 section 2.2.3)."""
+    if isinstance(field, str):
+        return field
     value = field.wire[len(field.key) + 1 : -2]
     if CRLF in value:
         value = value.replace(CRLF, b"")
     return value.decode("utf-8").strip(" \t")
 
 
+@lru_cache(maxsize=128)
+def _key(name: str) -> str:
+    """The lower-case name of a field; ValueError where that is no name (RFC 5322 section 2.2)."""
+    if _NAME(name) is None:
+        raise ValueError(name)
+    return name.lower()
+
+
+def _values(head: bytes) -> dict[str, str]:
+    """See ``Plain.values``; of a header that gives none the lines are still to be checked."""
+    if head.translate(None, _PRINTABLE):
+        _check_characters(head)
+    values: dict[str, str] = {}
+    lines = head[:-2].decode("utf-8").split("\r\n")
+    key = value = ""
+    folds = 0
+    try:
+        for line in lines:
+            if line[0] in " \t" and key:
+                value += line
+                folds += 1
+            else:
+                name, colon, value = line.partition(":")
+                key = _key(name if colon else "")
+            values[key] = value.strip(" \t")
+    except ValueError:  # no header line
+        values.clear()
+    whole = bool(values) and len(values) + folds == len(lines)
+    if folds or not whole:
+        _check_characters(head)
+    return values if whole else {}
+
+
 def _fields(head: bytes) -> tuple[Field, ...]:
-    _check_characters(head)
     found = _FIELD.findall(head)
     if sum([len(wire) for wire, _ in found]) != len(head):
         at = 0

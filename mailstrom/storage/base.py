@@ -424,6 +424,10 @@ class WorkerStore(Protocol):
         """Some sites with due work that are not suspended, longest due first; reads only."""
         ...
 
+    def open_sites(self, worker: int, *, limit: int, workers: int, now_ms: int) -> list[int]:
+        """Those of them where ``lease`` would give the worker a lane; reads only."""
+        ...
+
     def lease(self, worker: int, *, want: int, limit: int, workers: int, now_ms: int) -> list[Lane]:
         """Lease up to ``want`` lanes at sites with due work, at most ``limit`` a site in all.
 

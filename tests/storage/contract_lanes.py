@@ -86,6 +86,28 @@ class LaneContract:
         lanes = [lane for _ in range(3) for lane in spool.lease(want=100)]
         assert len({lane.site for lane in lanes}) == 210
 
+    def test_a_site_is_open_where_a_lease_would_give_a_lane(self, spool: Spool) -> None:
+        other = spool.register()
+
+        def sites(worker: int, limit: int = 2) -> int:
+            found = spool.engine.open_sites(worker, limit=limit, workers=2, now_ms=T0)
+            assert set(found) <= set(spool.engine.due_sites(T0))
+            return len(found)
+
+        assert sites(spool.worker) == 0
+        spool.send("a@example.org")
+        spool.send("b@example.org")
+        spool.route()
+        assert (sites(spool.worker), sites(other)) == (1, 1)
+        canary = spool.lane()
+        assert spool.engine.due_sites(T0)
+        assert (sites(spool.worker), sites(other)) == (0, 0)  # one lane finds out for all
+        (row, *_) = spool.claim(canary, limit=1)
+        spool.open(canary, [row])
+        spool.settle(canary, row, "delivered", now=T0)
+        assert (sites(spool.worker), sites(other)) == (0, 1)  # we have our share
+        assert (sites(spool.worker, limit=4), sites(other, limit=1)) == (1, 0)
+
     def test_a_worker_that_lapsed_or_retired_gets_no_lane(self, spool: Spool) -> None:
         busy_site(spool)
         lost, stopped = spool.register(), spool.register()

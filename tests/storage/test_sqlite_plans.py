@@ -1,4 +1,8 @@
-"""Statements are compiled once: what is bound changes no plan, and compiling costs the most."""
+"""What the store runs: statements are compiled once, and many sites share theirs.
+
+What is bound changes no plan, and compiling costs the most; each statement may wait for the
+interpreter with the lock held.
+"""
 
 from __future__ import annotations
 
@@ -39,3 +43,34 @@ def test_a_second_message_compiles_nothing(spool: Spool) -> None:
         assert compiled == []
     finally:
         connection.authorizer = None
+
+
+def run_for(spool: Spool, count: int, tag: str) -> tuple[int, int]:
+    """How many statements it takes to store so many routes, and to lease their lanes."""
+    assert isinstance(spool.engine, SQLiteWorkerStore)
+    spool.send(*[f"a@{tag}{number}.example" for number in range(count)])
+    due = spool.engine.due_domains(spool.worker, count, T0)
+    answers = [spool.answer(one.name) for one in due]
+    assert len(answers) == count
+    ran: list[str] = []
+
+    def note(_cursor: object, statement: str, _values: object) -> bool:
+        ran.append(statement)
+        return True
+
+    connection = spool.engine._connection()
+    connection.exec_trace = note
+    try:
+        spool.engine.put_routes(spool.worker, answers, T0)
+        routing = len(ran)
+        assert len(spool.lease(want=count)) == count
+        return routing, len(ran) - routing
+    finally:
+        connection.exec_trace = None
+
+
+def test_many_sites_are_routed_and_leased_by_the_statements_of_few(spool: Spool) -> None:
+    few = run_for(spool, 2, "few")
+    many = run_for(spool, 50, "many")
+    assert many[0] == few[0] + 48  # each domain's recipients are stamped by themselves
+    assert many[1] == few[1]

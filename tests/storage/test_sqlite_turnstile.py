@@ -202,6 +202,14 @@ def test_a_ring_is_seen_by_others(path: str, patient: None) -> None:
     assert other(other._rung_ns) > 0
 
 
+def test_who_left_early_rings_once(path: str, patient: None) -> None:
+    turn = Turnstile(path)
+    turn(turn.leave)
+    os.utime(turn_path(path), (0, 0))
+    turn(int)
+    assert turn._rung_ns() == 0, "nobody was met, so nobody is woken"
+
+
 def test_while_others_move_they_are_waited_for(
     path: str, hasty: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -374,6 +382,19 @@ def test_a_client_checkpoints_with_the_turn_left_to_others(
     turn(below, Connection(), "main", 2)
     turn(above, Connection(), "main", 2)
     assert seen == [True]
+
+
+def test_in_a_crowd_a_client_moves_frames_again_when_the_log_has_grown(path: str) -> None:
+    seen = list[int]()
+
+    class Connection:
+        def wal_checkpoint(self, schema: str, mode: int) -> None:
+            seen.append(at)
+
+    hook = Checkpointer(path, 8)
+    for at in (7, 8, 9, 10, 11, 12, 20, 21, 1, 7, 8):  # at 1 it has begun again
+        assert hook(Connection(), "main", at) == apsw.SQLITE_OK  # type: ignore[arg-type]
+    assert seen == [8, 10, 12, 20, 8]
 
 
 def test_a_lone_message_asks_for_the_lock_until_it_is_free(

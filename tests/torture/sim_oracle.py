@@ -259,7 +259,7 @@ def _ends(world: World) -> list[str]:
     found = [f"unheard error: {text}" for text in world.loop.strays]
     for task, group in world.loop.tasks:
         if not task.done():
-            found.append(f"task left: {task.get_name()}")
+            found.append(f"task left: {task.get_name()} of {task.get_coro()!r}")
         elif task._log_traceback:  # type: ignore[attr-defined]
             dead = group is not None and group.dead
             if dead and isinstance(task.exception(), StoreEnded):

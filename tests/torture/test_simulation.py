@@ -163,8 +163,8 @@ def test_an_open_that_must_not_be_doubled_and_does_not_wait_for_the_disk_is_noti
 ) -> None:
     post = DBService.post
 
-    def hasty(self: DBService, work: Work, done: Any, *, durable: bool = False) -> None:
-        post(self, work, done)
+    def hasty(self: DBService, *asked: Any, durable: bool = False, **how: Any) -> None:
+        post(self, *asked, **how)
 
     monkeypatch.setattr(DBService, "post", hasty)
     until(place, "unsynced: ", "open")
@@ -233,9 +233,9 @@ def test_a_lane_that_nobody_runs_is_noticed(place: Path, monkeypatch: pytest.Mon
 def _open_all(opens: Any) -> Any:
     """A lane that sends what it wanted to open, whatever the store returned."""
 
-    def stubborn(self: LaneRun, opened: Any) -> Any:
+    def stubborn(self: LaneRun, exchange: Any) -> Any:
         wanted = {row.recipient for one in self.stock.opening for row in one.recipients}
-        return opens(self, frozenset(wanted))
+        return opens(self, exchange._replace(opened=frozenset(wanted)))
 
     return stubborn
 

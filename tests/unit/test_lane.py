@@ -64,6 +64,8 @@ def test_the_window_grows_while_the_wire_waits_for_the_store(
     lane = slow.run()
     assert lane._window == MOST_OPENED
     assert max(len(w.opens) for w in slow.store.work) > MOST_OPENED // 2
+    asked = [len(w.opens) for w in slow.store.work if w.opens]
+    assert len(asked) < 3 * 300 // MOST_OPENED, "by one for each wait it would be half as wide"
     quick = Rig(monkeypatch, *rows(300))
     quick.store_s, quick.reply_s = 0.001, 0.2
     lane = quick.run()

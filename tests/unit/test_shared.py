@@ -142,3 +142,17 @@ def test_a_bug_in_a_verb_reaches_whoever_asked() -> None:
             await asked.ask(3)
 
     story(tell)
+
+
+def test_a_carrier_that_is_cancelled_before_it_begins_leaves_nobody_waiting() -> None:
+    async def tell(service: Service, verb: Verb, shared: Shared[int, int]) -> None:
+        asking = asyncio.create_task(shared.ask(1))
+        await asyncio.sleep(0)
+        (carrier,) = (one for one in asyncio.all_tasks() if one.get_name() == "shared verb")
+        carrier.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        assert await shared.ask(2) == 20
+        assert verb.batches == [[2]]
+
+    story(tell)

@@ -9,8 +9,9 @@ import asyncio
 import ssl
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
+import dns.message
 import pytest
 import trustme
 
@@ -328,6 +329,33 @@ def test_the_second_name_server_answers_where_the_first_is_silent() -> None:
     assert asyncio.run(ask()) is RouteResult.MX
 
 
+def test_two_lost_datagrams_cost_no_answer() -> None:
+    class Losing(asyncio.DatagramProtocol):
+        asked = 0
+
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            self.transport = cast(asyncio.DatagramTransport, transport)  # uvloop's is none by class
+
+        def datagram_received(self, data: bytes, sender: tuple[str, int]) -> None:
+            self.asked += 1
+            if self.asked > 2:
+                answer = dns.message.make_response(dns.message.from_wire(data))
+                self.transport.sendto(answer.to_wire(), sender)
+
+    async def ask() -> int:
+        loop = asyncio.get_running_loop()
+        transport, losing = await loop.create_datagram_endpoint(Losing, local_addr=("127.0.0.1", 0))
+        try:
+            servers = Nameservers.of([transport.get_extra_info("sockname")], 2.0)
+            response = await servers.ask("d.test", "MX", loop.time() + 2.0)
+            assert response.rcode == 0
+        finally:
+            transport.close()
+        return losing.asked
+
+    assert asyncio.run(ask()) == 3
+
+
 def test_no_name_server_at_all_is_temporary() -> None:
     async def ask() -> RouteResult:
         async with DNSServer({}) as server:
@@ -352,6 +380,16 @@ def test_addresses_of_both_families_take_turns_ipv4_first() -> None:
     assert families == [False, True, False, True, False]
     assert len(set(found.ips)) == 5
     assert found.error is None
+
+
+def test_addresses_that_nobody_told_are_asked_for_again_before_the_site_is_tried_again() -> None:
+    async def ask(resolver: Resolver, server: DNSServer) -> tuple[int, int]:
+        return (await resolver.addresses("h.test")).ttl_s, (
+            await resolver.addresses("i.test")
+        ).ttl_s
+
+    zone: Zone = {"h.test": "SERVFAIL", "i.test": {"A": ["192.0.2.1"], "AAAA": "SERVFAIL"}}
+    assert with_dns(zone, ask) == (10, 60)
 
 
 ADDRESSES: dict[str, tuple[Zone, AddressError | None, tuple[str, ...]]] = {

@@ -26,6 +26,8 @@ from tools.bench.processes import Started
 PROGRAMS = Path(__file__).resolve().parent / "programs"
 READ_S = 0.003
 STALL_S = 20.0
+SESSIONS = 1_000
+"""At once. Beyond its own bound, 256, smtp-sink lets connections wait, which would be measured."""
 READY_S = 30.0
 _COUNT = re.compile(rb"mesg=(\d+)")
 
@@ -70,7 +72,8 @@ class Sink:
     def __init__(self, port: int | None = None) -> None:
         tree = postfix_tree()
         self.port = port or free_port()
-        command: list[str | Path] = [tree.program("usr/sbin/smtp-sink"), "-c"]
+        sink = tree.program("usr/sbin/smtp-sink")
+        command: list[str | Path] = [sink, "-c", "-m", str(SESSIONS)]
         if os.getuid() == 0:
             command += ["-u", "nobody"]
         command += [f"127.0.0.1:{self.port}", "2048"]

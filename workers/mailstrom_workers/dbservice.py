@@ -587,6 +587,7 @@ class DBService(ABC):
             rows = [row for lane in lanes for row in claimed.get(lane, ())]
             ended = result.ended.intersection(lanes)
             told.append((request.done, Exchange(settled, opened, rows, ended, *times)))
+            request.done = _nobody  # should a sync end the worker: it has its answer
 
         def tell() -> None:
             for done, exchange in told:

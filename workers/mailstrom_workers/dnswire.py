@@ -47,6 +47,7 @@ _RESPONSE, _TRUNCATED, _RECURSE = 0x8000, 0x0200, 0x0100
 _HEADER = struct.Struct("!HHHHHH")
 _ASKED = struct.Struct("!HH")
 _RECORD = struct.Struct("!HHIH")
+_AS_ASKED = b"\xc0\x0c"  # a pointer to the question's name, which is what we asked
 _MOST_TTL = 0x7FFFFFFF  # RFC 2181 section 8: what is more counts as none
 
 
@@ -120,15 +121,16 @@ def read(wire: bytes, asked: bytes) -> Response | None:
     if truncated or rcode not in (NOERROR, NXDOMAIN):
         return Response(rcode=rcode, truncated=truncated)
     try:
-        return _answer(wire, size, rcode, answers, authorities)
+        return _answer(wire, asked, rcode, answers, authorities)
     except (IndexError, struct.error) as error:
         raise Unreadable("a message ends before its end") from error
 
 
-def _answer(wire: bytes, at: int, rcode: int, answers: int, authorities: int) -> Response:
-    name, _ = _name(wire, _HEADER.size)
-    kind = _ASKED.unpack_from(wire, at - _ASKED.size)[0]
-    told, at = _section(wire, at, answers)
+def _answer(wire: bytes, asked: bytes, rcode: int, answers: int, authorities: int) -> Response:
+    at = len(asked)
+    name = whom = _asked_name(asked)
+    kind = _ASKED.unpack_from(asked, at - _ASKED.size)[0]
+    told, at = _section(wire, at, answers, whom)
     ttl_s, links = _MOST_TTL, 0
     while links <= MAX_LINKS:
         found = [one for one in told if one.type == kind and one.owner == name]
@@ -144,16 +146,19 @@ def _answer(wire: bytes, at: int, rcode: int, answers: int, authorities: int) ->
         ttl_s = min(ttl_s, alias.ttl_s)
         name = _only_name(wire, alias.at, alias.end)
         links += 1
-    denied, _ = _section(wire, at, authorities)
+    denied, _ = _section(wire, at, authorities, whom)
     ttl_s = min(ttl_s, _negative_s(wire, denied, name))
     return Response(rcode=rcode, name=name, links=links, ttl_s=ttl_s)
 
 
-def _section(wire: bytes, at: int, count: int) -> tuple[list[_Record], int]:
-    """Records of a section and where it ends."""
+def _section(wire: bytes, at: int, count: int, asked: Labels) -> tuple[list[_Record], int]:
+    """Records of a section and where it ends; most are of the name that was asked."""
     found = []
     for _ in range(count):
-        owner, at = _name(wire, at)
+        if wire[at : at + 2] == _AS_ASKED:
+            owner, at = asked, at + 2
+        else:
+            owner, at = _name(wire, at)
         kind, place, ttl_s, size = _RECORD.unpack_from(wire, at)
         at += _RECORD.size
         if at + size > len(wire):
@@ -185,6 +190,16 @@ def _negative_s(wire: bytes, denied: list[_Record], name: Labels) -> int:
             minimum: int = struct.unpack_from("!I", wire, one.end - 4)[0]
             return min(one.ttl_s, minimum)
     return NEGATIVE_S
+
+
+def _asked_name(asked: bytes) -> Labels:
+    """The name in a question of ours, which is plain."""
+    labels = []
+    at = _HEADER.size
+    while size := asked[at]:
+        labels.append(asked[at + 1 : at + 1 + size].lower())
+        at += 1 + size
+    return tuple(labels)
 
 
 def _only_name(wire: bytes, at: int, end: int) -> Labels:

@@ -1,13 +1,16 @@
 """The delivery loop of one worker: look for due work, lease lanes, route domains, drain.
 
 It looks when the store's service tells that something is due (``DBService.watch``), and when a lane
-or route ended. Lanes and routes are asyncio tasks; the store is a thread away.
+or route ended. Lanes and routes are asyncio tasks; the store is a thread away, so that a look is
+one visit there: a free connection waits for all that is asked.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from mailstrom import events
 from mailstrom.errors import SpoolError
@@ -25,6 +28,30 @@ QUIET_S = 1.0
 SATURATED_S = 0.25
 """How often due sites are tried that gave no lane last time, for want of free ones."""
 MOST_ROUTES = 256
+
+
+@dataclass(slots=True, kw_only=True)
+class Look:
+    """What a look wants, and what it found as far as it came.
+
+    Args:
+        routes: domains to take, at most.
+        lanes: lanes to lease, at most; None: none is wanted, whatever is due.
+        idle: sites that have a lane of ours without work.
+        due: whether anything is due.
+        domains: taken, to be routed; nobody else will.
+        sites: with due work.
+        crowded: whether one of them has room for a lane, and we have no connection left for it.
+    """
+
+    routes: int
+    lanes: int | None
+    idle: frozenset[int]
+    due: bool = False
+    domains: Sequence[DueDomain] = ()
+    sites: frozenset[int] = frozenset()
+    leased: Sequence[Lane] = ()
+    crowded: bool = False
 
 
 class Engine:
@@ -84,69 +111,82 @@ class Engine:
         ):
             self.ctx.wake()
 
-    async def _is_due(self) -> bool:
-        now_ms = self.ctx.now_ms()
-        due_ms = await self.ctx.db.call(lambda store: store.next_due_ms(now_ms))
-        return due_ms is not None and due_ms <= now_ms
-
     async def _look(self) -> None:
         """Route what waits for a route, lease where work is due."""
-        ctx = self.ctx
-        room = MOST_ROUTES - len(self._routes)
-        self._due = await self._is_due()
-        if not self._due:
-            self._barren = False
-            return
-        now_ms = ctx.now_ms()
-        if room > 0:
-            domains = await ctx.db.call(lambda store: store.due_domains(ctx.worker, room, now_ms))
-            for domain in domains:
+        look = Look(
+            routes=max(MOST_ROUTES - len(self._routes), 0),
+            lanes=self._wanted(),
+            idle=frozenset(run.lane.site for run in self._lanes.values() if run.idle),
+        )
+        try:
+            await self.ctx.db.call(lambda store: self._ask(store, look))
+        finally:  # what was taken is ours, whatever came behind it
+            for domain in look.domains:
                 self._start_route(domain)
-        self._barren = not await self._lease()
+            for lane in look.leased:
+                self._start_lane(lane)
+        served = self._serve(look)
+        self._due = look.due
+        self._barren = look.due and not served
         self._next_lease = asyncio.get_running_loop().time() + SATURATED_S
 
-    async def _lease(self) -> bool:
-        """Wake idle lanes at due sites and lease new ones; False when nothing came of it."""
+    def _wanted(self) -> int | None:
+        """How many lanes may be leased now; None: it is no time for it."""
         ctx = self.ctx
-        ctx.unserved, ctx.crowded = frozenset(), False
-        if not ctx.has_room():
-            return False
-        now_ms = ctx.now_ms()
-        due = set(await ctx.db.call(lambda store: store.due_sites(now_ms)))
-        woken = False
-        for run in self._lanes.values():
-            if run.idle and run.lane.site in due:
-                run.call()
-                due.discard(run.lane.site)
-                woken = True
-        ctx.unserved = frozenset(due)
+        paused = asyncio.get_running_loop().time() < ctx.paused_until
+        if paused or ctx.draining.is_set() or not ctx.has_room():
+            return None
         most = ctx.settings.config.delivery.max_connections
         # A lane that takes its leave of a server holds no other up, but not without limit.
-        want = min(most - sum(not run.parted for run in self._lanes.values()),
-                   2 * most - len(self._lanes))  # fmt: skip
-        paused = asyncio.get_running_loop().time() < ctx.paused_until
-        if not due or paused or ctx.draining.is_set():
-            return woken
-        if want <= 0:
-            ctx.crowded = True
+        open_lanes = sum(not run.parted for run in self._lanes.values())
+        return max(min(most - open_lanes, 2 * most - len(self._lanes)), 0)
+
+    def _ask(self, store: WorkerStore, look: Look) -> None:
+        """The visit to the store."""
+        ctx, now_ms = self.ctx, self.ctx.now_ms()
+        due_ms = store.next_due_ms(now_ms)
+        look.due = due_ms is not None and due_ms <= now_ms
+        if not look.due:
+            return
+        if look.routes:
+            look.domains = store.due_domains(ctx.worker, look.routes, now_ms)
+        look.sites = frozenset(store.due_sites(now_ms))
+        unserved = look.sites - look.idle
+        if look.lanes is None or not unserved:
+            return
+        limit = ctx.settings.config.sites.connections
+        ctx.workers = workers = store.live_workers()
+        if look.lanes:
+            look.leased = store.lease(
+                ctx.worker, want=look.lanes, limit=limit, workers=workers, now_ms=now_ms
+            )
+        else:
+            room = store.open_sites(ctx.worker, limit=limit, workers=workers, now_ms=now_ms)
+            look.crowded = not unserved.isdisjoint(room)
+
+    def _serve(self, look: Look) -> bool:
+        """Wake idle lanes at due sites; False when neither that nor a lease came of the look."""
+        ctx = self.ctx
+        if not ctx.has_room():
+            ctx.unserved, ctx.crowded = frozenset(), False
+            return False
+        unserved = set(look.sites)
+        woken = False
+        for run in self._lanes.values():
+            if run.idle and run.lane.site in unserved:
+                run.call()
+                unserved.discard(run.lane.site)
+                woken = True
+        ctx.unserved = frozenset(unserved.difference(lane.site for lane in look.leased))
+        ctx.crowded = look.crowded
+        if ctx.crowded:
             for run in self._lanes.values():
                 if run.idle:
                     run.look()
-            return woken
-        limit = ctx.settings.config.sites.connections
+        return woken or bool(look.leased)
 
-        def lease(store: WorkerStore) -> list[Lane]:
-            ctx.workers = workers = store.live_workers()
-            return store.lease(ctx.worker, want=want, limit=limit, workers=workers, now_ms=now_ms)
-
-        leased = await ctx.db.call(lease)
-        for lane in leased:
-            self._start_lane(lane, limit)
-        ctx.unserved -= {lane.site for lane in leased}
-        return woken or bool(leased)
-
-    def _start_lane(self, lane: Lane, limit: int) -> None:
-        run = LaneRun(self.ctx, lane, limit)
+    def _start_lane(self, lane: Lane) -> None:
+        run = LaneRun(self.ctx, lane, self.ctx.settings.config.sites.connections)
         task = asyncio.create_task(run.run(), name=f"lane {lane.token}")
         self._lanes[task] = run
         task.add_done_callback(self._lane_ended)

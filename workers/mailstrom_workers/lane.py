@@ -69,7 +69,8 @@ MOST_OPENED = 31
 """Messages opened ahead of the wire, at most: a crash leaves them in doubt, though nothing left. An
 urgent one may come on top. Half of them, on average, leave while one exchange is under way."""
 AMPLE = 64
-"""A window that was full so often is made smaller."""
+"""A window that was full so often is made smaller, by one; one that ran dry grows by half, or a
+lane to which messages trickle would take each handful of them in many exchanges."""
 FRESH_S = 5.0
 """What was opened longer ago is opened again before it is sent: this process may have stood still,
 and the lane be somebody else's."""
@@ -609,7 +610,8 @@ class LaneRun:
                 self.ctx.db.hurry()
             if stock.waiting:
                 if self._heard and self._claim > SLOW_CLAIM:
-                    self._window, self._ample = min(self._window + 1, MOST_OPENED), 0
+                    self._window += max(self._window // 2, 1)
+                    self._window, self._ample = min(self._window, MOST_OPENED), 0
                 self._stir()
             return None
         connected = self.connected  # who asks is its session, which is usable

@@ -17,7 +17,6 @@ message is written.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import os
 import random
@@ -34,6 +33,9 @@ from mailstrom_workers.dnswire import Kind, Response, Unreadable
 DNS_PORT = 53
 DNS_TLS_PORT = 853  # RFC 7858 section 3.1, which forbids TLS on port 53
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 2.0
+_ROUNDS = 3
+"""A lost datagram costs the first patience, not half of the question's time; each round is twice as
+patient as the one before, so that a slow nameserver is heard as well."""
 _LONGEST = 65535  # octets of a datagram
 _numbers = random.SystemRandom()
 _LATE = "no answer in time"
@@ -93,22 +95,13 @@ class Nameserver:
             TimeoutError: nobody answered in time, or nobody listens, perhaps for a moment.
             OSError: it cannot be reached.
         """
-        loop = asyncio.get_running_loop()
         with self._socket(socket.SOCK_DGRAM) as datagrams:
             try:
                 datagrams.connect((self.address, self.port))
                 datagrams.send(asked)
-                async with asyncio.timeout(seconds):
-                    while True:
-                        data = await loop.sock_recv(datagrams, _LONGEST)
-                        with contextlib.suppress(Unreadable):  # anybody may have sent it
-                            response = dnswire.read(data, asked)
-                            if response is not None:
-                                return response
+                return await _heard(datagrams, asked, seconds)
             except ConnectionRefusedError as error:
                 raise TimeoutError(os.strerror(errno.ECONNREFUSED)) from error
-            except TimeoutError as error:
-                raise TimeoutError(_LATE) from error
 
     async def by_stream(self, asked: bytes, seconds: float) -> Response:
         """Ask over TCP, or TLS.
@@ -161,6 +154,43 @@ class Nameserver:
             raise _Failed(said) from error
 
 
+async def _heard(datagrams: socket.socket, asked: bytes, seconds: float) -> Response:
+    """The answer to a question. Two calls of the loop and no layers: a site costs three of these.
+
+    Raises:
+        TimeoutError: it did not come in time.
+        OSError: what the socket says.
+    """
+    loop = asyncio.get_running_loop()
+    heard: asyncio.Future[Response] = loop.create_future()
+
+    def hear() -> None:
+        if heard.done():
+            return
+        try:
+            response = dnswire.read(datagrams.recv(_LONGEST), asked)
+        except (BlockingIOError, InterruptedError, Unreadable):  # anybody may have sent it
+            return
+        except Exception as error:
+            heard.set_exception(error)
+            return
+        if response is not None:
+            heard.set_result(response)
+
+    def expire() -> None:
+        if not heard.done():
+            heard.set_exception(TimeoutError(_LATE))
+
+    descriptor = datagrams.fileno()
+    loop.add_reader(descriptor, hear)
+    timer = loop.call_later(seconds, expire)
+    try:
+        return await heard
+    finally:
+        timer.cancel()
+        loop.remove_reader(descriptor)
+
+
 def _tls_trouble(error: BaseException, tls: _Tls) -> str | None:
     """What went wrong in a handshake, where that is what went wrong."""
     if isinstance(error, ssl.SSLCertVerificationError):
@@ -185,8 +215,10 @@ class Nameservers:
 
     def __init__(self, each: Sequence[Nameserver], timeout: float) -> None:
         self.each = tuple(each)
-        # Every server has its turn within the question's time, and a lost datagram a second chance.
-        self._turn_s = timeout / min(max(len(self.each), 2), 4)
+        # Every server has its turn within the question's time, and a lost datagram another chance.
+        turns = min(len(self.each), 4)
+        self._turn_s = timeout / max(turns, 2)  # over a stream
+        self._patience_s = timeout / (turns * (2**_ROUNDS - 1))
 
     @classmethod
     def of(
@@ -243,12 +275,12 @@ class Nameservers:
         """
         loop = asyncio.get_running_loop()
         told: dict[str, None] = {}
-        left, pause_s = list(self.each), FIRST_PAUSE_S
+        left, pause_s, patience_s = list(self.each), FIRST_PAUSE_S, self._patience_s
         while left:
             for server in tuple(left):
                 asked = dnswire.question(_numbers.getrandbits(16), name, kind)
                 try:
-                    response = await self._ask_one(server, asked, deadline)
+                    response = await self._ask_one(server, asked, deadline, patience_s)
                 except TimeoutError as error:  # it has another turn
                     told[f"nameserver {server}: {error}"] = None
                 except (OSError, _Failed) as error:
@@ -261,13 +293,16 @@ class Nameservers:
             if left:
                 await asyncio.sleep(min(pause_s, max(deadline - loop.time(), 0.0)))
                 pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
+                patience_s *= 2
         raise Unanswered("; ".join(told))
 
-    async def _ask_one(self, server: Nameserver, asked: bytes, deadline: float) -> Response:
+    async def _ask_one(
+        self, server: Nameserver, asked: bytes, deadline: float, patience_s: float
+    ) -> Response:
         loop = asyncio.get_running_loop()
         response: Response | None = None
         if not server.streams:
-            seconds = min(self._turn_s, deadline - loop.time())
+            seconds = min(patience_s, deadline - loop.time())
             response = await server.by_datagram(asked, seconds)
         if response is None or response.truncated:
             seconds = min(self._turn_s, deadline - loop.time())

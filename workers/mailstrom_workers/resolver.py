@@ -47,6 +47,9 @@ MAX_IN_FLIGHT = 128
 MAX_LINKS = 8
 MAX_RECORDS = 100
 MAX_CACHED = 10_000
+TROUBLE_S = 10
+"""A host whose addresses nobody told is asked for again after this: sooner than its site is tried
+again, which must not fail by what was heard the time before."""
 
 
 class AddressError(StrEnum):
@@ -200,7 +203,7 @@ class Resolver:
         found = [answer for answer in both if answer.outcome is Outcome.RECORDS]
         failed = [answer for answer in both if answer.outcome is Outcome.TEMPORARY]
         if failed:
-            ttl_s = TEMPORARY_TTL_S
+            ttl_s = TEMPORARY_TTL_S if found else TROUBLE_S
         elif found:
             ttl_s = positive(min(answer.ttl_s for answer in found))
         else:

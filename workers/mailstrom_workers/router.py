@@ -19,7 +19,9 @@ from mailstrom.types import DELIVERABLE, Route, RouteResult, Stage
 from mailstrom_workers.context import Context, Settings
 
 NEVER_MS = 253_402_300_799_000
-MOST_TEMPORARY_S = 300
+TEMPORARY_S, MOST_TEMPORARY_S = 15, 300
+"""After DNS trouble the domain is looked up again after the first time, then after twice as long
+each time: one lookup may have been lost, while a DNS that fails again and again is left alone."""
 UNFORESEEN_S = 30
 """A domain whose look-up ended by an error that nobody foresaw is looked up again after this."""
 
@@ -107,7 +109,7 @@ def _answer(ctx: Context, due: DueDomain, found: Route) -> RouteAnswer:
     now_ms = ctx.now_ms()
     ttl_s = found.ttl_s
     if found.result is RouteResult.TEMPORARY:
-        ttl_s = min(ttl_s * 2 ** min(due.failures, 8), MOST_TEMPORARY_S)
+        ttl_s = min(TEMPORARY_S * 2 ** min(due.failures, 8), MOST_TEMPORARY_S)
     key = None
     if found.result in DELIVERABLE:
         key = site_key(found.hosts, ctx.settings.config.delivery.port)

@@ -51,7 +51,16 @@ class Shared(Generic[_One, _Answer]):
         self._waiting.append((one, answer))
         if self._carrier is None:
             self._carrier = loop.create_task(self._carry(), name="shared verb")
+            self._carrier.add_done_callback(self._unbegun)
         return await answer
+
+    def _unbegun(self, carrier: asyncio.Task[None]) -> None:
+        """Who was cancelled before its first step could tell nobody."""
+        if self._carrier is carrier:
+            self._carrier = None
+            for _, answer in self._waiting:
+                answer.cancel()
+            self._waiting.clear()
 
     async def _carry(self) -> None:
         batch: list[tuple[_One, asyncio.Future[_Answer]]] = []

@@ -26,23 +26,30 @@ def is_failed_sync(error: apsw.Error) -> bool:
 class Checkpointer:
     """A WAL hook; called after each commit, so that below the threshold it costs nothing.
 
+    In a crowd others write while it moves frames, so that the log does not begin again: it goes on
+    only when the log has grown by a quarter of the threshold, not behind each commit of each
+    process.
+
     Args:
         path: the database file.
         frames: from how many frames in the WAL on it moves them.
     """
 
-    __slots__ = ("_frames", "_path")
+    __slots__ = ("_frames", "_from", "_path")
 
     def __init__(self, path: str, frames: int) -> None:
         self._path = path
-        self._frames = frames
+        self._frames = self._from = frames
 
     def __call__(self, connection: apsw.Connection, schema: str, frames: int) -> int:
-        """What fails here is tried again by the next commit, which has taken place."""
-        if frames < self._frames:
+        """What fails here is tried again behind a later commit; this one has taken place."""
+        if frames < self._from:
+            if frames < self._frames:
+                self._from = self._frames  # the log has begun again
             return apsw.SQLITE_OK
         try:
             poison.check_all(self._path)
+            self._from = frames + self._frames // 4
             turnstile.leave(self._path)  # it takes long, and is in no writer's way
             connection.wal_checkpoint(schema, apsw.SQLITE_CHECKPOINT_PASSIVE)
         except SpoolError:

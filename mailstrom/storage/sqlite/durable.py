@@ -224,6 +224,19 @@ class WalSync:
             " what it wrote since is not in the spool, so nothing is acknowledged"
         )
 
+    def log_bytes(self) -> int:
+        """Length of the -wal file that we have open; ``verify`` says whether it is the spool's.
+
+        Raises:
+            SpoolError: nobody can tell.
+        """
+        try:
+            return 0 if self._fd is None else os.fstat(self._fd).st_size
+        except OSError as error:
+            if interrupts.raised(error):
+                raise
+            raise SpoolError(f"{self._wal}: cannot be looked at ({error.strerror})") from error
+
     def _identity(self) -> tuple[int, ...]:
         """Device and inode of the database, its -wal and its -shm, by name; opens nothing."""
         database, wal = os.stat(self._path), os.stat(self._wal)

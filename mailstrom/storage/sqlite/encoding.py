@@ -9,15 +9,15 @@ application a quarter of its start.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
 _encoder = msgspec.json.Encoder()
 
 
-def encoded(values: Sequence[object]) -> str:
-    """A JSON array, for ``json_each``."""
+def encoded(values: Sequence[object] | Mapping[str, object]) -> str:
+    """A JSON array, for ``json_each``; or an object."""
     try:
         return _encoder.encode(values).decode()
     except UnicodeEncodeError:  # half a surrogate pair, out of a damaged row

@@ -76,7 +76,9 @@ def step(connection: apsw.Connection, rows: Sequence[Row]) -> None:
     run to its end when the connection has executed it: nothing is fetched, which could fail alone.
     """
     size = SIZES[bisect_left(SIZES, len(rows))]
-    values = (*chain.from_iterable(rows), *_EMPTY * (size - len(rows)))
+    values: tuple[object, ...] = rows[0]
+    if size > 1:
+        values = (*chain.from_iterable(rows), *_EMPTY * (size - len(rows)))
     connection.execute(_sized(STATEMENTS["enqueue"], size), values)
 
 

@@ -6,8 +6,9 @@ sent, and in doubt where it was on the wire.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import apsw
 
@@ -17,7 +18,7 @@ from mailstrom.storage.sqlite.encoding import encoded
 from mailstrom.storage.sqlite.rows import decode_hosts, readable
 from mailstrom.storage.sqlite.settling import Row, record, site_event
 from mailstrom.storage.sqlite.sql import run
-from mailstrom.types import Judgement, OnDoubt, Pipelining, Reason, Stage
+from mailstrom.types import Host, Judgement, OnDoubt, Pipelining, Reason, Stage
 
 DOUBT_DELAYS_MS = (0, 60_000, 300_000, 900_000, 3_600_000)
 """How long a recipient that was lost on the wire waits, by how often it was in a row."""
@@ -54,47 +55,79 @@ def lease(
     if copies.marked(connection):
         return []
     share = -(-limit // max(1, workers))
-    lanes: list[Lane] = []
     values = {"now_ms": now_ms, "worker": worker, "limit": limit, "share": share}
     run(connection, "grow_caps", {"now_ms": now_ms, "limit": limit, "pause_ms": CAP_MS})
-    sites = run(connection, "ready_sites", values)
-    for site, key, provider, hosts, most, pipelining, chunking, failing in sites:
-        if len(lanes) >= want:
-            break
-        total, mine = run(connection, "lanes_at", {"site": site, "worker": worker})[0]
-        room = min(most - total, share - mine, want - len(lanes))
-        if room <= 0:
-            continue
-        due = run(
-            connection,
-            "due_messages",
-            {"site": site, "now_ms": now_ms, "most": max(_COUNTED, limit)},
-        )[0][0]
-        if due == 0:
-            run(connection, "set_next_due", {"site": site})
-            continue
-        where = decode_hosts(hosts)
-        if not where:
-            _look_up_again(connection, site, now_ms)
-            continue
-        for _ in range(min(room, due)):
-            token = run(connection, "lease", {"site": site, "worker": worker, "now_ms": now_ms})[0][
-                0
-            ]
-            lanes.append(
-                Lane(
-                    token=token,
-                    site=site,
-                    site_key=readable(key) or "",
-                    hosts=where,
-                    provider=readable(provider),
-                    due=due,
-                    pipelining=pipelining_of(pipelining),
-                    chunking=None if chunking is None else bool(chunking),
-                    failing=bool(failing),
-                )
+    ready = deque(_Ready(*row) for row in run(connection, "ready_sites", values))
+    chosen: dict[int, tuple[_Ready, tuple[Host, ...], int]] = {}
+    lanes: list[int] = []  # the site of each
+    while ready and len(lanes) < want:
+        looked: list[_Ready] = []  # as many as may be enough
+        room = 0
+        while ready and len(lanes) + room < want:
+            looked.append(ready.popleft())
+            room += min(looked[-1].room, share - looked[-1].mine)
+        counted = {
+            "sites": encoded([site.seq for site in looked]),
+            "now_ms": now_ms,
+            "most": max(_COUNTED, limit),
+        }
+        counts: dict[int, int] = dict(run(connection, "due_messages", counted))
+        idle = [site.seq for site in looked if counts[site.seq] == 0]
+        if idle:
+            run(connection, "set_next_due", {"sites": encoded(idle)})
+        for site in looked:
+            due, where = counts[site.seq], decode_hosts(site.hosts)
+            if due == 0:
+                continue
+            if not where:
+                _look_up_again(connection, site.seq, now_ms)
+            else:
+                chosen[site.seq] = site, where, due
+                more = min(site.room, share - site.mine, want - len(lanes), due)
+                lanes += [site.seq] * more
+    return _leased(connection, worker, lanes, chosen, now_ms) if lanes else []
+
+
+class _Ready(NamedTuple):
+    """A row of ``ready_sites``; ``room`` and ``mine``: lanes that it may get, and that are ours."""
+
+    seq: int
+    key: bytes
+    provider: bytes | None
+    hosts: bytes
+    room: int
+    mine: int
+    pipelining: bytes | None
+    chunking: int | None
+    failing: int
+
+
+def _leased(
+    connection: apsw.Connection,
+    worker: int,
+    lanes: Sequence[int],
+    sites: Mapping[int, tuple[_Ready, tuple[Host, ...], int]],
+    now_ms: int,
+) -> list[Lane]:
+    """Write lanes at these sites; in their order."""
+    values = {"sites": encoded(lanes), "worker": worker, "now_ms": now_ms}
+    leased = []
+    for token, seq in sorted(run(connection, "lease", values)):
+        site, where, due = sites[seq]
+        leased.append(
+            Lane(
+                token=token,
+                site=seq,
+                site_key=readable(site.key) or "",
+                hosts=where,
+                provider=readable(site.provider),
+                due=due,
+                pipelining=pipelining_of(site.pipelining),
+                chunking=None if site.chunking is None else bool(site.chunking),
+                failing=bool(site.failing),
             )
-    return lanes
+        )
+    return leased
 
 
 def pipelining_of(stored: bytes | None) -> Pipelining:

@@ -1,9 +1,9 @@
 """A client's look at the write-ahead log before it writes: at the limit nothing more is accepted.
 
-Contract. Below ``wal.LEAST_LIMIT_BYTES`` one ``stat`` and nothing else. At
-the limit the call is refused with the name of the process that keeps the log from being emptied
-(``wal.pinned``), before a byte is written. Where no engine runs nobody else would empty the log, so
-now and then it is tried here, and at once where nobody pins it any more.
+Contract. Below ``wal.LEAST_LIMIT_BYTES`` one look at its length and nothing else. At the limit the
+call is refused with the name of the process that keeps the log from being emptied (``wal.pinned``),
+before a byte is written. Where no engine runs nobody else would empty the log, so now and then it
+is tried here, and at once where nobody pins it any more.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class LogRoom:
         Raises:
             SpoolError: nobody can tell.
         """
-        size = self._place.log_bytes()
+        size = self._place.durable.log_bytes()
         if size < wal.LEAST_LIMIT_BYTES:
             return True
         now = time.monotonic()

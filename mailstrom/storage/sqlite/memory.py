@@ -245,6 +245,10 @@ class Volatile:
         """See ``memory``."""
         self.memory()
 
+    def log_bytes(self) -> int:
+        """There is no log."""
+        return 0
+
     def close(self) -> None:
         """Nothing is open (a repair closes and goes on)."""
 

@@ -60,6 +60,10 @@ class Durable(Protocol):
         """Raise ``SpoolReplaced`` where commits no longer reach the spool of this name."""
         ...
 
+    def log_bytes(self) -> int:
+        """Length of the log that commits go to, once it is bound; 0 where there is none."""
+        ...
+
     def close(self) -> None:
         """Let go; idempotent."""
         ...

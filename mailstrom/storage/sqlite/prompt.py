@@ -25,12 +25,16 @@ import apsw
 
 from mailstrom.storage.client import CHUNK_BYTES, Submission
 from mailstrom.storage.sqlite import forks, inserting, interrupts
+from mailstrom.storage.sqlite.checkpointer import Checkpointer
+from mailstrom.storage.sqlite.connection import CLIENT_CHECKPOINT_FRAMES
 from mailstrom.storage.sqlite.place import Place
 from mailstrom.storage.sqlite.storing import Storing
 from mailstrom.storage.sqlite.submissions import UNFIT, Row, encode, refusal
 
 ASK_MS = 2
 """SQLite's own waits for a lock: two of a millisecond."""
+LOOK_EACH = 64
+"""So many messages from one look at the log's frames to the next."""
 _EAGER, _LATER_S = 8, 0.008
 """After so many of them, so much longer between two."""
 
@@ -49,6 +53,8 @@ class SQLitePrompt(Storing):
         super().__init__(path, place, busy_ms)
         self._pid = pid
         self._brief: apsw.Connection | None = None  # it waits for a lock in ``_asked`` alone
+        self._checkpointer = Checkpointer(path, CLIENT_CHECKPOINT_FRAMES)
+        self._stored = 0
         forks.watch(self)
 
     def store(self, submission: Submission, now_ms: int) -> str | Exception | None:
@@ -67,6 +73,7 @@ class SQLitePrompt(Storing):
             writer = self._write_connection()
             if writer is not self._brief:
                 writer.set_busy_timeout(ASK_MS)
+                writer.set_wal_hook(None)  # no Python within SQLite, where a handler could fork
                 self._brief = writer
             if not self._log_room.lets(writer):
                 return None
@@ -81,6 +88,9 @@ class SQLitePrompt(Storing):
             if self._pid != os.getpid():
                 return None
             found = self._row(writer, submission, row)
+            self._stored += 1
+            if self._stored % LOOK_EACH == 0:
+                self._checkpoint(writer)
         finally:
             calls.pop(token, None)
         if isinstance(found, str):
@@ -120,6 +130,16 @@ class SQLitePrompt(Storing):
             rounds += 1
             if rounds > _EAGER:
                 time.sleep(_LATER_S)
+
+    def _checkpoint(self, writer: apsw.Connection) -> None:
+        """Move frames out of a long log; what fails is tried again later."""
+        try:
+            frames, _ = writer.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_NOOP)
+        except apsw.Error as error:  # a fork closed it
+            if interrupts.raised(error):
+                raise
+        else:
+            self._checkpointer(writer, "main", frames)
 
     def let_go(self) -> None:
         """See ``forks``; in the middle of a call, too, but not within SQLite."""

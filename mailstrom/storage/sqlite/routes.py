@@ -7,7 +7,8 @@ the router goes on.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import apsw
 
@@ -19,7 +20,9 @@ from mailstrom.storage.sqlite.sql import run
 from mailstrom.types import DELIVERABLE, Judgement, Route, RouteResult, Stage
 
 STAMP_MOST = 1_000
-_CACHED = {str(one).encode(): one for one in RouteResult if one is not RouteResult.TEMPORARY}
+_CACHED: dict[bytes | None, RouteResult] = {
+    str(one).encode(): one for one in RouteResult if one is not RouteResult.TEMPORARY
+}
 
 
 def use(connection: apsw.Connection, policy: str) -> bool:
@@ -65,96 +68,144 @@ def put(
     connection: apsw.Connection, worker: int, answers: Sequence[RouteAnswer], now_ms: int
 ) -> list[bool]:
     """Store answers and apply them to waiting recipients; for each whether some are left."""
+    names = encoded([answer.route.domain for answer in answers])
+    known = {row[0]: _Known(*row[1:]) for row in run(connection, "domain_get", {"names": names})}
+    ours: dict[str, RouteAnswer] = {}  # others have been given to another worker since
+    for answer in answers:
+        name = answer.route.domain
+        if name not in ours and name in known and known[name].router == worker:
+            ours[name] = answer
+    where = _store(connection, known, list(ours.values()), now_ms)
     changed: list[int] = []  # recipients
     left: list[bool] = []
+    done: list[str] = []
     for answer in answers:
-        most = STAMP_MOST - len(changed)
-        left.append(_put(connection, worker, answer, now_ms, most, changed))
+        name = answer.route.domain
+        if ours.get(name) is not answer:
+            left.append(False)
+        elif name not in where:
+            run(connection, "domain_release", {"name": name})
+            left.append(True)  # no longer what was taken from the cache: to be looked up
+        else:
+            most = STAMP_MOST - len(changed)
+            stamped = _stamp(connection, worker, answer, where[name], most, now_ms)
+            left.append(stamped is not None and len(stamped) == most)
+            changed += stamped or ()
+            done.append(name)
+    if done:
+        run(connection, "domain_done", {"names": encoded(done)})
     if changed:
         run(connection, "lower_next_due", {"recipients": encoded(changed)})
     return left
 
 
-def _put(
+class _Known(NamedTuple):
+    """What the cache holds of a domain; texts as bytes."""
+
+    router: int | None
+    result: bytes | None
+    site: int | None
+    generation: int
+    expires_ms: int
+    usable_ms: int
+
+
+class _Where(NamedTuple):
+    """Where a domain leads now; nowhere without a site."""
+
+    site: int | None
+    generation: int
+
+
+def _store(
+    connection: apsw.Connection,
+    known: Mapping[str, _Known],
+    answers: Sequence[RouteAnswer],
+    now_ms: int,
+) -> dict[str, _Where]:
+    """Write answers into the cache, all of a kind at once.
+
+    Returns:
+        Where domains lead; not those whose cached answer is no longer what was taken.
+    """
+    where: dict[str, _Where] = {}
+    found: list[RouteAnswer] = []
+    for answer in answers:
+        route = answer.route
+        before = known[route.domain]
+        if answer.cached:
+            if _CACHED.get(before.result) is route.result and before.expires_ms > now_ms:
+                where[route.domain] = _Where(before.site, before.generation)
+        elif route.result is RouteResult.TEMPORARY:
+            where[route.domain] = _Where(None, before.generation)
+            values = {"name": route.domain, "now_ms": now_ms, "expires_ms": answer.expires_ms}
+            run(connection, "domain_failing", {**values, "error": route.error})
+        else:
+            found.append(answer)
+    if found:
+        where |= _found(connection, known, found, now_ms)
+    looked_up = [
+        [answer.route.domain, str(answer.route.result), answer.site_key, answer.route.error]
+        for answer in answers
+        if not answer.cached
+    ]
+    if looked_up:
+        run(connection, "route_event", {"now_ms": now_ms, "rows": encoded(looked_up)})
+    return where
+
+
+def _found(
+    connection: apsw.Connection,
+    known: Mapping[str, _Known],
+    answers: Sequence[RouteAnswer],
+    now_ms: int,
+) -> dict[str, _Where]:
+    """Write what the DNS said; wakes the sites that got a domain, or lost one."""
+    leading = [
+        [answer.site_key, answer.provider, encode_hosts(answer.route.hosts)]
+        for answer in answers
+        if answer.route.result in DELIVERABLE and answer.site_key is not None
+    ]
+    sites: dict[str | None, int] = {}
+    if leading:
+        values = {"rows": encoded(leading), "now_ms": now_ms}
+        sites = dict(run(connection, "site_put", values))
+    at: dict[str, int | None] = {}
+    rows = []
+    for answer in answers:
+        route = answer.route
+        leads = route.result in DELIVERABLE and answer.site_key is not None
+        at[route.domain] = site = sites[answer.site_key] if leads else None
+        hosts = encode_hosts(route.hosts)
+        result = str(route.result)
+        rows.append([route.domain, result, site, hosts, answer.expires_ms, route.error])
+    written = run(connection, "domain_put", {"rows": encoded(rows), "now_ms": now_ms})
+    for name, site in at.items():
+        before = known[name].site
+        if before is not None and before != site:
+            run(connection, "leave_site", {"site": before, "now_ms": now_ms})
+    woken = {site for name, site in at.items() if site and known[name].usable_ms <= now_ms}
+    if woken:
+        run(connection, "wake_sites", {"sites": encoded(sorted(woken)), "now_ms": now_ms})
+    return {name: _Where(at[name], generation) for name, generation in written}
+
+
+def _stamp(
     connection: apsw.Connection,
     worker: int,
     answer: RouteAnswer,
-    now_ms: int,
+    where: _Where,
     most: int,
-    changed: list[int],
-) -> bool:
-    """Store one answer and apply it to at most so many recipients; True if some are left."""
-    route = answer.route
-    found = run(connection, "domain_get", {"name": route.domain})
-    if not found or found[0][0] != worker:
-        return False  # another worker has it now
-    _, result, site, generation, expires_ms, usable_ms = found[0]
-    if answer.cached:
-        if _CACHED.get(result) is not route.result or expires_ms <= now_ms:
-            run(connection, "domain_release", {"name": route.domain})
-            return True  # no longer what was taken from the cache: to be looked up
-    elif route.result is RouteResult.TEMPORARY:
-        site = None
-        values = {"name": route.domain, "now_ms": now_ms, "expires_ms": answer.expires_ms}
-        run(connection, "domain_failing", {**values, "error": route.error})
-        _event(connection, answer, now_ms)
-    else:
-        before, site = site, None
-        if route.result in DELIVERABLE and answer.site_key is not None:
-            site = _site(connection, answer, now_ms)
-        generation = _store(connection, answer, site, now_ms)
-        _event(connection, answer, now_ms)
-        if before is not None and before != site:
-            run(connection, "leave_site", {"site": before, "now_ms": now_ms})
-        if site is not None and usable_ms <= now_ms:
-            run(connection, "wake_site", {"site": site, "now_ms": now_ms})
-    ours: list[int] = []
-    if site is not None:
-        values = {"name": route.domain, "site": site, "generation": generation, "most": most}
-        ours = [row[0] for row in run(connection, "stamp", values)]
-    elif answer.refusal is not None:
-        ours = _refuse(connection, worker, route.domain, answer.refusal, most, now_ms)
-    else:
-        most = STAMP_MOST
-    changed += ours
-    run(connection, "domain_done", {"name": route.domain})
-    return len(ours) == most
-
-
-def _site(connection: apsw.Connection, answer: RouteAnswer, now_ms: int) -> int:
-    values = {
-        "key": answer.site_key,
-        "provider": answer.provider,
-        "hosts": encode_hosts(answer.route.hosts),
-        "now_ms": now_ms,
-    }
-    return int(run(connection, "site_put", values)[0][0])
-
-
-def _store(connection: apsw.Connection, answer: RouteAnswer, site: int | None, now_ms: int) -> int:
-    """Write the answer into the cache; returns the domain's generation."""
-    route = answer.route
-    values = {
-        "name": route.domain,
-        "result": str(route.result),
-        "site": site,
-        "hosts": encode_hosts(route.hosts),
-        "error": route.error,
-        "now_ms": now_ms,
-        "expires_ms": answer.expires_ms,
-    }
-    return int(run(connection, "domain_put", values)[0][0])
-
-
-def _event(connection: apsw.Connection, answer: RouteAnswer, now_ms: int) -> None:
-    values = {
-        "now_ms": now_ms,
-        "name": answer.route.domain,
-        "result": str(answer.route.result),
-        "site": answer.site_key,
-        "error": answer.route.error,
-    }
-    run(connection, "route_event", values)
+    now_ms: int,
+) -> list[int] | None:
+    """Apply an answer to at most so many waiting recipients; None where it says nothing of them."""
+    name = answer.route.domain
+    if answer.route.result is not RouteResult.TEMPORARY and where.site is not None:
+        values = {"name": name, "site": where.site, "generation": where.generation, "most": most}
+        return [row[0] for row in run(connection, "stamp", values)]
+    if answer.refusal is not None:
+        return _refuse(connection, worker, name, answer.refusal, most, now_ms)
+    return None
 
 
 def _refuse(

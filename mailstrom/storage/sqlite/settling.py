@@ -10,7 +10,6 @@ side and in the order of the verdicts.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -346,7 +345,7 @@ def _tell(connection: apsw.Connection, same: _Alike, count: int, last: int) -> N
         "first": last - count + 1,
         "last": last,
         "type": f"recipient.{same.verdict}",
-        "head": json.dumps(detail, separators=(",", ":"))[:-1] + ',"number":',
+        "head": encoded(detail)[:-1] + ',"number":',
     }
     run(connection, "recipient_events", values)
 

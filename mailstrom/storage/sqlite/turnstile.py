@@ -249,7 +249,7 @@ class Turnstile:
 
     def _ring(self) -> None:
         """Wake the first sleeper."""
-        self._rings -= 1
+        self._rings = max(0, self._rings - 1)  # ``leave`` rings whoever may be there
         try:
             os.write(self._fd, b".")
         except OSError as error:  # as many rings as a pipe holds wait to be heard
@@ -277,8 +277,10 @@ class Turnstile:
             return False
         return True
 
-    def __del__(self) -> None:
-        self.close()
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        if self._fd >= 0:  # where the interpreter ends, this module's names are gone
+            close(self._fd)
+            self._fd = -1
 
     def close(self) -> None:
         """Close what there is; in a forked child, too, where it is the parent's."""

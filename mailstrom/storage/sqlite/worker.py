@@ -284,6 +284,13 @@ class SQLiteWorkerStore:
         rows = self._read("looking for due sites", STATEMENTS["due_sites"], {"now_ms": now_ms})
         return [row[0] for row in rows]
 
+    def open_sites(self, worker: int, *, limit: int, workers: int, now_ms: int) -> list[int]:
+        """See ``WorkerStore.open_sites``."""
+        share = -(-limit // max(1, workers))
+        values = {"worker": worker, "limit": limit, "share": share, "now_ms": now_ms}
+        rows = self._read("looking for sites with room", STATEMENTS["open_sites"], values)
+        return [row[0] for row in rows]
+
     def lease(self, worker: int, *, want: int, limit: int, workers: int, now_ms: int) -> list[Lane]:
         """See ``WorkerStore.lease``."""
         return self._write(

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from mailstrom import Mailstrom, OutcomeUnknown, SpoolBusy, SpoolError
-from mailstrom.storage.sqlite import forks, poison
+from mailstrom.storage.sqlite import forks, poison, prompt
 from mailstrom.storage.sqlite.connection import connect
 from mailstrom.storage.sqlite.prompt import SQLitePrompt
 
@@ -344,3 +344,15 @@ def test_hundreds_of_alarms_that_raise(tmp_path: Path) -> None:
     assert ran.returncode == 0, ran.stderr
     assert int(ran.stdout) >= 600
     assert "Exception ignored" not in ran.stderr
+
+
+def test_whoever_sends_alone_keeps_the_log_short(
+    client: Mailstrom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prompt, "LOOK_EACH", 2)
+    monkeypatch.setattr(prompt, "CLIENT_CHECKPOINT_FRAMES", 30)
+    for _ in range(60):  # some ten frames each
+        client.send(MAIL)
+    # It was made with 123 frames; these would be six hundred more.
+    assert os.stat(f"{client.path}-wal").st_size < 200 * 4120
+    assert client._committer._line.prompt is not None, "it was stored on this thread"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from typing import Any
 
@@ -367,3 +368,52 @@ def assert_sound(content: bytes) -> None:
     assert content.count(b"\r") == content.count(b"\n") == content.count(b"\r\n")
     assert b"\0" not in content
     assert max(map(len, content.split(b"\r\n"))) <= 998
+
+
+_LINES = st.sampled_from(
+    [
+        b"From: Ann <ann@A.example>", b"From: ann@a.example", b"From: a@b.example, c@d.example",
+        b"Sender: s@a.example", b"Sender: ", b"To: bob@B.example", b"To: b@-.example",
+        b"To: g: x@y.example;, z@y.example", b"Cc: Bob <bob@b.example>", b"Bcc: c@b.example",
+        b"Subject: x  y\t", "Subject: Gr\u00fc\u00dfe".encode(), b"Message-ID: <1@a.example>",
+        b"Message-ID: none", b"message-id:<2@a.example> (c)", b"Date: soon", b"MIME-Version: 1.0",
+        b"Date: Thu, 01 Jan 2026 00:00:00 +0000", b"Content-Type: text/plain",
+        b"Resent-From: r@a.example", b"Resent-To: t@b.example", b"Return-Path: <>", b"X-Empty:",
+        b"no field", b"X y: z", b": v", b"X-Control: \x07", b"X-Octet: \xff",
+        b"X" * 201 + b": long",
+    ]
+)  # fmt: skip
+
+
+@given(
+    lines=st.lists(_LINES, max_size=7),
+    body=st.sampled_from([b"", b"Hello", b"\xe4\r\n"]),
+    more=st.sampled_from([b"X-Folded: one\r\n\ttwo\r\n", b"X-Twice: 1\r\nX-Twice: 2\r\n"]),
+)
+def test_a_header_is_read_alike_with_and_without_what_is_rare(
+    lines: list[bytes], body: bytes, more: bytes
+) -> None:
+    """Fields that stand twice are read another way than a header without: both say the same."""
+    plain = b"".join(line + b"\r\n" for line in lines) or b"X: y\r\n"
+    once, twice = _read(plain + b"\r\n" + body), _read(more + plain + b"\r\n" + body)
+    if isinstance(once, InvalidMessage):
+        assert isinstance(twice, InvalidMessage)
+        assert (str(twice), twice.rule, twice.header) == (str(once), once.rule, once.header)
+    else:
+        assert isinstance(twice, Prepared)
+        assert _without(twice.content, more) == _without(once.content, more)
+        assert twice._replace(content=b"", message_id="") == once._replace(
+            content=b"", message_id=""
+        )
+
+
+def _read(content: bytes) -> Prepared | InvalidMessage:
+    try:
+        return prepare(content)
+    except InvalidMessage as error:
+        return error
+
+
+def _without(content: bytes, more: bytes) -> bytes:
+    """Content without those fields, and without the random half of a Message-ID that was added."""
+    return re.sub(rb"<[0-9a-f]{32}\.", b"<", content.replace(more, b""))

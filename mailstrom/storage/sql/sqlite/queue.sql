@@ -12,7 +12,9 @@ SELECT seq FROM site
 -- bytes: damage may have made them none.
 SELECT seq, CAST(key AS BLOB), CAST(provider AS BLOB), CAST(hosts AS BLOB),
        CASE WHEN last_success_ms = 0 OR failures > 0 THEN 1
-            ELSE min(:limit, coalesce(lane_cap, :limit)) END AS most,
+            ELSE min(:limit, coalesce(lane_cap, :limit)) END
+         - (SELECT count(*) FROM lane WHERE lane.site = site.seq),
+       (SELECT count(*) FROM lane WHERE lane.site = site.seq AND worker = :worker),
        CASE WHEN pipelining_until_ms > :now_ms THEN CAST(pipelining AS BLOB) END,
        CASE WHEN chunking = 1 OR chunking_until_ms > :now_ms THEN chunking END,
        failures > 0
@@ -23,6 +25,16 @@ SELECT seq, CAST(key AS BLOB), CAST(provider AS BLOB), CAST(hosts AS BLOB),
               ELSE min(:limit, coalesce(lane_cap, :limit)) END
    AND (SELECT count(*) FROM lane WHERE lane.site = site.seq AND worker = :worker) < :share
  ORDER BY ready_ms LIMIT 200;
+
+-- name: open_sites
+-- Sites where ``ready_sites`` would find work and room for a lane.
+SELECT seq FROM site
+ WHERE ready_ms <= :now_ms AND NOT EXISTS (SELECT 1 FROM meta WHERE key = 'copied_ms')
+   AND (SELECT count(*) FROM lane WHERE lane.site = site.seq)
+       < CASE WHEN last_success_ms = 0 OR failures > 0 THEN 1
+              ELSE min(:limit, coalesce(lane_cap, :limit)) END
+   AND (SELECT count(*) FROM lane WHERE lane.site = site.seq AND worker = :worker) < :share
+ ORDER BY ready_ms LIMIT 1000;
 
 -- name: grow_caps
 UPDATE site SET lane_cap = CASE WHEN lane_cap + 1 < :limit THEN lane_cap + 1 END,
@@ -57,35 +69,35 @@ UPDATE site
                                 ELSE chunking_until_ms END
  WHERE seq = :site;
 
--- name: lanes_at
-SELECT count(*), count(*) FILTER (WHERE worker = :worker) FROM lane WHERE site = :site;
-
 -- name: due_messages
--- Distinct messages due at a site, counted no further than needed.
-SELECT count(DISTINCT message) FROM (
+-- Distinct messages due at each site, counted no further than needed.
+SELECT s.value, (SELECT count(DISTINCT message) FROM (
   SELECT message FROM (SELECT message FROM recipient
-    WHERE site = :site AND priority = 0 AND due_ms <= :now_ms LIMIT :most)
+    WHERE site = s.value AND priority = 0 AND due_ms <= :now_ms LIMIT :most)
   UNION ALL
   SELECT message FROM (SELECT message FROM recipient
-    WHERE site = :site AND priority = 1 AND due_ms <= :now_ms LIMIT :most)
+    WHERE site = s.value AND priority = 1 AND due_ms <= :now_ms LIMIT :most)
   UNION ALL
   SELECT message FROM (SELECT message FROM recipient
-    WHERE site = :site AND priority = 2 AND due_ms <= :now_ms LIMIT :most));
+    WHERE site = s.value AND priority = 2 AND due_ms <= :now_ms LIMIT :most)))
+  FROM json_each(:sites) s;
 
 -- name: lease
-INSERT INTO lane (site, worker, leased_ms) VALUES (:site, :worker, :now_ms) RETURNING token;
+INSERT INTO lane (site, worker, leased_ms)
+SELECT value, :worker, :now_ms FROM json_each(:sites) ORDER BY key
+RETURNING token, site;
 
 -- name: set_next_due
 -- Raised by an empty look: the earliest waiting recipient, or the end of time.
 UPDATE site
    SET next_due_ms = min(
-         coalesce((SELECT min(due_ms) FROM recipient
-                    WHERE site = :site AND priority = 0 AND due_ms IS NOT NULL), 253402300799000),
-         coalesce((SELECT min(due_ms) FROM recipient
-                    WHERE site = :site AND priority = 1 AND due_ms IS NOT NULL), 253402300799000),
-         coalesce((SELECT min(due_ms) FROM recipient
-                    WHERE site = :site AND priority = 2 AND due_ms IS NOT NULL), 253402300799000))
- WHERE seq = :site;
+         coalesce((SELECT min(r.due_ms) FROM recipient r
+                    WHERE r.site = site.seq AND priority = 0 AND due_ms IS NOT NULL), 253402300799000),
+         coalesce((SELECT min(r.due_ms) FROM recipient r
+                    WHERE r.site = site.seq AND priority = 1 AND due_ms IS NOT NULL), 253402300799000),
+         coalesce((SELECT min(r.due_ms) FROM recipient r
+                    WHERE r.site = site.seq AND priority = 2 AND due_ms IS NOT NULL), 253402300799000))
+ WHERE seq IN (SELECT value FROM json_each(:sites));
 
 -- name: lower_next_due
 UPDATE site SET next_due_ms = d.due

@@ -12,25 +12,31 @@ RETURNING CAST(name AS BLOB), CAST(result AS BLOB), CAST(hosts AS BLOB), expires
           CAST(error AS BLOB), failures;
 
 -- name: domain_get
-SELECT router, CAST(result AS BLOB), site, generation, expires_ms, usable_ms
-  FROM domain WHERE name = :name;
+SELECT name, router, CAST(result AS BLOB), site, generation, expires_ms, usable_ms
+  FROM domain WHERE name IN (SELECT value FROM json_each(:names));
 
 -- name: site_put
+-- Rows: [key, provider, hosts]; of two for one site the later stands.
 INSERT INTO site (key, provider, hosts, next_due_ms, used_ms)
-VALUES (:key, :provider, :hosts, :now_ms, :now_ms)
+SELECT value ->> 0, value ->> 1, value ->> 2, :now_ms, :now_ms FROM json_each(:rows)
+ WHERE true ORDER BY key
     ON CONFLICT (key) DO UPDATE SET hosts = excluded.hosts, provider = excluded.provider,
                                     used_ms = excluded.used_ms
-RETURNING seq;
+RETURNING key, seq;
 
 -- name: domain_put
 -- The generation moves when the domain moves to another site: older stamps are then stale.
+-- Rows: [name, result, site, hosts, expires_ms, error].
 UPDATE domain
-   SET result = :result, generation = generation + (site IS NOT :site), site = :site,
-       hosts = :hosts, resolved_ms = :now_ms, expires_ms = :expires_ms,
-       usable_ms = CASE WHEN :site IS NULL THEN 0 ELSE :expires_ms END,
-       error = :error, failures = 0, retry_ms = 0
- WHERE name = :name
-RETURNING generation;
+   SET result = j.result, generation = generation + (domain.site IS NOT j.site), site = j.site,
+       hosts = j.hosts, resolved_ms = :now_ms, expires_ms = j.expires_ms,
+       usable_ms = CASE WHEN j.site IS NULL THEN 0 ELSE j.expires_ms END,
+       error = j.error, failures = 0, retry_ms = 0
+  FROM (SELECT value ->> 0 AS name, value ->> 1 AS result, value ->> 2 AS site,
+               value ->> 3 AS hosts, value ->> 4 AS expires_ms, value ->> 5 AS error
+          FROM json_each(:rows)) j
+ WHERE domain.name = j.name
+RETURNING name, generation;
 
 -- name: domain_failing
 -- DNS trouble says nothing about where the domain leads: its stamps stay as they are.
@@ -39,18 +45,18 @@ UPDATE domain
        failures = failures + 1, retry_ms = :expires_ms
  WHERE name = :name;
 
--- name: wake_site
+-- name: wake_sites
 -- Rows were passed over there while the domain's route was too old; how long they are due already is
 -- the site's place in the line.
 UPDATE site SET next_due_ms = min(next_due_ms, :now_ms,
          coalesce((SELECT min(due_ms) FROM recipient
-                    WHERE site = :site AND priority = 0 AND due_ms IS NOT NULL), :now_ms),
+                    WHERE recipient.site = site.seq AND priority = 0 AND due_ms IS NOT NULL), :now_ms),
          coalesce((SELECT min(due_ms) FROM recipient
-                    WHERE site = :site AND priority = 1 AND due_ms IS NOT NULL), :now_ms),
+                    WHERE recipient.site = site.seq AND priority = 1 AND due_ms IS NOT NULL), :now_ms),
          coalesce((SELECT min(due_ms) FROM recipient
-                    WHERE site = :site AND priority = 2 AND due_ms IS NOT NULL), :now_ms)),
+                    WHERE recipient.site = site.seq AND priority = 2 AND due_ms IS NOT NULL), :now_ms)),
                 paused_ms = min(paused_ms, :now_ms)
- WHERE seq = :site;
+ WHERE seq IN (SELECT value FROM json_each(:sites));
 
 -- name: leave_site
 -- Rows of a domain that moved away are there; a suspension must not hold them.
@@ -90,13 +96,13 @@ RETURNING seq;
 UPDATE domain
    SET router = NULL,
        due_ms = coalesce(
-         (SELECT min(due_ms) FROM recipient
-           WHERE domain = :name AND due_ms IS NOT NULL AND site IS NULL),
+         (SELECT min(recipient.due_ms) FROM recipient
+           WHERE recipient.domain = domain.name AND recipient.due_ms IS NOT NULL AND recipient.site IS NULL),
          CASE WHEN result = 'temporary'
                    AND EXISTS (SELECT 1 FROM recipient r
                                 WHERE r.site = domain.site AND r.due_ms IS NOT NULL)
               THEN due_ms END)
- WHERE name = :name;
+ WHERE name IN (SELECT value FROM json_each(:names));
 
 -- name: domain_release
 UPDATE domain SET router = NULL WHERE name = :name;
@@ -121,6 +127,9 @@ UPDATE domain SET expires_ms = 0
 SELECT seq FROM recipient WHERE site = :site AND due_ms IS NOT NULL LIMIT :most;
 
 -- name: route_event
+-- Rows: [name, result, site, error].
 INSERT INTO event (at_ms, type, detail)
-VALUES (:now_ms, 'mx.resolved',
-        json_object('domain', :name, 'result', :result, 'site', :site, 'error', :error));
+SELECT :now_ms, 'mx.resolved',
+       json_object('domain', value ->> 0, 'result', value ->> 1, 'site', value ->> 2,
+                   'error', value ->> 3)
+  FROM json_each(:rows) ORDER BY key;

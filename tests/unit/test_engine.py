@@ -1,0 +1,244 @@
+"""The engine's look: one visit to the store, nothing lost by its trouble, idle lanes left alone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from mailstrom.config import from_tables
+from mailstrom.errors import SpoolBusy
+from mailstrom.storage.base import DueDomain, Lane
+from mailstrom.types import Host
+from mailstrom_workers import engine as engine_module
+from mailstrom_workers.context import Context, Settings
+from mailstrom_workers.engine import Engine
+from tests.torture.sim_loop import VirtualLoop
+
+DEAD = 9
+"""A site with due work whose one lane hears nothing."""
+
+
+def lane(site: int) -> Lane:
+    """A lane at a site of its own."""
+    return Lane(
+        token=site, site=site, site_key=f"site {site}", provider=None, due=1,
+        hosts=(Host(preference=10, name=f"mx{site}.test"),),
+    )  # fmt: skip
+
+
+class Store:
+    """Says what is due, and leases what the story wants.
+
+    Attributes:
+        leases: given by the calls to come; an exception is raised.
+        visits: how often it was asked something that a look asks.
+    """
+
+    log_full = False
+
+    def __init__(self) -> None:
+        self.sites: list[int] = []
+        self.open: list[int] = []
+        self.domains: list[DueDomain] = []
+        self.leases: list[list[Lane] | Exception] = []
+
+    def room_bytes(self) -> None:
+        return None
+
+    def use_routes(self, policy: str, now_ms: int) -> bool:
+        return False
+
+    def next_due_ms(self, now_ms: int) -> int | None:
+        return now_ms if self.sites or self.domains else None
+
+    def due_domains(self, worker: int, limit: int, now_ms: int) -> list[DueDomain]:
+        taken, self.domains = self.domains, []
+        return taken
+
+    def due_sites(self, now_ms: int) -> list[int]:
+        return self.sites
+
+    def open_sites(self, worker: int, **_: int) -> list[int]:
+        return self.open
+
+    def live_workers(self) -> int:
+        return 1
+
+    def lease(self, worker: int, *, want: int, **_: int) -> list[Lane]:
+        found = self.leases.pop(0) if self.leases else []
+        if isinstance(found, Exception):
+            raise found
+        assert len(found) <= want
+        return found
+
+
+class Service:
+    """Asks the store at once.
+
+    Attributes:
+        visits: how often.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.visits = 0
+
+    async def call(self, function: Callable[[Any], Any]) -> Any:
+        self.visits += 1
+        return function(self.store)
+
+    insist = call
+
+    def watch(self, told: Callable[[], None] | None) -> None:
+        """It tells nothing: the engine looks by itself."""
+
+
+class Run:
+    """A lane that ends once it is told to look; idle when the story says so."""
+
+    made: list[Run]
+    connected = None
+    parted = False
+
+    def __init__(self, ctx: Context, lane: Lane, lanes: int) -> None:
+        self.lane, self.idle, self.over = lane, False, asyncio.Event()
+        self.called = 0
+        Run.made.append(self)
+
+    def call(self) -> None:
+        self.called += 1
+
+    def look(self) -> None:
+        self.over.set()
+
+    async def run(self) -> None:
+        await self.over.wait()
+
+
+class Rig:
+    """An engine of two connections whose lanes are ``Run``s."""
+
+    def __init__(self) -> None:
+        self.store = Store()
+        self.db = Service(self.store)
+        tables = {"store": "s.db", "delivery": {"max_connections": 2}}
+        settings = Settings.of(from_tables(tables))
+        self.ctx = Context(
+            worker=1, db=cast(Any, self.db), settings=settings,
+            resolver=cast(Any, SimpleNamespace()),
+        )  # fmt: skip
+        self.engine = Engine(self.ctx)
+
+    def idle(self) -> None:
+        """No lane has work."""
+        for run in Run.made:
+            run.idle = True
+
+    async def looked(self, times: int = 3) -> None:
+        """Let it look so often."""
+        for _ in range(times):
+            self.ctx.wake()
+            await asyncio.sleep(0.3)
+
+
+@pytest.fixture
+def tell(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Rig], Any]], None]:
+    """Run a story beside a running engine, in virtual time."""
+    Run.made = []
+    monkeypatch.setattr(engine_module, "LaneRun", Run)
+
+    def run(story: Callable[[Rig], Coroutine[Any, Any, None]]) -> None:
+        async def whole() -> None:
+            rig = Rig()
+            running = asyncio.create_task(rig.engine.run())
+            try:
+                await story(rig)
+            finally:
+                rig.ctx.draining.set()
+                rig.ctx.wake()
+                await running
+
+        with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+            runner.run(whole())
+
+    return run
+
+
+Tell = Callable[[Callable[[Rig], Any]], None]
+
+
+def test_a_due_site_that_can_take_no_lane_ends_no_idle_lane(tell: Tell) -> None:
+    async def story(rig: Rig) -> None:
+        rig.store.sites, rig.store.leases = [1, 2], [[lane(1), lane(2)]]
+        await rig.looked(1)
+        rig.idle()
+        rig.store.sites = [DEAD]  # its lane is another worker's, and waits for a greeting
+        await rig.looked()
+        assert not rig.ctx.crowded
+        assert rig.ctx.unserved == {DEAD}
+        assert not any(run.over.is_set() for run in Run.made)
+
+    tell(story)
+
+
+def test_a_due_site_with_room_for_a_lane_ends_idle_ones_where_all_connections_are_used(
+    tell: Tell,
+) -> None:
+    async def story(rig: Rig) -> None:
+        rig.store.sites, rig.store.leases = [1, 2], [[lane(1), lane(2)]]
+        await rig.looked(1)
+        rig.idle()
+        rig.store.sites = rig.store.open = [3]
+        await rig.looked()
+        assert all(run.over.is_set() for run in Run.made)
+
+    tell(story)
+
+
+def test_an_idle_lane_is_called_for_work_at_its_site(tell: Tell) -> None:
+    async def story(rig: Rig) -> None:
+        rig.store.sites, rig.store.leases = [1], [[lane(1)]]
+        await rig.looked(1)
+        rig.idle()
+        rig.store.sites = [1]
+        await rig.looked(1)
+        assert Run.made[0].called
+        assert rig.ctx.unserved == frozenset()
+
+    tell(story)
+
+
+def test_a_look_is_one_visit_to_the_store(tell: Tell) -> None:
+    async def story(rig: Rig) -> None:
+        rig.store.sites = [DEAD]
+        await rig.looked(1)
+        before = rig.db.visits
+        rig.ctx.wake()
+        await asyncio.sleep(0.001)
+        assert rig.db.visits == before + 1
+
+    tell(story)
+
+
+def test_domains_that_were_taken_are_routed_though_the_lease_failed(
+    tell: Tell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    routed: list[str] = []
+
+    async def route(ctx: Context, due: DueDomain) -> None:
+        routed.append(due.name)
+
+    monkeypatch.setattr(engine_module.router, "route", route)
+
+    async def story(rig: Rig) -> None:
+        rig.store.sites = [1]
+        rig.store.domains = [DueDomain(name="d.test", cached=None, failures=0)]
+        rig.store.leases = [SpoolBusy("another has the lock")]
+        await rig.looked(1)
+        assert routed == ["d.test"]
+
+    tell(story)
