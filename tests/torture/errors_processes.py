@@ -76,7 +76,8 @@ CASES = (
     Case(name="files", fault=_fault("call:open", "", error="EMFILE", n=3), must_fail=False),
     Case(name="shared memory", fault=_fault("call:mmap", "shm", error="ENOMEM"), must_fail=False),
     Case(name="lock", fault=_fault("call:fcntl", "db", n=2), must_fail=False),
-    Case(name="stat", fault=_fault("os:stat", "wal", n=3, forever=True)),
+    Case(name="stat before a commit", fault=_fault("os:stat", "wal", n=4, forever=True)),
+    Case(name="stat behind one", fault=_fault("os:stat", "wal", n=3, forever=True), poisons=True),
     Case(name="descriptors", short="descriptors", must_fail=False),
     Case(name="file size", short="file size"),
 )  # fmt: skip

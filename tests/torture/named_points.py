@@ -68,6 +68,7 @@ class Point:
 
 _STORE = "mailstrom.storage.sqlite.worker:SQLiteWorkerStore"
 _CLIENT = "mailstrom.storage.sqlite.client:SQLiteClientStore"
+_STORING = "mailstrom.storage.sqlite.storing:Storing"
 _LANE = "mailstrom_workers.lane:LaneRun"
 _CONNECTOR = "mailstrom_workers.connector:Connector"
 _SESSION = "mailstrom_workers.session:Session"
@@ -390,10 +391,10 @@ _CLIENTS: dict[str, Point] = {
         row="C7", scene="change", spec=_sql("COMMIT", within=f"{_CLIENT}.change"), stored=False
     ),
     "change.committed": Point(
-        row="C7", scene="change", spec=_before(f"{_CLIENT}._durable"), stored=True
+        row="C7", scene="change", spec=_before(f"{_STORING}._durable"), stored=True
     ),
     "change.synced": Point(
-        row="C7", scene="change", spec=_after(f"{_CLIENT}._durable"), stored=True
+        row="C7", scene="change", spec=_after(f"{_STORING}._durable"), stored=True
     ),
     "change.page": Point(
         row="C8", scene="pages", spec=_before(f"{_CLIENT}.change"), stored=None, hits=3
