@@ -148,7 +148,7 @@ _WORKER: dict[str, Point] = {
         row="W7", spec=_after(f"{_STORE}.exchange", 1, "opens"), doubt="open", hits=3
     ),
     "lane.opened": Point(
-        row="W7", spec=_after(f"{_LANE}._open", "result"), doubt="open", hits=3, hold=True
+        row="W7", spec=_after(f"{_LANE}._open", 1, "opened"), doubt="open", hits=3, hold=True
     ),
     "wire.beginning": Point(row="W7", spec=_before(f"{_DIALOGUE}.begin"), doubt="open", hits=3),
     "wire.mail": Point(row="W8", scene="serial", spec=_at_stage("mail"), doubt="open", hold=True),
@@ -225,7 +225,7 @@ _WORKER: dict[str, Point] = {
         row="W13", scene="hang_up", spec=_before(f"{_LANE}._ended"), doubt="open"
     ),
     "lane.again": Point(
-        row="W13", scene="hang_up", spec=_after(f"{_LANE}._open", "result"), doubt="open", hits=2
+        row="W13", scene="hang_up", spec=_after(f"{_LANE}._open", 1, "opened"), doubt="open", hits=2
     ),
     "lane.idle": Point(row="W14", spec=_before(f"{_LANE}._linger")),
     "lane.quitting": Point(row="W14", spec=_before(f"{_SESSION}.quit")),
