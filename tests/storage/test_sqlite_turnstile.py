@@ -6,6 +6,7 @@ Past 400 lines: the order, each way in which the turn fails, and its users are j
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import itertools
 import os
@@ -337,15 +338,31 @@ def test_who_may_use_the_spool_may_use_the_turn(path: str, folder: int, fifo: in
 
 
 def test_descriptors_go_with_the_last_who_needs_them(path: str) -> None:
-    before = len(os.listdir("/proc/self/fd"))
     first, second = FilePlace(path), FilePlace(path)
     assert first.turn is second.turn
     second.turn(int)
     del second
     first.turn(int)
-    assert len(os.listdir("/proc/self/fd")) == before + 1
+    assert open_here(turn_path(path)) == 1
     del first
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_here(turn_path(path)) == 0
+
+
+def test_a_place_that_is_closed_has_no_turn_any_more(path: str) -> None:
+    place = FilePlace(path)
+    place.turn(int)
+    assert open_here(turn_path(path)) == 1
+    place.close()
+    assert open_here(turn_path(path)) == 0
+
+
+def open_here(name: str) -> int:
+    """How many descriptors of this process are of that file."""
+    found = 0
+    for number in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # the listing's own
+            found += os.readlink(f"/proc/self/fd/{number}") == os.path.realpath(name)
+    return found
 
 
 def test_memory_has_one_process_and_no_turn() -> None:
