@@ -17,6 +17,8 @@ request and is called when it has ended.
 
 Why ``_thread`` and not ``threading.Thread``: starting the latter takes a lock of the threading
 module that the interrupted code may hold.
+
+Longer than a file should be: both ways of writing are safe only as seen beside each other.
 """
 
 from __future__ import annotations
@@ -29,9 +31,9 @@ from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
+from mailstrom import interrupts
 from mailstrom.errors import OutcomeUnknown, SpoolBusy, SpoolError
 from mailstrom.storage.client import ClientStore, Prompt, PromptStore, Submission
-from mailstrom.storage.sqlite import interrupts
 
 GATHER_MESSAGES = 256
 """As many as the store inserts in one step."""

@@ -20,8 +20,9 @@ import errno
 import os
 from collections.abc import Callable
 
+from mailstrom import interrupts
 from mailstrom.errors import SpoolError, SpoolReadOnly, SpoolReplaced
-from mailstrom.storage.sqlite import frames, interrupts, poison
+from mailstrom.storage.sqlite import frames, poison
 from mailstrom.storage.sqlite.connection import advice, read_only_sentence
 from mailstrom.storage.sqlite.poison import Mark, poison_path, run_directory
 from mailstrom.storage.sqlite.unchanged import Look, look, steady

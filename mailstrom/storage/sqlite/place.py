@@ -13,8 +13,9 @@ from typing import Protocol
 
 import apsw
 
+from mailstrom import interrupts
 from mailstrom.errors import SpoolError
-from mailstrom.storage.sqlite import interrupts, schema
+from mailstrom.storage.sqlite import schema
 from mailstrom.storage.sqlite.connection import CLIENT_CHECKPOINT_FRAMES, connect
 from mailstrom.storage.sqlite.durable import Sync, WalSync, run_directory, system_sync
 from mailstrom.storage.sqlite.poison import Mark

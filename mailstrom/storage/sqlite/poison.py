@@ -26,8 +26,8 @@ import struct
 import time
 from typing import NamedTuple
 
+from mailstrom import interrupts
 from mailstrom.errors import SpoolError
-from mailstrom.storage.sqlite import interrupts
 from mailstrom.storage.sqlite.unchanged import Look, look, steady
 
 RETRY_S = 0.25

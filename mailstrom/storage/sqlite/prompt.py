@@ -23,8 +23,9 @@ from threading import get_ident
 
 import apsw
 
+from mailstrom import interrupts
 from mailstrom.storage.client import CHUNK_BYTES, Submission
-from mailstrom.storage.sqlite import forks, inserting, interrupts
+from mailstrom.storage.sqlite import forks, inserting
 from mailstrom.storage.sqlite.checkpointer import Checkpointer
 from mailstrom.storage.sqlite.connection import CLIENT_CHECKPOINT_FRAMES
 from mailstrom.storage.sqlite.place import Place

@@ -14,9 +14,10 @@ from collections.abc import Sequence
 
 import apsw
 
+from mailstrom import interrupts
 from mailstrom.errors import SpoolBusy, SpoolError, SpoolReplaced
 from mailstrom.storage.client import Submission
-from mailstrom.storage.sqlite import forks, inserting, interrupts, outcomes
+from mailstrom.storage.sqlite import forks, inserting, outcomes
 from mailstrom.storage.sqlite.client_connections import ClientConnections
 from mailstrom.storage.sqlite.connection import spool_errors
 from mailstrom.storage.sqlite.durable import LocksLost

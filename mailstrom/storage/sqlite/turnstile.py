@@ -30,7 +30,7 @@ import weakref
 from collections.abc import Callable
 from typing import ParamSpec, Protocol, TypeVar
 
-from mailstrom.storage.sqlite import interrupts
+from mailstrom import interrupts
 from mailstrom.storage.sqlite.poison import run_directory
 
 _T = TypeVar("_T")
