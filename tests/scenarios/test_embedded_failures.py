@@ -33,6 +33,7 @@ from tests.support.embedded import (
     SILENT_ONCE,
     heard,
     kept,
+    nothing_left_since,
     state_of,
     tables,
 )
@@ -114,7 +115,7 @@ def test_the_janitor_that_finds_the_spool_gone_ends_the_engine_and_keeps_nothing
         assert str(ms.worker_status().error).startswith("SpoolReplaced")
         assert len(locks) == 2
         assert all(is_free(lock) for lock in locks)
-        eventually(lambda: kept() == before, DEADLINE_S, what="nothing left")
+        eventually(lambda: nothing_left_since(before), DEADLINE_S, what="nothing left")
     finally:
         ms.close()
 
@@ -164,7 +165,7 @@ def test_a_worker_that_fails_keeps_neither_lock_nor_mail(
     fail(file_ms, monkeypatch, owner, name, lambda worker: True)
 
     assert all(is_free(lock) for lock in Path(f"{tmp_path / 'spool.db'}-run").glob("*-*-*.lock"))
-    eventually(lambda: kept() == before, DEADLINE_S, what="nothing left")
+    eventually(lambda: nothing_left_since(before), DEADLINE_S, what="nothing left")
     eventually(lambda: not host.open, DEADLINE_S, what="the connection's end")
     file_ms.start(config=config)
     (recipient,) = file_ms.wait(id, DEADLINE_S).recipients.values()
@@ -276,7 +277,7 @@ def test_stopped_while_it_starts_it_says_so_and_leaves_nothing(
             started.result(DEADLINE_S)
         assert state_of(ms) == "stopped"
         on.set()
-        eventually(lambda: kept() == before, DEADLINE_S, what="nothing left")
+        eventually(lambda: nothing_left_since(before), DEADLINE_S, what="nothing left")
         assert ms.query("SELECT id FROM workers") == seen
     ms.start(config=tables(network))
     assert ms.worker_status().ok
@@ -300,7 +301,7 @@ def test_without_a_thread_to_be_had_start_says_so_and_may_be_called_again(
         with pytest.raises(RuntimeError, match="can't start new thread"):
             ms.start(config=tables(network))
     assert state_of(ms) == "stopped"
-    eventually(lambda: kept() == before, DEADLINE_S, what="nothing left")
+    eventually(lambda: nothing_left_since(before), DEADLINE_S, what="nothing left")
     ms.start(config=tables(network))
     assert ms.worker_status().ok
 
@@ -315,7 +316,7 @@ def test_an_engine_stopped_before_its_start_never_runs(tmp_path: Path) -> None:
         engine.start()
 
     assert engine.status().state is EngineState.STOPPED
-    assert kept() == before
+    assert nothing_left_since(before)
     with pytest.raises(RuntimeError, match="make another"):
         engine.start()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import itertools
 import os
 import signal
@@ -286,10 +287,11 @@ def test_an_adoption_that_is_broken_off_leaves_a_copy_and_counts_no_time_twice(
 
 def test_a_copy_leaves_no_descriptor_and_no_lock_behind(spool: Spool, folder: Path) -> None:
     spool.client.backup(str(folder / "first.db"), T0)
+    gc.collect()  # what earlier tests left to the collector
     before = len(os.listdir("/proc/self/fd"))
     for number in range(3):
         spool.client.backup(str(folder / f"copy-{number}.db"), T0)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
     spool.send()
     done = spool.engine.checkpoint()
     assert done.moved == done.frames, "no snapshot is held that would keep the log"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -159,6 +160,7 @@ def test_a_hello_larger_than_a_pipe_arrives_whole() -> None:
 
 
 def open_descriptors() -> int:
+    gc.collect()  # what earlier tests left to the collector
     return len(os.listdir("/proc/self/fd"))
 
 
@@ -176,4 +178,4 @@ def test_neither_a_life_nor_a_failed_start_leaves_a_descriptor_open() -> None:
             now_s=0.0,
         )
 
-    assert open_descriptors() == before
+    assert open_descriptors() <= before

@@ -5,6 +5,7 @@ Processes are ended by the ids that they, or the engine's own rows, name.
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -97,10 +98,23 @@ def application(store: Path, config: Tables, *options: str) -> Iterator[subproce
             leash.let_go(process.pid)
 
 
-def kept() -> tuple[int, list[str]]:
-    """What this process holds: how many descriptors, and its threads by name."""
-    threads = sorted(thread.name for thread in threading.enumerate())
+def kept() -> tuple[int, Counter[str]]:
+    """What this process holds: how many descriptors, and its threads by name.
+
+    What earlier tests left to the collector is collected first, or it would be counted here.
+    """
+    gc.collect()
+    threads = Counter(thread.name for thread in threading.enumerate())
     return len(os.listdir("/proc/self/fd")), threads
+
+
+def nothing_left_since(before: tuple[int, Counter[str]]) -> bool:
+    """Whether nothing is held that was not held then.
+
+    Less may be: what an earlier test's closing peers held goes when they hear of it.
+    """
+    descriptors, threads = kept()
+    return descriptors <= before[0] and threads <= before[1]
 
 
 def state_of(ms: Mailstrom) -> str:
