@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tests.support.sockets import eventually
 from tools.bench.figures import Figure
-from tools.bench.peers.contender import Contender, Ours
+from tools.bench.peers.contender import CALLERS, Contender, Ours
 from tools.bench.peers.huey import Huey
 from tools.bench.peers.post_office import PostOffice
 from tools.bench.peers.postfix import Postfix
@@ -43,13 +43,19 @@ Maker = Callable[[Path, int], Contender]
 
 
 def contenders(
-    plan: Plan, *, connections: int = CONNECTIONS, far: bool = False, verb: str = "send"
+    plan: Plan,
+    *,
+    connections: int = CONNECTIONS,
+    far: bool = False,
+    verb: str = "send",
+    callers: int = CALLERS,
 ) -> Iterator[tuple[str, bool | None, Maker]]:
     """Who is measured in turn, ours first.
 
     Args:
         far: whether there is a round trip to be filled.
         verb: what applications call, of ours.
+        callers: threads of each that call it.
 
     Yields:
         name, uvloop, and what makes one for a directory and a port.
@@ -57,8 +63,9 @@ def contenders(
 
     def ours(uvloop: bool) -> Maker:
         return lambda home, port: Ours(
-            home, port, connections=connections, workers=plan.workers, uvloop=uvloop, verb=verb
-        )
+            home, port, connections=connections, workers=plan.workers, uvloop=uvloop, verb=verb,
+            callers=callers,
+        )  # fmt: skip
 
     for uvloop in plan.loops:
         yield "mailstrom", uvloop, ours(uvloop)
@@ -191,15 +198,20 @@ def _through(make: Maker, messages: int, blank: Figure) -> Figure:
 
 
 def e2e(plan: Plan) -> Iterator[Figure]:
-    """From the first call of four applications to the last arrival, delivery going on meanwhile."""
+    """From the first call of four applications to the last arrival, delivery going on meanwhile.
+
+    They have five threads each, so that 20 hand over at once, as over Postfix's 20 sessions; then
+    four processes of one thread, which is more than they can share a commit with.
+    """
     alone = replace(plan, peers=(), loops=(plan.fastest,))
-    forms: Sequence[tuple[str, str, Plan]] = (
-        ("ready bytes", "send", plan),
-        ("an EmailMessage built per call", "email", alone),
+    forms: Sequence[tuple[str, str, int, Plan]] = (
+        ("ready bytes", "send", CALLERS, plan),
+        ("ready bytes, one thread a process", "send", 1, alone),
+        ("an EmailMessage built per call", "email", CALLERS, alone),
     )
     for run in range(1, plan.runs + 1):
-        for case, verb, whom in forms:
-            for name, uvloop, make in contenders(whom, verb=verb):
+        for case, verb, callers, whom in forms:
+            for name, uvloop, make in contenders(whom, verb=verb, callers=callers):
                 n = plan.many(SIZES[name][1] // (1 if verb == "send" else 2))
                 blank = Figure(bench="e2e", case=case, who=name, uvloop=uvloop, run=run, n=n)
                 yield attempt(blank, lambda blank, make=make, n=n: _through(make, n, blank))  # type: ignore[misc]

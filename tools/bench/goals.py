@@ -166,11 +166,13 @@ def goals(cases: Sequence[Key]) -> list[Goal]:
     busy = case("accept", "send, 32 processes, engine draining")
     return [
         least("drain, to Postfix", 5, " x", 2, beside("drain", near, "postfix")),
-        least("end to end, to Postfix", 4, " x", 2, beside("e2e", ready, "postfix")),
+        least("end to end, 20 callers, to Postfix", 4, " x", 2, beside("e2e", ready, "postfix")),
         least("drain at 50 ms, to Postfix", 3, " x", 2, beside("latency", far, "postfix")),
         most("drain, CPU per 1,000 messages", 0.2, " s", 3,
              value("drain", near, "cpu_s_per_1000")),
-        least("durable accept, 1 process", 3000, "/s", 0,
+        least("durable accept, 1 process of 16 threads", 3000, "/s", 0,
+              value("accept", case("accept", "send, 1 process of"), "rate")),
+        least("durable accept, 1 process of one thread", 3000, "/s", 0,
               value("accept", "send, 1 process, no engine", "rate")),
         least("durable accept, 32 processes", 5000, "/s", 0, value("accept", crowd, "rate")),
         most("the same, p99", 100, " ms", 1, value("accept", crowd, "p99_ms")),

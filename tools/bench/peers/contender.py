@@ -14,6 +14,8 @@ from typing import Protocol
 from tools.bench.engine import Applications, Engine, fill, relay_to, together, undelivered
 
 APPLICATIONS = 4
+CALLERS = 5
+"""Threads of each that hand over: 20 in all, as Postfix is given 20 sessions."""
 """Processes that hand over mail where delivery goes on meanwhile."""
 
 
@@ -53,6 +55,7 @@ class Ours:
         port: where all mail goes.
         connections: at most so many to there.
         verb: what applications do in :meth:`offer`, see ``programs/sender.py``.
+        callers: threads of each of them that do it.
     """
 
     def __init__(
@@ -64,10 +67,12 @@ class Ours:
         workers: int = 2,
         uvloop: bool | None = None,
         verb: str = "send",
+        callers: int = CALLERS,
     ) -> None:
         self._home = home
         self._store = home / "spool.db"
         self._verb = verb
+        self._callers = callers
         self._engine = Engine(
             home, self._store, relay_to(port, connections), workers=workers, uvloop=uvloop
         )
@@ -87,10 +92,11 @@ class Ours:
         self._engine.ready()
 
     def offer(self, messages: int) -> tuple[float, float]:
-        """Four processes, one message a call."""
+        """Four processes of several threads, one message a call."""
         share = messages // APPLICATIONS
         plans = [
             {"store": str(self._store), "number": number, "verb": self._verb,
+             "callers": self._callers,
              "messages": share + (messages % APPLICATIONS if number == 0 else 0)}
             for number in range(APPLICATIONS)
         ]  # fmt: skip
