@@ -1,7 +1,8 @@
 """The log vocabulary: every line Mailstrom writes is one of these events.
 
-The only module that imports structlog. A line is one JSON object whose first keys are ``ts``
-(ISO 8601 UTC), ``level`` and ``event``; on a terminal it is structlog's console form. The words
+The only module that imports structlog, and only where its console form is asked for: with it comes
+rich, a fifth of what a process of the engine loads. A line is one JSON object whose first keys are
+``ts`` (ISO 8601 UTC), ``level`` and ``event``; on a terminal it is that console form. The words
 are those of the ``events`` view and are part of SemVer. Fields that are None are left out.
 
 Rules: one function per word, its keyword parameters are the line's fields; never a message body,
@@ -32,7 +33,6 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple, TextIO
 
 import msgspec
-import structlog
 
 from mailstrom.clock import wall_ms
 from mailstrom.logstream import PIPE_BUF, Later, LineStream
@@ -164,18 +164,20 @@ class _Template(NamedTuple):
     shape: type[msgspec.Struct]
 
 
-class _Json:
-    """The processor that makes a JSON line.
+Form = Callable[[str, str, dict[str, Any], Mapping[str, Any]], bytes]
+"""Makes a line of a level's name, a word, its fields (also without a value) and those bound."""
 
-    As it is where it is short and plain ASCII, else made safe piece by piece.
-    """
+
+class _Json:
+    """Makes a JSON line: as it is where it is short and plain ASCII, else safe piece by piece."""
 
     def __init__(self) -> None:
         self._clock = _Clock()
         self._templates: dict[str, _Template] = {}
 
-    def __call__(self, _: object, method: str, event: Any) -> bytes:
-        word, fields, bound = event["event"], event["fields"], event["bound"]
+    def __call__(
+        self, method: str, word: str, fields: dict[str, Any], bound: Mapping[str, Any]
+    ) -> bytes:
         ts = self._clock.now()
         template = self._templates.get(word)
         if template is None or template.bound is not bound:
@@ -192,7 +194,7 @@ class _Json:
         if len(line) < PIPE_BUF and line.isascii() and b"\\" not in line and b"\x7f" not in line:
             return line
         lead = {"ts": ts, "level": method, "event": word}
-        return _fitted(lambda safe: _encode(lead | safe), bound | _given(fields))
+        return _fitted(lambda safe: _encode(lead | safe), {**bound, **_given(fields)})
 
 
 def _template(
@@ -209,37 +211,42 @@ def _template(
 
 
 class _Console:
-    """The processor before structlog's console form, which escapes nothing itself."""
+    """Makes a line in structlog's console form, which escapes nothing itself."""
 
     def __init__(self, colors: bool) -> None:
+        import structlog
+
         self._clock = _Clock()
         self._render = structlog.dev.ConsoleRenderer(
             colors=colors, timestamp_key="ts", sort_keys=False
         )
 
-    def __call__(self, logger: Any, method: str, event: Any) -> bytes:
-        lead = {"ts": self._clock.now(), "level": method, "event": event["event"]}
+    def __call__(
+        self, method: str, word: str, fields: dict[str, Any], bound: Mapping[str, Any]
+    ) -> bytes:
+        lead = {"ts": self._clock.now(), "level": method, "event": word}
 
         def render(safe: dict[str, object]) -> bytes:
-            return str(self._render(logger, method, lead | safe)).encode()
+            return str(self._render(None, method, lead | safe)).encode()
 
-        return _fitted(render, event["bound"] | _given(event["fields"]))
+        return _fitted(render, {**bound, **_given(fields)})
 
 
-class _Speaker(structlog.BoundLoggerBase):
-    """structlog's logger for words: levels were looked at before, and nothing need be copied."""
+class _Speaker(NamedTuple):
+    """Says words: in a form, to a stream, with fields that each line has."""
+
+    lines: LineStream
+    form: Form
+    bound: Mapping[str, Any]
 
     def say(self, method: str, word: str, fields: dict[str, Any]) -> None:
-        """The line of a word.
+        """The line of a word whose level was looked at before.
 
         Args:
             method: the level's name.
             fields: with those that have no value.
         """
-        event: Any = {"event": word, "fields": fields, "bound": self._context}
-        for processor in self._processors:
-            event = processor(self._logger, method, event)
-        getattr(self._logger, method)(event)
+        getattr(self.lines, method)(self.form(method, word, fields, self.bound))
 
 
 class _Route(NamedTuple):
@@ -257,7 +264,7 @@ class _Route(NamedTuple):
             self.logger.log(level, word, extra={**told, "fields": told}, stacklevel=4)
 
 
-_logger: Any = None
+_logger: _Speaker | None = None
 _lines: LineStream | None = None
 _later: Later | None = None
 _threshold = logging.CRITICAL
@@ -285,13 +292,8 @@ def configure(level: str = "info", format: str = "auto", stream: TextIO | None =
         format = "console" if out.isatty() else "json"
     flush()
     _lines = LineStream(out, lambda lines: log_dropped(lines=lines), _later)
-    _logger = structlog.wrap_logger(
-        _lines,
-        processors=[_Console(out.isatty()) if format == "console" else _Json()],
-        wrapper_class=_Speaker,
-        context_class=dict,
-        cache_logger_on_first_use=False,
-    ).bind()
+    form = _Console(out.isatty()) if format == "console" else _Json()
+    _logger = _Speaker(_lines, form, {})
     _threshold = number
 
 
@@ -319,7 +321,7 @@ def bind(**fields: str | int) -> None:
     if route is not None:
         _route.set(_Route(route.logger, {**route.bound, **fields}))
     elif _logger is not None:
-        _logger = _logger.bind(**fields)
+        _logger = _logger._replace(bound={**_logger.bound, **fields})
 
 
 def silence() -> None:

@@ -37,7 +37,7 @@ class _Raw(Protocol):
 
 
 class LineStream:
-    """structlog's innermost logger.
+    """Where lines go, by the names of their levels.
 
     Args:
         stream: where lines go.

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from mailstrom.cli.exits import Exit
-from mailstrom.cli.output import print_json
+from mailstrom.cli.output import folded, print_json
 from mailstrom.cli.selection import Selection
 from mailstrom.printable import printable
 from mailstrom.types import Change
@@ -89,7 +89,10 @@ def ask(question: str, *, dry_run: bool = True) -> None:
             f"{question} Nobody is at the terminal to answer: say --yes"
             + (", or look with --dry-run" if dry_run else "")
         )
-    click.confirm(question, abort=True, err=True)
+    *before, last = folded("", question) if sys.stderr.isatty() else [question]
+    for line in before:
+        click.echo(line, err=True)
+    click.confirm(last, abort=True, err=True)
 
 
 def apply(

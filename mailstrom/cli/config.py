@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from mailstrom.cli.exits import Exit
-from mailstrom.cli.output import print_json, print_table
+from mailstrom.cli.output import fold, print_json, print_table, terminal
 from mailstrom.cli.spool import json_option, spool_options
 from mailstrom.printable import printable
+
+if TYPE_CHECKING:
+    from mailstrom.config.listing import Setting
+
+COLUMNS = ("key", "origin", "value")
 
 
 @click.group("config")
@@ -23,13 +30,28 @@ def show(file: str | None, config: str | None, store: str | None, as_json: bool)
     """Every setting in force, and where it came from."""
     from mailstrom.config import describe, load
 
-    config_in_force = load(file or config, store=store)
+    effective = load(file or config, store=store)
+    settings = describe(effective)
     if as_json:
-        for setting in describe(config_in_force):
+        for setting in settings:
             print_json(setting.to_dict())
+    elif terminal():
+        _tell(settings, effective.origin)
     else:
-        rows = [setting[:3] for setting in describe(config_in_force)]
-        print_table(("key", "value", "origin"), rows, fold=True)
+        print_table(COLUMNS, [(one.key, one.origin, one.value) for one in settings])
+
+
+def _tell(settings: list[Setting], file: str | None) -> None:
+    """For a person: the file is named once, and a path of any length is never broken."""
+    if file is not None:
+        click.echo(f"file: {printable(file, 2000)}")
+    rows = [
+        (one.key, "file" if one.origin == file else one.origin, printable(one.value, 2000))
+        for one in settings
+    ]
+    key, origin = (max(len(row[place]) for row in (COLUMNS, *rows)) for place in (0, 1))
+    for name, source, value in (COLUMNS, *rows):
+        fold(f"{name:<{key}}  {source:<{origin}}  ", value)
 
 
 @command.command("check")
@@ -37,7 +59,7 @@ def show(file: str | None, config: str | None, store: str | None, as_json: bool)
 @spool_options
 @json_option
 def check(file: str | None, config: str | None, store: str | None, as_json: bool) -> int:
-    """Say whether FILE, or the configuration in force, is usable; exit 78 if not.
+    """Say whether FILE, or the configuration in force, is usable. Exit 78 if not.
 
     What is usable and still unwise, as a password file that others may read, is said in a warning.
     """

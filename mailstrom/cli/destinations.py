@@ -51,7 +51,7 @@ def command() -> None:
 @spool_options
 @json_option
 def list_sites(everything: bool, config: str | None, store: str | None, as_json: bool) -> None:
-    """Sites where something waits or that are left alone, the fullest first."""
+    """Sites where something waits or that are left alone. The fullest come first."""
     with opened(config, store) as client:
         rows = client.query(f"{_SITES} order by queued + deferred desc, site")
     now = wall_ms()
@@ -73,7 +73,7 @@ def list_sites(everything: bool, config: str | None, store: str | None, as_json:
 @spool_options
 @json_option
 def show(site: str, config: str | None, store: str | None, as_json: bool) -> None:
-    """Everything about SITE, named by itself, by one of its hosts, or by a domain it serves."""
+    """Everything about SITE. Name it by itself, by one of its hosts, or by a domain it serves."""
     with opened(config, store) as client:
         row = _one(client, site)
         sessions = client.query(

@@ -63,7 +63,6 @@ def print_table(
     rows: Iterable[Sequence[object]],
     *,
     brief: bool = False,
-    fold: bool = False,
     right: Collection[int] = (),
 ) -> None:
     """A table of text.
@@ -73,7 +72,6 @@ def print_table(
         rows: as many values each.
         brief: on a terminal leave out columns that are empty throughout, show times short, and
             cut the last column where it must fit.
-        fold: on a terminal break cells over lines rather than show the rows upright.
         right: numbers of the columns that stand to the right.
     """
     if terminal():
@@ -82,7 +80,7 @@ def print_table(
             names = {columns[place] for place in right}
             columns, lines = _brief(columns, lines)
             right = [place for place, name in enumerate(columns) if name in names]
-        _draw(columns, lines, brief, fold, right)
+        _draw(columns, lines, brief, right)
         return
     lines = [list(columns), *([cell(value) for value in row] for row in rows)]
     widths = [max(len(line[n]) for line in lines) for n in range(len(columns))]
@@ -114,7 +112,6 @@ def _draw(
     columns: Sequence[str],
     cells: list[list[str]],
     brief: bool,
-    fold: bool,
     right: Collection[int],
 ) -> None:
     from rich.console import Console
@@ -122,7 +119,7 @@ def _draw(
     from mailstrom.demo.tables import fitting
 
     console = Console()
-    console.print(fitting(columns, cells, console.width, crop=brief, fold=fold, right=right))
+    console.print(fitting(columns, cells, console.width, crop=brief, right=right))
 
 
 def fold(head: str, *texts: str) -> None:
@@ -132,22 +129,28 @@ def fold(head: str, *texts: str) -> None:
         texts: already safe to show.
     """
     text = "".join(texts)
-    if not terminal():
-        click.echo(f"{head}{text}")
-        return
+    for line in folded(head, text) if terminal() else [f"{head}{text}"]:
+        click.echo(line)
+
+
+def folded(head: str, text: str, indent: int | None = None) -> list[str]:
+    """The lines of ``head`` and text on a terminal; a word is never broken, however long.
+
+    Args:
+        text: already safe to show.
+        indent: of further lines; None is below where ``head`` ends.
+    """
     import shutil
     import textwrap
 
-    width = max(shutil.get_terminal_size().columns, 40)
-    for line in textwrap.wrap(
+    return textwrap.wrap(
         text,
-        width,
+        max(shutil.get_terminal_size().columns, 40),
         initial_indent=head,
-        subsequent_indent=" " * len(head),
+        subsequent_indent=" " * (len(head) if indent is None else indent),
         break_long_words=False,
         break_on_hyphens=False,
-    ) or [head]:
-        click.echo(line)
+    ) or [head]
 
 
 def print_csv(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -46,6 +46,8 @@ class _Plan:
         words = f"{_messages(self.messages)} finished before {gone}, with all about them"
         if kept.bodies_ms < kept.attempts_ms:
             words += f"; bodies of those finished before {iso_ms(self.now_ms - kept.bodies_ms)}"
+        if kept.events_ms == kept.attempts_ms:
+            return f"{words}; events as old"
         return f"{words}; events before {iso_ms(self.now_ms - kept.events_ms)}"
 
 

@@ -36,7 +36,7 @@ limit_option = click.option(
 def list_recipients(
     limit: int, config: str | None, store: str | None, as_json: bool, **chosen: Any
 ) -> None:
-    """Recipients that wait, oldest message first; with --all or --status also others."""
+    """Recipients that wait, oldest message first. With --all or --status also others."""
     selection = _in_view(Selection(**chosen))
     with opened(config, store) as client:
         rows = client.query(*selection.found_in(client).rows_sql(limit and limit + 1))
@@ -60,7 +60,7 @@ def list_recipients(
 @spool_options
 @json_option
 def count(config: str | None, store: str | None, as_json: bool, **chosen: Any) -> None:
-    """Recipients and messages by status; with --all or --status also those that do not wait."""
+    """Recipients and messages by status. With --all or --status also those that do not wait."""
     selection = _in_view(Selection(**chosen))
     with opened(config, store) as client:
         rows = client.query(*selection.found_in(client).counts_sql())
@@ -90,11 +90,11 @@ def upcoming(
 
 
 HELP = {
-    "cancel": "Cancel recipients that are queued, deferred or held; none that is on the wire.",
+    "cancel": "Cancel recipients that are queued, deferred or held. None that is on the wire.",
     "hold": "Hold queued and deferred recipients back until they are released.",
     "release": "Let go what a person held, or what was held as poison.\n\n"
     "Those held in doubt are for `mailstrom resolve`.",
-    "retry": "Make deferred recipients due now; with --status failed try failed ones again.",
+    "retry": "Make deferred recipients due now. With --status failed try failed ones again.",
 }
 
 

@@ -121,10 +121,11 @@ def report_options(function: F) -> F:
 @command.command("summary")
 @report_options
 def summary(**given: Any) -> None:
-    """Recipients by outcome since the hour in which --since begins, and what waits now.
+    """Recipients by outcome since then, and what waits now.
 
-    Deferred and held count how often that happened; delivered, failed and cancelled count
-    recipients. The mean time runs from acceptance to the outcome.
+    Counted from the hour on in which --since begins. Deferred and held count how often that
+    happened; delivered, failed and cancelled count recipients. The mean time runs from
+    acceptance to the outcome.
     """
     with _question(given) as ask:
         condition, values = ask.limits("stream", "domain")
@@ -143,7 +144,7 @@ def summary(**given: Any) -> None:
     "--limit", type=click.IntRange(0), default=50, show_default=True, help="Rows; 0 is all."
 )
 def by_domain(limit: int, **given: Any) -> None:
-    """Per domain: delivered, failed and rate since then; what waits now.
+    """Delivered, failed and rate by domain, and what waits now.
 
     The rate is delivered of delivered and failed. The fullest domains come first. Whole hours.
     """
@@ -177,10 +178,10 @@ def _waits(row: Any, now_ms: int) -> tuple[int, int, int | None]:
     "--limit", type=click.IntRange(1), default=50, show_default=True, help="Rows of each kind."
 )
 def latency(limit: int, **given: Any) -> None:
-    """Percentiles of deliveries per stream, and of attempts per host and stage.
+    """Percentiles of deliveries, by stream, and of attempts, by host.
 
-    A delivery is timed from acceptance, or from send_at where that is later; an attempt by its own
-    duration, under the stage that it ended at.
+    Attempts are told by stage, too. A delivery is timed from acceptance, or from send_at where that
+    is later; an attempt by its own duration, under the stage that it ended at.
     """
     with _question(given) as ask:
         condition, values = ask.limits("m.stream", "r.domain")

@@ -38,9 +38,9 @@ def command(query: str, config: str | None, store: str | None, as_json: bool, as
     """Run QUERY (``-`` reads it from standard input) and print its rows.
 
     The views are messages, recipients, attempts, sessions, events, destinations, domains, workers,
-    hourly_stats, suppressions, tags and schema_info, which describes them; the tables below may
-    change with any version. Name what you compute,
-    as in "count(*) AS n": a column without a plain name of its own is shown as _0, _1, ...
+    hourly_stats, suppressions, tags, queue_counts and schema_info, which describes them; the tables
+    below may change with any version. Name what you compute, as in "count(*) AS n": a column
+    without a plain name of its own is shown as _0, _1, ...
     """
     if as_json and as_csv:
         raise click.UsageError("--json and --csv exclude each other")

@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import click
 
-from mailstrom.cli.change import ask
+from mailstrom.cli.change import ask, recipients
 from mailstrom.cli.exits import Exit
 from mailstrom.cli.output import print_json
 from mailstrom.cli.spool import client_class, in_a_file, json_option, opened, spool_options
@@ -88,7 +88,7 @@ def backup(target: str, config: str | None, store: str | None, as_json: bool) ->
 def restore(
     copy: str, path: str | None, config: str | None, store: str | None, yes: bool, as_json: bool
 ) -> int:
-    """Put COPY in the place of the spool PATH, which nobody may have open.
+    """Put COPY in the place of the spool PATH. Nobody may have that open.
 
     COPY stays. What was at PATH is kept beside it as PATH.replaced-TIME, with its -wal. Nothing is
     delivered from the new spool until 'mailstrom store adopt'. Interrupted, say it again.
@@ -104,7 +104,7 @@ def restore(
 @click.option("--dry-run", is_flag=True, help="Say what would come of it, leave nothing.")
 @json_option
 def salvage(source: str, target: str, dry_run: bool, as_json: bool) -> int:
-    """Make a sound spool TARGET of what is whole in the damaged spool SOURCE.
+    """Make a sound spool TARGET of what is whole in the damaged SOURCE.
 
     SOURCE must be stopped, and is not changed; TARGET must not exist. Damaged messages are listed,
     and recipients that are left out. TARGET is marked as a copy: nothing is delivered from it until
@@ -121,10 +121,11 @@ def salvage(source: str, target: str, dry_run: bool, as_json: bool) -> int:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
 def adopt(path: str | None, config: str | None, store: str | None, yes: bool, as_json: bool) -> int:
-    """Let an engine deliver what waits in a copy made by 'mailstrom store backup'.
+    """Let an engine deliver what waits in a copy of a spool.
 
-    What the spool it was copied from has sent since is sent again: adopt a copy only where that
-    spool is gone. Exit 1 if PATH is no copy, or was adopted before.
+    'mailstrom store backup' makes copies; what 'restore' put in place, and 'salvage' made, is one,
+    too. What the spool it was copied from has sent since is sent again: adopt a copy only where
+    that spool is gone. Exit 1 if PATH is no copy, or was adopted before.
     """
     with opened(config, path or store) as client:
         stats = client.stats()
@@ -133,8 +134,9 @@ def adopt(path: str | None, config: str | None, store: str | None, yes: bool, as
             if not yes:
                 waiting = sum(stats.waiting.values())
                 ask(
-                    f"{waiting:,} recipients wait in {client.path}. What the spool it was copied"
-                    " from has sent since will be sent again. Adopt it?",
+                    f"{recipients(waiting)} wait{'s' if waiting == 1 else ''} in {client.path}."
+                    " What the spool it was copied from has sent since will be sent again. Adopt"
+                    " it?",
                     dry_run=False,
                 )
             adopted = client.adopt()
@@ -169,7 +171,7 @@ def purge(
     store: str | None,
     as_json: bool,
 ) -> int:
-    """Delete finished messages with all about them, and events and sessions as old.
+    """Delete finished messages with all about them. Events and sessions as old go, too.
 
     What waits is never touched. The engine does the same by itself, by the spool's retention.
     """

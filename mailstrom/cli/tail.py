@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mailstrom.cli.complete import event_types
-from mailstrom.cli.output import print_json, terminal
+from mailstrom.cli.output import folded, print_json, terminal
 from mailstrom.cli.spool import json_option, opened, spool_options
 from mailstrom.cli.times import ms_of, past
 from mailstrom.printable import printable
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mailstrom.types import Event
 
 PAGE = 1000
+INDENT = 4  # of a line's second part on a terminal
 NEAR = 0.75  # how alike a word must be to one that is offered instead
 
 _BEFORE = (
@@ -73,7 +74,8 @@ def command(
 ) -> None:
     """Print events as they come, one line each, until Ctrl-C.
 
-    The words are those of the events view. With --json one object a line; its id grows.
+    The words are those of the events view. On a terminal lines are broken to its width. With --json
+    one object a line; its id grows.
     """
     if since is not None and last is not None:
         raise click.UsageError("--since and -n exclude each other")
@@ -88,7 +90,7 @@ def command(
                 if as_json:
                     print_json(event.to_dict())
                 else:
-                    click.echo(_line(event))
+                    click.echo("\n".join(_lines(event)))
         except KeyboardInterrupt:
             return
 
@@ -140,16 +142,18 @@ def _there(client: Mailstrom, after: int | None, words: Sequence[str] | None) ->
         after = page[-1].id if len(page) == PAGE else None
 
 
-def _line(event: Event) -> str:
-    at = iso_ms(ms_of(event.at))
-    word = event.type.ljust(20)
-    if terminal() and "NO_COLOR" not in os.environ:
-        colour = _COLOURS.get(event.type.partition(".")[2])
-        word = click.style(word, fg=colour) if colour else word
-        at = str(at)[11:]
+def _lines(event: Event) -> list[str]:
+    at = str(iso_ms(ms_of(event.at)))
     parts = [part for part in (event.message_id, event.recipient) if part]
     parts += [f"{name}={_value(value)}" for name, value in event.detail.items() if _tells(value)]
-    return f"{at}  {word}  {printable(' '.join(parts), 2000)}".rstrip()
+    text = printable(" ".join(parts), 2000)
+    if not terminal():
+        return [f"{at}  {event.type:<20}  {text}".rstrip()]
+    first, *more = folded(f"{at[11:]}  {event.type:<20}  ", text, INDENT)
+    colour = _COLOURS.get(event.type.partition(".")[2])
+    if colour and "NO_COLOR" not in os.environ:
+        first = first.replace(event.type, click.style(event.type, fg=colour), 1)
+    return [first.rstrip(), *more]
 
 
 def _tells(value: object) -> bool:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
-from functools import cache
+from functools import cache, lru_cache
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypedDict, cast
 
@@ -22,7 +22,7 @@ from mailstrom.client.identity import new_id
 from mailstrom.client.rooms import message_room
 from mailstrom.clock import wall_ms
 from mailstrom.errors import InvalidMessage
-from mailstrom.storage.client import Submission
+from mailstrom.storage.client import AheadStore, Submission
 from mailstrom.types import from_ms
 
 if TYPE_CHECKING:
@@ -37,9 +37,13 @@ CHUNK_MESSAGES = 256
 CHUNK_BYTES = 1024 * 1024
 LOCK_NS = 10_000_000
 """A chunk is made so long that storing it takes about so much of a processor."""
-HEAD_START_S = 0.000_015
+HEAD_START_S = 0.000_004
 """What the writing thread takes for a message before the chunk is in the database's hands."""
 _LEAST_MESSAGES = 16
+_STREAM = "default"
+
+_made = tuple.__new__
+_moment = lru_cache(maxsize=8)(from_ms)  # one millisecond has many messages
 
 
 class SendOptions(TypedDict, total=False):
@@ -170,7 +174,7 @@ class Sending(Handle):
         send_at: datetime | timedelta | None = None,
         expires_at: datetime | timedelta | None = None,
         priority: str | None = None,
-        stream: str = "default",
+        stream: str = _STREAM,
         tags: Iterable[str] = (),
         metadata: Mapping[str, object] | None = None,
         idempotency_key: str | None = None,
@@ -254,21 +258,25 @@ class Sending(Handle):
                 for place, item in enumerate(arguments.messages(messages)):
                     submission = self._item(place, item, defaults)
                     if chunk.full_for(submission):
-                        ahead.put(chunk, self._storing(chunk.items))
+                        ahead.put(chunk, self._storing(self._encoded(chunk.items)))
                         chunk = Chunk(self._pace)
                     chunk.add(submission)
                     if chunk.full:
-                        ahead.put(chunk, self._storing(chunk.items))
+                        ahead.put(chunk, self._storing(self._encoded(chunk.items)))
                         chunk = Chunk(self._pace)
                 if chunk.items:
-                    ahead.put(chunk, self._storing(chunk.items))
+                    ahead.put(chunk, self._storing(self._encoded(chunk.items)))
                 ahead.settle()
             except BaseException as error:
                 ahead.leave(error)
                 raise
         return ids
 
-    def _storing(self, items: list[Submission]) -> Callable[[], list[str]]:
+    def _encoded(self, items: Sequence[Submission]) -> Sequence[Submission]:
+        """What the store can make of them on this thread is made; see ``AheadStore``."""
+        return self._store.ahead(items) if isinstance(self._store, AheadStore) else items
+
+    def _storing(self, items: Sequence[Submission]) -> Callable[[], list[str]]:
         def store() -> list[str]:
             # Of this thread, the writing one: the next chunk is made by another meanwhile.
             begun = time.thread_time_ns()
@@ -295,7 +303,7 @@ class Sending(Handle):
         send_at: datetime | timedelta | None = None,
         expires_at: datetime | timedelta | None = None,
         priority: str | None = None,
-        stream: str = "default",
+        stream: str = _STREAM,
         tags: Iterable[str] = (),
         metadata: Mapping[str, object] | None = None,
         idempotency_key: str | None = None,
@@ -303,21 +311,24 @@ class Sending(Handle):
         on_doubt: str | None = None,
     ) -> Submission:
         room = message_room(self._timeout)
-        now = wall_ms()
-        due = max(options.moment_ms("send_at", send_at, now) or now, now)
-        expires = options.moment_ms("expires_at", expires_at, now)
-        if expires is not None and expires <= due:
-            raise InvalidMessage(
-                "expires_at: lies before the message may be sent",
-                header="expires_at",
-                value=expires_at,
-                rule="option",
-            )
+        now = due = wall_ms()
+        if send_at is not None:
+            due = max(options.moment_ms("send_at", send_at, now) or now, now)
+        expires = None
+        if expires_at is not None:
+            expires = options.moment_ms("expires_at", expires_at, now)
+            if expires is not None and expires <= due:
+                raise InvalidMessage(
+                    "expires_at: lies before the message may be sent",
+                    header="expires_at",
+                    value=expires_at,
+                    rule="option",
+                )
         prepared: Prepared = room.compose(
             message,
             sender=sender,
             recipients=recipients,
-            now=from_ms(now),
+            now=_moment(now),
             id_domain_fallback=_host_name(),
         )
         key = None
@@ -327,18 +338,19 @@ class Sending(Handle):
                 room.fingerprint(prepared),
             )
         content, from_, to, message_id, subject, eightbit, smtputf8 = prepared
-        # By place: names for a dozen and a half values cost as much as making them.
-        return Submission(
+        # What is left at its default needs no look. As ``Submission(...)`` does it, in a third of
+        # the time.
+        return _made(Submission, (
             new_id(now), content, from_, to, subject, message_id,
-            options.word("stream", stream, 64),
-            options.rank(priority),
+            _STREAM if stream is _STREAM else options.word("stream", stream, 64),
+            None if priority is None else options.rank(priority),
             () if tags == () else options.tag_list(arguments.tags(tags)),
             {} if metadata is None else options.flat(metadata),
             now, due, expires,
-            options.doubt(on_doubt),
-            options.flag("require_tls", require_tls),
+            None if on_doubt is None else options.doubt(on_doubt),
+            False if require_tls is False else options.flag("require_tls", require_tls),
             eightbit, smtputf8, key,
-        )  # fmt: skip
+        ))  # fmt: skip
 
 
 class Telling:

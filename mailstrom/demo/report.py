@@ -7,6 +7,7 @@ the run was made.
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,8 +137,9 @@ def print_elsewhere(console: Console, store: Path, log: Path, *, kept: bool) -> 
     """
     say(console)
     if kept:
-        say(console, f"This run stays in {store.parent}: the engine's log is {log.name}; ask it:")
-        say(console, f'  mailstrom sql --store {store} "SELECT * FROM destinations"')
+        say(console, f"This run stays in {store.parent} (log: {log.name}). Ask it:")
+        say(console, f"  export MAILSTROM_STORE={shlex.quote(str(store))}")
+        say(console, "  mailstrom destinations list --all")
     else:
         say(console, "This run's spool is removed now; --keep leaves it for your own questions.")
     say(console, "With a spool of your own (each command has --help):")

@@ -25,7 +25,6 @@ def fitting(
     width: int,
     *,
     crop: bool = False,
-    fold: bool = False,
     right: Collection[int] = (),
 ) -> Table:
     """The rows as a table, or upright where a row is too wide for that.
@@ -35,15 +34,13 @@ def fitting(
         rows: as many cells each.
         width: of the terminal, in cells.
         crop: whether the last column may be cut; upright rows leave out empty cells then, too.
-        fold: whether any cell may be broken over lines: for prose and settings, not for ids.
         right: numbers of the columns that stand to the right.
     """
     natural = [
         max(cell_len(text) for text in column) for column in zip(columns, *rows, strict=True)
     ]
     room = width - sum(natural[:-1]) - GAP * (len(columns) - 1)
-    wide = room < (min(natural[-1], LEAST) if crop else natural[-1])
-    if wide and not fold:
+    if room < (min(natural[-1], LEAST) if crop else natural[-1]):
         return upright(columns, rows, sparse=crop)
     # the box puts one cell between columns by itself
     table = Table(box=box.SIMPLE_HEAD, padding=(0, GAP - 1, 0, 0), pad_edge=False, show_edge=False)
@@ -52,9 +49,9 @@ def fitting(
         table.add_column(
             name,
             justify="right" if number in right else "left",
-            no_wrap=not wide,
-            overflow="fold" if wide else "ellipsis",
-            width=None if wide else min(room, natural[number]) if last else natural[number],
+            no_wrap=True,
+            overflow="ellipsis",
+            width=min(room, natural[number]) if last else natural[number],
         )
     for row in rows:
         table.add_row(*map(Text, row))  # Text: no markup in foreign words

@@ -33,6 +33,7 @@ from mailstrom.message.plain import Plain, read_plain, unfolded
 if TYPE_CHECKING:
     from email.message import Message
 
+_made = tuple.__new__
 _One = Field | str
 """A field, or the value of one that was read from octets."""
 
@@ -162,15 +163,10 @@ def compose(
         if not smtputf8 and finished is not None and "content-type" in by_key:
             # Objects have no such part: theirs are rendered in ASCII.
             smtputf8 = has_utf8_fields(unfolded(by_key["content-type"]), content[body_at:])
-    return Prepared(
-        content,
-        "" if envelope_sender is None else envelope_sender.key,
-        keys,
-        message_id,
-        _subject(by_key.get("subject")),
-        eightbit,
-        smtputf8,
-    )
+    key = "" if envelope_sender is None else envelope_sender.key
+    subject = _subject(by_key.get("subject"))
+    # As ``Prepared(...)`` does it, in a third of the time.
+    return _made(Prepared, (content, key, keys, message_id, subject, eightbit, smtputf8))
 
 
 def _rendered(message: object) -> tuple[tuple[Field, ...], bytes]:

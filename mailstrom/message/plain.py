@@ -59,21 +59,23 @@ def read_plain(content: bytes) -> Plain:
     Raises:
         InvalidMessage: by a named rule (module docstring).
     """
-    nul = content.find(b"\0")
-    if nul >= 0:
+    if b"\0" in content:
         raise _refusal(
-            "the message contains a NUL octet", "encode the part as base64", "nul", position=nul
+            "the message contains a NUL octet",
+            "encode the part as base64",
+            "nul",
+            position=content.find(b"\0"),
         )
-    if b"\r" not in content:
-        converted = content.replace(b"\n", CRLF)
-        try:
-            return _read_lines(converted)
-        except InvalidMessage as error:
-            if error.position is not None:  # as the caller counts
-                error.position -= converted.count(CRLF, 0, error.position)
-            raise
     pairs = content.count(CRLF)
     if pairs != content.count(b"\n") or pairs != content.count(b"\r"):
+        if b"\r" not in content:
+            converted = content.replace(b"\n", CRLF)
+            try:
+                return _read_lines(converted)
+            except InvalidMessage as error:
+                if error.position is not None:  # as the caller counts
+                    error.position -= converted.count(CRLF, 0, error.position)
+                raise
         bare = _BARE.search(content)
         raise _refusal(
             "the message mixes line ends (CRLF, bare CR or bare LF)",
@@ -137,24 +139,37 @@ def _values(head: bytes) -> dict[str, str]:
     if head.translate(None, _PRINTABLE):
         _check_characters(head)
     values: dict[str, str] = {}
-    lines = head[:-2].decode("utf-8").split("\r\n")
-    key = value = ""
+    text = head[:-2].decode("utf-8")
+    lines = text.split("\r\n")
     folds = 0
     try:
-        for line in lines:
-            if line[0] in " \t" and key:
-                value += line
-                folds += 1
-            else:
-                name, colon, value = line.partition(":")
-                key = _key(name if colon else "")
-            values[key] = value.strip(" \t")
+        if "\r\n " in text or "\r\n\t" in text:
+            folds = _unfold(lines, values)
+        else:
+            for line in lines:
+                name, value = line.split(":", 1)
+                values[_key(name)] = value.strip(" \t")
     except ValueError:  # no header line
         values.clear()
     whole = bool(values) and len(values) + folds == len(lines)
     if folds or not whole:
         _check_characters(head)
     return values if whole else {}
+
+
+def _unfold(lines: list[str], values: dict[str, str]) -> int:
+    """Values of fields of which some are folded; returns the number of continuations."""
+    key = value = ""
+    folds = 0
+    for line in lines:
+        if line[0] in " \t" and key:
+            value += line
+            folds += 1
+        else:
+            name, value = line.split(":", 1)
+            key = _key(name)
+        values[key] = value.strip(" \t")
+    return folds
 
 
 def _fields(head: bytes) -> tuple[Field, ...]:

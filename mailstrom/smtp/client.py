@@ -8,9 +8,19 @@ flight (RFC 3030 section 2), with ``depth`` several of them. Else one command an
 Every reply is matched to its command by order; what is out of step ends the session's use. Content
 follows a 354 only, and only if a recipient was accepted; a 354 without any gets a lone dot. A
 flight with a BDAT whose recipients were all refused ends the session: what the server made of the
-octets is unknown. Nothing marks the place of a BDAT's reply as 354 marks that of a dot's, so none
-is believed where garbage came with it, or where its enhanced code speaks of an address; a server
-without such codes that answers twice cannot be seen through. A loss before the last octet of the
+octets is unknown.
+
+A reply too many or too few would give one recipient another's verdict, so places are counted where
+they can be. A 354 stands for DATA alone, and marks its place; a flight whose DATA was refused is
+told once RSET behind it got its 250, which no reply to DATA is (the next flight leaves with it). A
+recipient taken behind a refused MAIL, and silence where DATA is to be refused, undo the flight.
+Nothing marks the place of a BDAT's reply. None is believed where garbage came with it, where its
+enhanced code speaks of an address, or in words that MAIL or RCPT got in this session; a server
+that has no other words is spared BDAT. What cannot be seen: a missing reply to content in
+whose place stands that to the MAIL behind it; a reply too many that comes late; and with BDAT, by a
+server without enhanced codes, one before the first content of a session, or whom a refusal meant.
+
+A loss before the last octet of the
 content was taken is "not sent", a loss after it is "maybe sent" (``dot_written``), and the two are
 never confused: each transaction in flight has its own. RSET is sent before a transaction that
 follows an unfinished one, a refused content, or a BDAT whose reply is still out.
@@ -70,6 +80,7 @@ _UNKNOWN_COMMAND = frozenset({500, 501, 502, 503, 504})
 _BAD_SEQUENCE = 503
 _OUT_OF_SYNC = re.compile(r"pipelin|synchroni[sz]", re.IGNORECASE)
 _CONTENT = (Slot.DOT, Slot.LONE_DOT, Slot.BDAT)
+_MOST_WORDS = 64  # a server may name the recipient in each of its replies
 
 
 class ClientDialogue:
@@ -96,23 +107,11 @@ class ClientDialogue:
         self._reset_due = False
         self._used = False  # a transaction ended here
         self._refused = False  # its content was the last to be answered, and refused
+        # words of consent, where no enhanced code tells more
+        self._elsewhere: set[tuple[str, ...]] = set()  # to MAIL and RCPT
+        self._to_content: set[tuple[str, ...]] = set()
+        self._told_apart = False  # the last one to content had words of its own
         self._broken = False
-        steps: dict[Step, Callable[[Progress, Slot, int, Reply], list[Event]]] = {
-            Step.PROCEED: self._proceed,
-            Step.REFUSE_ALL: self._refuse_all,
-            Step.REFUSE_ONE: self._refuse_one,
-            Step.ACCEPT_ONE: self._accept_one,
-            Step.REFUSE_DATA: self._refuse_data,
-            Step.GO_AHEAD: self._go_ahead,
-            Step.FINISH: self._finish,
-            Step.REFUSE_CHUNK: self._refuse_chunk,
-            Step.GARBAGE: self._out_of_step,
-        }
-        self._steps = {
-            (slot, digit): steps[TABLE[slot, kind]]
-            for slot in Slot
-            for digit, kind in KINDS.items()
-        }
 
     # What the shell asks
 
@@ -129,6 +128,8 @@ class ClientDialogue:
         if not self._running:
             return not self._parser.partial
         last = self._running[-1]
+        if last.clearing:
+            return True
         if not last.given or self._pipelining is not Pipelining.FULL:
             return False
         return len(self._running) < self._depth + (not last.chunked)
@@ -192,7 +193,7 @@ class ClientDialogue:
         if lacking is not None:
             raise ValueError(f"the server does not offer what the envelope needs: {lacking}")
         transaction = Progress(envelope.recipients)
-        transaction.behind = bool(self._running)
+        transaction.behind = bool(self._running) and not self._running[-1].clearing
         if body is not None:
             fits = 0 < len(body) <= self._chunk_octets and len(self._running) < self._depth
             if fits:
@@ -244,11 +245,14 @@ class ClientDialogue:
                 break
         if garbage:
             events += self.fail(Fault.GARBAGE)
-        return _spoiled(events) if self._broken else events
+        return self._spoiled(events) if self._broken else events
 
     def receive_eof(self) -> list[Event]:
         """The peer closed; half a reply counts as none."""
         stumbled = self._waiting() if self.stage is Stage.DOT else None
+        if self._used and self._running and not self._running[0].answered:
+            # It closes behind each message, maybe: by BDAT each second one would be in doubt.
+            stumbled = Extension.CHUNKING if self._running[0].chunked else stumbled
         return self._fail(Fault.CLOSED, stumbled)
 
     def fail(self, fault: Fault) -> list[Event]:
@@ -263,11 +267,15 @@ class ClientDialogue:
         if not self._running:
             return [PeerClosing(reply=None, fault=fault)]
         transaction = self._running[0]
+        if transaction.clearing and fault is Fault.GARBAGE:
+            return self._unclear(transaction)
         transaction.stale = self.resetting
         refused = transaction.refused
         if refused is not None:
-            # "550 go away" and a close: the reply decided, the close only ends the session
-            return self._end(transaction, refused, None)
+            if fault is not Fault.TIMEOUT or self._awaited[0][1] is not Slot.DATA:
+                # "550 go away" and a close: the reply decided, the close only ends the session
+                return self._end(transaction, refused, None)
+            transaction.disbelieve()  # a reply to the flight is missing: which, cannot be told
         return self._end(transaction, stage, fault, stumbled)
 
     # Sending
@@ -347,7 +355,7 @@ class ClientDialogue:
             transaction.answered = True
         if code == _CLOSING:
             return self._closing(transaction, slot, index, reply)
-        return self._steps[slot, code // 100](transaction, slot, index, reply)
+        return _STEPS[slot, code // 100](self, transaction, slot, index, reply)
 
     def _stumbles(self, transaction: Progress, slot: Slot, reply: Reply) -> bool:
         """Whether a refusal only says that commands came too soon, or in the wrong place.
@@ -384,7 +392,7 @@ class ClientDialogue:
                 transaction.data = reply
         elif slot in _CONTENT:
             transaction.dot = reply
-        else:
+        elif not transaction.clearing:
             transaction.mail = reply
 
     def _closing(self, transaction: Progress, slot: Slot, index: int, reply: Reply) -> list[Event]:
@@ -397,6 +405,11 @@ class ClientDialogue:
         if slot is Slot.MAIL:
             transaction.mail = reply
             transaction.opened = True
+            if reply.enhanced is None:
+                _remember(self._elsewhere, reply)
+        elif transaction.clearing:
+            transaction.opened = False
+            return self._end(transaction, transaction.refused or Stage.DATA, None)
         if transaction.groups:
             self._send(transaction)
         return []
@@ -411,9 +424,12 @@ class ClientDialogue:
         self, transaction: Progress, slot: Slot, index: int, reply: Reply
     ) -> list[Event]:
         if not transaction.opened:
-            return self._refuse_one(transaction, slot, index, reply)
+            # nobody takes recipients behind a refused MAIL: the refusal was another command's
+            return self._out_of_step(transaction, slot, index, reply)
         transaction.accepted += 1
         transaction.rcpts[index] = reply
+        if reply.enhanced is None:
+            _remember(self._elsewhere, reply)
         if transaction.groups:
             self._send(transaction)
         return []
@@ -431,7 +447,14 @@ class ClientDialogue:
         self, transaction: Progress, slot: Slot, index: int, reply: Reply
     ) -> list[Event]:
         self._keep(transaction, slot, index, reply)
-        return self._settled(transaction)
+        if self._pipelining is Pipelining.NONE:
+            return self._settled(transaction)
+        # No 354 says that this was the last reply to the flight: what answers RSET must not be
+        # what DATA was answered with.
+        transaction.clearing = True
+        self._output.append(commands.RSET)
+        self._awaited.append((transaction, Slot.RSET, 0))
+        return []
 
     def _go_ahead(self, transaction: Progress, slot: Slot, index: int, reply: Reply) -> list[Event]:
         if reply.code != _GO_AHEAD:
@@ -452,14 +475,21 @@ class ClientDialogue:
 
     def _finish(self, transaction: Progress, slot: Slot, index: int, reply: Reply) -> list[Event]:
         positive = reply.code < 300
-        if positive and self._speaks_of_an_address(transaction, reply):
+        if positive and self._answers_another(transaction, reply):
             return self._out_of_step(transaction, slot, index, reply)
         transaction.dot = reply
         transaction.opened = not positive  # some keep the envelope of a refused content
         refused = transaction.refused
+        if positive and reply.enhanced is None:
+            self._told_apart = reply.lines not in self._elsewhere
+            _remember(self._to_content, reply)
         if slot is Slot.BDAT:
-            self._chunks_proved = self._chunks_proved or refused is None
             self._broken = refused is not None  # it takes what it refused: nothing holds here
+            if reply.enhanced is None and not self._told_apart:
+                # it says the same to everything: no reply in a flight could be told from another
+                self._chunk_octets = 0
+                return self._end(transaction, refused or Stage.DOT, None, Extension.CHUNKING)
+            self._chunks_proved = self._chunks_proved or refused is None
         return self._end(transaction, refused or Stage.DOT, None)
 
     def _refuse_chunk(
@@ -481,14 +511,22 @@ class ClientDialogue:
         self, transaction: Progress, slot: Slot, _index: int, _reply: Reply
     ) -> list[Event]:
         self._broken = True
+        if transaction.clearing:
+            return self._unclear(transaction)
         transaction.stale = slot in (Slot.RSET, Slot.MAIL) and not transaction.answered
         if slot in (Slot.RCPT, Slot.DATA):
             # This is the answer to something else: no earlier reply can be trusted to stand with
             # its own recipient.
-            transaction.mail = None
-            transaction.rcpts = [None] * len(transaction.recipients)
+            transaction.disbelieve()
             transaction.answered = transaction.answered and not transaction.behind
         return self._end(transaction, STAGES[slot], Fault.GARBAGE)
+
+    def _unclear(self, transaction: Progress) -> list[Event]:
+        """What came behind a refusal was no answer to RSET: a reply too many came before it."""
+        self._broken = True
+        transaction.disbelieve()
+        transaction.answered = False  # not by replies that are surely its own
+        return self._end(transaction, Stage.DATA, Fault.GARBAGE)
 
     def _settled(self, transaction: Progress) -> list[Event]:
         """Every recipient is refused: over, unless replies of the flight are still to be read."""
@@ -517,6 +555,7 @@ class ClientDialogue:
             return events
         for other in running:  # no reply to them can have come: replies come in order
             lost = Stage.DOT if other.dot_written else Stage.MAIL
+            other.stale = transaction.clearing
             events.append(self._told(other, lost, fault or Fault.CLOSED, None))
         running.clear()
         self._awaited.clear()
@@ -541,19 +580,59 @@ class ClientDialogue:
         flight = stage in (late if fault is Fault.TIMEOUT else (Stage.MAIL, *late))
         return Extension.PIPELINING if behind or flight else None
 
-    def _speaks_of_an_address(self, transaction: Progress, reply: Reply) -> bool:
-        """Whether what should answer content answers a MAIL or RCPT (RFC 3463 section 3.2).
+    def _answers_another(self, transaction: Progress, reply: Reply) -> bool:
+        """Whether what should answer content answers a MAIL or RCPT.
 
-        So it is where a reply came twice before a BDAT, or none came before commands behind a dot.
+        So it is where a reply came twice before a BDAT, or none came before commands behind
+        content. The enhanced code tells of an address (RFC 3463 section 3.2); where there is
+        none the words do, said to such a command of this session before and to no content.
         """
-        enhanced = reply.enhanced
-        if enhanced is None or not enhanced.startswith("2.1."):
+        if not transaction.chunked and self._waiting() is None:
             return False
-        return transaction.chunked or self._waiting() is not None
+        if reply.enhanced is not None:
+            return reply.enhanced.startswith("2.1.")
+        if reply.lines not in self._elsewhere or reply.lines in self._to_content:
+            return False
+        return self._told_apart or (transaction.chunked and self._chunks_proved)
 
     def _waiting(self) -> Extension | None:
         """PIPELINING where something stands behind the first content that is unanswered."""
         return Extension.PIPELINING if len(self._running) > 1 else None
+
+    def _spoiled(self, events: list[Event]) -> list[Event]:
+        """What ended in the same bytes as the session: no other transaction may follow.
+
+        With garbage among them a reply to a BDAT may be another command's, and so may one to
+        content that others stood behind, in words that others get: they are not believed.
+        """
+        garbage = any(
+            not isinstance(event, ContentWanted) and event.fault is Fault.GARBAGE
+            for event in events
+        )
+        spoiled: list[Event] = []
+        ahead = False  # of commands that left behind its content
+        for event in reversed(events):
+            if isinstance(event, TransactionEnd):
+                told, behind = event.dot, event.behind
+                event = replace(event, usable=False)
+                if garbage and told is not None:
+                    if event.chunked:
+                        event = replace(
+                            event,
+                            mail=None,
+                            rcpts=(None,) * len(event.rcpts),
+                            dot=None,
+                            fault=Fault.GARBAGE,
+                            stumbled=Extension.CHUNKING,
+                        )
+                    elif ahead and told.enhanced is None and told.lines in self._elsewhere:
+                        event = replace(
+                            event, dot=None, fault=Fault.GARBAGE, stumbled=Extension.PIPELINING
+                        )
+                ahead = behind
+            spoiled.append(event)
+        spoiled.reverse()
+        return spoiled
 
     def _told(
         self,
@@ -579,22 +658,23 @@ class ClientDialogue:
         )
 
 
-def _spoiled(events: list[Event]) -> list[Event]:
-    """What ended in the same bytes as the session: no other transaction may follow.
+def _remember(words: set[tuple[str, ...]], reply: Reply) -> None:
+    if len(words) < _MOST_WORDS:
+        words.add(reply.lines)
 
-    With garbage among them a reply to a BDAT may be another command's: it is not believed.
-    """
-    garbage = any(
-        not isinstance(event, ContentWanted) and event.fault is Fault.GARBAGE for event in events
-    )
-    spoiled: list[Event] = []
-    for event in events:
-        if isinstance(event, TransactionEnd):
-            if garbage and event.chunked and event.dot is not None:
-                event = replace(
-                    event, dot=None, fault=Fault.GARBAGE, stumbled=Extension.CHUNKING, usable=False
-                )
-            else:
-                event = replace(event, usable=False)
-        spoiled.append(event)
-    return spoiled
+
+_BY_STEP: dict[Step, Callable[[ClientDialogue, Progress, Slot, int, Reply], list[Event]]] = {
+    Step.PROCEED: ClientDialogue._proceed,
+    Step.REFUSE_ALL: ClientDialogue._refuse_all,
+    Step.REFUSE_ONE: ClientDialogue._refuse_one,
+    Step.ACCEPT_ONE: ClientDialogue._accept_one,
+    Step.REFUSE_DATA: ClientDialogue._refuse_data,
+    Step.GO_AHEAD: ClientDialogue._go_ahead,
+    Step.FINISH: ClientDialogue._finish,
+    Step.REFUSE_CHUNK: ClientDialogue._refuse_chunk,
+    Step.GARBAGE: ClientDialogue._out_of_step,
+}
+_STEPS = {
+    (slot, digit): _BY_STEP[TABLE[slot, kind]] for slot in Slot for digit, kind in KINDS.items()
+}
+"""What a reply leads to; made once, since a site's one message is a dialogue of its own."""

@@ -114,6 +114,7 @@ class Progress:
         "behind",
         "body",
         "chunked",
+        "clearing",
         "data",
         "dot",
         "dot_written",
@@ -144,6 +145,12 @@ class Progress:
         self.behind = False
         self.stale = False
         self.chunked = False
+        self.clearing = False  # refused, and told once RSET shows that its replies were its own
+
+    def disbelieve(self) -> None:
+        """Forget the replies to the envelope: which of them was whose cannot be told."""
+        self.mail = self.data = None
+        self.rcpts = [None] * len(self.recipients)
 
     @property
     def refused(self) -> Stage | None:

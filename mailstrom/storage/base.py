@@ -49,6 +49,8 @@ class Lane:
     """Whether a BDAT worked there (True), or CHUNKING was offered and mishandled (False)."""
     failing: bool = False
     """Whether the last pass over the site's hosts failed."""
+    canary: bool = False
+    """Whether the site has yet to show that it takes mail: it never did, or failed since."""
 
 
 class Lesson(Struct, frozen=True, kw_only=True, gc=False):
@@ -66,6 +68,31 @@ class Lesson(Struct, frozen=True, kw_only=True, gc=False):
     until_ms: int = 0
 
 
+class Ahead(Struct, frozen=True, kw_only=True, gc=False):
+    """Open the first messages of a claim in the same step, for a session that waits for them.
+
+    Up to the first that does not suit: that one is opened in its own time, and so is what comes
+    behind it. What says of itself ``on_doubt = "hold"`` never suits. A store may open fewer.
+
+    Args:
+        session: on which they go on the wire next.
+        messages: so many at most.
+        recipients: most of one message.
+        octets: largest message that the session takes; 0: of any size.
+        encrypted: whether it may carry what must not travel in clear.
+        eightbit: whether it takes 8-bit content.
+        smtputf8: whether it takes addresses beyond ASCII.
+    """
+
+    session: str
+    messages: int
+    recipients: int
+    octets: int
+    encrypted: bool
+    eightbit: bool
+    smtputf8: bool
+
+
 class ClaimRequest(Struct, frozen=True, kw_only=True, gc=False):
     """Ask for due recipients of the lane's site.
 
@@ -76,6 +103,10 @@ class ClaimRequest(Struct, frozen=True, kw_only=True, gc=False):
             nothing and is told to end. None: as many as were leased.
         share: how many of them the lane's worker may have, so that a worker that came later gets
             its part of a site that is never idle. None: as many as were leased.
+        even: where less is due than all lanes of the site would claim, take this lane's part of it
+            only, but so many messages at least: they come to the end together, and none keeps mail
+            for long while others have nothing. 0: take what is there.
+        ahead: what of it is opened at once; ``Exchange.opened`` tells. None: nothing.
 
     Claims come by priority, then by due time, the recipients of a message side by side. Of ten
     claims two begin with low and one with normal priority, so that nothing is starved.
@@ -86,6 +117,8 @@ class ClaimRequest(Struct, frozen=True, kw_only=True, gc=False):
     max_bytes: int
     limit_lanes: int | None = None
     share: int | None = None
+    even: int = 0
+    ahead: Ahead | None = None
 
 
 class Claimed(Struct, frozen=True, kw_only=True, gc=False):
@@ -206,6 +239,8 @@ class Exchange(NamedTuple):
     store does not say."""
     freed_s: float = 0.0
     """When all was committed, and the lock free again."""
+    more: frozenset[int] = frozenset()
+    """Lanes whose claim left something due behind, for its bounds or as it is others' part."""
 
 
 class Suspension(NamedTuple):

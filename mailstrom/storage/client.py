@@ -131,6 +131,18 @@ class Prompt(Protocol):
 
 
 @runtime_checkable
+class AheadStore(Protocol):
+    """A store that can do a part of its work before its writing thread has the submissions."""
+
+    def ahead(self, submissions: Sequence[Submission]) -> Sequence[Submission]:
+        """The same submissions, for ``enqueue``; on any thread, and nothing is written.
+
+        What is wrong with one of them is told by ``enqueue``.
+        """
+        ...
+
+
+@runtime_checkable
 class PromptStore(Protocol):
     """A ``ClientStore`` may offer this, too."""
 
@@ -167,9 +179,15 @@ class ClientStore(Protocol):
         ...
 
     def change(self, change: Change, targets: Sequence[Target], now_ms: int) -> int:
-        """Change recipients, durably and in one transaction; returns how many changed.
+        """Change recipients, durably; returns how many changed.
+
+        Up to some hundred in one transaction, more in several: where one of those fails, the ones
+        before it stand, durably, and the same call made again does the rest.
 
         What each word does is told by ``Change``. A target in another state is left as it is.
+
+        Raises:
+            OutcomeUnknown: only a part of the recipients was changed, or nobody knows.
         """
         ...
 

@@ -21,11 +21,12 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from mailstrom.testing.script import Act, Rule, Script
+from tests.support.network import HELD_S
 
 ALONE = ("pipelined", "serial")
 MODES = (*ALONE, "behind", "bdat")
 WARM_S = 0.7
-"""The content before is answered so late that what follows stands behind it."""
+"""The content before by BDAT is answered so late."""
 
 EXPECTED = """
 connect   refused  delivered  -        no   yes   deferred   connect  no   0
@@ -197,9 +198,11 @@ def script(cell: Cell) -> Script:
         # A host that reads on and says nothing is silent at the dot: here it stops reading.
         fault["act"] = Act.STALL
     if cell.mode not in ALONE:
+        # The content before is answered when what follows is seen to stand behind it.
+        warm_s = HELD_S if cell.mode == "behind" else WARM_S
         return Script(
             rules=(
-                Rule(stage="dot", delay=WARM_S, recipient="warm@*", last=1),
+                Rule(stage="dot", delay=warm_s, recipient="warm@*", last=1),
                 Rule(stage=cell.stage, **fault, **_narrowed(cell)),  # type: ignore[arg-type]
             ),
             magic=False,

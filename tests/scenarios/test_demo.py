@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -13,9 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from mailstrom.demo.audit import Accepted, Audit, Outcome, audit, wire_digest
 from mailstrom.demo.plan import CYCLE, DESTINATIONS, Planned, outgoing
+from mailstrom.demo.report import print_elsewhere
 from mailstrom.testing.records import Dot
 from mailstrom.types import Reason, Status
 
@@ -220,6 +223,17 @@ def test_a_marked_duplicate_is_allowed_and_counted() -> None:
 def test_a_finding_names_the_recipient_and_what_was_planned() -> None:
     found = account(status="failed", reason="bounced")
     assert found.unplanned == ("a@x.example (id): planned delivered, is failed (bounced) 550 no",)
+
+
+def test_what_is_said_of_a_run_that_stays_fits_80_columns_and_names_its_spool() -> None:
+    console = Console(file=io.StringIO(), width=80)
+    store = Path("/tmp/mailstrom-demo-y0iro0cy/spool.db")
+    with console.capture() as capture:
+        print_elsewhere(console, store, store.with_name("engine.log"), kept=True)
+    lines = capture.get().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert f"  export MAILSTROM_STORE={store}" in lines
+    assert "engine.log" in " ".join(lines)
 
 
 def test_every_destination_occurs_in_one_cycle_and_no_address_twice() -> None:

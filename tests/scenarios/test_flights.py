@@ -20,7 +20,8 @@ from tests.support.network import Network, dots
 COUNT = 20
 SETTINGS: Tables = {
     "sites": {"connections": 1, "idle": "200ms", "suspend": ["1s"]},
-    "timeouts": {**dict.fromkeys(("mail", "rcpt", "data", "dot"), "1s"), "body": "20s"},
+    # So long is waited where nothing comes; a good site on a machine that stands still is not lost.
+    "timeouts": {**dict.fromkeys(("mail", "rcpt", "data", "dot"), "5s"), "body": "20s"},
 }
 
 

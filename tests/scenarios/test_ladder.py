@@ -17,7 +17,7 @@ from tests.support.sockets import eventually
 
 @pytest.fixture(scope="module")
 def engine(network: Network, folder: Path) -> Iterator[Engine]:
-    settings = {"sites": {"idle": "50ms"}, "timeouts": {"mail": "1s"}}
+    settings = {"sites": {"idle": "50ms"}, "timeouts": {"mail": "5s"}}
     with sound(Engine(network, folder, workers=1, settings=settings)) as engine:
         yield engine.start()
 

@@ -92,7 +92,7 @@ def test_killed_after_the_final_dot_held_for_a_person(
 def test_a_stopped_worker_is_killed_and_only_its_open_recipient_is_in_doubt(
     network: Network, make_engine: MakeEngine
 ) -> None:
-    engine = make_engine(settings={**ONE_LANE, "supervisor": {"watchdog": "4s"}}).start()
+    engine = make_engine(settings={**ONE_LANE, "supervisor": {"watchdog": "8s"}}).start()
     domain, (host,) = network.site(SILENT_ONCE)
     names = _names(domain, 10)
     ids = _send_each(engine, names)
@@ -215,7 +215,9 @@ def test_a_new_janitor_takes_the_role_of_a_killed_one(
     engine = make_engine().start()
     (janitor,) = engine.live("janitor")
     os.kill(janitor, signal.SIGKILL)
-    engine.wait_log("worker.ready", kind="janitor", count=2)
+    # The killed one may have died before it could log that it was ready.
+    again = engine.wait_log("worker.started", kind="janitor", count=2)[1]
+    engine.wait_log("worker.ready", pid=again["pid"])
 
     domain, (host,) = network.site(SILENT_ONCE)
     id = engine.send(f"a@{domain}")

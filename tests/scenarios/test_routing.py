@@ -23,7 +23,8 @@ ROUTE_FAILURES = {
 
 @pytest.fixture(scope="module")
 def engine(network: Network, folder: Path) -> Iterator[Engine]:
-    with sound(Engine(network, folder, workers=2)) as engine:
+    settings = {"dns": {"timeout": "5s"}}  # two faults are waited for so long
+    with sound(Engine(network, folder, workers=2, settings=settings)) as engine:
         yield engine.start()
 
 

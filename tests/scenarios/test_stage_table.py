@@ -41,18 +41,20 @@ SETTINGS: Tables = {
     "delivery": {"max_connections": 400},
     "retry": {"schedule": ["1h"]},
     "sites": {"suspend": ["1h"], "idle": "0s", "connections": 1},
-    "timeouts": {"connect": "3s", "quit": "1s", **dict.fromkeys(STAGES, "3s")},
+    # Longer than a machine with many sessions stands still; a dot is held for a while.
+    "timeouts": {"connect": "6s", "quit": "1s", **dict.fromkeys(STAGES, "6s"), "dot": "20s"},
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """A cell's two recipients, the second host of the first, and the host of the other."""
+    """A cell's two recipients, the second host of the first, the host of the other, both hosts."""
 
     first: str
     second_host: SMTPServer
     only: str
     only_host: SMTPServer | None
+    hosts: tuple[SMTPServer, ...]
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +85,8 @@ def _prepare(network: Network, cell: Cell, deaf: str) -> Tried:
     name = f"{cell.stage}-{cell.fault}-{cell.mode}.test"
     network.route(f"two.{name}", [addresses[0], second.host])
     network.route(f"one.{name}", [addresses[1]])
-    return Tried(f"a@two.{name}", second, f"a@one.{name}", hosts[1] if hosts else None)
+    only = hosts[1] if hosts else None
+    return Tried(f"a@two.{name}", second, f"a@one.{name}", only, tuple(hosts))
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +102,7 @@ def tried(network: Network, deaf: str) -> dict[Cell, Tried]:
 
 
 @pytest.fixture(scope="module")
-def measured(engine: Engine, tried: dict[Cell, Tried]) -> dict[Cell, Outcome]:
+def measured(network: Network, engine: Engine, tried: dict[Cell, Tried]) -> dict[Cell, Outcome]:
     """Every cell, delivered once."""
     heard: list[str] = []  # nothing goes ahead of the wire before a lane heard of its server
     warm: list[str] = []
@@ -117,12 +120,25 @@ def measured(engine: Engine, tried: dict[Cell, Tried]) -> dict[Cell, Outcome]:
     engine.ms.send(mail(*big, text=f"{'x' * 76}\n" * BIG_LINES))
     engine.ms.send_many(mail(address) for address in small)
     engine.start()
+    holding = [host for cell, one in tried.items() if cell.mode == "behind" for host in one.hosts]
+    eventually(
+        lambda: network.on_loop(lambda: all(map(_stands_behind, holding))),
+        90,
+        what="an envelope behind each dot that is held",
+    )
+    network.pass_time()
     eventually(
         lambda: not engine.rows("SELECT 1 FROM recipients WHERE status IN ('queued', 'sending')"),
         90,
         what="a first verdict on every recipient",
     )
     return {cell: _outcome(engine, one) for cell, one in tried.items()}
+
+
+def _stands_behind(host: SMTPServer) -> bool:
+    """Whether something was read that waits for the answer to a dot."""
+    waiting = [shell.dialogue for shell in host._live if shell.waiting]
+    return any(one._inbox or one._reader._buffer for one in waiting)
 
 
 def _outcome(engine: Engine, tried: Tried) -> Outcome:

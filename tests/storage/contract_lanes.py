@@ -71,11 +71,12 @@ class LaneContract:
             spool.send(f"r{number}@example.org")
         spool.route()
         (canary,) = spool.lease(want=10)
+        assert canary.canary
         assert spool.lease(want=10) == []
         (row,) = spool.claim(canary, limit=1)
         spool.open(canary, [row])
         spool.settle(canary, row, "delivered", now=T0)
-        assert len(spool.lease(want=10)) == 4
+        assert [lane.canary for lane in spool.lease(want=10)] == [False] * 4
 
     def test_sites_full_of_lanes_do_not_hide_the_others(self, spool: Spool) -> None:
         names = [f"d{number:03}.example" for number in range(210)]
@@ -220,6 +221,31 @@ class LaneContract:
         assert len({row.recipient for row in rows}) == len(rows) == 10
         assert {row.lane for row in rows} == {lane.token for lane in lanes}
 
+    def test_near_the_end_a_lane_takes_its_part_only(self, spool: Spool) -> None:
+        busy_site(spool, 14)
+        lanes = spool.lease(want=4)
+
+        def claims(*lanes: Any, limit: int) -> tuple[list[int], int]:
+            """How many each was given, and how many of them heard that more is due."""
+            requests = [
+                ClaimRequest(lane=lane.token, limit=limit, max_bytes=1 << 20, even=True)
+                for lane in lanes
+            ]
+            done = spool.exchange(claims=requests)
+            given = [sum(row.lane == lane.token for row in done.claimed) for lane in lanes]
+            return given, len(done.more)
+
+        assert claims(lanes[0], limit=2) == ([2], 1), "there is enough for all"
+        assert claims(*lanes, limit=10) == ([3, 3, 2, 1], 4)
+        assert claims(*lanes, limit=10) == ([1, 1, 1, 0], 2)
+        assert claims(lanes[0], limit=10) == ([0], 0)
+
+    def test_a_lane_alone_takes_all_that_it_may(self, spool: Spool) -> None:
+        busy_site(spool, 5)
+        request = ClaimRequest(lane=spool.lane().token, limit=9, max_bytes=1 << 20, even=True)
+        done = spool.exchange(claims=[request])
+        assert (len(done.claimed), done.more) == (5, frozenset())
+
     def test_a_lane_that_ended_claims_and_opens_nothing(self, spool: Spool) -> None:
         busy_site(spool, 3)
         lane = spool.lane()
@@ -326,6 +352,7 @@ class LaneContract:
         spool.engine.release([lane.token], T0 + 400)
         canary = spool.lane(now=T0 + 1_000)
         assert canary.failing
+        assert canary.canary
         (row,) = spool.claim(canary, now=T0 + 1_000)
         spool.open(canary, [row], now=T0 + 1_000)
         spool.settle(canary, row, "delivered", now=T0 + 2_000)

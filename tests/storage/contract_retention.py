@@ -53,6 +53,21 @@ class RetentionContract:
         assert spool.engine.purge(KEEP, 2, T0 + DAY) == 2
         assert sum(spool.client.content(id) is None for id in ids) == 2
 
+    def test_a_message_of_many_recipients_goes_piece_by_piece(self, spool: Spool) -> None:
+        id, lane, rows = spool.sending(*(f"{n}@example.org" for n in range(7)))
+        for row in rows:
+            spool.settle(lane, row, "delivered", now=T0)
+        spool.engine.release([lane.token], T0)
+        spool.engine.purge(KEEP, 100, T0 + DAY)
+        left = [7]
+        while spool.client.statuses([id]):
+            assert spool.engine.purge(KEEP, 3, T0 + 2 * DAY) > 0
+            left += [len(one.recipients) for one in spool.client.statuses([id]).values()]
+            spool.sound()
+        assert left == [7, 4, 1]
+        for view in ("messages", "recipients", "attempts"):
+            assert spool.rows(f"SELECT count(*) FROM {view}") == [(0,)]
+
     def test_what_was_purged_is_not_reopened(self, spool: Spool) -> None:
         id = self.finished(spool, "failed")
         spool.engine.purge(KEEP, 10, T0 + DAY)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from mailstrom.storage.base import ClaimRequest, Open
+from mailstrom.storage.base import Ahead, ClaimRequest, Lane, Open
 from mailstrom.types import OnDoubt, Reason
 from tests.storage.spool import (
     HOUR,
     NO_ROWS,
     T0,
     Spool,
+    at_once,
     attempt,
     change,
     session_row,
@@ -130,6 +133,72 @@ class SettlingContract:
         assert done.settled == {one.recipient}
         assert done.opened == {two.recipient}
         assert [row.address for row in done.claimed] == ["c@example.org"]
+
+    # --- opened with its claim ---
+
+    def ahead(self, spool: Spool, lane: Lane, ahead: Ahead) -> tuple[list[str], list[str]]:
+        """Who was claimed, and who of them is open."""
+        request = ClaimRequest(lane=lane.token, limit=9, max_bytes=1 << 20, ahead=ahead)
+        done = spool.exchange(claims=[request])
+        by = {row.recipient: row.address for row in done.claimed}
+        return list(by.values()), [by[one] for one in by if one in done.opened]
+
+    def test_a_claim_opens_its_first_messages_where_it_is_asked_to(self, spool: Spool) -> None:
+        ids = [spool.send(f"{name}@example.org") for name in "abc"]
+        spool.route()
+        lane = spool.lane()
+        claimed, opened = self.ahead(spool, lane, at_once(2))
+        assert claimed == ["a@example.org", "b@example.org", "c@example.org"]
+        assert opened == claimed[:2]
+        assert [spool.only(id).status for id in ids] == ["sending", "sending", "queued"]
+        assert spool.engine.release([lane.token], T0) == 3
+        assert [spool.only(id).in_doubt for id in ids] == [True, True, False]
+        spool.sound()
+
+    def test_what_was_opened_with_its_claim_is_settled_and_opened_again_as_any_other(
+        self, spool: Spool
+    ) -> None:
+        spool.send("a@example.org")
+        spool.route()
+        lane = spool.lane()
+        request = ClaimRequest(lane=lane.token, limit=9, max_bytes=1 << 20, ahead=at_once(1))
+        (row,) = spool.exchange(claims=[request]).claimed
+        assert spool.open(lane, [row], "another") == frozenset()
+        assert spool.open(lane, [row], "s") == {row.recipient}
+        assert spool.settle(lane, row, "delivered")
+        spool.sound()
+
+    @pytest.mark.parametrize(
+        ("changes", "takes"),
+        [
+            ({"on_doubt": OnDoubt.HOLD}, {}),
+            ({"require_tls": True}, {"encrypted": False}),
+            ({"eightbit": True}, {"eightbit": False}),
+            ({"smtputf8": True}, {"smtputf8": False}),
+            ({}, {"octets": 10}),
+        ],
+    )
+    def test_from_what_the_session_does_not_take_on_nothing_is_opened(
+        self, spool: Spool, changes: dict[str, Any], takes: dict[str, Any]
+    ) -> None:
+        content = b"Subject: one\r\n\r\nhello\r\n"
+        for at, more in enumerate(
+            ({"content": b"A:\r\n\r\n"}, {"content": content, **changes}, {})
+        ):
+            spool.send(f"{at}@example.org", **more)
+        spool.route()
+        claimed, opened = self.ahead(spool, spool.lane(), at_once(9, **takes))
+        assert len(claimed) == 3
+        assert opened == claimed[:1]
+
+    def test_a_message_is_opened_with_all_its_recipients_or_not_at_all(self, spool: Spool) -> None:
+        spool.send("a@example.org", "b@example.org")
+        spool.send("c@example.org", "d@example.org", "e@example.org")
+        spool.send("f@example.org")
+        spool.route()
+        claimed, opened = self.ahead(spool, spool.lane(), at_once(9, recipients=2))
+        assert len(claimed) == 6
+        assert opened == ["a@example.org", "b@example.org"]
 
     def test_an_empty_exchange_is_nothing(self, spool: Spool) -> None:
         assert spool.exchange() == NO_ROWS
@@ -338,3 +407,31 @@ class SettlingContract:
         ]
         kinds = {row[0] for row in spool.rows("SELECT DISTINCT type FROM events")}
         assert kinds >= {"worker.started", "mx.resolved"}
+
+    def test_attempts_at_several_hosts_keep_each_its_own(self, spool: Spool) -> None:
+        hosts = [("mx1.example.org", "192.0.2.1"), ('mx"2.example.org', "192.0.2.2"), (None, None)]
+        ids = [spool.send(f"{at}@example.org") for at in range(len(hosts))]
+        spool.route()
+        lane = spool.lane()
+        rows = spool.claim(lane)
+        spool.open(lane, rows)
+        done = spool.exchange(
+            settlements=[
+                settlement(
+                    lane.token, row.recipient, "delivered",
+                    attempt=attempt("delivered", host=host, address=address),
+                )
+                for row, (host, address) in zip(rows, hosts, strict=True)
+            ]
+        )  # fmt: skip
+        assert len(done.settled) == 3
+        assert [spool.only(id).mx for id in ids] == [host for host, _ in hosts]
+        for id, where in zip(ids, hosts, strict=True):
+            assert spool.rows("SELECT host, address FROM attempts WHERE message_id = ?", id) == [
+                where
+            ]
+            assert spool.rows(
+                "SELECT detail ->> 'host', detail ->> 'stage', detail ->> 'number' FROM events"
+                " WHERE message_id = ? AND type = 'recipient.delivered'", id,
+            ) == [(where[0], "dot", 1)]  # fmt: skip
+        spool.sound()

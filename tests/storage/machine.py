@@ -40,7 +40,17 @@ from mailstrom.storage.client import Selection
 from mailstrom.types import Change, Host, OnDoubt, Reason, Route, RouteResult
 from tests.storage.contract_clock import YEAR
 from tests.storage.files import SQLiteStores
-from tests.storage.spool import DAY, HOUR, T0, Stores, attempt, change, settlement, submission
+from tests.storage.spool import (
+    DAY,
+    HOUR,
+    T0,
+    Stores,
+    at_once,
+    attempt,
+    change,
+    settlement,
+    submission,
+)
 
 DOMAINS = ("one.example", "two.example")
 WORDS = ("delivered", "deferred", "failed", "held", "claimed", "queued")
@@ -311,11 +321,17 @@ class SpoolMachine(RuleBasedStateMachine):
         assert len(self.lanes) <= 3
 
     @precondition(lambda self: self.lanes)
-    @rule(data=st.data(), limit=st.integers(1, 3), most=st.sampled_from([None, None, 1, 2]))
-    def claim(self, data: st.DataObject, limit: int, most: int | None) -> None:
-        """``most``: the limit of lanes was lowered meanwhile."""
+    @rule(
+        data=st.data(), limit=st.integers(1, 3), most=st.sampled_from([None, None, 1, 2]),
+        ahead=st.integers(0, 2),
+    )  # fmt: skip
+    def claim(self, data: st.DataObject, limit: int, most: int | None, ahead: int) -> None:
+        """``most``: the limit of lanes was lowered meanwhile; ``ahead``: so many are opened."""
         token = data.draw(st.sampled_from(list(self.lanes)))
-        request = ClaimRequest(lane=token, limit=limit, max_bytes=1 << 20, limit_lanes=most)
+        request = ClaimRequest(
+            lane=token, limit=limit, max_bytes=1 << 20, limit_lanes=most,
+            ahead=at_once(ahead) if ahead else None,
+        )  # fmt: skip
         done = self.engines[self.lanes[token][1]].exchange(Work(claims=[request]), self.now)
         site = self.lanes[token][0].site
         older = sum(t < token for t, (lane, _) in self.lanes.items() if lane.site == site)
@@ -324,6 +340,17 @@ class SpoolMachine(RuleBasedStateMachine):
             assert done.claimed == []
         for row in done.claimed:
             self._take(row, token)
+        open_now = [row.recipient in done.opened for row in done.claimed]
+        assert open_now == sorted(open_now, reverse=True), "the first of them"
+        messages = {
+            row.message for row, is_open in zip(done.claimed, open_now, strict=True) if is_open
+        }
+        assert len(messages) <= ahead
+        for row, is_open in zip(done.claimed, open_now, strict=True):
+            assert is_open == (row.message in messages), "a message whole, or not at all"
+            if is_open:
+                assert row.on_doubt is not OnDoubt.HOLD
+                self.rows[row.message_id, row.address].state = "sending"
 
     def _take(self, row: Claimed, token: int) -> None:
         known = self.rows[row.message_id, row.address]

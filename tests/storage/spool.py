@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import Any, Protocol
 
 from mailstrom.storage.base import (
+    Ahead,
     Attempt,
     Claimed,
     ClaimRequest,
@@ -57,6 +58,12 @@ class Stores(Protocol):
     def worker(self) -> WorkerStore:
         """A new worker store."""
         ...
+
+
+def at_once(messages: int, **changes: Any) -> Ahead:
+    """Open so many of a claim with it, on session ``s``, which takes everything."""
+    takes = {"recipients": 100, "octets": 0, "encrypted": True, "eightbit": True, "smtputf8": True}
+    return Ahead(session="s", messages=messages, **(takes | changes))
 
 
 def submission(*recipients: str, **changes: Any) -> Submission:

@@ -11,12 +11,13 @@ from typing import Any
 import apsw
 import pytest
 
+from mailstrom.storage.base import Claimed
 from mailstrom.storage.sqlite import claims, clocks, upkeep
 from mailstrom.storage.sqlite.connection import connect
 from mailstrom.storage.sqlite.sql import STATEMENTS
 from tests.storage.contract_retention import KEEP
 from tests.storage.files import SQLiteStores
-from tests.storage.spool import BODY, DAY, T0, Spool, submission
+from tests.storage.spool import BODY, DAY, T0, Spool, settlement, submission
 
 
 @pytest.fixture
@@ -137,6 +138,35 @@ def test_a_lapse_lets_others_in_between_its_pieces(
     assert [count for (count,) in held] == [1_300, 300]
 
 
+def test_lanes_that_end_together_let_others_in_between(
+    spool: Spool, other: apsw.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool.send(*(f"r{n}@example.org" for n in range(1_900)))
+    while spool.route():
+        pass
+    known = connect(spool.client.path)  # type: ignore[attr-defined]
+    known.execute("UPDATE site SET last_success_ms = 1")
+    known.close()
+    lanes = [spool.lane() for _ in range(4)]
+    first, second, third, _idle = lanes
+    for lane in (first, second, second, third):
+        rows = spool.claim(lane)
+    spool.open(third, rows[:10])
+    held: list[Any] = []
+
+    def between(seconds: float) -> None:
+        writes(other)
+        held.extend(other.execute("SELECT count(*), count(DISTINCT lane) FROM recipient"
+                                  " WHERE lane IS NOT NULL"))  # fmt: skip
+        assert spool.client.check() == []
+
+    monkeypatch.setattr("mailstrom.storage.sqlite.worker.time.sleep", between)
+    assert spool.engine.release([lane.token for lane in lanes], T0) == 1_900
+    assert held == [(1_400, 2), (400, 1)]
+    assert spool.rows("SELECT sum(lanes) FROM destinations") == [(0,)]
+    spool.sound()
+
+
 def test_statements_of_the_janitor_walk_over_nothing_that_is_done(spool: Spool) -> None:
     connection = connect(spool.client.path)  # type: ignore[attr-defined]
     walks = {}
@@ -192,3 +222,31 @@ def test_a_claim_writes_no_more_than_its_share_of_a_long_moved_queue(
     before = connection.total_changes()
     assert spool.claim(lane) == []
     assert connection.total_changes() - before <= claims.SKIP_ROWS + 2
+
+
+def test_a_long_message_is_settled_without_a_look_at_all_that_went_before(spool: Spool) -> None:
+    id, lane, rows = spool.sending(*[f"r{number:03}@example.org" for number in range(480)])
+    connection = spool.engine._connection()  # type: ignore[attr-defined]
+
+    def steps(some: list[Claimed]) -> int:
+        """How much SQLite does to settle them."""
+        ticks = 0
+
+        def tick() -> bool:
+            nonlocal ticks
+            ticks += 1
+            return False
+
+        connection.set_progress_handler(tick, 50)
+        spool.exchange(settlements=[settlement(lane.token, r.recipient, "delivered") for r in some])
+        connection.set_progress_handler(None)
+        return ticks
+
+    pieces = [rows[start : start + 20] for start in range(0, len(rows), 20)]
+    taken = [steps(piece) for piece in pieces]
+    assert max(taken[2:-1]) < 1.1 * min(taken[2:-1])
+    assert set(spool.status(id).values()) == {"delivered"}
+    assert spool.rows("SELECT status FROM messages WHERE finished_ms IS NOT NULL") == [
+        ("delivered",)
+    ]
+    spool.sound()

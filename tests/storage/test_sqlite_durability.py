@@ -498,7 +498,7 @@ def test_a_sync_that_fails_in_a_clients_own_checkpoint_poisons_too(
         def wal_checkpoint(self, *_args: object) -> None:
             raise failed
 
-    checkpointer = Checkpointer(path, 10)
+    checkpointer = Checkpointer(path, 10, 1)
     assert checkpointer(Failing(), "main", 9) == apsw.SQLITE_OK  # type: ignore[arg-type]
     assert isinstance(client.enqueue([submission()], T0)[0], str)
     assert checkpointer(Failing(), "main", 10) == apsw.SQLITE_OK  # type: ignore[arg-type]
@@ -558,6 +558,9 @@ def test_a_sync_that_fails_inside_a_checkpoint_poisons_too(
     class Failing:
         def wal_checkpoint(self, *, mode: int) -> tuple[int, int]:
             raise apsw.IOError("disk I/O error")
+
+        def set_busy_handler(self, wait: object) -> None:
+            return
 
     with monkeypatch.context() as patch:
         patch.setattr(engine, "_connection", Failing)

@@ -227,6 +227,7 @@ def test_a_place_that_the_system_does_not_let_us_confirm_leaves_the_outcome_unkn
     real, verbs = client._write_connection, {"enqueue": lambda c: c.enqueue([submission()], T0)}
 
     def failed() -> Exception:
+        monkeypatch.setattr(poison, "calm", lambda *_: False)
         monkeypatch.setattr(poison, "check_others", no_locks)
         return apsw.IOError("disk I/O error")
 

@@ -178,7 +178,7 @@ def test_a_repair_waits_for_readers_no_longer_than_writers_may_wait_for_it(
     """The checkpoint that it ends with holds the write lock meanwhile."""
     engine = SQLiteWorkerStore(path)
     poison.poison(path, EIO)
-    waits: list[int] = []
+    waits: list[object] = []
     real = engine._connection()
 
     class Recording:
@@ -188,9 +188,12 @@ def test_a_repair_waits_for_readers_no_longer_than_writers_may_wait_for_it(
         def set_busy_timeout(self, wait_ms: int) -> None:
             waits.append(wait_ms)
 
+        def set_busy_handler(self, wait: object) -> None:
+            waits.append(wait)
+
     with monkeypatch.context() as patch:
         patch.setattr(engine, "_connection", Recording)
         assert engine.repair() is True
-    assert waits == [wal.LAST_MS, engine._busy_ms]
+    assert waits == [wal.LAST_MS, engine._courtesy._wait], "its own again"
     assert wal.LAST_MS < client._busy_ms < engine._busy_ms
     engine.close()

@@ -212,10 +212,11 @@ def test_a_clients_checkpoint_moves_nothing_in_a_poisoned_spool(
     asked: list[str] = []
 
     class Recording:
-        def wal_checkpoint(self, *_args: object) -> None:
+        def wal_checkpoint(self, *_args: object) -> tuple[int, int]:
             asked.append("moved")
+            return 10, 10
 
-    hook = Checkpointer(path, 10)
+    hook = Checkpointer(path, 10, 1)
     client.enqueue([submission()], T0)
     assert hook(Recording(), "main", 10) == apsw.SQLITE_OK  # type: ignore[arg-type]
     assert asked == ["moved"]

@@ -182,3 +182,17 @@ def test_a_damaged_site_ends_no_pause_of_dns(stores: SQLiteStores, spool: Spool)
     spool.route(now=later + 300_000)
     (lane,) = spool.lease(now=later + 300_000)
     assert [host.name for host in lane.hosts] == ["mx.example.org"]
+
+
+def test_looking_for_domains_waits_for_nobodys_lock_where_none_is_due(
+    stores: SQLiteStores, spool: Spool
+) -> None:
+    spool.send("a@example.org")
+    (due,) = spool.engine.due_domains(spool.worker, 10, T0)
+    assert due.name == "example.org"
+    connection = apsw.Connection(str(stores.path))
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        assert spool.engine.due_domains(spool.worker, 10, T0) == [], "it is taken"
+    finally:
+        connection.close()

@@ -60,17 +60,19 @@ def value(connection: apsw.Connection, sql: str) -> object:
 def test_a_busy_writer_means_spool_busy_and_nothing_written(
     path: str, client: SQLiteClientStore
 ) -> None:
-    other = connect(path)
+    other, there = connect(path), submission()
+    client.enqueue([there], T0)
     other.execute("BEGIN IMMEDIATE").fetchall()
     batch = [submission(), submission(content=b"x" * 600_000), submission()]
     for few in (batch[:1], batch[1:2], batch):
         with pytest.raises(SpoolBusy, match="nothing was written"):
             client.enqueue(few, T0)
     with pytest.raises(SpoolBusy):
-        change(client, "cancel", ["x"], None, T0)
+        change(client, "cancel", [there.id], None, T0)
     other.execute("ROLLBACK").fetchall()
-    for table in ("message", "recipient", "content", "staged"):
-        assert value(other, f"SELECT count(*) FROM {table}") == 0
+    for table, amount in (("message", 1), ("recipient", 1), ("content", 1), ("staged", 0)):
+        assert value(other, f"SELECT count(*) FROM {table}") == amount
+    assert value(other, "SELECT state FROM recipient") == "queued"
     assert all(isinstance(result, str) for result in client.enqueue(batch, T0))
     other.close()
 

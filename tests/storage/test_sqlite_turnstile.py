@@ -23,7 +23,7 @@ import pytest
 
 from mailstrom.errors import SpoolBusy
 from mailstrom.storage.sqlite import inserting, turnstile
-from mailstrom.storage.sqlite.checkpointer import Checkpointer
+from mailstrom.storage.sqlite.checkpointer import WAIT_MS, Checkpointer
 from mailstrom.storage.sqlite.client import SQLiteClientStore
 from mailstrom.storage.sqlite.memory import MemoryPlace, opened
 from mailstrom.storage.sqlite.place import FilePlace
@@ -392,10 +392,11 @@ def test_a_client_checkpoints_with_the_turn_left_to_others(
     turn, seen = turn_of(stores.path), list[bool]()
 
     class Connection:
-        def wal_checkpoint(self, schema: str, mode: int) -> None:
+        def wal_checkpoint(self, schema: str, mode: int) -> tuple[int, int]:
             seen.append(free(stores.path))
+            return 2, 2
 
-    below, above = (Checkpointer(stores.path, frames) for frames in (3, 2))
+    below, above = (Checkpointer(stores.path, frames, 1) for frames in (3, 2))
     turn(below, Connection(), "main", 2)
     turn(above, Connection(), "main", 2)
     assert seen == [True]
@@ -403,15 +404,39 @@ def test_a_client_checkpoints_with_the_turn_left_to_others(
 
 def test_in_a_crowd_a_client_moves_frames_again_when_the_log_has_grown(path: str) -> None:
     seen = list[int]()
+    again = list[int]()
+
+    waits = list[int]()
 
     class Connection:
-        def wal_checkpoint(self, schema: str, mode: int) -> None:
-            seen.append(at)
+        def wal_checkpoint(self, schema: str, mode: int) -> tuple[int, int]:
+            (seen if mode == apsw.SQLITE_CHECKPOINT_PASSIVE else again).append(at)
+            return at, at
 
-    hook = Checkpointer(path, 8)
+        def set_busy_timeout(self, milliseconds: int) -> None:
+            waits.append(milliseconds)
+
+    hook = Checkpointer(path, 8, 1_234)
     for at in (7, 8, 9, 10, 11, 12, 20, 21, 1, 7, 8):  # at 1 it has begun again
         assert hook(Connection(), "main", at) == apsw.SQLITE_OK  # type: ignore[arg-type]
     assert seen == [8, 10, 12, 20, 8]
+    assert again == [10, 12, 20], "with the lock, where it did not begin again by itself"
+    assert waits == 3 * [WAIT_MS, 1_234], "the connection's own patience comes back"
+
+
+def test_a_client_takes_the_lock_for_little_alone(path: str) -> None:
+    left = [5_000, 2_000, 900, 700]  # by those who write on meanwhile
+    modes = list[int]()
+
+    class Connection:
+        def wal_checkpoint(self, schema: str, mode: int) -> tuple[int, int]:
+            modes.append(mode)
+            return 10_000, 10_000 - left.pop(0)
+
+    hook = Checkpointer(path, 8, 1)
+    hook._from = 9  # it went on growing
+    assert hook(Connection(), "main", 10_000) == apsw.SQLITE_OK  # type: ignore[arg-type]
+    assert modes == 4 * [apsw.SQLITE_CHECKPOINT_PASSIVE]
 
 
 def test_a_lone_message_asks_for_the_lock_until_it_is_free(

@@ -21,7 +21,7 @@ from typing import Any
 from mailstrom import Mailstrom
 from mailstrom.testing.script import Act, Rule, Script
 from tests.support import leash
-from tests.support.engine import DEADLINE_S, STAGES, environment
+from tests.support.engine import DEADLINE_S, NAMES, PEERS, STAGES, environment
 from tests.support.network import HELD_S, Network
 
 APPLICATION = Path(__file__).parent.parent / "scenarios" / "embedded_app.py"
@@ -36,10 +36,14 @@ def tables(network: Network, **more: dict[str, object]) -> Tables:
     found: Tables = {
         "hostname": "sender.test",
         "delivery": {"port": network.port},
-        "dns": {"nameservers": [f"127.0.0.1:{network.dns.port}"], "allow_loopback": True},
+        "dns": {
+            "nameservers": [f"127.0.0.1:{network.dns.port}"],
+            "allow_loopback": True,
+            "timeout": NAMES,
+        },
         "retry": {"schedule": ["1s"], "jitter": 0.0},
         "sites": {"idle": "200ms", "suspend": ["1s"]},
-        "timeouts": dict.fromkeys(STAGES, "20s"),
+        "timeouts": dict.fromkeys(STAGES, PEERS),
     }
     for name, table in more.items():
         found[name] = {**found.get(name, {}), **table}

@@ -32,6 +32,9 @@ from tests.support.sockets import eventually
 
 DEADLINE_S = 45.0
 LOG_TAIL = 30
+PEERS, NAMES = "60s", "20s"
+"""How long hosts, and name servers, are waited for: a host that holds its answer back holds it for
+longer than any test waits, and neither is lost because this machine stands still."""
 STAGES = ("greeting", "ehlo", "starttls", "auth", "mail", "rcpt", "data", "body", "dot")
 _RUNNING: list[Engine] = []
 
@@ -44,7 +47,7 @@ _DEFAULTS: Tables = {
     "retry": {"schedule": ["1s"], "jitter": 0.0},
     "sites": {"idle": "200ms", "suspend": ["1s"]},
     "supervisor": {"restart_backoff": ["0ms"], "watchdog": "30s"},
-    "timeouts": dict.fromkeys(STAGES, "20s"),
+    "timeouts": dict.fromkeys(STAGES, PEERS),
     "log": {"format": "json", "level": "info"},
 }
 
@@ -134,7 +137,7 @@ class Engine:
         tables["dns"] = {
             "nameservers": [f"127.0.0.1:{self.network.dns.port}"],
             "allow_loopback": True,
-            "timeout": "2s",
+            "timeout": NAMES,
         }
         for name, table in settings.items():
             tables.setdefault(name, {}).update(table)

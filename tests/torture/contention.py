@@ -307,20 +307,25 @@ def embedded(network: Network, folder: Path, plan: Plan) -> Row:
 def checkpointers(network: Network, folder: Path, plan: Plan) -> Row:
     """Two processes that checkpoint in every mode against eight writers, all without a pause."""
     with Crowd(network, folder, seed=plan.seed) as crowd:
-        working = [crowd.start("checkpoint") for _ in range(2)]
+        least = plan.pick(50, 1_000)  # of each, however slow the disk is
+        told = [folder / f"enough{number}" for number in range(2)]
+        working = [crowd.start("checkpoint", least=least, enough=str(path)) for path in told]
         crowd.ready(*working)
         sending = [crowd.start("send", size=4_000) for _ in range(8)]
         crowd.ready(*sending)
         until, looks = time.monotonic() + plan.pick(6, 300), 0
-        while time.monotonic() < until and not crowd.findings:
+        last = until + 2 * DEADLINE_S
+        while not crowd.findings and (now := time.monotonic()) < last:
+            if now >= until and all(path.exists() for path in told):
+                break
             crowd.findings += [f"under way: {text}" for text in crowd.engine.ms.check()]
             looks += 1
             time.sleep(plan.pick(1, 10))
         crowd.stop.touch()
         crowd.ended(*sending)
         done = sum(int(text or 0) for text in crowd.ended(*working))
-        told = crowd.told()
-        crowd.findings += [f"a send was refused: {one}" for one in list(told.refused.values())[:3]]
+        refused = crowd.told().refused.values()
+        crowd.findings += [f"a send was refused: {one}" for one in list(refused)[:3]]
         return crowd.verdict(
             f"a checkpoint of any kind against 8 writers, {looks} checks meanwhile",
             tried=done, finished=False, unit="checkpoint",

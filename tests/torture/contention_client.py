@@ -250,13 +250,16 @@ def dashboard(store: str, options: Options) -> int:
 
 
 def checkpoint(store: str, options: Options) -> int:
-    """Checkpoints of every kind, one after the other, until ``stop``; prints how many finished."""
+    """Checkpoints of every kind, one after the other, until ``stop``; prints how many finished.
+
+    ``enough`` is made when so many have finished as ``least`` says.
+    """
     import apsw
 
     from mailstrom.storage import open_worker_store
     from mailstrom.storage.sqlite.connection import connect
 
-    dice, done = random.Random(options["seed"]), 0
+    dice, done, least = random.Random(options["seed"]), 0, int(options["least"])
     kinds = (apsw.SQLITE_CHECKPOINT_PASSIVE, apsw.SQLITE_CHECKPOINT_FULL,
              apsw.SQLITE_CHECKPOINT_RESTART, apsw.SQLITE_CHECKPOINT_TRUNCATE)  # fmt: skip
     engine = open_worker_store(store)
@@ -271,6 +274,8 @@ def checkpoint(store: str, options: Options) -> int:
                 done += frames >= 0 and moved >= 0
         except apsw.BusyError:
             time.sleep(0.001)
+        if done >= least and not os.path.exists(options["enough"]):
+            open(options["enough"], "w").close()
     connection.close()
     engine.close()
     print(done, flush=True)

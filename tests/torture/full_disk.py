@@ -49,6 +49,7 @@ PATIENCE_S = 45.0
 LANES = 4
 DOT_S = 0.25
 """So long the sink thinks about a message, so that many wait when the disk fills up."""
+MOST_FILLED = 4
 BURST, LOADED = 30, 20
 """Messages of a cycle, and how many must wait before the disk is filled."""
 MOST_LOG_BYTES = 16 << 20
@@ -468,19 +469,8 @@ def _cycles(plan: Plan, *, mounted: bool) -> Iterator[Row]:
         try:
             load.engine.start()
             for cycle in range(cycles):
-                load.shrink()
-                for _ in range(BURST):
-                    load.send(chance.choice((10, 500, 20_000)))
-                for _ in range(10 * BURST):  # what was sent while these were handed over
-                    if load.waiting() >= LOADED:
-                        break
-                    load.send(10)
-                # No more than there are: while the last were sent, the first were delivered.
-                enough = min(load.dots() + 1 + chance.randrange(8), len(load.sent))
-                _until(lambda enough=enough: load.dots() >= enough, load, "a delivery")
                 low = cycle % 2 == 1  # room enough to record much, and less than must stay free
-                load.fill(ROOM_BYTES // 2 if low else 0)
-                tried += load.waiting() > 0  # with nothing on its way a full disk proves little
+                tried += _filled(load, chance, ROOM_BYTES // 2 if low else 0)
                 _settled(load)
                 # What is recorded before it is sent cannot be begun without room: at most one
                 # transaction of each lane has no verdict in the spool.
@@ -528,6 +518,29 @@ def _cycles(plan: Plan, *, mounted: bool) -> Iterator[Row]:
         findings=tuple(findings),
         seed=plan.seed,
     )
+
+
+def _filled(load: _Load, chance: random.Random, leave: int) -> bool:
+    """Fill the disk with mail on its way: with none of it, a full disk proves little.
+
+    Where this process stood still until all had arrived, it is emptied and filled once more.
+    """
+    for _ in range(MOST_FILLED):
+        load.shrink()
+        for _ in range(BURST):
+            load.send(chance.choice((10, 500, 20_000)))
+        for _ in range(10 * BURST):  # what was sent while these were handed over
+            if load.waiting() >= LOADED:
+                break
+            load.send(10)
+        # No more than there are: while the last were sent, the first were delivered.
+        enough = min(load.dots() + 1 + chance.randrange(8), len(load.sent))
+        _until(lambda enough=enough: load.dots() >= enough, load, "a delivery")
+        load.fill(leave)
+        if load.waiting() > 0:
+            return True
+        load.empty()
+    return False
 
 
 def _until(probe: object, load: _Load, what: str) -> None:

@@ -120,9 +120,7 @@ _WORKER: dict[str, Point] = {
     "worker.streams_written": Point(
         row="W20", scene="start", spec=_after(f"{_STORE}.use_streams")
     ),
-    "router.taking": Point(
-        row="W3", spec=_sql("COMMIT", within=f"{_STORE}.due_domains"), hits=2
-    ),
+    "router.taking": Point(row="W3", spec=_sql("COMMIT", within=f"{_STORE}.due_domains")),
     "router.took": Point(row="W3", spec=_after(f"{_STORE}.due_domains", "result")),
     "router.asking": Point(row="W3", spec=_before("mailstrom_workers.resolver:Resolver.route")),
     "router.answered": Point(row="W3", spec=_before(f"{_STORE}.put_routes")),

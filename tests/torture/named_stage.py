@@ -31,7 +31,7 @@ from mailstrom.testing.script import Act, Rule, Script
 from mailstrom.testing.smtp import SMTPServer
 from tests.support.checker import History, Sent, check, content_digest
 from tests.support.engine import Engine, Tables, alive
-from tests.support.network import Network, dots
+from tests.support.network import HELD_S, Network, dots
 from tests.support.sockets import eventually
 from tests.support.witnesses import seen_by_server, spool_rows
 from tests.torture.launch import with_faults
@@ -55,6 +55,7 @@ _SETTINGS: Tables = {
     "log": {"format": "json", "level": "info"},
 }
 _SLOW = Rule(stage="dot", delay=1.5, last=1)
+_HELD = Rule(stage="dot", delay=HELD_S, last=1)  # until the fault has happened
 _SCRIPTS: dict[Scene, tuple[Script, ...]] = {
     "many": (Script(rules=(Rule(stage="dot", delay=0.1),)),),
     "serial": (Script(pipelining=False),),
@@ -63,7 +64,7 @@ _SCRIPTS: dict[Scene, tuple[Script, ...]] = {
     "no_host": (Script(rules=(Rule(stage="greeting", code=554, last=2),)),),
     "doubt": (Script(rules=(Rule(stage="dot", act=Act.SILENCE, last=1),)),),
     "drain": (Script(rules=(_SLOW,)),),
-    "running": (Script(rules=(_SLOW,)),),
+    "running": (Script(rules=(_HELD,)),),
     "expire": (Script(rules=(Rule(stage="mail", code=451),)),),
 }
 _FINAL = ("delivered", "failed", "cancelled", "held")
@@ -192,6 +193,8 @@ class Stage:
         try:
             self._play(scene, mail, size, number, hold, told)
             found = self._token(token)
+            if scene == "running":
+                self.network.pass_time()
         finally:
             (self.control / "armed").unlink(missing_ok=True)
         if found is None:

@@ -44,7 +44,7 @@ SETTINGS: Tables = {
 
 FEED_S, FEED = 1.0, 15
 """Nobody was busy for so long and nothing waits: so many messages more."""
-_UNFINISHED = "SELECT 1 FROM recipients WHERE finished_ms IS NULL AND status IS NOT 'held' LIMIT 1"
+UNFINISHED = "SELECT 1 FROM recipients WHERE finished_ms IS NULL AND status IS NOT 'held' LIMIT 1"
 
 BEGUN = MOST_OPENED + 1 + 2
 """What one session may leave in doubt: a window of messages opened ahead, an urgent one on top, one
@@ -194,7 +194,7 @@ class Storm:
             nonlocal since
             found = [one for one in self.processes("delivery") if self.connections(one.pid)]
             if not found and time.monotonic() - since > FEED_S:
-                if not self.engine.rows(_UNFINISHED):
+                if not self.engine.rows(UNFINISHED):
                     self.release(FEED)
                 since = time.monotonic()
             return found
@@ -243,7 +243,7 @@ class Storm:
     def _await_end(self) -> None:
         with contextlib.suppress(AssertionError):  # the checker says what is stuck
             eventually(
-                lambda: not self.engine.rows(_UNFINISHED), END_S, what="the end", interval=0.1
+                lambda: not self.engine.rows(UNFINISHED), END_S, what="the end", interval=0.1
             )
 
     def _release_held(self) -> None:

@@ -19,7 +19,7 @@ from tests.support.sockets import eventually
 from tests.support.witnesses import seen_by_server, spool_rows
 from tests.torture.plan import Plan
 from tests.torture.processes import Process, members, open_connections
-from tests.torture.storm import BEGUN, DRAIN_S
+from tests.torture.storm import BEGUN, DRAIN_S, FEED, FEED_S, UNFINISHED
 from tests.torture.table import Row
 
 LANES = 4
@@ -137,10 +137,23 @@ class Story:
         self.network.on_loop(change)
 
     def busy(self) -> Process:
-        """A worker with a session open, once there is one."""
+        """A worker with a session open, once there is one.
+
+        Where this process stood still until all that was sent had arrived, more is sent.
+        """
+        since = time.monotonic()
+
+        def found() -> list[Process]:
+            nonlocal since
+            workers = [one for one in self.processes("delivery") if self.sessions([one])]
+            if not workers and time.monotonic() - since > FEED_S:
+                if not self.engine.rows(UNFINISHED):
+                    self.send(FEED)
+                since = time.monotonic()
+            return workers
+
         return eventually(
-            lambda: [one for one in self.processes("delivery") if self.sessions([one])],
-            DEADLINE_S, what="a worker with a session", interval=0.002,
+            found, DEADLINE_S, what="a worker with a session", interval=0.002
         )[0]  # fmt: skip
 
     def sessions(self, processes: Iterable[Process]) -> int:

@@ -17,7 +17,7 @@ from tests.support.network import Network
 from tests.torture import random_kills
 from tests.torture.plan import Plan
 from tests.torture.process_faults import STORIES, together
-from tests.torture.processes import strike
+from tests.torture.processes import freeze, strike
 from tests.torture.storm import SESSIONS, Storm
 from tests.torture.story import Story
 from tests.torture.table import Row
@@ -167,12 +167,14 @@ def test_marks_taken_away_make_doubles_silent(plan: Plan, network: Network) -> N
         story.warm()
         story.send(40)
         worker = story.busy()
-        os.kill(worker.pid, signal.SIGKILL)
+        freeze(worker)
+        killed = story.sessions([worker])
+        strike(worker, signal.SIGKILL)
         story.await_end()
-        assert story.row("one kill", 1, most_marked=SESSIONS).clean
+        assert story.row("one kill", 1, killed_sessions=killed).clean
         # What was kept twice, or as good as: the same dot once more, without a mark.
         story.network.on_loop(lambda: story.host.dots.append(story.host.dots[0]))
-        row = story.row("one kill", 1, most_marked=SESSIONS)
+        row = story.row("one kill", 1, killed_sessions=killed)
         assert (row.silent, row.clean) == (1, False)
         assert not story.row("one kill", 1, most_marked=-1).clean
 

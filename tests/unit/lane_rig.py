@@ -139,7 +139,9 @@ class Store:
                 self.states[recipient] = "sending"
                 opened.add(recipient)
         claimed: list[Claimed] = []
+        more = set()
         for claim in work.claims:
+            ahead = claim.ahead
             messages: dict[int, int] = {}
             while self.due and len({*messages, self.due[0].message}) <= claim.limit:
                 one = self.due[0]
@@ -150,7 +152,15 @@ class Store:
                 messages[one.message] = octets
                 self.states[one.recipient] = "claimed"
                 claimed.append(one)
-        return Exchange(frozenset(settled), frozenset(opened), claimed, frozenset())
+                if ahead is None or len(messages) > ahead.messages or one.on_doubt is OnDoubt.HOLD:
+                    ahead = None
+                else:
+                    self.states[one.recipient] = "sending"
+                    opened.add(one.recipient)
+            if self.due:
+                more.add(claim.lane)
+        done = frozenset(settled), frozenset(opened), claimed, frozenset[int]()
+        return Exchange(*done, more=frozenset(more))
 
     def failures(self, site: int) -> int:
         """See ``WorkerStore``."""

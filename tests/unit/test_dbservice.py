@@ -20,6 +20,7 @@ from mailstrom_workers.dbservice import (
     Request,
     Wait,
 )
+from mailstrom_workers.portions import MOST_ROWS
 
 
 class Store:
@@ -252,3 +253,28 @@ def test_no_patience_keeps_results_from_the_disk() -> None:
         db.late()
 
     assert driven(story)[:3] == ["exchange", "a", "sync"]
+
+
+def test_verbs_without_end_keep_no_result_from_the_disk() -> None:
+    def story(db: Driven, store: Store) -> None:
+        def verb(_: WorkerStore) -> None:
+            store.now_s += SYNC_S / 2
+            store.steps.append("verb")
+
+        for _ in range(5):
+            db._ask(Request(lambda _result, _error: None, verb))
+        db.serve()
+
+    assert driven(story)[:4] == ["verb", "verb", "sync", "verb"]
+
+
+def test_what_many_rows_take_is_cut_and_the_lock_is_free_in_between() -> None:
+    def story(db: Driven, store: Store) -> None:
+        for lane in range(3):
+            recipients = tuple(range(lane * MOST_ROWS, lane * MOST_ROWS + MOST_ROWS // 2))
+            work = Work(opens=[Open(lane=lane, recipients=recipients, session="s")])
+            db.post(work, db.take(f"lane {lane}"))
+        db.serve()
+        assert sum(not wait.request for wait in db.waits) == 3, "in front, between, and for more"
+
+    assert driven(story) == ["exchange", "lane 0", "lane 1", "exchange", "lane 2"]

@@ -35,7 +35,7 @@ class Store:
 
     Attributes:
         leases: given by the calls to come; an exception is raised.
-        visits: how often it was asked something that a look asks.
+        leasing: how often lanes were asked for.
     """
 
     log_full = False
@@ -45,6 +45,7 @@ class Store:
         self.open: list[int] = []
         self.domains: list[DueDomain] = []
         self.leases: list[list[Lane] | Exception] = []
+        self.leasing = 0
 
     def room_bytes(self) -> None:
         return None
@@ -63,12 +64,13 @@ class Store:
         return self.sites
 
     def open_sites(self, worker: int, **_: int) -> list[int]:
-        return self.open
+        return self.open or (self.sites if self.leases else [])
 
     def live_workers(self) -> int:
         return 1
 
     def lease(self, worker: int, *, want: int, **_: int) -> list[Lane]:
+        self.leasing += 1
         found = self.leases.pop(0) if self.leases else []
         if isinstance(found, Exception):
             raise found
@@ -81,11 +83,13 @@ class Service:
 
     Attributes:
         visits: how often.
+        tell: whom the engine has told when something is due.
     """
 
     def __init__(self, store: Store) -> None:
         self.store = store
         self.visits = 0
+        self.tell: Callable[[], None] | None = None
 
     async def call(self, function: Callable[[Any], Any]) -> Any:
         self.visits += 1
@@ -94,7 +98,8 @@ class Service:
     insist = call
 
     def watch(self, told: Callable[[], None] | None) -> None:
-        """It tells nothing: the engine looks by itself."""
+        """Nobody is told but by the story: else the engine looks by itself."""
+        self.tell = told
 
 
 class Run:
@@ -240,5 +245,41 @@ def test_domains_that_were_taken_are_routed_though_the_lease_failed(
         rig.store.leases = [SpoolBusy("another has the lock")]
         await rig.looked(1)
         assert routed == ["d.test"]
+
+    tell(story)
+
+
+def test_where_no_site_has_room_nobody_asks_for_a_lane(tell: Tell) -> None:
+    async def story(rig: Rig) -> None:
+        rig.store.sites = [DEAD]
+        await rig.looked()
+        assert rig.store.leasing == 0, "a lease is a write"
+        rig.store.leases = [[lane(1)]]
+        rig.store.sites = [1]
+        await rig.looked(1)
+        assert rig.store.leasing == 1
+
+    tell(story)
+
+
+def test_beside_a_full_site_what_others_commit_is_looked_at_soon_and_not_at_once(
+    tell: Tell,
+) -> None:
+    async def story(rig: Rig) -> None:
+        rig.store.sites = [DEAD]
+        await rig.looked(1)
+        rig.ctx.wake()
+        await asyncio.sleep(0)
+        assert rig.db.tell is not None
+        before = rig.db.visits
+        for _ in range(100):  # others commit all the time
+            rig.db.tell()
+            await asyncio.sleep(0.001)
+        looks = rig.db.visits - before
+        assert 1 <= looks <= 0.1 / engine_module.AGAIN_S + 1
+        rig.store.leases, rig.store.sites = [[lane(1)]], [DEAD, 1]
+        rig.db.tell()
+        await asyncio.sleep(engine_module.AGAIN_S)
+        assert rig.store.leasing == 1
 
     tell(story)

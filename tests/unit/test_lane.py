@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -70,6 +71,44 @@ def test_the_window_grows_while_the_wire_waits_for_the_store(
     quick.store_s, quick.reply_s = 0.001, 0.2
     lane = quick.run()
     assert lane._window <= 3, "what is opened ahead is in doubt after a crash"
+
+
+def test_a_site_that_took_mail_before_has_the_second_message_behind_the_first_dot(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def open_with_the_first(canary: bool) -> set[int]:
+        rig = Rig(monkeypatch, *rows(20))
+        rig.store_s, rig.reply_s = 0.001, 0.05
+        seen: set[int] = set()
+
+        def says(outgoing: Any) -> Any:
+            if not rig.store.settled and not seen:
+                seen.update(n for n, state in rig.store.states.items() if state == "sending")
+            return end(len(outgoing.envelope.recipients))
+
+        rig.says = says  # type: ignore[method-assign]
+        rig.run(canary=canary)
+        return seen
+
+    assert open_with_the_first(canary=False) >= {1, 2}
+    assert open_with_the_first(canary=True) == {1}, "one message finds out for all"
+
+
+def test_the_engine_looks_again_when_a_canarys_first_verdict_is_recorded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rig = Rig(monkeypatch, *rows(40))
+    woken: list[int] = []
+    wake = lane_module.Context.wake
+
+    def counting(ctx: Any) -> None:
+        woken.append(len(rig.store.settled))
+        wake(ctx)
+
+    monkeypatch.setattr(lane_module.Context, "wake", counting)
+    rig.run(canary=True)
+    assert woken[0] == 1, "as soon as the site is known to take mail, and not for each message"
+    assert len(woken) <= 4
 
 
 def test_a_claim_is_made_before_the_waiting_run_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,6 +188,68 @@ def test_an_idle_lane_takes_what_comes_on_its_session(monkeypatch: pytest.Monkey
     rig.run(beside)
     assert rig.begun == [1, 2, 3, 4]
     assert len(rig.opened) == 1
+
+
+def test_what_an_idle_lane_is_called_for_is_opened_with_its_claim(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rig = Rig(monkeypatch, row(1), sites={"idle": "10s"})
+    exchanges: list[int] = []
+
+    async def beside(lane: LaneRun) -> None:
+        for number in (2, 3):
+            await until(lambda: lane.idle)
+            exchanges.append(len(rig.store.work))
+            rig.store.add(row(number))
+            lane.call()
+            await until(lambda: not lane.idle)
+        await until(lambda: lane.idle)
+        exchanges.append(len(rig.store.work))
+
+    rig.run(beside)
+    assert rig.begun == [1, 2, 3]
+    assert set(rig.store.states.values()) == {"delivered"}
+    assert [b - a for a, b in pairwise(exchanges)] == [2, 2]
+    first = rig.store.work[exchanges[0]]
+    assert (len(first.claims), first.opens) == (1, [])
+
+
+def test_what_was_opened_with_its_claim_for_a_session_that_is_gone_is_opened_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rig = Rig(monkeypatch, row(1), sites={"idle": "10s"})
+
+    async def beside(lane: LaneRun) -> None:
+        await until(lambda: lane.idle)
+        rig.store.add(*rows(2, first=2))
+        lane.call()
+        await until(lambda: not lane.idle)
+        rig.opened[0].usable = False  # while the store is asked
+
+    rig.store_s = 0.2
+    rig.run(beside)
+    assert rig.begun == [1, 2, 3]
+    assert len(rig.opened) == 2
+    assert set(rig.store.states.values()) == {"delivered"}
+    assert [one.state for one in rig.store.settled if one.recipient == 2] == [
+        "claimed",
+        "delivered",
+    ]
+
+
+def test_where_doubt_means_hold_nothing_is_opened_with_its_claim(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rig = Rig(monkeypatch, row(1), sites={"idle": "10s"}, delivery={"on_doubt": "hold"})
+
+    async def beside(lane: LaneRun) -> None:
+        await until(lambda: lane.idle)
+        rig.store.add(*rows(3, first=2))
+        lane.call()
+
+    rig.run(beside)
+    assert rig.begun == [1, 2, 3, 4]
+    assert all(claim.ahead is None for work in rig.store.work for claim in work.claims)
 
 
 def test_no_session_is_kept_while_others_wait_for_a_connection(

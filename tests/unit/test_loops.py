@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Coroutine
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -43,6 +44,32 @@ def test_the_fast_loop_is_used_where_it_is_installed(monkeypatch: pytest.MonkeyP
     loop = loops.new_loop()
     loop.close()
     assert type(loop) is loops.PlainLoop
+
+
+@pytest.mark.parametrize(
+    "broken",
+    ["raise ImportError('built for another Python')", "raise OSError('libuv.so')", "Loop = None"],
+)
+def test_a_uvloop_that_cannot_be_used_is_done_without(tmp_path: Path, broken: str) -> None:
+    (tmp_path / "uvloop.py").write_text(broken)
+    code = (
+        "import sys, warnings\n"
+        f"sys.path.insert(0, {str(tmp_path)!r})\n"
+        "from mailstrom_workers import loops\n"
+        "with warnings.catch_warnings(record=True) as said:\n"
+        "    warnings.simplefilter('always')\n"
+        "    loop = loops.new_loop()\n"
+        "loop.close()\n"
+        "print(type(loop).__name__, len(said), said[0].message)\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-P", "-c", code],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ended.stdout.startswith("PlainLoop 1 uvloop is installed and cannot be used"), ended
 
 
 def test_a_connection_is_named_among_the_descriptors_until_it_is_closed(make: Make) -> None:

@@ -82,7 +82,7 @@ def test_what_leaves_together(way: str) -> None:
 
 @pytest.mark.parametrize(("way", "most"), [("bdat", 1), ("bdat-4", 4)])
 def test_no_more_than_the_depth_leaves_before_the_first_is_answered(way: str, most: int) -> None:
-    held = Rule(stage="dot", first=1, last=1, delay=0.1)
+    held = Rule(stage="dot", first=1, last=1, delay=1.0)  # by then all that may leave has left
     seen = flown(way, playing(held), [message(number) for number in range(12)])
     assert seen.words == ["taken"] * 12
     stages = seen.connection.flights[1]  # all that was read by the time the first was answered

@@ -127,9 +127,10 @@ def test_several_by_bdat_leave_in_one_piece() -> None:
     async def body() -> None:
         async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             assert await reader.read(65536) == b"RSET\r\n".join([FLIGHT + BDAT] * 3)
-            writer.write(b"250 ok\r\n" * 11)
+            taken = b"250 ok\r\n250 ok\r\n250 queued\r\n"
+            writer.write(taken + (b"250 ok\r\n" + taken) * 2)
             assert await reader.read(65536) == FLIGHT + BDAT
-            writer.write(b"250 ok\r\n" * 3)
+            writer.write(taken)
             await gone(reader)
 
         async with serving(greeted(talk, "PIPELINING", "CHUNKING")) as target:
@@ -216,12 +217,12 @@ def test_a_slow_content_is_not_cut_by_what_stands_behind_it() -> None:
             writer.write(b"250 taken\r\n")
             await gone(reader)
 
-        timeouts = Timeouts(behind=0.05, mail=0.05, rcpt=0.05, data=0.05)
+        timeouts = Timeouts(behind=1.0, mail=1.0, rcpt=1.0, data=1.0)
         async with serving(greeted(talk, "PIPELINING")) as target:
             session = await opened(target, replace(POLICY, timeouts=timeouts))
             source = Queue(*messages(2))
             session.feed(source)
-            asyncio.get_running_loop().call_later(0.4, reply.set)  # all those times, many times
+            asyncio.get_running_loop().call_later(2.5, reply.set)  # each of those times, and more
             await source.over.wait()
             assert [code(end, "dot") for end in source.ends] == [250, 250]
             session.abort()

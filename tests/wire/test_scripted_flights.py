@@ -178,7 +178,7 @@ def test_a_rule_may_speak_of_commands_behind_content_only() -> None:
 
 
 def test_what_comes_while_an_answer_is_delayed_is_behind() -> None:
-    rules = (Rule(stage="dot", delay=0.2), Rule(stage="mail", behind=True, code=451))
+    rules = (Rule(stage="dot", delay=2.0), Rule(stage="mail", behind=True, code=451))
     with talking(*rules) as (server, talk):
         talk.write(ENVELOPE + BDAT)
         assert talk.codes(2) == [250, 250]

@@ -100,13 +100,20 @@ def main() -> int:
     return 1 if any(figure.error for figure in taken) else 0
 
 
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is too few; at least 1")
+    return number
+
+
 def _options() -> argparse.Namespace:
     text = (__doc__ or "").splitlines()
     options = argparse.ArgumentParser(
         prog="tools/bench/run", description=text[0], epilog=" ".join(text[2:])
     )
     options.add_argument("names", nargs="+", choices=(*BENCHES, "all"), metavar="NAME")
-    options.add_argument("--runs", type=int, default=1, help="of each case (default 1)")
+    options.add_argument("--runs", type=_count, default=1, help="of each case (default 1)")
     options.add_argument(
         "--peer", action="append", default=[], choices=(*PEERS, "all", "none"),
         help="beside whom, in turn; may be repeated (default none)",
@@ -115,8 +122,8 @@ def _options() -> argparse.Namespace:
         "--uvloop", action=argparse.BooleanOptionalAction, default=None,
         help="with it or without it alone (default: both where it is installed)",
     )  # fmt: skip
-    options.add_argument("--workers", type=int, default=2, help="delivery processes (default 2)")
-    options.add_argument("--queued", type=int, default=1_000_000, help="the deepest queue")
+    options.add_argument("--workers", type=_count, default=2, help="delivery processes (default 2)")
+    options.add_argument("--queued", type=_count, default=1_000_000, help="the deepest queue")
     options.add_argument("--smoke", action="store_true", help="a few messages of everything")
     options.add_argument("--json", metavar="FILE", help="append one JSON object a run")
     options.add_argument(

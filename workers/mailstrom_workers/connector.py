@@ -162,13 +162,15 @@ class Connector:
         started_ms = ctx.now_ms()
         session_id = new_session_id(ctx.machine)
         try:
-            policy = ctx.settings.session_policy(ctx.machine.own_address(address, port))
+            policy = ctx.settings.session_policy(lambda: ctx.machine.own_address(address, port))
         except ConfigError as error:
             self._note(
                 HostVerdict(reason=Reason.LOCAL, fault_of=_LOCAL, stage=Stage.AUTH, text=str(error))
             )
             return None
-        policy = replace(policy, dialect=self._ladder.dialect(policy.dialect))
+        dialect = self._ladder.dialect(policy.dialect)
+        if dialect != policy.dialect:
+            policy = replace(policy, dialect=dialect)
         opened = await Session.open(Target(host=host.name, address=address, port=port), policy)
         if isinstance(opened, SessionFailure):
             trouble = judge_session(opened.stage, opened.cause, opened.reply)

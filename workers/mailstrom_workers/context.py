@@ -6,8 +6,8 @@ A context is made once per configuration; a reload replaces ``settings`` and lea
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 
 from mailstrom import events
@@ -57,11 +57,13 @@ class Settings:
     retry: RetrySchedule
     on_doubt: OnDoubt
     """What to do in doubt where the message does not say."""
+    policy: SessionPolicy | None = None
+    """How every session is opened, where neither its address nor a file has a say in it."""
 
     @classmethod
     def of(cls, config: Config) -> Settings:
         """Derive the settings of a configuration."""
-        return cls(
+        settings = cls(
             config=config,
             timeouts=stage_timeouts(config),
             retry=RetrySchedule(
@@ -71,19 +73,38 @@ class Settings:
             ),
             on_doubt=OnDoubt(config.delivery.on_doubt),
         )
+        if settings.username is None and ehlo_name(config) == config.hostname:
+            settings = replace(settings, policy=settings._policy(config.hostname))
+        return settings
 
     @property
     def relay(self) -> bool:
         """Whether all mail goes to the relay."""
         return self.config.delivery.mode == "relay"
 
-    def session_policy(self, own_address: str) -> SessionPolicy:
+    @property
+    def username(self) -> str | None:
+        """Whom the relay knows; its password is read anew for each session."""
+        return self.config.relay.username if self.relay else None
+
+    def session_policy(self, own_address: Callable[[], str]) -> SessionPolicy:
         """How sessions are opened now.
+
+        Args:
+            own_address: our own end of the connection; asked where it is our name.
 
         Raises:
             ConfigError: the relay's password cannot be read.
         """
-        config = self.config
+        if self.policy is not None:
+            return self.policy
+        named = ehlo_name(self.config) == self.config.hostname
+        return self._policy(
+            self.config.hostname if named else ehlo_name(self.config, own_address())
+        )
+
+    def _policy(self, name: str) -> SessionPolicy:
+        config, username = self.config, self.username
         tls: Tls
         if self.relay:
             tls = config.relay.tls
@@ -91,10 +112,9 @@ class Settings:
                 tls = "required"
         else:
             tls = "required" if config.tls.require or config.tls.verify else "opportunistic"
-        username = config.relay.username if self.relay else None
         local = self.relay and all(_loopback(host.name) for host in relay_hosts(config.relay))
         return SessionPolicy(
-            ehlo_name=ehlo_name(config, own_address),
+            ehlo_name=name,
             timeouts=self.timeouts,
             tls=tls,
             verify=config.tls.verify,

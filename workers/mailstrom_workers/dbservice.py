@@ -29,7 +29,7 @@ import asyncio
 import contextlib
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
@@ -37,6 +37,7 @@ from mailstrom.clock import wall_ms
 from mailstrom.errors import SpoolCorrupt, SpoolError, SpoolReplaced
 from mailstrom.storage.base import Claimed, Exchange, Work, WorkerStore
 from mailstrom_workers.complaint import Complaint
+from mailstrom_workers.portions import portions, rows
 
 _T = TypeVar("_T")
 
@@ -110,6 +111,10 @@ class Request:
         self.durable = durable
         self.insisted = insisted
         self.patient = patient
+
+
+def _rows(request: Request) -> int:
+    return 0 if request.work is None else rows(request.work)
 
 
 class Wait(NamedTuple):
@@ -360,7 +365,8 @@ class DBService(ABC):
             fresh = [request for request in requests if request is not None]
             again = self._again()
             self._batch = [*fresh, *again]
-            yield from self._exchange(store, [one for one in fresh if one.work is not None])
+            for some in portions([one for one in fresh if one.work is not None], _rows):
+                yield from self._exchange(store, some)
             for request in again:
                 if request.work is not None:
                     yield from self._exchange(store, [request])
@@ -513,6 +519,8 @@ class DBService(ABC):
         self._last_write = self._monotonic()  # for all that is known here
         self._series += self._last_write - began
         self._stale = True
+        if self._unsynced is not None and self._last_write - self._unsynced >= SYNC_S:
+            yield from self._sync(store)  # nobody may be late for long
 
     def _insisted(self, step: Callable[[], _T]) -> Steps[_T]:
         try:
@@ -522,7 +530,7 @@ class DBService(ABC):
         except BaseException as error:
             self._crash("a step that must happen", error)
 
-    def _exchange(self, store: WorkerStore, requests: list[Request]) -> Steps[None]:
+    def _exchange(self, store: WorkerStore, requests: Sequence[Request]) -> Steps[None]:
         if not requests:
             return
         work = Work()
@@ -574,7 +582,7 @@ class DBService(ABC):
         if durable:
             self._hand_back(durable, result)
 
-    def _hand_back(self, requests: list[Request], result: Exchange) -> None:
+    def _hand_back(self, requests: Sequence[Request], result: Exchange) -> None:
         """Each gets what its lanes claimed, all by one call on the loop."""
         claimed: dict[int, list[Claimed]] = {}
         for row in result.claimed:
@@ -585,8 +593,8 @@ class DBService(ABC):
             assert request.work is not None
             lanes = [claim.lane for claim in request.work.claims]
             rows = [row for lane in lanes for row in claimed.get(lane, ())]
-            ended = result.ended.intersection(lanes)
-            told.append((request.done, Exchange(settled, opened, rows, ended, *times)))
+            ended, more = result.ended.intersection(lanes), result.more.intersection(lanes)
+            told.append((request.done, Exchange(settled, opened, rows, ended, *times, more)))
             request.done = _nobody  # should a sync end the worker: it has its answer
 
         def tell() -> None:

@@ -67,7 +67,8 @@ class Engine:
         self._routes: dict[asyncio.Task[None], None] = {}  # in order
         self._due = False
         self._barren = False
-        self._next_lease = 0.0
+        self._told_at = 0.0  # loop time from which it is heeded that something is due
+        self._heeding: asyncio.TimerHandle | None = None
 
     @property
     def sessions(self) -> int:
@@ -104,12 +105,15 @@ class Engine:
 
     def _told(self) -> None:
         """Something is due, or a drain began; what found no lane just now is not tried at once."""
-        if (
-            not self._barren
-            or self.ctx.draining.is_set()
-            or asyncio.get_running_loop().time() >= self._next_lease
-        ):
+        loop = asyncio.get_running_loop()
+        if not self._barren or self.ctx.draining.is_set() or loop.time() >= self._told_at:
             self.ctx.wake()
+        elif self._heeding is None:
+            self._heeding = loop.call_at(self._told_at, self._heed)
+
+    def _heed(self) -> None:
+        self._heeding = None
+        self.ctx.wake()
 
     async def _look(self) -> None:
         """Route what waits for a route, lease where work is due."""
@@ -128,7 +132,7 @@ class Engine:
         served = self._serve(look)
         self._due = look.due
         self._barren = look.due and not served
-        self._next_lease = asyncio.get_running_loop().time() + SATURATED_S
+        self._told_at = asyncio.get_running_loop().time() + AGAIN_S
 
     def _wanted(self) -> int | None:
         """How many lanes may be leased now; None: it is no time for it."""
@@ -156,13 +160,15 @@ class Engine:
             return
         limit = ctx.settings.config.sites.connections
         ctx.workers = workers = store.live_workers()
+        room = store.open_sites(ctx.worker, limit=limit, workers=workers, now_ms=now_ms)
+        if unserved.isdisjoint(room):
+            return  # as most looks beside a busy site end: nothing was written
         if look.lanes:
             look.leased = store.lease(
                 ctx.worker, want=look.lanes, limit=limit, workers=workers, now_ms=now_ms
             )
         else:
-            room = store.open_sites(ctx.worker, limit=limit, workers=workers, now_ms=now_ms)
-            look.crowded = not unserved.isdisjoint(room)
+            look.crowded = True
 
     def _serve(self, look: Look) -> bool:
         """Wake idle lanes at due sites; False when neither that nor a lease came of the look."""

@@ -14,7 +14,8 @@ with no recipient written.
 Crash points: before ``open`` is committed nothing was sent (claims are simply due again); after it
 the recipient is ``sending`` and a crash leaves it in doubt; the settlement ends that. So what may
 not be sent twice (``on_doubt = "hold"``) is opened by itself, on the disk, and never ahead; and
-nothing is opened ahead before a server has ended a first transaction of this lane.
+nothing is opened ahead at a site that nobody has seen take mail (a canary's), before a server has
+ended a transaction of this lane.
 
 What the session or the store calls here never raises into them: an error nobody foresaw stops the
 lane, and its release puts in doubt what has no verdict.
@@ -36,6 +37,7 @@ from mailstrom.policy.refusal import local_refusal
 from mailstrom.policy.site import claim_size, suspension_s
 from mailstrom.smtp.client import TransactionEnd
 from mailstrom.storage.base import (
+    Ahead,
     Claimed,
     ClaimRequest,
     Exchange,
@@ -56,6 +58,9 @@ CLAIM_MESSAGES = 200
 CLAIM_BYTES = 8 * 1024 * 1024
 CLAIM_S = 0.5
 """A lane claims about what it delivers in this time, so that a slow one hoards nothing."""
+HASTE_S = 0.1
+"""What a lane delivers in this time it takes at once, though other lanes find less: where messages
+trickle in, each lane would take one, and every message cost a claim."""
 FIRST_CLAIM = 8
 """Messages claimed before the site was heard at all; twice as many each time, until the pace of
 the lane is known. A dead site must not keep much, nor much of the worker's memory."""
@@ -116,7 +121,7 @@ class LaneRun:
         self._paced = False  # whether that comes from what was measured
         self._unclaimed = lane.due  # of what was due at the lease, as far as this lane knows
         self._dry_s = float("-inf")  # loop time when a claim found nothing
-        self._heard = False  # a server ended a transaction of this lane: until then it has one
+        self._heard = not lane.canary  # a server ended a transaction: until then it has one
         self._window = 1
         self._starved = False  # the wire waits for the store
         self._patient = False  # the exchange under way may wait for others
@@ -124,6 +129,7 @@ class LaneRun:
         self._spoken_to: Connected | None = None  # whose transactions may still end
         self._asking = self._claiming = self._turning = False
         self._silent = False
+        self._spread = False  # the first verdicts are recorded: the site may have more lanes now
         self._index = 0
         self._run = Pass(started_ms=0)
         self._changed = asyncio.Event()
@@ -131,6 +137,7 @@ class LaneRun:
         self._loop = asyncio.get_running_loop()
         self._progress_s = 0.0
         self._pace_from_s = 0.0
+        self._took_s = CLAIM_S  # a message on the wire, the last ones counting most
         self._ends = 0
         self._reading = 0  # octets of the worker's budget that a claim under way may use
 
@@ -204,18 +211,44 @@ class LaneRun:
             work.claims.append(self._claim_request())
             exchange = await self.ctx.db.exchange(work)
             self._take(exchange)
-            if self.stock.waiting or not exchange.claimed:
-                return bool(self.stock.waiting)
+            in_hand = bool(self.stock.waiting or self.stock.opened)
+            if in_hand or not exchange.claimed:
+                return in_hand
 
     def _claim_request(self) -> ClaimRequest:
         self._claiming = True
         self._reading = self.ctx.reserve(self._claim, CLAIM_BYTES)
+        limit = self._claim if self._reading else 1
         return ClaimRequest(
             lane=self.lane.token,
-            limit=self._claim if self._reading else 1,
+            limit=limit,
             max_bytes=max(self._reading, 1),
             limit_lanes=self.ctx.settings.config.sites.connections,
             share=self.ctx.share,
+            even=max(min(int(HASTE_S / max(self._took_s, 0.001)), limit), 1),
+            ahead=self._ahead(),
+        )
+
+    def _ahead(self) -> Ahead | None:
+        """What of a claim may be opened with it: what goes on the wire as soon as it is told."""
+        stock, connected = self.stock, self.connected
+        if connected is None or stock.waiting or self._silent or not self._feeding():
+            return None
+        room = min(self._window, connected.most - connected.transactions)
+        room -= len(stock.opened) + len(stock.opening)
+        if not self._heard and (stock.opened or stock.opening or stock.wire):
+            return None
+        if room < 1 or self.ctx.settings.on_doubt is OnDoubt.HOLD:
+            return None
+        offered = connected.session.capabilities
+        return Ahead(
+            session=connected.id,
+            messages=int(room) if self._heard else 1,
+            recipients=1 if connected.domains else connected.recipients,
+            octets=offered.size or 0,
+            encrypted=connected.session.facts.tls_reached != "none",
+            eightbit=offered.eightbitmime,
+            smtputf8=offered.smtputf8,
         )
 
     def _take(self, exchange: Exchange) -> int:
@@ -227,17 +260,23 @@ class LaneRun:
             self._dry_s = self._loop.time()
             self._unclaimed = 0
             return 0
-        good = exchange.claimed
-        if any(row.damaged or row.unread for row in good):
-            good = [row for row in good if not (row.damaged or row.unread)]
+        good = [row for row in exchange.claimed if not (row.damaged or row.unread)]
+        if len(good) < len(exchange.claimed):
             for row in exchange.claimed:
                 if row.damaged:
                     self.ledger.damaged(row)
                 elif row.unread:
                     self.ledger.unread(row)
-        count = self.stock.take_in(good, self._loop.time(), MOST_RECIPIENTS)
+        now = self._loop.time()
+        count = self.stock.take_in(
+            good, now, MOST_RECIPIENTS, opened=exchange.opened, opened_at=exchange.locked_s
+        )
+        if self.stock.opened:
+            self._starved = False
         self._unclaimed -= count
-        if 1 < self._claim <= count:  # a full claim: there is more, most likely
+        if self.lane.token not in exchange.more:  # the site was looked through
+            self._dry_s = now
+        elif self._claim > 1:
             self._unclaimed = max(self._unclaimed, 1)
         if not self._paced:
             self._claim = min(self._claim * 2, CLAIM_MESSAGES)
@@ -283,6 +322,11 @@ class LaneRun:
         if self.connected is None:
             self.connector.reorder()
         while True:
+            if stock.opened and self._feeding():  # with their claim, for the present session
+                await self._feed()
+                await self._part()
+                continue
+            self._reclaim(stock.opened)
             if not stock.waiting:
                 stock.waiting, stock.later = stock.later, stock.waiting
             if not stock.waiting:
@@ -304,8 +348,12 @@ class LaneRun:
                 return False
             self._index = index
             await self._feed()
-            if self.connected is not None and not self.connected.session.usable:
-                await self._disconnect()
+            await self._part()
+
+    async def _part(self) -> None:
+        """Leave a session that is over."""
+        if self.connected is not None and not self.connected.session.usable:
+            await self._disconnect()
 
     async def _feed(self) -> None:
         """Send on the present session until it, or what suits it, comes to an end."""
@@ -455,6 +503,9 @@ class LaneRun:
                 assert error is not None
                 raise error
             self._open(exchange)
+            if self._heard and not self._spread and exchange.settled:
+                self._spread = True
+                self.ctx.wake()
             if self._claiming:
                 self._take(exchange)
             if self.connected is not None:
@@ -490,6 +541,7 @@ class LaneRun:
         if not stock.waiting or self._silent or connected is None or not self._feeding():
             return opens, False
         room = min(self._window, connected.most - connected.transactions)
+        on_doubt = self.ctx.settings.on_doubt
         while stock.waiting:
             transaction = stock.waiting[0]
             ahead = len(stock.opened) + len(stock.opening)
@@ -502,13 +554,15 @@ class LaneRun:
             if transaction.position > self._index:
                 stock.later.append(stock.waiting.popleft())
                 continue
-            hold = self._on_doubt(transaction) is OnDoubt.HOLD
+            hold = (transaction.recipients[0].on_doubt or on_doubt) is OnDoubt.HOLD
             if hold and (stock.opened or stock.opening or stock.wire):
                 break
             stock.waiting.popleft()
             if len(transaction.recipients) > 1:
                 stock.split(transaction, connected.recipients, connected.domains)
-            if self._refused_here(transaction, connected):
+            if self._demanding(transaction, connected) and self._refused_here(
+                transaction, connected
+            ):
                 continue
             stock.opening.append(transaction)
             opens.append(self._opening(transaction, connected))
@@ -517,9 +571,12 @@ class LaneRun:
         return opens, False
 
     def _opening(self, transaction: Transaction, connected: Connected) -> Open:
+        rows = transaction.recipients
         return Open(
             lane=self.lane.token,
-            recipients=tuple([row.recipient for row in transaction.recipients]),
+            recipients=(rows[0].recipient,)
+            if len(rows) == 1
+            else tuple([row.recipient for row in rows]),
             session=connected.id,
         )
 
@@ -635,8 +692,9 @@ class LaneRun:
         stock.wire.append(transaction)
         transaction.reused = connected.transactions > 0
         connected.transactions += 1
-        transaction.started_ms = self.ctx.now_ms()
-        self._stir()
+        transaction.started_ms = self.ctx.machine.wall_ms()
+        if not self._asking:
+            self._stir()
         return outgoing
 
     def _outgoing(self, transaction: Transaction) -> Outgoing:
@@ -654,7 +712,9 @@ class LaneRun:
         if not wire or wire[0] is not transaction:
             raise RuntimeError("the session told an end out of order")
         wire.popleft()
-        self._progress_s = self._loop.time()
+        now = self._loop.time()
+        self._took_s = (self._took_s + now - self._progress_s) / 2
+        self._progress_s = now
         self._silent = False
         assert self._spoken_to is not None
         self._heard = self._heard or end.answered
@@ -666,10 +726,16 @@ class LaneRun:
             # The server read none of it: what became of the one before says nothing about this.
             self._reclaim(deque((transaction,)))
         else:
-            self._again(transaction, self._judge(transaction, end))
+            again = self._judge(transaction, end)
+            if again is None:
+                self.stock.over(transaction)
+            else:
+                self._again(transaction, again)
         self._measure()
-        self._stir()
-        self._look()
+        if not self._asking:
+            self._stir()
+        if self.parted or not wire:
+            self._look()
 
     def _failed(self, transaction: Transaction, error: Exception) -> None:
         self.stock.wire.remove(transaction)
@@ -705,6 +771,16 @@ class LaneRun:
             or transaction.hosts_tried + 1 >= MOST_HOSTS
         )
 
+    def _demanding(self, transaction: Transaction, connected: Connected) -> bool:
+        """Whether a message needs anything that a server, or this session, may lack."""
+        first, size = transaction.recipients[0], connected.session.capabilities.size
+        return (
+            first.require_tls
+            or first.eightbit
+            or first.smtputf8
+            or (size is not None and 0 < size < first.size)
+        )
+
     def _refused_here(self, transaction: Transaction, connected: Connected) -> bool:
         """Whether this host lacks what the message needs; then that is its verdict."""
         first = transaction.recipients[0]
@@ -728,8 +804,9 @@ class LaneRun:
         rows = transaction.recipients
         excused = rows[0].message not in self.ctx.unanswered
         last_host, on_doubt = self._last_host(transaction), self._on_doubt(transaction)
-        verdicts = [
-            judge(
+        verdicts = []
+        for number in range(len(rows)):
+            verdict = judge(
                 end,
                 number,
                 last_host=last_host,
@@ -737,8 +814,7 @@ class LaneRun:
                 on_doubt=on_doubt,
                 excused=excused,
             )
-            for number in range(len(rows))
-        ]
+            verdicts.append(verdict)
         if verdicts[0].judgement is None:  # nothing was answered, so to nobody
             self.connector.blame(verdicts[0])
         if self._failing and any(v.judgement is Judgement.DELIVERED for v in verdicts):

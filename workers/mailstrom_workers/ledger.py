@@ -7,7 +7,10 @@ replies (``policy.outcome`` does) and writes nothing itself.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from mailstrom import events
 from mailstrom.policy.retry import next_attempt_ms
@@ -25,8 +28,7 @@ UNREADABLE_MS = 1_000
 _FINAL = {Action.DELIVER: "delivered", Action.FAIL: "failed", Action.HOLD: "held"}
 
 
-@dataclass(slots=True, eq=False)
-class Transaction:
+class Transaction(Struct, eq=False):
     """Recipients of one message that travel together.
 
     Args:
@@ -53,8 +55,8 @@ class Transaction:
     opened_at: float = 0.0
     started_ms: int = 0
     reused: bool = False
-    octets: int = field(init=False)
-    priority: int = field(init=False)
+    octets: int = 0
+    priority: int = 0
 
     def __post_init__(self) -> None:
         first = self.recipients[0]  # all have one message
@@ -67,7 +69,9 @@ class Transaction:
             first = self.recipients[0]
             self.envelope = Envelope(
                 sender=first.sender,
-                recipients=tuple([row.address for row in self.recipients]),
+                recipients=(first.address,)
+                if len(self.recipients) == 1
+                else tuple([row.address for row in self.recipients]),
                 size=first.size,
                 eightbit=first.eightbit,
                 smtputf8=first.smtputf8,
@@ -145,7 +149,7 @@ class Ledger:
     ) -> Again | None:
         """Settle each recipient by its verdict; returns those for another host or session."""
         again: Again | None = None
-        ended_ms = self.ctx.now_ms()
+        ended_ms = self.ctx.machine.wall_ms()
         for row, verdict in zip(transaction.recipients, verdicts, strict=True):
             action = verdict.action
             number = row.attempts + 1 + (row.recipient in run.retained)

@@ -1,5 +1,8 @@
 """The event loop of an engine: uvloop's where it is installed (extra ``speed``), else asyncio's.
 
+One that is installed and cannot be imported (built for another Python, a folder of that name) is
+warned of, and mail goes out without it.
+
 Either can name the descriptors of its connections, which a forked child of an application must let
 go of (``embedded``). Nothing else in the engine knows which loop it runs on.
 """
@@ -9,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import selectors
+import warnings
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -34,6 +38,14 @@ def new_loop() -> PlainLoop | FastLoop:
     """A loop that does not run yet."""
     if find_spec("uvloop") is None:
         return PlainLoop()
-    from mailstrom_workers.fastloop import FastLoop
-
+    try:
+        from mailstrom_workers.fastloop import FastLoop
+    except Exception as error:  # whatever a broken package raises
+        warnings.warn(
+            f"uvloop is installed and cannot be used ({type(error).__name__}: {error}); mail goes"
+            " out without it, more slowly: install mailstrom[speed] anew, or remove uvloop",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return PlainLoop()
     return FastLoop()

@@ -22,8 +22,9 @@ import contextlib
 import os
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from dataclasses import dataclass
 from typing import Any, Protocol
+
+from msgspec import Struct
 
 from mailstrom.policy.timeouts import Timeouts
 from mailstrom.smtp import commands
@@ -53,8 +54,7 @@ _LOW_WATER = 16384
 _WHOLE = 262144  # octets of content that may be handed to the transport at once
 
 
-@dataclass(slots=True, kw_only=True)
-class Outgoing:
+class Outgoing(Struct, frozen=True, kw_only=True, eq=False):
     """A transaction to be run.
 
     Args:
@@ -275,13 +275,14 @@ class _Pump(asyncio.Protocol):
         if over:
             # nothing more can be said on it; a peer that floods or stalls must not keep it open
             self.abort()
-        self._tell(ends)
+        if ends:
+            self._tell(ends)
         if over:
             if not ends and self.source is not None:
                 self.source.lost()
         else:
             self.fill()
-        if events:
+        if events and self._waiter is not None:
             self._wake()
 
     def _tell(self, ends: list[tuple[Outgoing, TransactionEnd]]) -> None:

@@ -10,7 +10,7 @@ Must not know: the store, sessions, verdicts.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 from mailstrom.storage.base import Claimed
 from mailstrom_workers.context import Context
@@ -48,12 +48,22 @@ class Stock:
         """Transactions that the wire can go on with."""
         return len(self.waiting) + len(self.opening) + len(self.opened)
 
-    def take_in(self, rows: Iterable[Claimed], now_s: float, most: int) -> int:
+    def take_in(
+        self,
+        rows: Iterable[Claimed],
+        now_s: float,
+        most: int,
+        *,
+        opened: Container[int],
+        opened_at: float,
+    ) -> int:
         """Claimed recipients, those of a message side by side; returns how many messages.
 
         Args:
             now_s: loop time of the claim.
             most: recipients of one transaction.
+            opened: recipients that were opened with it, a message with all of them.
+            opened_at: when; as in ``Transaction``.
         """
         last: Transaction | None = None
         count = 0
@@ -67,8 +77,14 @@ class Stock:
                 continue
             last = Transaction([row], claimed_at=now_s)
             count += 1
-            self._hold(last)
-            put(self.waiting, last, now_s)
+            octets = last.octets
+            self._held += octets
+            self._ctx.hold(octets)
+            if row.recipient in opened:
+                last.opened_at = opened_at
+                put(self.opened, last, now_s)
+            else:
+                put(self.waiting, last, now_s)
         return count
 
     def split(self, transaction: Transaction, recipients: int, domains: int) -> None:
@@ -89,26 +105,22 @@ class Stock:
                     break
         if most < len(own):
             rest = transaction.rest(most)
-            self._hold(rest)
+            self._held += rest.octets
+            self._ctx.hold(rest.octets)
             self.waiting.appendleft(rest)
 
     def over(self, transaction: Transaction) -> None:
         """Nothing of it is in hand any more."""
-        self._free(transaction.octets)
+        octets = transaction.octets
+        self._held -= octets
+        self._ctx.free(octets)
 
     def clear(self) -> None:
         """The lane is over: its budget is free, also of what an error took out of its queue."""
         for queue in (self.waiting, self.later, self.opening, self.opened, self.wire):
             queue.clear()
-        self._free(self._held)
-
-    def _hold(self, transaction: Transaction) -> None:
-        self._held += transaction.octets
-        self._ctx.hold(transaction.octets)
-
-    def _free(self, octets: int) -> None:
-        self._held -= octets
-        self._ctx.free(octets)
+        self._ctx.free(self._held)
+        self._held = 0
 
 
 def put(queue: deque[Transaction], transaction: Transaction, now_s: float) -> None:

@@ -11,9 +11,6 @@ from __future__ import annotations
 import functools
 import ssl
 
-from cryptography import x509
-from cryptography.x509.oid import NameOID
-
 from mailstrom.smtp.reply import visible
 
 
@@ -39,6 +36,9 @@ def peer_names(certificate: bytes | None) -> str | None:
     """Common name and first alternative names of a DER certificate, or None."""
     if not certificate:
         return None
+    from cryptography import x509  # a tenth of a start, for those who never meet a certificate
+    from cryptography.x509.oid import NameOID
+
     try:
         parsed = x509.load_der_x509_certificate(certificate)
         names = [str(a.value) for a in parsed.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]

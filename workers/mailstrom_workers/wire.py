@@ -19,7 +19,6 @@ import asyncio
 import base64
 import contextlib
 import errno
-import ipaddress
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
@@ -161,7 +160,7 @@ class _Opening:
 
     async def _connect(self) -> socket.socket:
         target, policy = self.target, self.policy
-        six = ipaddress.ip_address(target.address).version == 6
+        six = ":" in target.address
         self.socket = connected = socket.socket(
             socket.AF_INET6 if six else socket.AF_INET, socket.SOCK_STREAM
         )

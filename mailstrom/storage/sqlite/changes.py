@@ -1,15 +1,17 @@
 """What people may change about recipients; steps of one transaction.
 
-The recipients that a change touches are found first and then changed by number, so that counting
-(``targets``) and doing read the same fragment. A recipient on the wire is never touched; a claimed
-one counts as waiting and is taken from its lane, whose guard then refuses to open it; unless it was
-claimed before the machine was booted: then it may have been on the wire, and the lapse comes first.
+Whose they are is found first, without the lock (``found``): a message never gets another
+recipient. They are changed by number, ``MOST`` in a transaction; which of them the change touches
+then, the same fragment tells that counts them (``targets``). A recipient on the wire is never
+touched; a claimed one counts as waiting and is taken from its lane, whose guard then refuses to
+open it; unless it was claimed before the machine was booted: then it may have been on the wire, and
+the lapse comes first.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import apsw
@@ -17,6 +19,9 @@ import apsw
 from mailstrom.storage.client import Target
 from mailstrom.storage.sqlite.sql import STATEMENTS, run
 from mailstrom.types import Change
+
+MOST = 1_000
+"""Recipients of one transaction: 5 to 10 ms of the lock."""
 
 
 class _Steps(NamedTuple):
@@ -62,25 +67,31 @@ def touches(change: Change) -> str:
     return STATEMENTS[_CHANGES[change].touches]
 
 
+def found(connection: apsw.Connection, targets: Sequence[Target]) -> Iterator[list[int]]:
+    """The recipients that targets name, in pieces for ``change``."""
+    wanted = json.dumps([[target.id, target.address] for target in targets])
+    numbers = [row[0] for row in run(connection, "change_targets", {"targets": wanted})]
+    return (numbers[start : start + MOST] for start in range(0, len(numbers), MOST))
+
+
 def change(
     connection: apsw.Connection,
     change: Change,
-    targets: Sequence[Target],
+    some: Sequence[int],
     now_ms: int,
     boot: str | None,
 ) -> int:
-    """Change the targets that are in a state for it; returns how many recipients that were.
+    """Change those of a piece that are in a state for it; returns how many recipients that were.
 
     Args:
+        some: a piece of ``found``.
         boot: of the machine; None where no claim outlives it. Empty: nobody knows, so each one may.
     """
     steps = _CHANGES[change]
-    wanted = json.dumps([[target.id, target.address] for target in targets])
-    found = connection.execute(
-        f"{STATEMENTS['change_targets']} {touches(change)}",
-        {"targets": wanted, "now_ms": now_ms, "boot": boot},
-    )
-    recipients = [row[0] for row in found]
+    sql = f"{STATEMENTS['change_those']} {touches(change)}"
+    asked = {"recipients": json.dumps(some), "now_ms": now_ms, "boot": boot}
+    used = {key: value for key, value in asked.items() if f":{key}" in sql}
+    recipients = [row[0] for row in connection.execute(sql, used)]
     if not recipients:
         return 0
     values = {"recipients": json.dumps(recipients), "now_ms": now_ms}

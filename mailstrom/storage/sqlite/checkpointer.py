@@ -15,6 +15,12 @@ import apsw
 from mailstrom.errors import SpoolError
 from mailstrom.storage.sqlite import poison, turnstile
 
+ROUNDS = 4
+"""So often frames are moved in a row while others write more: each round leaves fewer."""
+LITTLE_FRAMES = 500
+"""So many are moved with the write lock, at most: some milliseconds."""
+WAIT_MS = 20
+"""So long writers may wait for readers to end, so that the log can begin again."""
 _SYNCS = frozenset({apsw.SQLITE_IOERR_FSYNC, apsw.SQLITE_IOERR_DIR_FSYNC})
 
 
@@ -28,18 +34,21 @@ class Checkpointer:
 
     In a crowd others write while it moves frames, so that the log does not begin again: it goes on
     only when the log has grown by a quarter of the threshold, not behind each commit of each
-    process.
+    process. Then it moves the last of them with the write lock, as the engine does: two processes
+    that write without a pause would else write a log without an end.
 
     Args:
         path: the database file.
         frames: from how many frames in the WAL on it moves them.
+        busy_ms: the connection's own busy timeout.
     """
 
-    __slots__ = ("_frames", "_from", "_path")
+    __slots__ = ("_busy_ms", "_frames", "_from", "_path")
 
-    def __init__(self, path: str, frames: int) -> None:
+    def __init__(self, path: str, frames: int, busy_ms: int) -> None:
         self._path = path
         self._frames = self._from = frames
+        self._busy_ms = busy_ms
 
     def __call__(self, connection: apsw.Connection, schema: str, frames: int) -> int:
         """What fails here is tried again behind a later commit; this one has taken place."""
@@ -49,12 +58,33 @@ class Checkpointer:
             return apsw.SQLITE_OK
         try:
             poison.check_all(self._path)
-            self._from = frames + self._frames // 4
+            grown, self._from = self._from > self._frames, frames + self._frames // 4
             turnstile.leave(self._path)  # it takes long, and is in no writer's way
-            connection.wal_checkpoint(schema, apsw.SQLITE_CHECKPOINT_PASSIVE)
+            left = self._move(connection, schema)
+            if grown and left <= LITTLE_FRAMES:
+                self._begin_again(connection, schema)
         except SpoolError:
             pass
         except apsw.Error as error:
             if is_failed_sync(error):
                 poison.poison(self._path, OSError(errno.EIO, str(error)))
         return apsw.SQLITE_OK
+
+    def _move(self, connection: apsw.Connection, schema: str) -> int:
+        """Move frames that no reader needs; how many are left, those that came meanwhile."""
+        left = 0
+        for _ in range(ROUNDS):
+            found, moved = connection.wal_checkpoint(schema, apsw.SQLITE_CHECKPOINT_PASSIVE)
+            left = found - moved
+            if left <= LITTLE_FRAMES:
+                break
+        return left
+
+    def _begin_again(self, connection: apsw.Connection, schema: str) -> None:
+        """Move the last frames and have the next writer begin the log again, if nobody reads it."""
+        poison.check_all(self._path)  # it may be so since
+        connection.set_busy_timeout(WAIT_MS)
+        try:
+            connection.wal_checkpoint(schema, apsw.SQLITE_CHECKPOINT_RESTART)
+        finally:
+            connection.set_busy_timeout(self._busy_ms)

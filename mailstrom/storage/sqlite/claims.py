@@ -13,21 +13,32 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import apsw
 import msgspec
 
-from mailstrom.storage.base import Claimed, ClaimRequest, Open, SessionRow, Work
+from mailstrom.storage.base import Ahead, Claimed, ClaimRequest, Open, SessionRow, Work
 from mailstrom.storage.sqlite.encoding import encoded
 from mailstrom.storage.sqlite.lanes import learn
-from mailstrom.storage.sqlite.rows import checksum, digest, domain_of, fits, message_digest
+from mailstrom.storage.sqlite.rows import (
+    SEALED,
+    checksum,
+    digest,
+    domain_of,
+    fits,
+    message_digest,
+)
 from mailstrom.storage.sqlite.settling import rounds, settle
 from mailstrom.storage.sqlite.sql import run, wrote
 from mailstrom.types import OnDoubt
 
 CLAIM_ROWS = 500
 """Most recipients one claim may take, whatever the number of messages."""
+EVEN_ROWS = 1_000
+"""With so many due at a site a claim takes all that it asks for, whatever the other lanes find."""
 SKIP_ROWS = 500
 """Most rows a claim passes over in one priority, and most it sends back to the router."""
 ROUTE_GRACE_MS = 60_000
@@ -45,6 +56,7 @@ of the claims begins with low and a tenth with normal, or a flood of high mail w
 _READY, _MOVED, _EXPIRED, _UNREFRESHED = range(4)
 """What the statement ``due_recipients`` says of a row."""
 _SEQ, _MESSAGE, _SIZE, _DUE, _DOMAIN, _KIND, _REFRESH = 0, 1, 7, 22, 23, 24, 25
+_ON_DOUBT, _REQUIRE_TLS, _EIGHTBIT, _SMTPUTF8 = 16, 17, 18, 19
 """Some of its columns."""
 
 
@@ -56,6 +68,7 @@ class Exchanged(NamedTuple):
     ended: frozenset[int]
     rows: list[tuple[int, Any]]
     """Lane and row of ``due_recipients``, in the order they are to be sent."""
+    more: frozenset[int]
 
 
 def exchange(connection: apsw.Connection, work: Work, now_ms: int) -> Exchanged:
@@ -72,13 +85,17 @@ def exchange(connection: apsw.Connection, work: Work, now_ms: int) -> Exchanged:
         opened = _open(connection, work.opens, now_ms)
     ended: set[int] = set()
     rows: list[tuple[int, Any]] = []
+    more: set[int] = set()
     for claim in work.claims:
-        taken = _claim(connection, claim, now_ms)
-        if taken is None:
+        look = _claim(connection, claim, now_ms)
+        if look is None:
             ended.add(claim.lane)
         else:
-            rows += [(claim.lane, row) for row in taken]
-    return Exchanged(frozenset(settled), frozenset(opened), frozenset(ended), rows)
+            rows += [(claim.lane, row) for row in look.taken]
+            opened.update(look.opened)
+            if look.full:
+                more.add(claim.lane)
+    return Exchanged(frozenset(settled), frozenset(opened), frozenset(ended), rows, frozenset(more))
 
 
 def _put_sessions(connection: apsw.Connection, sessions: Sequence[SessionRow]) -> None:
@@ -122,6 +139,7 @@ class _Look:
     """What a claim saw on its way through a site's waiting rows."""
 
     taken: list[Any] = field(default_factory=list)
+    opened: list[int] = field(default_factory=list)
     messages: set[int] = field(default_factory=set)
     bytes: int = 0
     full: bool = False
@@ -135,7 +153,7 @@ class _Look:
     refresh: set[str] = field(default_factory=set)
 
 
-def _claim(connection: apsw.Connection, request: ClaimRequest, now_ms: int) -> list[Any] | None:
+def _claim(connection: apsw.Connection, request: ClaimRequest, now_ms: int) -> _Look | None:
     """Due recipients of the lane's site, a seek per priority, oldest due first; None: no claims.
 
     Rows of a domain that moved go back to the router. Rows whose domain's route is too old stay as
@@ -145,18 +163,21 @@ def _claim(connection: apsw.Connection, request: ClaimRequest, now_ms: int) -> l
     found = run(connection, "lane_turn", {"lane": request.lane})
     if not found:
         return None  # the lane lapsed
-    site, claims, rank, mine = found[0]
+    site, claims, rank, mine, lanes = found[0]
     if request.limit_lanes is not None and rank >= request.limit_lanes:
         return None
     if request.share is not None and mine >= request.share:
         return None
+    limit = request.limit
+    if lanes > 1 and 0 < request.even < limit:
+        limit = _part(connection, site, request, lanes, now_ms)
     look = _Look()
     for priority in TURNS[(request.lane + claims) % len(TURNS)]:
-        _look(connection, request, look, site, priority, now_ms)
+        _look(connection, request, look, site, priority, limit, now_ms)
         if look.full:
             break
     if look.taken:
-        _take(connection, request.lane, look)
+        _take(connection, request, look, now_ms)
     unrouted = (look.moved + (look.unrefreshed if look.cut else []))[:SKIP_ROWS]
     if unrouted:
         values = {"recipients": encoded(unrouted), "now_ms": now_ms}
@@ -167,7 +188,17 @@ def _claim(connection: apsw.Connection, request: ClaimRequest, now_ms: int) -> l
         run(connection, "refresh_domains", {"domains": domains, "now_ms": now_ms})
     if not look.full:
         _wait(connection, look, site, now_ms)
-    return look.taken
+    return look
+
+
+def _part(
+    connection: apsw.Connection, site: int, request: ClaimRequest, lanes: int, now_ms: int
+) -> int:
+    """How many messages a lane may take, so that each of the site's lanes finds as many."""
+    most = min(request.limit * lanes, EVEN_ROWS)
+    values = {"site": site, "now_ms": now_ms, "most": most}
+    due: int = run(connection, "due_at_site", values)[0][0]
+    return request.limit if due >= most else max(-(-due // lanes), request.even)
 
 
 def _look(
@@ -176,12 +207,13 @@ def _look(
     look: _Look,
     site: int,
     priority: int,
+    limit: int,
     now_ms: int,
 ) -> None:
     """Take what is ready in one priority, note what is not, stop at the first not yet due."""
     skipped = 0
     last: Any = None
-    for row in _due(connection, site, priority, request.limit, now_ms):
+    for row in _due(connection, site, priority, limit, now_ms):
         if row[_REFRESH]:
             look.refresh.add(row[_DOMAIN])
         kind = row[_KIND]
@@ -202,7 +234,7 @@ def _look(
         if len(look.taken) >= CLAIM_ROWS or (
             fresh
             and look.messages
-            and (len(look.messages) >= request.limit or look.bytes + row[_SIZE] > request.max_bytes)
+            and (len(look.messages) >= limit or look.bytes + row[_SIZE] > request.max_bytes)
         ):
             look.full = True
             return
@@ -246,21 +278,52 @@ def _page(connection: apsw.Connection, values: Mapping[str, Any]) -> list[Any]:
     return page
 
 
-def _take(connection: apsw.Connection, lane: int, look: _Look) -> None:
+def _take(connection: apsw.Connection, request: ClaimRequest, look: _Look, now_ms: int) -> None:
     """The lane has what was looked out; what is left of it comes in the order it is to be sent.
 
-    Messages in the order they were taken (priority, then due time), recipients together.
+    Messages in the order they were taken (priority, then due time), recipients together; the first
+    of them are open where that was asked for.
     """
-    values = {"recipients": encoded([row[_SEQ] for row in look.taken]), "lane": lane}
-    if wrote(connection, "claim", values) != len(look.taken):
+    taken = [row[_SEQ] for row in look.taken]
+    ahead = request.ahead
+    look.opened = [] if ahead is None or look.scattered else taken[: _suiting(look.taken, ahead)]
+    values = {
+        "recipients": encoded(taken),
+        "lane": request.lane,
+        "opened": len(look.opened),
+        "session": None if ahead is None else ahead.session,
+        "now_ms": now_ms,
+    }
+    if wrote(connection, "claim", values) != len(taken):
         held = {row[0] for row in run(connection, "claimed", values)}
         look.taken = [row for row in look.taken if row[_SEQ] in held]
-    run(connection, "lane_took", {"lane": lane})
+        look.opened = [recipient for recipient in look.opened if recipient in held]
+    run(connection, "lane_took", {"lane": request.lane})
     if look.scattered:
         turn: dict[int, int] = {}
         for row in look.taken:
             turn.setdefault(row[_MESSAGE], len(turn))
         look.taken.sort(key=lambda row: (turn[row[_MESSAGE]], row[_SEQ]))
+
+
+def _suiting(rows: Sequence[Any], ahead: Ahead) -> int:
+    """How many of the rows are opened at once; those of a message stand side by side."""
+    count = 0
+    for messages, (_, group) in enumerate(groupby(rows, key=itemgetter(_MESSAGE))):
+        same = list(group)
+        row = same[0]
+        if (
+            messages == ahead.messages
+            or len(same) > ahead.recipients
+            or (ahead.octets and row[_SIZE] > ahead.octets)
+            or row[_ON_DOUBT] not in (None, "retry")  # a damaged word is taken for the careful one
+            or (row[_REQUIRE_TLS] and not ahead.encrypted)
+            or (row[_EIGHTBIT] and not ahead.eightbit)
+            or (row[_SMTPUTF8] and not ahead.smtputf8)
+        ):
+            break
+        count += len(same)
+    return count
 
 
 def _wait(connection: apsw.Connection, look: _Look, site: int, now_ms: int) -> None:
@@ -294,7 +357,7 @@ class Kept(NamedTuple):
 
 def bodies(connection: apsw.Connection, rows: list[tuple[int, Any]]) -> dict[int, Kept | None]:
     """Content by its key, None where it is damaged; outside the lock."""
-    found: dict[int, Kept | None] = dict.fromkeys(row[8] for _, row in rows)
+    found: dict[int, Kept | None] = dict.fromkeys([row[8] for _, row in rows])
     for pack in _packs({row[8]: row[7] for _, row in rows if row[9] == 1}):
         ((facts, data),) = run(connection, "first_chunks", {"contents": encoded(pack)})
         keys, sizes, digests = msgspec.json.decode(facts)
@@ -388,17 +451,9 @@ def _fits(row: Any, kept: Kept) -> bool:
     id, sender, message_id = row[2], row[6], row[20]
     if not (type(id) is type(sender) is type(message_id) is str):
         return False  # damaged: no digest was made over what is no text
-    facts = {
-        "require_tls": row[17],
-        "on_doubt": row[16],
-        "id": id,
-        "sender": sender,
-        "message_id": message_id,
-        "size": row[7],
-        "chunks": row[9],
-        "eightbit": row[18],
-        "smtputf8": row[19],
-        "digests": kept.digests,
-    }
+    facts = id, sender, message_id, row[7], row[9], row[18], row[19]
     seal = bytes.fromhex(row[21])
-    return message_digest(**facts) == seal or fits(seal, **facts)
+    if message_digest(*facts, row[17], row[16], kept.digests) == seal:
+        return True
+    named = dict(zip(SEALED, facts, strict=True))
+    return fits(seal, require_tls=row[17], on_doubt=row[16], digests=kept.digests, **named)

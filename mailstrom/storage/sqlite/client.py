@@ -15,8 +15,9 @@ from typing import TypeVar
 
 import apsw
 
-from mailstrom.errors import SpoolError
-from mailstrom.storage.client import Owner, Selection, Target
+from mailstrom import interrupts
+from mailstrom.errors import MailstromError, SpoolError
+from mailstrom.storage.client import Owner, Selection, Submission, Target
 from mailstrom.storage.sqlite import (
     asking,
     backups,
@@ -37,6 +38,7 @@ from mailstrom.storage.sqlite.place import FilePlace, Place
 from mailstrom.storage.sqlite.prompt import SQLitePrompt
 from mailstrom.storage.sqlite.sql import run
 from mailstrom.storage.sqlite.storing import Storing
+from mailstrom.storage.sqlite.submissions import Encoded
 from mailstrom.types import Change, Event, MessageStatus, QueueStats, Suppression
 
 _T = TypeVar("_T")
@@ -78,6 +80,10 @@ class SQLiteClientStore(Storing):
         """See ``PromptStore.prompt``."""
         self._usable()
         return SQLitePrompt(self.path, self._place.again(), self._busy_ms, pid)
+
+    def ahead(self, submissions: Sequence[Submission]) -> Sequence[Submission]:
+        """See ``AheadStore.ahead``."""
+        return Encoded(submissions)
 
     def _write(self, doing: str, step: Callable[[apsw.Connection], _T], key: str = "") -> _T:
         """Run one step as one immediate transaction.
@@ -128,11 +134,22 @@ class SQLiteClientStore(Storing):
         self._sync.check()
         if not targets:
             return 0
-        changed = self._write(
-            f"{change} of recipients",
-            lambda c: changes.change(c, change, targets, now_ms, self._boot),
-            targets[0].id,
-        )
+        doing = f"{change} of recipients"
+        with forks.inside(), spool_errors(self.path, doing):
+            self._require_unreplaced()
+            pieces = changes.found(self._write_connection(), targets)
+        changed = 0
+        for number, some in enumerate(pieces):
+            if number:
+                time.sleep(FREE_LOCK_S)
+            step = partial(changes.change, change=change, some=some, now_ms=now_ms, boot=self._boot)
+            try:
+                changed += self._write(doing, step, targets[0].id)
+            except MailstromError as error:
+                if not changed or interrupts.raised(error):
+                    raise
+                self._durable("a part of the change was written", targets[0].id)
+                raise outcomes.half_way(self.path, change, changed, error, targets[0].id) from error
         if changed:
             self._durable("the change was written", targets[0].id)
         return changed

@@ -15,9 +15,8 @@ import os
 import re
 import resource
 import stat
-import time
 from array import array
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from json import JSONDecodeError
 
@@ -47,7 +46,6 @@ FREE_LOCK_S = 0.002
 INTERRUPTED = b"Mailstrom: the restore of this spool was interrupted. The former one is whole: "
 """What a file begins with that holds a spool's place while ``restore`` works; then a file name."""
 
-_ASK_S = 0.001
 _SHORTEST = 512  # bytes: SQLite takes a shorter file as empty
 _LONGEST_REASON = 500  # characters of SQLite's words, which may repeat a whole statement
 
@@ -313,7 +311,7 @@ def connect(
             own = {"synchronous": 1, "wal_autocheckpoint": checkpoint_frames}
             set_pragmas(connection, own, read_only)
             if checkpoint_frames > 0:
-                connection.set_wal_hook(Checkpointer(path, checkpoint_frames))
+                connection.set_wal_hook(Checkpointer(path, checkpoint_frames, busy_ms))
             keep = array("i", [1])
             connection.file_control("main", apsw.SQLITE_FCNTL_PERSIST_WAL, keep.buffer_info()[0])
         except BaseException:
@@ -384,28 +382,6 @@ def _require_unmoved(connection: apsw.Connection, path: str) -> None:
     connection.file_control("main", apsw.SQLITE_FCNTL_HAS_MOVED, moved.buffer_info()[0])
     if moved[0]:
         raise SpoolBusy(f"{path}: was replaced while it was being opened; nothing done, try again")
-
-
-def patience(busy_ms: int) -> Callable[[int], bool]:
-    """A busy handler that asks for the lock each millisecond.
-
-    SQLite's own waits grow to 100 ms, which is long beside the few milliseconds that a worker holds
-    the lock: two busy workers would wait for each other more than they work. For few processes: a
-    crowd that asks as often keeps the processors busy with asking.
-    """
-    begun = 0.0
-
-    def wait(looks: int) -> bool:
-        nonlocal begun
-        now = time.monotonic()
-        if looks == 0:
-            begun = now
-        if now - begun >= busy_ms / 1000:
-            return False
-        time.sleep(_ASK_S)
-        return True
-
-    return wait
 
 
 @contextmanager

@@ -102,9 +102,12 @@ class WalSync:
 
     def check(self) -> None:
         """Raise if the spool is poisoned."""
+        fd = self._fd
+        if fd is not None and poison.calm(self._path, fd):
+            return
         poison.check(self._path)
-        if self._fd is not None:
-            poison.check_others(self._path, self._fd)
+        if fd is not None:
+            poison.check_others(self._path, fd)
 
     def poison(self, error: OSError) -> None:
         """Raise the flag for every process; until it can be written, this one remembers."""

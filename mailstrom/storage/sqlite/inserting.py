@@ -75,10 +75,11 @@ def step(connection: apsw.Connection, rows: Sequence[Row]) -> None:
     that says that the connection is closed means none. The statement gives no rows, so that it has
     run to its end when the connection has executed it: nothing is fetched, which could fail alone.
     """
+    if len(rows) == 1:
+        connection.execute(STATEMENTS["enqueue"], rows[0])
+        return
     size = SIZES[bisect_left(SIZES, len(rows))]
-    values: tuple[object, ...] = rows[0]
-    if size > 1:
-        values = (*chain.from_iterable(rows), *_EMPTY * (size - len(rows)))
+    values = (*chain.from_iterable(rows), *_EMPTY * (size - len(rows)))
     connection.execute(_sized(STATEMENTS["enqueue"], size), values)
 
 

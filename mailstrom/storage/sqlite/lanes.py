@@ -25,7 +25,7 @@ DOUBT_DELAYS_MS = (0, 60_000, 300_000, 900_000, 3_600_000)
 DOUBT_MOST = 5
 """Lost so often in a row, a recipient is held: it may be what kills its workers."""
 DOUBT_ROWS = 1_000
-"""Most rows that one transaction of a lapse takes back."""
+"""Most rows that one transaction takes back of lanes that end, but for those of a single one."""
 
 NEVER_MS = 253_402_300_799_000
 """When a site without waiting recipients is due: the end of the year 9999."""
@@ -100,6 +100,7 @@ class _Ready(NamedTuple):
     pipelining: bytes | None
     chunking: int | None
     failing: int
+    canary: int
 
 
 def _leased(
@@ -125,6 +126,7 @@ def _leased(
                 pipelining=pipelining_of(site.pipelining),
                 chunking=None if site.chunking is None else bool(site.chunking),
                 failing=bool(site.failing),
+                canary=bool(site.canary),
             )
         )
     return leased
@@ -166,8 +168,14 @@ def release(
     now_ms: int,
     on_doubt: OnDoubt,
     delays_ms: Sequence[int],
-) -> int:
-    """End lanes; claims are due again, what was left open without a verdict is in doubt."""
+) -> tuple[int, Sequence[int]]:
+    """End lanes; claims are due again, what was left open without a verdict is in doubt.
+
+    Returns:
+        How many recipients the lanes held that have ended, and the lanes that are left: those that
+        would make it more than ``DOUBT_ROWS``, or than those of one lane.
+    """
+    lanes, left = _fitting(connection, lanes)
     values = {"lanes": encoded(lanes)}
     freed = [row[0] for row in run(connection, "release_claimed", {**values, "now_ms": now_ms})]
     if freed:
@@ -177,7 +185,22 @@ def release(
         while piece := doubt(connection, [lane], worker, on_doubt, delays_ms, DOUBT_ROWS, now_ms):
             doubtful += piece
     run(connection, "lanes_end", values)
-    return len(freed) + doubtful
+    return len(freed) + doubtful, left
+
+
+def _fitting(
+    connection: apsw.Connection, lanes: Sequence[int]
+) -> tuple[Sequence[int], Sequence[int]]:
+    """Those of the lanes that one transaction ends, and the others."""
+    if len(lanes) < 2:
+        return lanes, ()
+    sizes = run(connection, "lane_sizes", {"lanes": encoded(lanes)})
+    held = 0
+    for place, (size,) in enumerate(sizes):
+        held += size
+        if place and held > DOUBT_ROWS:
+            return lanes[:place], lanes[place:]
+    return lanes, ()
 
 
 def doubt(

@@ -78,6 +78,23 @@ def unconfirmed(path: str, error: Exception, done: str, key: str) -> OutcomeUnkn
     )
 
 
+def half_way(
+    path: str, change: str, changed: int, error: Exception, key: str
+) -> OutcomeUnknown:
+    """The error where a change of many recipients did some of them, durably, and then failed.
+
+    Args:
+        changed: how many recipients were changed.
+        error: what the rest failed with; of that rest nothing may have been written.
+        key: as in ``unknown``.
+    """
+    return OutcomeUnknown(
+        f"{path}: {change}: {changed} recipients were changed, and then it failed for the others"
+        f" ({error}); the same call made again does the rest",
+        key=key,
+    )
+
+
 def overwritten(error: Exception, key: str) -> OutcomeUnknown:
     """The error where others who share no lock with us may have written over a commit."""
     return OutcomeUnknown(f"{error}; {_ask(key)}", key=key)

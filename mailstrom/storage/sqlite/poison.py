@@ -102,6 +102,28 @@ def poison(path: str, error: OSError) -> None:
             _trying.discard(path)
 
 
+def calm(path: str, fd: int) -> bool:
+    """Whether ``check`` and ``check_others`` would find nothing, by the two questions they ask.
+
+    Asked twice for each message, so it stands here in one piece. False: one of them is to be asked.
+
+    Args:
+        fd: our descriptor of the -wal file.
+    """
+    if path in _unwritten or _GET is None:
+        return False
+    try:
+        now = os.stat(f"{path}-run")
+        return (
+            _calm.get(path) == (now.st_dev, now.st_ino, now.st_ctime_ns)
+            and fcntl.fcntl(fd, _GET, _ASKED)[:2] == _FREE
+        )
+    except OSError as error:
+        if interrupts.raised(error):
+            raise
+        return False
+
+
 def check(path: str) -> None:
     """Raise if the spool is poisoned.
 

@@ -36,7 +36,7 @@ ASK_MS = 2
 """SQLite's own waits for a lock: two of a millisecond."""
 LOOK_EACH = 64
 """So many messages from one look at the log's frames to the next."""
-_EAGER, _LATER_S = 8, 0.008
+_EAGER, _LATER_S = 64, 0.008
 """After so many of them, so much longer between two."""
 
 
@@ -54,7 +54,7 @@ class SQLitePrompt(Storing):
         super().__init__(path, place, busy_ms)
         self._pid = pid
         self._brief: apsw.Connection | None = None  # it waits for a lock in ``_asked`` alone
-        self._checkpointer = Checkpointer(path, CLIENT_CHECKPOINT_FRAMES)
+        self._checkpointer = Checkpointer(path, CLIENT_CHECKPOINT_FRAMES, ASK_MS)
         self._stored = 0
         forks.watch(self)
 
@@ -73,8 +73,11 @@ class SQLitePrompt(Storing):
             self._require_unreplaced()
             writer = self._write_connection()
             if writer is not self._brief:
-                writer.set_busy_timeout(ASK_MS)
-                writer.set_wal_hook(None)  # no Python within SQLite, where a handler could fork
+                try:
+                    writer.set_busy_timeout(ASK_MS)
+                    writer.set_wal_hook(None)  # no Python within SQLite, where a handler could fork
+                except apsw.ConnectionClosedError:  # one did so here
+                    return None
                 self._brief = writer
             if not self._log_room.lets(writer):
                 return None
@@ -119,14 +122,15 @@ class SQLitePrompt(Storing):
         SQLite's own waits grow to 100 ms, and whoever is in front keeps a crowd behind it. The
         waits are short ones one after the other, so that a signal handler has its turn between two.
         """
-        until_s = time.monotonic() + self._busy_ms / 1000
-        rounds = 0
+        rounds, until_s = 0, 0.0
         while True:
             try:
                 inserting.step(writer, (row,))
                 return
             except apsw.BusyError:
-                if time.monotonic() >= until_s:
+                now_s = time.monotonic()
+                until_s = until_s or now_s + (self._busy_ms - ASK_MS) / 1000
+                if now_s >= until_s:
                     raise
             rounds += 1
             if rounds > _EAGER:

@@ -75,7 +75,7 @@ def put(
         name = answer.route.domain
         if name not in ours and name in known and known[name].router == worker:
             ours[name] = answer
-    where = _store(connection, known, list(ours.values()), now_ms)
+    where = _Cache(connection, known, now_ms).store(list(ours.values()))
     changed: list[int] = []  # recipients
     left: list[bool] = []
     done: list[str] = []
@@ -117,77 +117,79 @@ class _Where(NamedTuple):
     generation: int
 
 
-def _store(
-    connection: apsw.Connection,
-    known: Mapping[str, _Known],
-    answers: Sequence[RouteAnswer],
-    now_ms: int,
-) -> dict[str, _Where]:
-    """Write answers into the cache, all of a kind at once.
+class _Cache(NamedTuple):
+    """The cache of routes, about to be written.
 
-    Returns:
-        Where domains lead; not those whose cached answer is no longer what was taken.
+    Args:
+        known: what it holds of the domains that are asked about.
     """
-    where: dict[str, _Where] = {}
-    found: list[RouteAnswer] = []
-    for answer in answers:
-        route = answer.route
-        before = known[route.domain]
-        if answer.cached:
-            if _CACHED.get(before.result) is route.result and before.expires_ms > now_ms:
-                where[route.domain] = _Where(before.site, before.generation)
-        elif route.result is RouteResult.TEMPORARY:
-            where[route.domain] = _Where(None, before.generation)
-            values = {"name": route.domain, "now_ms": now_ms, "expires_ms": answer.expires_ms}
-            run(connection, "domain_failing", {**values, "error": route.error})
-        else:
-            found.append(answer)
-    if found:
-        where |= _found(connection, known, found, now_ms)
-    looked_up = [
-        [answer.route.domain, str(answer.route.result), answer.site_key, answer.route.error]
-        for answer in answers
-        if not answer.cached
-    ]
-    if looked_up:
-        run(connection, "route_event", {"now_ms": now_ms, "rows": encoded(looked_up)})
-    return where
 
+    connection: apsw.Connection
+    known: Mapping[str, _Known]
+    now_ms: int
 
-def _found(
-    connection: apsw.Connection,
-    known: Mapping[str, _Known],
-    answers: Sequence[RouteAnswer],
-    now_ms: int,
-) -> dict[str, _Where]:
-    """Write what the DNS said; wakes the sites that got a domain, or lost one."""
-    leading = [
-        [answer.site_key, answer.provider, encode_hosts(answer.route.hosts)]
-        for answer in answers
-        if answer.route.result in DELIVERABLE and answer.site_key is not None
-    ]
-    sites: dict[str | None, int] = {}
-    if leading:
-        values = {"rows": encoded(leading), "now_ms": now_ms}
-        sites = dict(run(connection, "site_put", values))
-    at: dict[str, int | None] = {}
-    rows = []
-    for answer in answers:
-        route = answer.route
-        leads = route.result in DELIVERABLE and answer.site_key is not None
-        at[route.domain] = site = sites[answer.site_key] if leads else None
-        hosts = encode_hosts(route.hosts)
-        result = str(route.result)
-        rows.append([route.domain, result, site, hosts, answer.expires_ms, route.error])
-    written = run(connection, "domain_put", {"rows": encoded(rows), "now_ms": now_ms})
-    for name, site in at.items():
-        before = known[name].site
-        if before is not None and before != site:
-            run(connection, "leave_site", {"site": before, "now_ms": now_ms})
-    woken = {site for name, site in at.items() if site and known[name].usable_ms <= now_ms}
-    if woken:
-        run(connection, "wake_sites", {"sites": encoded(sorted(woken)), "now_ms": now_ms})
-    return {name: _Where(at[name], generation) for name, generation in written}
+    def store(self, answers: Sequence[RouteAnswer]) -> dict[str, _Where]:
+        """Write answers, all of a kind at once.
+
+        Returns:
+            Where domains lead; not those whose cached answer is no longer what was taken.
+        """
+        where: dict[str, _Where] = {}
+        found: list[RouteAnswer] = []
+        for answer in answers:
+            route = answer.route
+            before = self.known[route.domain]
+            if answer.cached:
+                if _CACHED.get(before.result) is route.result and before.expires_ms > self.now_ms:
+                    where[route.domain] = _Where(before.site, before.generation)
+            elif route.result is RouteResult.TEMPORARY:
+                where[route.domain] = _Where(None, before.generation)
+                values = {"name": route.domain, "now_ms": self.now_ms, "error": route.error}
+                run(self.connection, "domain_failing", {**values, "expires_ms": answer.expires_ms})
+            else:
+                found.append(answer)
+        if found:
+            where |= self._found(found)
+        looked_up = [
+            [answer.route.domain, str(answer.route.result), answer.site_key, answer.route.error]
+            for answer in answers
+            if not answer.cached
+        ]
+        if looked_up:
+            values = {"now_ms": self.now_ms, "rows": encoded(looked_up)}
+            run(self.connection, "route_event", values)
+        return where
+
+    def _found(self, answers: Sequence[RouteAnswer]) -> dict[str, _Where]:
+        """Write what the DNS said; wakes the sites that got a domain, or lost one."""
+        connection, known, now_ms = self
+        leading = [
+            [answer.site_key, answer.provider, encode_hosts(answer.route.hosts)]
+            for answer in answers
+            if answer.route.result in DELIVERABLE and answer.site_key is not None
+        ]
+        sites: dict[str | None, int] = {}
+        if leading:
+            values = {"rows": encoded(leading), "now_ms": now_ms}
+            sites = dict(run(connection, "site_put", values))
+        at: dict[str, int | None] = {}
+        rows = []
+        for answer in answers:
+            route = answer.route
+            leads = route.result in DELIVERABLE and answer.site_key is not None
+            at[route.domain] = site = sites[answer.site_key] if leads else None
+            hosts = encode_hosts(route.hosts)
+            result = str(route.result)
+            rows.append([route.domain, result, site, hosts, answer.expires_ms, route.error])
+        written = run(connection, "domain_put", {"rows": encoded(rows), "now_ms": now_ms})
+        for name, site in at.items():
+            before = known[name].site
+            if before is not None and before != site:
+                run(connection, "leave_site", {"site": before, "now_ms": now_ms})
+        woken = {site for name, site in at.items() if site and known[name].usable_ms <= now_ms}
+        if woken:
+            run(connection, "wake_sites", {"sites": encoded(sorted(woken)), "now_ms": now_ms})
+        return {name: _Where(at[name], generation) for name, generation in written}
 
 
 def _stamp(

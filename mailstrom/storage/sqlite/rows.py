@@ -43,7 +43,6 @@ SEALED = ("id", "sender", "message_id", "size", "chunks", "eightbit", "smtputf8"
 
 
 def message_digest(
-    *,
     id: str,
     sender: str,
     message_id: str,
@@ -62,10 +61,9 @@ def message_digest(
         on_doubt: as the client asked; where it is None the row may have the stream's.
         digests: of the chunks of content, in order.
     """
-    head = "\0".join(
-        (id, sender, message_id, f"{size} {chunks} {eightbit}{smtputf8}{require_tls} {on_doubt}")
-    )
-    return digest(head.encode("utf-8", "surrogatepass") + b"\0" + b"".join(digests))
+    flags = f"{size} {chunks} {eightbit}{smtputf8}{require_tls} {on_doubt}"
+    head = f"{id}\0{sender}\0{message_id}\0{flags}\0"
+    return digest(head.encode("utf-8", "surrogatepass") + b"".join(digests))
 
 
 def fits(kept: bytes | None, *, require_tls: int, on_doubt: str | None, **facts: Any) -> bool:

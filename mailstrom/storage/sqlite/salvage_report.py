@@ -71,8 +71,9 @@ def lines(salvaged: Salvaged) -> Iterator[str]:
     """The result as a person reads it."""
     known = {one.id for one in salvaged.damaged if one.id is not None}
     damaged = len(known) + sum(one.id is None for one in salvaged.damaged)
-    yield (f"{salvaged.whole:,} messages whole, {damaged:,} damaged; {salvaged.recipients:,}"
-           f" recipients taken along, {salvaged.in_doubt:,} of them in doubt")  # fmt: skip
+    yield (f"messages: {salvaged.whole:,} whole, {damaged:,} damaged; recipients:"
+           f" {salvaged.recipients:,} taken along,"
+           f" {salvaged.in_doubt:,} of them in doubt")  # fmt: skip
     if salvaged.replaced:
         yield ("the -wal may be another spool's, or an older one:"
                f" {salvaged.replaced:,} messages are only in the database file, and left out: move"

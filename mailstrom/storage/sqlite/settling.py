@@ -50,7 +50,11 @@ class Row(NamedTuple):
 
 
 class _Alike(NamedTuple):
-    """What attempts of one set statement have in common."""
+    """What attempts of one set statement have in common.
+
+    Args:
+        host, address: None where each row has its own.
+    """
 
     stage: str
     host: str | None
@@ -100,8 +104,8 @@ def settle(connection: apsw.Connection, settlements: Sequence[Settlement], now_m
             continue
         site = sites.get(s.lane)
         alike = (
-            s.state, s.reason, s.charge, a.tls, a.stage, a.host, a.address, a.reply_code,
-            a.enhanced_code, a.verdict, a.reason, a.in_doubt, site and site.worker,
+            s.state, s.reason, s.charge, a.tls, a.stage, a.reply_code, a.enhanced_code, a.verdict,
+            a.reason, a.in_doubt, site and site.worker,
         )  # fmt: skip
         group = tried.get(alike)
         if group is None:
@@ -148,10 +152,12 @@ def _settle_alike(
     """Those whose guard held, in order; what they have in common; the last attempt's number."""
     state, reason, charge, tls, *_ = alike
     first, worker = group[0][1], alike[-1]
+    where = first.host, first.address
+    shared = {(a.host, a.address) for _, a in group} == {where}
     same = _Alike(
         str(first.stage),
-        first.host,
-        first.address,
+        first.host if shared else None,
+        first.address if shared else None,
         first.reply_code,
         first.enhanced_code,
         str(first.verdict),
@@ -160,9 +166,11 @@ def _settle_alike(
         0,
         worker,
     )
-    rows = [
+    rows: list[tuple[Any, ...]] = [
         (s.recipient, s.lane, a.session, a.started_ms, a.ended_ms, a.reply_text) for s, a in group
     ]
+    if not shared:
+        rows = [(*row, a.host, a.address) for row, (_, a) in zip(rows, group, strict=True)]
     count, last = _attempt(connection, same, rows, state)
     held = [s for s, _ in group]
     if not count:
@@ -178,7 +186,6 @@ def _settle_alike(
         "reason": None if reason is None else str(reason),
         "charge": int(charge and deferred),
         "in_doubt": same.in_doubt,
-        "host": same.host,
         "code": same.code,
         "enhanced": same.enhanced,
         "tls": tls,
@@ -193,7 +200,7 @@ def _attempt(
     """Write attempts; how many, and the number of the last one.
 
     Args:
-        rows: recipient, lane, session, start, end, text.
+        rows: recipient, lane, session, start, end, text; host and address where they differ.
         state: what the recipients are about to become, where their guard holds; None: they are
             counted and in their state already.
     """
@@ -333,8 +340,6 @@ def record(
 def _tell(connection: apsw.Connection, same: _Alike, count: int, last: int) -> None:
     """One event for each attempt just written, with the reply; which attempt it was is told too."""
     detail = {
-        "stage": same.stage,
-        "host": same.host,
         "code": same.code,
         "enhanced": same.enhanced,
         "reason": same.reason,
@@ -345,7 +350,9 @@ def _tell(connection: apsw.Connection, same: _Alike, count: int, last: int) -> N
         "first": last - count + 1,
         "last": last,
         "type": f"recipient.{same.verdict}",
-        "head": encoded(detail)[:-1] + ',"number":',
+        "head": '{"stage":' + encoded(same.stage) + ',"host":',
+        "host": None if same.host is None else encoded(same.host),
+        "tail": "," + encoded(detail)[1:-1] + ',"number":',
     }
     run(connection, "recipient_events", values)
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import repeat
 
 import apsw
 
@@ -25,7 +26,15 @@ from mailstrom.storage.sqlite.inserting import Found
 from mailstrom.storage.sqlite.logroom import LogRoom
 from mailstrom.storage.sqlite.place import Place
 from mailstrom.storage.sqlite.sql import run
-from mailstrom.storage.sqlite.submissions import UNFIT, Row, Staged, encode, refusal, unstage
+from mailstrom.storage.sqlite.submissions import (
+    UNFIT,
+    Encoded,
+    Row,
+    Staged,
+    encode,
+    refusal,
+    unstage,
+)
 
 
 class Storing(ClientConnections):
@@ -70,15 +79,20 @@ class Storing(ClientConnections):
         atomic: bool,
     ) -> list[str | Exception]:
         rows: list[Found] = []
-        for submission in submissions:
-            row: Found
+        made: Iterable[Row | None]
+        made = submissions.rows if isinstance(submissions, Encoded) else repeat(None)
+        for submission, row in zip(submissions, made, strict=False):
+            if row is not None:
+                rows.append(row)
+                continue
+            found: Found
             try:
-                row = encode(self.path, connection, submission, now_ms, self._staged)
+                found = encode(self.path, connection, submission, now_ms, self._staged)
             except UNFIT as error:
-                row = refusal(error)
-            if atomic and isinstance(row, Exception):
-                raise row
-            rows.append(row)
+                found = refusal(error)
+            if atomic and isinstance(found, Exception):
+                raise found
+            rows.append(found)
         return self._insert(connection, submissions, rows, atomic)
 
     def _unstage(self) -> None:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import apsw
 
+from mailstrom import interrupts
 from mailstrom.errors import IdempotencyConflict, InvalidMessage
 from mailstrom.storage.client import CHUNK_BYTES, Submission
 from mailstrom.storage.sqlite import streams
@@ -28,6 +29,7 @@ UNFIT = (InvalidMessage, ValueError, TypeError, OverflowError)
 """What a submission raises that no column can hold."""
 
 
+_made = tuple.__new__
 _json = json.JSONEncoder(ensure_ascii=False).encode  # made once: json.dumps makes one a call
 
 
@@ -58,6 +60,20 @@ class Row(NamedTuple):
     expires_ms: int | None
     recipients: str
     message_digest: bytes
+
+
+class Encoded(list[Submission]):
+    """Submissions and their rows, made ahead of the writing thread; None: it is to be made there.
+
+    Args:
+        submissions: as they came.
+    """
+
+    __slots__ = ("rows",)
+
+    def __init__(self, submissions: Iterable[Submission]) -> None:
+        super().__init__(submissions)
+        self.rows = [_ahead(submission) for submission in self]
 
 
 class Staged(NamedTuple):
@@ -111,7 +127,7 @@ def encode(
     """
     content = submission.content
     size = len(content)
-    chunks = -(-size // CHUNK_BYTES) or 1
+    chunks = 1 if size <= CHUNK_BYTES else -(-size // CHUNK_BYTES)
     if not submission.recipients:
         raise InvalidMessage("the message has no recipient", rule="no-recipients")
     if chunks > MOST_CHUNKS:
@@ -134,6 +150,20 @@ def encode(
     return _row(submission, -seq, chunks, None, None, digests)
 
 
+def _ahead(submission: Submission) -> Row | None:
+    """The row of a submission that needs nothing of the spool; what is refused is refused later."""
+    content = submission.content
+    if len(content) > CHUNK_BYTES or not submission.recipients:
+        return None
+    try:
+        own = digest(content)
+        return _row(submission, None, 1, content, own, (own,))
+    except UNFIT as error:
+        if interrupts.raised(error):
+            raise
+        return None
+
+
 def _row(
     submission: Submission,
     content: int | None,
@@ -142,38 +172,26 @@ def _row(
     own: bytes | None,
     digests: Iterable[bytes],
 ) -> Row:
-    id, sender, size = submission.id, submission.sender, len(submission.content)
-    on_doubt = None if submission.on_doubt is None else str(submission.on_doubt)
-    require_tls, eightbit = int(submission.require_tls), int(submission.eightbit)
-    smtputf8 = int(submission.smtputf8)
-    key, hash = submission.idempotency or (None, None)
+    (
+        id, data, sender, recipients, subject, message_id, stream, priority, tags, metadata,
+        created_ms, send_ms, expires_ms, doubt, tls, eight, utf8, idempotency,
+    ) = submission  # fmt: skip
+    size, on_doubt = len(data), None if doubt is None else str(doubt)
+    require_tls, eightbit, smtputf8 = int(tls), int(eight), int(utf8)
+    key, hash = idempotency or (None, None)
     whole = message_digest(
-        id=id,
-        sender=sender,
-        message_id=submission.message_id,
-        size=size,
-        chunks=chunks,
-        eightbit=eightbit,
-        smtputf8=smtputf8,
-        require_tls=require_tls,
-        on_doubt=on_doubt,
-        digests=digests,
+        id, sender, message_id, size, chunks, eightbit, smtputf8, require_tls, on_doubt, digests
     )
     envelope = ",".join(
-        [
-            f"[{_text(a)},{_text(domain_of(a))},{checksum(id, sender, a)}]"
-            for a in submission.recipients
-        ]
+        [f"[{_text(a)},{_text(domain_of(a))},{checksum(id, sender, a)}]" for a in recipients]
     )
-    # By place: names for two dozen values cost as much as all of them are worth.
-    return Row(
-        id, sender, submission.subject, size, content, chunks, body, own, submission.stream,
-        submission.priority, submission.message_id, key, hash,
-        _json(dict(submission.metadata)) if submission.metadata else "{}",
-        _json(submission.tags) if submission.tags else "[]",
-        on_doubt, require_tls, eightbit, smtputf8, submission.created_ms, submission.send_ms,
-        submission.expires_ms, f"[{envelope}]", whole,
-    )  # fmt: skip
+    # As ``Row(...)`` does it, in a third of the time.
+    return _made(Row, (
+        id, sender, subject, size, content, chunks, body, own, stream, priority, message_id,
+        key, hash, _json(dict(metadata)) if metadata else "{}", _json(tags) if tags else "[]",
+        on_doubt, require_tls, eightbit, smtputf8, created_ms, send_ms, expires_ms,
+        f"[{envelope}]", whole,
+    ))  # fmt: skip
 
 
 def _stage(

@@ -207,11 +207,17 @@ def _purge_bodies(
 
 
 def _purge_messages(connection: apsw.Connection, before_ms: int, limit: int) -> int:
-    """Messages and all about them: one whole message, or ``limit`` recipients."""
+    """Messages and all about them, ``limit`` recipients at most.
+
+    Of a message of more of them those in front go first, with all about them, and the message with
+    the last.
+    """
     gone: list[int] = []
     recipients = 0
     for seq, count in run(connection, "purge_messages", {"before_ms": before_ms, "most": limit}):
-        if gone and recipients + count > limit:
+        if recipients + count > limit:
+            if not gone:
+                return _purge_piece(connection, seq, limit)
             break
         gone.append(seq)
         recipients += count
@@ -226,6 +232,16 @@ def _purge_messages(connection: apsw.Connection, before_ms: int, limit: int) -> 
         ):
             run(connection, name, of)
     return len(gone)
+
+
+def _purge_piece(connection: apsw.Connection, message: int, limit: int) -> int:
+    """Some recipients of a message that is to go; returns how many they were."""
+    some = [row[0] for row in run(connection, "piece", {"message": message, "most": limit})]
+    values = {"message": message, "recipients": json.dumps(some)}
+    run(connection, "delete_piece_attempts", values)
+    run(connection, "delete_piece_events", values)
+    run(connection, "delete_piece", {"recipients": values["recipients"]})
+    return len(some)
 
 
 def vacuum(connection: apsw.Connection) -> int:

@@ -46,18 +46,15 @@ from mailstrom.storage.sqlite import (
     upkeep,
     wal,
 )
-from mailstrom.storage.sqlite.connection import (
-    FREE_LOCK_S,
-    patience,
-    rolled_back,
-    spool_errors,
-)
+from mailstrom.storage.sqlite.connection import FREE_LOCK_S, rolled_back, spool_errors
+from mailstrom.storage.sqlite.courtesy import Courtesy
 from mailstrom.storage.sqlite.durable import Sync, system_sync
 from mailstrom.storage.sqlite.frames import FramesLost
 from mailstrom.storage.sqlite.place import FilePlace, Place
 from mailstrom.storage.sqlite.rows import digest
 from mailstrom.storage.sqlite.sql import STATEMENTS, run
 from mailstrom.storage.sqlite.streams import use as put_streams
+from mailstrom.storage.sqlite.turnstile import turn_path
 from mailstrom.types import OnDoubt
 
 _T = TypeVar("_T")
@@ -95,6 +92,8 @@ class SQLiteWorkerStore:
         self._locked_s = self._freed_s = 0.0  # of the last transaction
         self._place: Place = place or FilePlace(path, sync)
         self._sync = self._place.durable
+        turn = None if self._place.log_path() is None else turn_path(path)
+        self._courtesy = Courtesy(turn, busy_ms)
         with forks.inside():
             self._connection()
         forks.watch(self)
@@ -108,7 +107,7 @@ class SQLiteWorkerStore:
             try:
                 schema.require(connection, self.path, client=False)
                 self._sync.bind()
-                connection.set_busy_handler(patience(self._busy_ms))
+                self._courtesy.bind(connection)
             except BaseException:
                 connection.close()
                 raise
@@ -130,9 +129,9 @@ class SQLiteWorkerStore:
         with forks.inside(), spool_errors(self.path, doing):
             connection = self._connection()
             self._sync.verify()  # without shared locks it would write over what others commit
-            connection.execute("BEGIN IMMEDIATE")
-            self._locked_s = time.monotonic()
             try:
+                self._courtesy.begin(connection)
+                self._locked_s = time.monotonic()
                 result = step(connection)
                 connection.execute("COMMIT")
                 self._freed_s = time.monotonic()
@@ -263,7 +262,9 @@ class SQLiteWorkerStore:
         return self._write("setting the routing policy", lambda c: routes.use(c, policy))
 
     def due_domains(self, worker: int, limit: int, now_ms: int) -> list[DueDomain]:
-        """See ``WorkerStore.due_domains``."""
+        """See ``WorkerStore.due_domains``; takes the lock only where there is something to take."""
+        if not self._read("looking for domains", STATEMENTS["domain_due"], {"now_ms": now_ms}):
+            return []
         return self._write(
             "taking domains to route", lambda c: routes.due(c, worker, limit, now_ms)
         )
@@ -304,10 +305,17 @@ class SQLiteWorkerStore:
         self, ended: Sequence[int], now_ms: int, *, on_doubt: OnDoubt = OnDoubt.RETRY
     ) -> int:
         """See ``WorkerStore.release``."""
-        return self._write(
-            "releasing lanes",
-            lambda c: lanes.release(c, ended, now_ms, on_doubt, self._doubt_delays_ms),
-        )
+        left = ended
+
+        def step(connection: apsw.Connection) -> tuple[int, Sequence[int]]:
+            return lanes.release(connection, left, now_ms, on_doubt, self._doubt_delays_ms)
+
+        held, left = self._write("releasing lanes", step)
+        while left:
+            time.sleep(FREE_LOCK_S)
+            more, left = self._write("releasing lanes", step)
+            held += more
+        return held
 
     def exchange(self, work: Work, now_ms: int) -> Exchange:
         """See ``WorkerStore.exchange``."""
@@ -315,7 +323,8 @@ class SQLiteWorkerStore:
             return Exchange(frozenset(), frozenset(), [])
         done = self._write("exchanging work", lambda c: claims.exchange(c, work, now_ms))
         times = self._locked_s, self._freed_s
-        return Exchange(done.settled, done.opened, self._with_bodies(done.rows), done.ended, *times)
+        rows = self._with_bodies(done.rows)
+        return Exchange(done.settled, done.opened, rows, done.ended, *times, done.more)
 
     def _with_bodies(self, rows: list[tuple[int, Any]]) -> list[Claimed]:
         """Read and verify content, now that the lock is free: nothing else waits for it.
@@ -436,9 +445,12 @@ class SQLiteWorkerStore:
             size, limit = self._place.log_bytes(), wal.LIMIT_BYTES
             if size >= wal.LEAST_ALARM_BYTES:
                 limit = wal.limit_bytes(connection)
-            frames, moved, mode = self._emptying(
-                connection, size=size, limit=limit, busy_ms=self._busy_ms, ask=self._sync.check
-            )
+            try:
+                frames, moved, mode = self._emptying(
+                    connection, size=size, limit=limit, busy_ms=self._busy_ms, ask=self._sync.check
+                )
+            finally:
+                self._courtesy.bind(connection)  # a timeout of SQLite's own has taken its place
             found = None
             if size >= wal.alarm_bytes(limit) and mode != "truncate":
                 found = wal.pinned(self.path)
@@ -485,7 +497,7 @@ class SQLiteWorkerStore:
                 try:
                     connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
                 finally:
-                    connection.set_busy_timeout(self._busy_ms)
+                    self._courtesy.bind(connection)
                     connection.execute("PRAGMA synchronous = 1").fetchall()
             self._sync.fresh()
         except SpoolReplaced:

@@ -779,6 +779,7 @@ class ToyWorker:
                             provider=site.provider,
                             due=due,
                             failing=site.failures > 0,
+                            canary=site.failures > 0 or not site.success_ms,
                         )
                     )
             return lanes
@@ -804,9 +805,15 @@ class ToyWorker:
                         row.state, row.opened_ms = "sending", now_ms
                         opened.add(seq)
             claimed: list[Claimed] = []
-            ended = {c.lane for c in work.claims if not self._claim(c, claimed, now_ms)}
+            ended, more = set(), set()
+            for claim in work.claims:
+                if not self._claim(claim, claimed, now_ms):
+                    ended.add(claim.lane)
+                elif self._spool.due_at(self._spool.lanes[claim.lane].site, now_ms):
+                    more.add(claim.lane)
             self._spool.revision += not work.empty
-            return Exchange(frozenset(settled), frozenset(opened), claimed, frozenset(ended))
+            done = frozenset(settled), frozenset(opened), claimed, frozenset(ended)
+            return Exchange(*done, more=frozenset(more))
 
     def _settle(self, one: Settlement, now_ms: int) -> bool:
         row = self._spool.rows[one.recipient]
@@ -859,6 +866,10 @@ class ToyWorker:
         if request.share is not None and mine >= request.share:
             return False
         due = self._spool.due_at(lane.site, now_ms)
+        limit = request.limit
+        if request.even:
+            lanes = sum(other.site == lane.site for other in self._spool.lanes.values())
+            limit = max(min(limit, -(-len(due) // lanes)), 1)
         taken: dict[int, list[Row]] = {}
         size = 0
         for priority in TURNS[(request.lane + lane.claims) % len(TURNS)]:
@@ -867,7 +878,7 @@ class ToyWorker:
                     continue
                 if row.of.seq not in taken:
                     length = len(row.of.given.content)
-                    if taken and (len(taken) >= request.limit or size + length > request.max_bytes):
+                    if taken and (len(taken) >= limit or size + length > request.max_bytes):
                         break
                     size += length
                 taken.setdefault(row.of.seq, []).append(row)

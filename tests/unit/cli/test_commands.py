@@ -5,15 +5,18 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
-from mailstrom import errors
-from mailstrom.cli.app import COMMANDS
+from mailstrom import Mailstrom, errors
+from mailstrom.cli.app import COMMANDS, root
 from mailstrom.cli.exits import MEANINGS, Exit, exit_of
+from mailstrom.cli.sql import command as sql_command
 from mailstrom.types import Status
 
 MAIL = b"From: a@x.test\nTo: b@y.test\nSubject: hi\n\nbody\n"
@@ -396,6 +399,24 @@ def test_config_check_warns_and_still_says_ok(run: Any, tmp_path: Path) -> None:
     assert done.err.startswith("mailstrom: warning: [relay] password_file")
     (answer,) = json_lines(run("config", "check", str(file), "--json").out)
     assert len(answer["warnings"]) == 1
+
+
+def test_a_list_of_commands_tells_each_in_a_whole_sentence() -> None:
+    cut = []
+    for name in COMMANDS:
+        group = root.get_command(click.Context(root), name)
+        for one in group.commands.values() if isinstance(group, click.Group) else ():
+            room = 80 - 6 - max(map(len, group.commands))
+            if one.get_short_help_str(room).endswith("..."):
+                cut.append(f"{name} {one.name}")
+    assert cut == []
+
+
+def test_the_help_of_sql_names_every_view() -> None:
+    words = set(re.findall(r"\w+", sql_command.help or ""))
+    with Mailstrom("memory:") as ms:
+        views = {row.view for row in ms.query("SELECT DISTINCT view FROM schema_info")}
+    assert sorted(views - words) == []
 
 
 def test_serve_with_a_missing_configuration_exits_78(run: Any, tmp_path: Path) -> None:

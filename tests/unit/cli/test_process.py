@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from mailstrom import Mailstrom
+from mailstrom.testing.smtp import SMTPServer
 
 MAIL = b"From: a@x.test\r\nTo: b@y.test\r\n\r\nhello\r\n"
 
@@ -116,7 +117,50 @@ def test_on_a_terminal_nothing_to_copy_is_ever_broken(width: int, tmp_path: Path
         assert any("somebody.with.a.name@a.rather.long.domain.example" in line for line in lines)
 
 
-def on_terminal(arguments: list[str], width: int) -> list[str]:
+def test_on_a_terminal_what_happened_fits(tmp_path: Path) -> None:
+    store = str(tmp_path / "s.db")
+    address = "somebody.with.a.rather.long.name@a.rather.long.domain.example"
+    with Mailstrom(store) as ms, SMTPServer().in_thread() as relay:
+        hosts = {"hosts": [f"127.0.0.1:{relay.port}"], "tls": "none"}
+        ms.start(config={"delivery": {"mode": "relay"}, "relay": hosts})
+        id = ms.send(MAIL, recipients=[address])
+        assert ms.wait(id, timeout=60).succeeded
+    arguments = ["tail", "--no-follow", "--type", "delivered", "--store", store]
+    first, *more = on_terminal(arguments, 80)
+    assert re.fullmatch(rf"[\d:.]+Z  recipient.delivered +{id}", first)
+    assert more[0].startswith(f"    {address}")
+    assert max(map(len, more)) <= 80
+    assert all(line.startswith("    ") for line in more)
+
+
+def test_on_a_terminal_the_configuration_fits_and_no_path_is_broken(tmp_path: Path) -> None:
+    folder = tmp_path / "a-folder-with-a-long-name-somewhere-below-the-home-of-a-user"
+    folder.mkdir()
+    file = folder / "mailstrom.toml"
+    file.write_text('store = "spool.db"\n[stream.receipts]\npriority = "high"\n')
+    lines = on_terminal(["config", "show", str(file)], 80)
+    assert lines[:2] == [f"file: {file}", lines[1]]
+    assert lines[1].split() == ["key", "origin", "value"]
+    told = {line.split()[0]: line.split()[1:] for line in lines[1:] if not line.startswith(" ")}
+    assert told["store"] == ["file", f'"{folder}/spool.db"']
+    assert told["stream.receipts.priority"] == ["file", '"high"']
+    assert told["delivery.port"] == ["default", "25"]
+    assert [line for line in lines[1:] if len(line) > 80 and str(folder) not in line] == []
+
+
+def test_on_a_terminal_the_question_of_a_purge_fits(tmp_path: Path) -> None:
+    store = str(tmp_path / "s.db")
+    with Mailstrom(store) as ms:
+        ms.cancel(ms.send(MAIL))
+    arguments = ["store", "purge", "--older-than", "0s", "--store", store]
+    lines = on_terminal(arguments, 80, typed=b"n\n")
+    assert max(map(len, lines)) <= 80
+    asked = " ".join(" ".join(lines).split())
+    assert re.search(r"Delete 1 message finished before \S+Z, .* events as old\? \[y/N\]:", asked)
+    assert lines[-1].endswith("mailstrom: stopped; nothing further was changed")
+
+
+def on_terminal(arguments: list[str], width: int, typed: bytes = b"") -> list[str]:
     """The lines that a command shows on a terminal so wide."""
     keyboard, terminal = pty.openpty()
     termios.tcsetwinsize(terminal, (24, width))
@@ -129,6 +173,7 @@ def on_terminal(arguments: list[str], width: int) -> list[str]:
         env=environment | {"TERM": "xterm"},
     ):
         os.close(terminal)
+        os.write(keyboard, typed)
         shown = b""
         with contextlib.suppress(OSError):  # Linux: EIO once nobody holds the terminal
             while data := os.read(keyboard, 65_536):

@@ -35,7 +35,7 @@ def test_a_sound_spool_is_salvaged_and_adopted(run: Any, spool: Path, tmp_path: 
     done = run("store", "salvage", str(spool), str(new))
     assert done.code == 0
     assert done.out.splitlines() == [
-        "5 messages whole, 0 damaged; 5 recipients taken along, 0 of them in doubt",
+        "messages: 5 whole, 0 damaged; recipients: 5 taken along, 0 of them in doubt",
         str(new),
     ]
     assert done.err.splitlines()[1:] == [
@@ -55,7 +55,7 @@ def test_damaged_messages_are_listed_and_the_exit_code_says_so(
     assert told.code == 1
     assert "b@y.test" in told.out
     assert "its content is damaged or lost; kept as failed" in told.out
-    assert told.out.startswith("4 messages whole, 1 damaged; 5 recipients taken along")
+    assert told.out.startswith("messages: 4 whole, 1 damaged; recipients: 5 taken along")
     assert not new.exists()
     done = run("store", "salvage", str(spool), str(new), "--json")
     record = json.loads(done.out)

@@ -50,17 +50,15 @@ def at_place(number: int, act: Callable[[], None], call: Callable[[], Any]) -> t
     return left <= 0, found
 
 
-def at_each_place(
-    act: Callable[[], None], call: Callable[[], Any], stride: int = 1
-) -> Iterator[Any]:
-    """What ``call`` returned with ``act`` at each of its places (every so many)."""
+def at_each_place(act: Callable[[], None], call: Callable[[], Any]) -> Iterator[Any]:
+    """What ``call`` returned with ``act`` at each of its places."""
     number = 0
     reached = True
     while reached:
         reached, found = at_place(number, act, call)
         if reached:
             yield found
-        number += stride
+        number += 1
 
 
 def stored(client: Mailstrom) -> list[str]:
@@ -213,7 +211,7 @@ def test_a_handler_that_forks_at_any_place_and_whose_child_sends(
         assert ended(pid) == 0
         children += 1
 
-    for id in at_each_place(fork, lambda: client.send(MAIL), stride=3):
+    for id in at_each_place(fork, lambda: client.send(MAIL)):
         sent.append(id)
         assert (forks._inside, forks.yielding, forks._forking) == ({}, {}, set())
     assert children > 20
@@ -248,7 +246,7 @@ def test_a_child_that_returns_into_the_interrupted_call_stores_nothing_twice(
         assert code == 0
         return id
 
-    for id in at_each_place(fork, send, stride=3):
+    for id in at_each_place(fork, send):
         sent.append(id)
         told.append({0: "stored", 2: "unknown"}[ended(pids[-1])])
         assert stored(client).count(id) == 1

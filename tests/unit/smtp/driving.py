@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from mailstrom.smtp.capabilities import Capabilities
 from mailstrom.smtp.client import (
     ClientDialogue,
@@ -44,8 +46,12 @@ def bdat(number: int) -> bytes:
     return b"BDAT %d LAST\r\n%s" % (len(body(number)), body(number))
 
 
+_number = itertools.count()
+
+
 def lines(*codes: int) -> bytes:
-    return b"".join(b"%d text\r\n" % code for code in codes)
+    """Replies, each in words of its own."""
+    return b"".join(b"%d text %d\r\n" % (code, next(_number)) for code in codes)
 
 
 class Drive:

@@ -1,20 +1,25 @@
--- What people may change. Each change finds its recipients first, in the transaction that then
--- changes them by number; what a change touches is told once, by the fragments touches_*.
+-- What people may change. Each change asks for the recipients that it touches first, in the
+-- transaction that then changes them by number; what that is is told once, by the fragments touches_*.
 
 -- name: change_targets
--- targets: [[id, address or null], ...]; one of touches_* follows.
+-- targets: [[id, address or null], ...]; whoever they are, whatever their state.
+SELECT o.seq
+  FROM json_each(:targets) j
+  CROSS JOIN message m ON m.id = j.value ->> 0
+  CROSS JOIN recipient o ON o.message = m.seq
+ WHERE j.value ->> 1 IS NULL
+ UNION
+SELECT o.seq
+  FROM json_each(:targets) j
+  CROSS JOIN message m ON m.id = j.value ->> 0
+  CROSS JOIN recipient o ON o.message = m.seq AND o.address = j.value ->> 1
+ ORDER BY 1;
+
+-- name: change_those
+-- recipients: some of change_targets; one of touches_* follows.
 SELECT r.seq
-  FROM (SELECT o.seq
-          FROM json_each(:targets) j
-          CROSS JOIN message m ON m.id = j.value ->> 0
-          CROSS JOIN recipient o ON o.message = m.seq
-         WHERE j.value ->> 1 IS NULL
-         UNION
-        SELECT o.seq
-          FROM json_each(:targets) j
-          CROSS JOIN message m ON m.id = j.value ->> 0
-          CROSS JOIN recipient o ON o.message = m.seq AND o.address = j.value ->> 1) t
-  CROSS JOIN recipient r ON r.seq = t.seq
+  FROM json_each(:recipients) j
+  CROSS JOIN recipient r ON r.seq = j.value
   CROSS JOIN message m ON m.seq = r.message
  WHERE
 

@@ -17,7 +17,7 @@ SELECT seq, CAST(key AS BLOB), CAST(provider AS BLOB), CAST(hosts AS BLOB),
        (SELECT count(*) FROM lane WHERE lane.site = site.seq AND worker = :worker),
        CASE WHEN pipelining_until_ms > :now_ms THEN CAST(pipelining AS BLOB) END,
        CASE WHEN chunking = 1 OR chunking_until_ms > :now_ms THEN chunking END,
-       failures > 0
+       failures > 0, last_success_ms = 0 OR failures > 0
   FROM site
  WHERE ready_ms <= :now_ms
    AND (SELECT count(*) FROM lane WHERE lane.site = site.seq)
@@ -32,7 +32,7 @@ SELECT seq FROM site
  WHERE ready_ms <= :now_ms AND NOT EXISTS (SELECT 1 FROM meta WHERE key = 'copied_ms')
    AND (SELECT count(*) FROM lane WHERE lane.site = site.seq)
        < CASE WHEN last_success_ms = 0 OR failures > 0 THEN 1
-              ELSE min(:limit, coalesce(lane_cap, :limit)) END
+              ELSE min(:limit, coalesce(lane_cap + (cap_ms <= :now_ms), :limit)) END
    AND (SELECT count(*) FROM lane WHERE lane.site = site.seq AND worker = :worker) < :share
  ORDER BY ready_ms LIMIT 1000;
 
@@ -108,12 +108,25 @@ UPDATE site SET next_due_ms = d.due
  WHERE site.seq = d.s AND site.next_due_ms > d.due;
 
 -- name: lane_turn
--- How many older lanes the site has, and how many of them the same worker.
+-- How many older lanes the site has, how many of them the same worker, and how many lanes in all.
 SELECT site, claims,
        (SELECT count(*) FROM lane o WHERE o.site = lane.site AND o.token < lane.token),
        (SELECT count(*) FROM lane o
-         WHERE o.site = lane.site AND o.token < lane.token AND o.worker = lane.worker)
+         WHERE o.site = lane.site AND o.token < lane.token AND o.worker = lane.worker),
+       (SELECT count(*) FROM lane o WHERE o.site = lane.site)
   FROM lane WHERE token = :lane;
+
+-- name: due_at_site
+-- Recipients due at a site, counted no further than needed.
+SELECT count(*) FROM (
+  SELECT 1 FROM (SELECT 1 FROM recipient
+    WHERE site = :site AND priority = 0 AND due_ms <= :now_ms LIMIT :most)
+  UNION ALL
+  SELECT 1 FROM (SELECT 1 FROM recipient
+    WHERE site = :site AND priority = 1 AND due_ms <= :now_ms LIMIT :most)
+  UNION ALL
+  SELECT 1 FROM (SELECT 1 FROM recipient
+    WHERE site = :site AND priority = 2 AND due_ms <= :now_ms LIMIT :most));
 
 -- name: lane_took
 UPDATE lane SET claims = claims + 1 WHERE token = :lane;
@@ -168,8 +181,13 @@ UPDATE site SET paused_ms = :until_ms WHERE seq = :site;
 UPDATE recipient SET site = NULL WHERE seq IN (SELECT value FROM json_each(:recipients));
 
 -- name: claim
-UPDATE recipient SET state = 'claimed', lane = :lane, due_ms = NULL
- WHERE seq IN (SELECT value FROM json_each(:recipients)) AND due_ms IS NOT NULL;
+-- The first :opened of them go on the wire next, on :session.
+UPDATE recipient
+   SET state = iif(j.key < :opened, 'sending', 'claimed'), lane = :lane, due_ms = NULL,
+       session = iif(j.key < :opened, :session, recipient.session),
+       opened_ms = iif(j.key < :opened, :now_ms, recipient.opened_ms)
+  FROM json_each(:recipients) j
+ WHERE recipient.seq = j.value AND recipient.due_ms IS NOT NULL;
 
 -- name: claimed
 -- Which of them the lane has: an index that is damaged names rows that do not wait.
@@ -258,7 +276,7 @@ UPDATE recipient
        doubts = CASE WHEN :in_doubt THEN doubts ELSE 0 END,
        last_ms = a.ended_ms,
        finished_ms = CASE WHEN :state IN ('delivered', 'failed') THEN a.ended_ms END,
-       mx = :host,
+       mx = a.host,
        reply_code = :code,
        enhanced_code = :enhanced,
        reply_text = a.reply_text,
@@ -294,7 +312,8 @@ UPDATE recipient
 RETURNING seq;
 
 -- name: attempt
--- Attempts that ended alike; rows: [recipient, lane, session, started_ms, ended_ms, text]. state: what
+-- Attempts that ended alike; rows: [recipient, lane, session, started_ms, ended_ms, text, and where
+-- they differ: host, address]. state: what
 -- the recipients are about to become, where their guard holds: what was never opened cannot be
 -- delivered or in doubt. NULL: no guard. ahead: 1 where the recipient does not count it yet. Written
 -- in the order of rows: CROSS JOIN keeps it. The plus keeps SQLite from walking over all of a lane.
@@ -302,7 +321,8 @@ INSERT INTO attempt (message, recipient, number, session, worker, started_ms, en
                      host, address, reply_code, enhanced_code, reply_text, verdict, reason,
                      in_doubt, late)
 SELECT r.message, r.seq, r.attempts + :ahead, j.value ->> 2, :worker, j.value ->> 3,
-       j.value ->> 4, :stage, :host, :address, :code, :enhanced, j.value ->> 5, :verdict, :reason,
+       j.value ->> 4, :stage, coalesce(:host, j.value ->> 6), coalesce(:address, j.value ->> 7),
+       :code, :enhanced, j.value ->> 5, :verdict, :reason,
        :in_doubt, :late
   FROM json_each(:rows) j CROSS JOIN recipient r ON r.seq = j.value ->> 0
  WHERE :state IS NULL
@@ -316,9 +336,11 @@ SELECT recipient FROM attempt WHERE seq >= :first;
 UPDATE recipient SET attempts = attempts + 1 WHERE seq = :recipient;
 
 -- name: recipient_events
--- Of attempts just written; head: the detail up to the attempt's number.
+-- Of attempts just written; head: the detail up to the host (NULL: each its own), tail: from there
+-- to the attempt's number.
 INSERT INTO event (at_ms, type, message, recipient, detail)
-SELECT ended_ms, :type, message, recipient, :head || number || '}'
+SELECT ended_ms, :type, message, recipient,
+       :head || coalesce(:host, json_quote(host)) || :tail || number || '}'
   FROM attempt
  WHERE seq BETWEEN :first AND :last;
 
@@ -353,11 +375,16 @@ SELECT :now_ms / 3600000 * 3600000, m.stream, r.domain, r.state, coalesce(r.reas
                               bytes = bytes + excluded.bytes, ms_sum = ms_sum + excluded.ms_sum;
 
 -- name: finish_messages
+-- The recipients of a message are numbered in a row and sent in that order, so that one next to these
+-- mostly says that it goes on: else each of many would look through all that went before it.
 UPDATE message SET finished_ms = :now_ms
  WHERE seq IN (SELECT message FROM recipient
                 WHERE seq IN (SELECT value FROM json_each(:recipients))
                   AND finished_ms IS NOT NULL)
    AND finished_ms IS NULL
+   AND seq NOT IN (SELECT message FROM recipient
+                    WHERE seq IN (SELECT value + 1 FROM json_each(:recipients))
+                      AND finished_ms IS NULL)
    AND NOT EXISTS (SELECT 1 FROM recipient r
                     WHERE r.message = message.seq AND r.finished_ms IS NULL);
 
@@ -395,6 +422,11 @@ SELECT coalesce(value ->> 7, value ->> 6),
 
 -- name: lane_worker
 SELECT worker FROM lane WHERE token = :lane;
+
+-- name: lane_sizes
+-- How many recipients each of the lanes has, in their order.
+SELECT (SELECT count(*) FROM recipient r WHERE r.lane = j.value) FROM json_each(:lanes) j
+ ORDER BY j.key;
 
 -- name: release_claimed
 UPDATE recipient

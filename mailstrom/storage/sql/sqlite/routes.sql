@@ -1,5 +1,10 @@
 -- The shared MX cache and the stamping of routes on waiting recipients.
 
+-- name: domain_due
+-- Whether due_domains would find one.
+SELECT 1 FROM domain INDEXED BY domain_ready
+ WHERE ready_ms <= :now_ms AND due_ms IS NOT NULL AND router IS NULL LIMIT 1;
+
 -- name: due_domains
 -- Texts as bytes: damage may have made them none.
 UPDATE domain SET router = :worker

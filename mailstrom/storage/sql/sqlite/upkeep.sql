@@ -319,9 +319,26 @@ SELECT group_concat(hex(digest), '' ORDER BY key) FROM content
 UPDATE message SET purged_ms = :now_ms WHERE seq = :seq;
 
 -- name: purge_messages
-SELECT seq, (SELECT count(*) FROM recipient r WHERE r.message = message.seq) FROM message
+-- Recipients are counted no further than to one more than a piece takes.
+SELECT seq, (SELECT count(*) FROM (SELECT 1 FROM recipient r
+                                    WHERE r.message = message.seq LIMIT :most + 1))
+  FROM message
  WHERE finished_ms <= :before_ms AND finished_ms IS NOT NULL AND purged_ms IS NOT NULL
  ORDER BY finished_ms LIMIT :most;
+
+-- name: piece
+SELECT seq FROM recipient WHERE message = :message ORDER BY address LIMIT :most;
+
+-- name: delete_piece_attempts
+DELETE FROM attempt
+ WHERE message = :message AND recipient IN (SELECT value FROM json_each(:recipients));
+
+-- name: delete_piece_events
+DELETE FROM event
+ WHERE message = :message AND recipient IN (SELECT value FROM json_each(:recipients));
+
+-- name: delete_piece
+DELETE FROM recipient WHERE seq IN (SELECT value FROM json_each(:recipients));
 
 -- name: delete_attempts
 DELETE FROM attempt WHERE message IN (SELECT value FROM json_each(:messages));

@@ -154,10 +154,10 @@ CREATE TRIGGER tally_enter AFTER UPDATE OF state ON recipient
   WHEN (NEW.due_ms IS NOT NULL OR NEW.state = 'held') AND NEW.state <> OLD.state
 BEGIN
   INSERT INTO message_tally (message, queued, deferred, held)
-  SELECT NEW.message, sum(state = 'queued'), sum(state = 'deferred'), sum(state = 'held')
-    FROM recipient
-   WHERE message = NEW.message AND seq <> NEW.seq
-     AND NOT EXISTS (SELECT 1 FROM message_tally WHERE message = NEW.message)
+  SELECT NEW.message, sum(r.state = 'queued'), sum(r.state = 'deferred'), sum(r.state = 'held')
+    FROM (SELECT 1 WHERE NOT EXISTS (SELECT 1 FROM message_tally WHERE message = NEW.message))
+   CROSS JOIN recipient r
+   WHERE r.message = NEW.message AND r.seq <> NEW.seq
   HAVING count(*) > 0;
   UPDATE message_tally
      SET queued = queued + (NEW.state = 'queued'), deferred = deferred + (NEW.state = 'deferred'),

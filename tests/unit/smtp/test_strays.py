@@ -1,0 +1,286 @@
+"""One reply too many or too few, anywhere, by a server that gives no enhanced codes.
+
+Contract. A model server takes commands in order, as the fates of its messages say, and doubles or
+withholds one reply. The dialogue must give no recipient another one's verdict: what is told is what
+the server decided, or nothing is (in doubt where the content left, else sent again). Every place,
+many pairs of fates, replies in one piece or each by itself.
+
+What cannot be seen is named here, too: a reply to content that is missing while an envelope stands
+behind it, where the next one's reply is in its place; without pipelining a reply too many that
+comes after the next command; and where BDAT is in use, whom of several recipients a refusal meant.
+With one message at a time in flight none is lost by a reply too many that comes with its double.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+from mailstrom.policy.outcome import Action, judge
+from mailstrom.smtp.client import (
+    ClientDialogue,
+    ContentWanted,
+    Dialect,
+    Envelope,
+    Fault,
+    Pipelining,
+    TransactionEnd,
+)
+from mailstrom.types import OnDoubt
+from tests.unit.smtp.driving import BDAT, BEHIND, FIRST_BDAT, OFFER, body
+
+Fate = tuple[int, tuple[int, ...], int, int]
+"""Codes in reply to MAIL, each RCPT, DATA, and the content."""
+
+TAKEN: Fate = (250, (250,), 354, 250)
+FATES: list[Fate] = [
+    TAKEN,
+    (250, (250,), 354, 554),
+    (250, (550,), 354, 250),
+    (550, (250,), 354, 250),
+    (250, (250,), 554, 250),
+    (250, (250, 550), 354, 250),
+    (250, (550, 250), 354, 250),
+    (250, (550, 450), 354, 250),
+    (250, (450, 550), 354, 250),
+    (450, (250, 250), 354, 250),
+    (250, (250, 550), 451, 250),
+]
+# the same words for everything, or words for each command
+WORDS = {
+    "bland": {"mail": "OK", "rcpt": "OK", "rset": "OK", "end": "OK"},
+    "telling": {"mail": "OK", "rcpt": "Accepted", "rset": "Reset OK", "end": "OK id={}"},
+}
+STAGES = ("rset", "mail", "rcpt0", "rcpt1", "data", "end")
+TRANSACTION = Dialect(pipelining=Pipelining.TRANSACTION)
+SERIAL = Dialect(pipelining=Pipelining.NONE)
+
+
+class Server:
+    """Answers in order; one reply, ``stray`` of message ``number``, comes ``times`` times."""
+
+    def __init__(self, fates: Sequence[Fate], words: str, number: int, stray: str, times: int):
+        self.fates, self.words = fates, WORDS[words]
+        self.stray, self.times, self.strayed = (number, stray), times, False
+        self.said: list[bytes] = []
+        self.kept: set[tuple[int, int]] = set()
+        self.buffer = b""
+        self.number, self.rcpts, self.octets = -1, 0, -1
+        self.open, self.content = False, False
+        self.accepted: list[int] = []
+
+    def feed(self, data: bytes) -> None:
+        self.buffer += data
+        while self._step():
+            pass
+
+    def _step(self) -> bool:
+        if self.octets >= 0:
+            if len(self.buffer) < self.octets:
+                return False
+            self.buffer, self.octets = self.buffer[self.octets :], -1
+            self._end()
+            return True
+        end = b"\r\n.\r\n" if self.content else b"\r\n"
+        if self.content and self.buffer.startswith(b".\r\n"):
+            self.buffer = b"\r\n" + self.buffer
+        line, found, rest = self.buffer.partition(end)
+        if not found:
+            return False
+        self.buffer = rest
+        if self.content:
+            self._end()
+        else:
+            self._command(line)
+        return True
+
+    def _say(self, what: str, code: int) -> None:
+        words = self.words.get(what[:4].rstrip("01"), "go").format(self.number)
+        times = 1
+        if (self.number, what) == self.stray and not self.strayed:
+            self.strayed, times = True, self.times
+        self.said += [b"%d %s\r\n" % (code, (words if code < 300 else "no").encode())] * times
+
+    def _end(self) -> None:
+        code = self.fates[self.number][3] if self.accepted else 503
+        if code == 250:
+            self.kept |= {(self.number, index) for index in self.accepted}
+        self.open = self.content = False
+        self.accepted = []
+        self._say("end", code)
+
+    def _command(self, line: bytes) -> None:
+        verb, _, rest = line.partition(b" ")
+        if verb == b"MAIL":
+            self.number = int(rest.removeprefix(b"FROM:<s").partition(b"@")[0])
+            self.rcpts, self.accepted = 0, []
+            self.open = self.fates[self.number][0] == 250
+            self._say("mail", self.fates[self.number][0])
+        elif verb == b"RCPT":
+            index, self.rcpts = self.rcpts, self.rcpts + 1
+            code = self.fates[self.number][1][index] if self.open else 503
+            self.accepted += [index] * (code == 250)
+            self._say(f"rcpt{index}", code)
+        elif verb == b"DATA":
+            code = self.fates[self.number][2] if self.accepted else 503
+            self.content = code == 354
+            self._say("data", code)
+        elif verb == b"BDAT":
+            self.octets = int(rest.split()[0])
+        else:
+            assert verb == b"RSET", line
+            self.open, self.accepted = False, []
+            self._say("rset", 250)
+
+    def truth(self, number: int, index: int, *, chunked: bool) -> int:
+        """The code that decided about a recipient, or will."""
+        mail, rcpts, data, end = self.fates[number]
+        codes = [mail, rcpts[index], *([] if chunked else [data]), end]
+        return next((code for code in codes if code >= 400), 250)
+
+
+class Client:
+    """A dialogue that sends the messages, in a shell that begins whenever it may."""
+
+    def __init__(self, dialect: Dialect, server: Server, *, apart: bool) -> None:
+        self.dialogue = ClientDialogue(OFFER, dialect)
+        self.server, self.apart = server, apart
+        self.begun: list[Envelope] = []
+        self.ends: list[TransactionEnd] = []
+        self.over = False
+
+    def run(self) -> None:
+        coming: deque[bytes] = deque()
+        while not self.over:
+            self._fill()
+            output = self.dialogue.take_output()
+            if output:
+                self.server.feed(output)
+                coming += self.server.said
+                self.server.said.clear()
+            elif coming:
+                data = coming.popleft() if self.apart else b"".join(coming)
+                if not self.apart:
+                    coming.clear()
+                self._took(self.dialogue.receive(data))
+            elif self.dialogue.idle:
+                break
+            else:
+                self._took(self.dialogue.fail(Fault.TIMEOUT))
+
+    def _fill(self) -> None:
+        while self.dialogue.ready and len(self.begun) < len(self.server.fates):
+            number = len(self.begun)
+            recipients = range(len(self.server.fates[number][1]))
+            envelope = Envelope(
+                sender=f"s{number}@x.test",
+                recipients=tuple(f"r{number}-{index}@y.test" for index in recipients),
+                size=len(body(number)),
+            )
+            self.begun.append(envelope)
+            self.dialogue.begin(envelope, body(number))
+
+    def _took(self, events: Sequence[object]) -> None:
+        for event in events:
+            assert not isinstance(event, ContentWanted)
+            if isinstance(event, TransactionEnd):
+                self.ends.append(event)
+                self.over = self.over or not event.usable
+            else:
+                self.over = True
+
+    def wrong(self) -> Iterator[str]:
+        """A word for each recipient who was told what is not so."""
+        assert len(self.ends) == len(self.begun)
+        for number, end in enumerate(self.ends):
+            for index in range(len(end.rcpts)):
+                verdict = judge(
+                    end, index, last_host=True, reused=number > 0, on_doubt=OnDoubt.RETRY
+                )
+                kept = (number, index) in self.server.kept
+                if verdict.action is Action.DELIVER:
+                    if not kept:
+                        yield "lost"
+                elif kept and not verdict.in_doubt:
+                    yield "sent again unmarked, or bounced"
+                elif verdict.action is not Action.FAIL:
+                    continue
+                elif self.server.truth(number, index, chunked=end.chunked) < 500:
+                    yield "failed by another's reply"
+
+
+def wrongs(
+    dialect: Dialect, words: str, times: int, *, apart: bool, stages: Sequence[str] = STAGES
+) -> Counter[str]:
+    """What went wrong, over every place and many pairs of fates."""
+    found: Counter[str] = Counter()
+    strayed = 0
+    for first, second in itertools.product(FATES, FATES[::3]):
+        for ahead, stage in itertools.product(([], [TAKEN]), stages):
+            fates = [*ahead, first, second, TAKEN]
+            server = Server(fates, words, len(ahead), stage, times)
+            client = Client(dialect, server, apart=apart)
+            client.run()
+            strayed += server.strayed
+            found.update(set(client.wrong()) if server.strayed else ())
+    assert strayed > len(FATES)
+    return found
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["together", "apart"])
+@pytest.mark.parametrize("words", WORDS)
+@pytest.mark.parametrize("dialect", [TRANSACTION, BEHIND], ids=["transaction", "full"])
+def test_a_reply_too_many_to_a_flight_by_data_gives_nobody_anothers_verdict(
+    dialect: Dialect, words: str, apart: bool
+) -> None:
+    assert wrongs(dialect, words, 2, apart=apart) == {}
+
+
+@pytest.mark.parametrize("words", WORDS)
+@pytest.mark.parametrize("dialect", [TRANSACTION, BEHIND], ids=["transaction", "full"])
+def test_a_reply_too_few_to_an_envelope_gives_nobody_anothers_verdict(
+    dialect: Dialect, words: str
+) -> None:
+    assert wrongs(dialect, words, 0, apart=True, stages=STAGES[:-1]) == {}
+
+
+@pytest.mark.parametrize("words", WORDS)
+def test_without_pipelining_a_reply_with_its_double_gives_nobody_anothers_verdict(
+    words: str,
+) -> None:
+    for times in (0, 2):
+        assert wrongs(SERIAL, words, times, apart=False) == {}
+
+
+@pytest.mark.parametrize("words", WORDS)
+@pytest.mark.parametrize("dialect", [BDAT, FIRST_BDAT], ids=["bdat", "first-bdat"])
+def test_a_reply_with_its_double_loses_no_message_sent_by_bdat(
+    dialect: Dialect, words: str
+) -> None:
+    assert wrongs(dialect, words, 2, apart=False)["lost"] == 0
+
+
+def test_a_server_with_one_word_for_all_is_spared_bdat_once_it_showed_that() -> None:
+    server = Server([TAKEN] * 4, "bland", -1, "", 1)
+    client = Client(FIRST_BDAT, server, apart=True)
+    client.run()
+    assert [end.chunked for end in client.ends] == [True, False, False, False]
+    assert {end.fault for end in client.ends} == {None}
+    assert len(server.kept) == 4
+    assert client.ends[0].stumbled == "chunking"
+
+
+@pytest.mark.parametrize("dialect", [BEHIND, BDAT], ids=["full", "bdat"])
+def test_content_may_be_taken_in_the_words_that_rset_gets(dialect: Dialect) -> None:
+    fates = [TAKEN, FATES[1], TAKEN, FATES[2], TAKEN, TAKEN]
+    server = Server(fates, "telling", -1, "", 1)
+    server.words = {**WORDS["telling"], "rset": "Done", "end": "Done"}
+    client = Client(dialect, server, apart=True)
+    client.run()
+    told = [end.dot is not None and end.dot.code == 250 for end in client.ends]
+    assert told[:3] == [True, False, True]
+    assert list(client.wrong()) == []
+    assert {end.fault for end in client.ends} == {None}
