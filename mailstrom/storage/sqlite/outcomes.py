@@ -78,9 +78,7 @@ def unconfirmed(path: str, error: Exception, done: str, key: str) -> OutcomeUnkn
     )
 
 
-def half_way(
-    path: str, change: str, changed: int, error: Exception, key: str
-) -> OutcomeUnknown:
+def half_way(path: str, change: str, changed: int, error: Exception, key: str) -> OutcomeUnknown:
     """The error where a change of many recipients did some of them, durably, and then failed.
 
     Args:
