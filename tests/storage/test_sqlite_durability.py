@@ -24,6 +24,7 @@ from mailstrom.storage.sqlite.checkpointer import Checkpointer
 from mailstrom.storage.sqlite.client import SQLiteClientStore
 from mailstrom.storage.sqlite.connection import connect, spool_errors
 from mailstrom.storage.sqlite.durable import WalSync, poison_path
+from mailstrom.storage.sqlite.patience import Patience
 from mailstrom.storage.sqlite.sql import STATEMENTS
 from mailstrom.storage.sqlite.worker import SQLiteWorkerStore
 from tests.storage.spool import T0, change, submission
@@ -498,7 +499,7 @@ def test_a_sync_that_fails_in_a_clients_own_checkpoint_poisons_too(
         def wal_checkpoint(self, *_args: object) -> None:
             raise failed
 
-    checkpointer = Checkpointer(path, 10, 1)
+    checkpointer = Checkpointer(path, 10, Patience(1).bind)
     assert checkpointer(Failing(), "main", 9) == apsw.SQLITE_OK  # type: ignore[arg-type]
     assert isinstance(client.enqueue([submission()], T0)[0], str)
     assert checkpointer(Failing(), "main", 10) == apsw.SQLITE_OK  # type: ignore[arg-type]

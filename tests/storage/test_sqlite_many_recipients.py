@@ -127,7 +127,7 @@ def test_a_worker_asks_for_the_lock_as_before_after_a_checkpoint(
         if not other.get_autocommit():
             other.execute("COMMIT")
 
-    worker._courtesy._pause = pause  # type: ignore[attr-defined]
+    worker._patience._pause = pause  # type: ignore[attr-defined]
     other.execute("BEGIN IMMEDIATE")
     worker.tell("some", 1)
     assert asked, "SQLite's own waits would have asked without it"

@@ -194,6 +194,6 @@ def test_a_repair_waits_for_readers_no_longer_than_writers_may_wait_for_it(
     with monkeypatch.context() as patch:
         patch.setattr(engine, "_connection", Recording)
         assert engine.repair() is True
-    assert waits == [wal.LAST_MS, engine._courtesy._wait], "its own again"
+    assert waits == [wal.LAST_MS, engine._patience], "its own again"
     assert wal.LAST_MS < client._busy_ms < engine._busy_ms
     engine.close()

@@ -24,6 +24,7 @@ from mailstrom.storage.sqlite import frames, inserting, poison, unchanged
 from mailstrom.storage.sqlite.checkpointer import Checkpointer
 from mailstrom.storage.sqlite.client import SQLiteClientStore
 from mailstrom.storage.sqlite.durable import WalSync
+from mailstrom.storage.sqlite.patience import Patience
 from mailstrom.storage.sqlite.sql import STATEMENTS
 from mailstrom.storage.sqlite.worker import SQLiteWorkerStore
 from tests.storage.spool import T0, submission
@@ -216,7 +217,7 @@ def test_a_clients_checkpoint_moves_nothing_in_a_poisoned_spool(
             asked.append("moved")
             return 10, 10
 
-    hook = Checkpointer(path, 10, 1)
+    hook = Checkpointer(path, 10, Patience(1).bind)
     client.enqueue([submission()], T0)
     assert hook(Recording(), "main", 10) == apsw.SQLITE_OK  # type: ignore[arg-type]
     assert asked == ["moved"]

@@ -396,10 +396,15 @@ def test_a_client_checkpoints_with_the_turn_left_to_others(
             seen.append(free(stores.path))
             return 2, 2
 
-    below, above = (Checkpointer(stores.path, frames, 1) for frames in (3, 2))
+    below, above = (Checkpointer(stores.path, frames, own_way) for frames in (3, 2))
     turn(below, Connection(), "main", 2)
     turn(above, Connection(), "main", 2)
     assert seen == [True]
+
+
+def own_way(connection: apsw.Connection) -> None:
+    """A connection's own way of waiting."""
+    connection.set_busy_timeout(1_234)
 
 
 def test_in_a_crowd_a_client_moves_frames_again_when_the_log_has_grown(path: str) -> None:
@@ -416,7 +421,7 @@ def test_in_a_crowd_a_client_moves_frames_again_when_the_log_has_grown(path: str
         def set_busy_timeout(self, milliseconds: int) -> None:
             waits.append(milliseconds)
 
-    hook = Checkpointer(path, 8, 1_234)
+    hook = Checkpointer(path, 8, own_way)
     for at in (7, 8, 9, 10, 11, 12, 20, 21, 1, 7, 8):  # at 1 it has begun again
         assert hook(Connection(), "main", at) == apsw.SQLITE_OK  # type: ignore[arg-type]
     assert seen == [8, 10, 12, 20, 8]
@@ -433,7 +438,7 @@ def test_a_client_takes_the_lock_for_little_alone(path: str) -> None:
             modes.append(mode)
             return 10_000, 10_000 - left.pop(0)
 
-    hook = Checkpointer(path, 8, 1)
+    hook = Checkpointer(path, 8, own_way)
     hook._from = 9  # it went on growing
     assert hook(Connection(), "main", 10_000) == apsw.SQLITE_OK  # type: ignore[arg-type]
     assert modes == 4 * [apsw.SQLITE_CHECKPOINT_PASSIVE]

@@ -9,6 +9,7 @@ cut would replay the frames before it over pages from behind it. Only the repair
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 
 import apsw
 
@@ -40,15 +41,15 @@ class Checkpointer:
     Args:
         path: the database file.
         frames: from how many frames in the WAL on it moves them.
-        busy_ms: the connection's own busy timeout.
+        patience: gives the connection its own way of waiting for a lock back.
     """
 
-    __slots__ = ("_busy_ms", "_frames", "_from", "_path")
+    __slots__ = ("_frames", "_from", "_path", "_patience")
 
-    def __init__(self, path: str, frames: int, busy_ms: int) -> None:
+    def __init__(self, path: str, frames: int, patience: Callable[[apsw.Connection], None]) -> None:
         self._path = path
         self._frames = self._from = frames
-        self._busy_ms = busy_ms
+        self._patience = patience
 
     def __call__(self, connection: apsw.Connection, schema: str, frames: int) -> int:
         """What fails here is tried again behind a later commit; this one has taken place."""
@@ -87,4 +88,4 @@ class Checkpointer:
         try:
             connection.wal_checkpoint(schema, apsw.SQLITE_CHECKPOINT_RESTART)
         finally:
-            connection.set_busy_timeout(self._busy_ms)
+            self._patience(connection)

@@ -32,6 +32,7 @@ from mailstrom.errors import (
 )
 from mailstrom.storage.sqlite import frames, locks
 from mailstrom.storage.sqlite.checkpointer import Checkpointer, is_failed_sync
+from mailstrom.storage.sqlite.patience import Patience
 from mailstrom.storage.sqlite.poison import poison
 
 APPLICATION_ID = 0x4D535452  # "MSTR"
@@ -284,7 +285,7 @@ def connect(
         path: the database file.
         create: make the file (with the settings that are fixed at creation) if it is missing.
         read_only: only SELECT; still takes part in the WAL.
-        busy_ms: how long SQLite waits for a lock.
+        busy_ms: how long it waits for a lock; a writer as ``Patience`` does.
         checkpoint_frames: automatic checkpoint threshold; 0 for the engine.
 
     Raises:
@@ -308,10 +309,13 @@ def connect(
                 raise SpoolError(f"{path}: SQLite refuses WAL mode here (journal mode is {mode})")
             # The commit itself does not sync; the caller syncs the -wal file after the lock is
             # free (durable.WalSync), which is what makes it durable.
+            patience = Patience(busy_ms)
+            if not read_only:
+                patience.bind(connection)
             own = {"synchronous": 1, "wal_autocheckpoint": checkpoint_frames}
             set_pragmas(connection, own, read_only)
             if checkpoint_frames > 0:
-                connection.set_wal_hook(Checkpointer(path, checkpoint_frames, busy_ms))
+                connection.set_wal_hook(Checkpointer(path, checkpoint_frames, patience.bind))
             keep = array("i", [1])
             connection.file_control("main", apsw.SQLITE_FCNTL_PERSIST_WAL, keep.buffer_info()[0])
         except BaseException:

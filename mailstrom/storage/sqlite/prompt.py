@@ -40,6 +40,10 @@ _EAGER, _LATER_S = 64, 0.008
 """After so many of them, so much longer between two."""
 
 
+def _brief(writer: apsw.Connection) -> None:
+    writer.set_busy_timeout(ASK_MS)
+
+
 class SQLitePrompt(Storing):
     """``storage.client.Prompt`` on a SQLite spool.
 
@@ -54,7 +58,7 @@ class SQLitePrompt(Storing):
         super().__init__(path, place, busy_ms)
         self._pid = pid
         self._brief: apsw.Connection | None = None  # it waits for a lock in ``_asked`` alone
-        self._checkpointer = Checkpointer(path, CLIENT_CHECKPOINT_FRAMES, ASK_MS)
+        self._checkpointer = Checkpointer(path, CLIENT_CHECKPOINT_FRAMES, _brief)
         self._stored = 0
         forks.watch(self)
 
@@ -74,7 +78,7 @@ class SQLitePrompt(Storing):
             writer = self._write_connection()
             if writer is not self._brief:
                 try:
-                    writer.set_busy_timeout(ASK_MS)
+                    _brief(writer)
                     writer.set_wal_hook(None)  # no Python within SQLite, where a handler could fork
                 except apsw.ConnectionClosedError:  # one did so here
                     return None

@@ -47,14 +47,13 @@ from mailstrom.storage.sqlite import (
     wal,
 )
 from mailstrom.storage.sqlite.connection import FREE_LOCK_S, rolled_back, spool_errors
-from mailstrom.storage.sqlite.courtesy import Courtesy
 from mailstrom.storage.sqlite.durable import Sync, system_sync
 from mailstrom.storage.sqlite.frames import FramesLost
+from mailstrom.storage.sqlite.patience import Patience
 from mailstrom.storage.sqlite.place import FilePlace, Place
 from mailstrom.storage.sqlite.rows import digest
 from mailstrom.storage.sqlite.sql import STATEMENTS, run
 from mailstrom.storage.sqlite.streams import use as put_streams
-from mailstrom.storage.sqlite.turnstile import turn_path
 from mailstrom.types import OnDoubt
 
 _T = TypeVar("_T")
@@ -92,8 +91,7 @@ class SQLiteWorkerStore:
         self._locked_s = self._freed_s = 0.0  # of the last transaction
         self._place: Place = place or FilePlace(path, sync)
         self._sync = self._place.durable
-        turn = None if self._place.log_path() is None else turn_path(path)
-        self._courtesy = Courtesy(turn, busy_ms)
+        self._patience = Patience(busy_ms)
         with forks.inside():
             self._connection()
         forks.watch(self)
@@ -107,7 +105,7 @@ class SQLiteWorkerStore:
             try:
                 schema.require(connection, self.path, client=False)
                 self._sync.bind()
-                self._courtesy.bind(connection)
+                self._patience.bind(connection)
             except BaseException:
                 connection.close()
                 raise
@@ -130,7 +128,7 @@ class SQLiteWorkerStore:
             connection = self._connection()
             self._sync.verify()  # without shared locks it would write over what others commit
             try:
-                self._courtesy.begin(connection)
+                connection.execute("BEGIN IMMEDIATE")
                 self._locked_s = time.monotonic()
                 result = step(connection)
                 connection.execute("COMMIT")
@@ -450,7 +448,7 @@ class SQLiteWorkerStore:
                     connection, size=size, limit=limit, busy_ms=self._busy_ms, ask=self._sync.check
                 )
             finally:
-                self._courtesy.bind(connection)  # a timeout of SQLite's own has taken its place
+                self._patience.bind(connection)  # a timeout of SQLite's own has taken its place
             found = None
             if size >= wal.alarm_bytes(limit) and mode != "truncate":
                 found = wal.pinned(self.path)
@@ -497,7 +495,7 @@ class SQLiteWorkerStore:
                 try:
                     connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
                 finally:
-                    self._courtesy.bind(connection)
+                    self._patience.bind(connection)
                     connection.execute("PRAGMA synchronous = 1").fetchall()
             self._sync.fresh()
         except SpoolReplaced:
