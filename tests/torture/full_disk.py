@@ -472,10 +472,10 @@ def _cycles(plan: Plan, *, mounted: bool) -> Iterator[Row]:
                 low = cycle % 2 == 1  # room enough to record much, and less than must stay free
                 tried += _filled(load, chance, ROOM_BYTES // 2 if low else 0)
                 _settled(load)
-                # What is sent is on the disk as begun, from before it was sent until its verdict is.
-                dots, sending, recorded = load.dots(), load.sending(), load.delivered()
-                if dots > len(sending) + recorded:
-                    unmarked = dots - len(sending) - recorded
+                # What is sent is on the disk as begun, from before that until its verdict is there.
+                sent, begun, recorded = load.dots(), load.sending(), load.delivered()
+                if sent > len(begun) + recorded:
+                    unmarked = sent - len(begun) - recorded
                     findings.append(f"cycle {cycle}: {unmarked} sent, and not recorded as begun")
                 findings += [f"cycle {cycle}: {text}" for text in load.paused(LANES if low else 0)]
                 if mounted:
