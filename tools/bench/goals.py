@@ -228,6 +228,8 @@ def limit(row: Row, processors: int, disk: float | None) -> str:
     if busy and busy >= 0.85 * processors:
         return f"CPU: {busy:.1f} of {processors} cores busy, sink and senders included"
     if row.key[0] == "accept" and disk and rate and rate >= 0.6 * disk:
+        if rate > disk:  # more messages than syncs: one sync is shared by many
+            return f"one interpreter, and the disk: {rate / disk:.1f} messages to each of its syncs"
         return f"the disk: {rate / disk:.0%} of its syncs by one writer"
     if busy:
         return f"waits between processes: {busy:.1f} of {processors} cores busy"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
 WIDTH, HEIGHT = 720, 400
-LEFT, RIGHT, TOP, BOTTOM = 78, 24, 44, 92
+LEFT, RIGHT, TOP, BOTTOM = 78, 40, 44, 92
 COLOURS = ("#1b6ca8", "#d1495b", "#6a994e", "#8f6bb3", "#b8860b")
 TICKS = 5
 FINE_DECADES = 3
@@ -70,6 +70,14 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 10 or value == int(value) else f"{value:g}"
 
 
+def _told(across: Axis, up: Axis, lines: Sequence[Line]) -> str:
+    """The plot in words, for who cannot see it."""
+    return f"{up.name} against {across.name}. " + " ".join(
+        f"{line.name}: {', '.join(f'{_number(y)} at {_number(x)}' for x, y in line.points)}."
+        for line in lines
+    )
+
+
 def plot(title: str, across: Axis, up: Axis, lines: Sequence[Line]) -> Iterator[str]:
     """A plot as lines of an SVG document.
 
@@ -105,6 +113,7 @@ def plot(title: str, across: Axis, up: Axis, lines: Sequence[Line]) -> Iterator[
         f' height="{HEIGHT}" role="img" font-family="sans-serif" font-size="12">'
     )
     yield f"<title>{escape(title)}</title>"
+    yield f"<desc>{escape(_told(across, up, drawn))}</desc>"
     yield f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>'
     yield f'<text x="{LEFT}" y="26" font-size="16" fill="#222222">{escape(title)}</text>'
     for tick in y_ticks:
