@@ -406,8 +406,13 @@ class LaneRun:
         )
 
     def _look_at_silence(self) -> None:
-        """A session that says nothing keeps what it has begun; the rest is for others."""
-        if not self.stock.wire or self._loop.time() - self._progress_s < SILENT_S:
+        """A session that says nothing, or a drain, keeps what is begun; the rest is for others."""
+        if not self.stock.wire:
+            return
+        if self.ctx.draining.is_set():
+            self._give_back(self.stock.opened, self.stock.waiting, self.stock.later)
+            self._turn()
+        if self._loop.time() - self._progress_s < SILENT_S:
             return
         connected = self.connected
         if connected is not None and not connected.session.usable:
@@ -514,6 +519,8 @@ class LaneRun:
         except Exception as problem:
             self._fail(problem)
         self._look()
+        if self.ctx.draining.is_set():
+            self._changed.set()  # what was opened meanwhile is not begun any more
 
     def _open(self, exchange: Exchange) -> None:
         """Of what was to be opened only what the store returned is sent."""
