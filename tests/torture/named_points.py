@@ -32,7 +32,7 @@ Scene = Literal[
     "send", "send_many", "stage", "keyed",  # a client sends
     "change", "pages", "backup", "adopt", "restore", "migrate", "create",  # a client at other work
 ]  # fmt: skip
-Doubt = Literal["none", "open", "any"]
+Doubt = Literal["none", "open", "any", "others"]
 
 CLIENT_SCENES: frozenset[Scene] = frozenset(
     ("send", "send_many", "stage", "keyed", "change", "pages", "backup", "adopt", "restore",
@@ -50,7 +50,8 @@ class Point:
         row: of the crash table.
         spec: the place, for ``torture_points``.
         scene: what is going on.
-        doubt: what a death there may leave in doubt: nothing, exactly the open transaction, or
+        doubt: what a death there may leave in doubt: nothing, exactly the open transaction,
+            anything but one site's part, which was settled (another's may have been opened), or
             what somebody else's death (which the scene brings about) made.
         stored: of a client's scene: whether the change is there afterwards; None: either.
         hits: most visits that make sense in one case.
@@ -209,10 +210,15 @@ _WORKER: dict[str, Point] = {
         row="W10", spec=_io("write", "wal", "half", inside="settle"), doubt="open", hits=3
     ),
     "settle.committed": Point(
-        row="W11", spec=_after(f"{_STORE}.exchange", 1, "settlements"), hits=3, hold=True
+        row="W11", spec=_after(f"{_STORE}.exchange", 1, "settlements"), doubt="others", hits=3,
+        hold=True,
     ),
-    "settle.syncing": Point(row="W11", spec=_io("sync", "wal", follows="settle")),
-    "settle.synced": Point(row="W11", spec=_io("sync", "wal", "after", follows="settle")),
+    "settle.syncing": Point(
+        row="W11", spec=_io("sync", "wal", follows="settle"), doubt="others"
+    ),
+    "settle.synced": Point(
+        row="W11", spec=_io("sync", "wal", "after", follows="settle"), doubt="others"
+    ),
     "lane.next_host": Point(
         row="W12", scene="next_host", spec=_before(f"{_CONNECTOR}.connect", 1)
     ),

@@ -521,6 +521,8 @@ def unexpected(
     if do in ("kill", "stop_kill"):
         if doubt == "open" and not marked:
             findings.append("a transaction was open, and nothing is in doubt")
+        if doubt == "others" and messages == 1 and all(map(any, marks.values())):
+            findings.append(f"a part was settled, and in doubt is all of {dict(marks)}")
         if doubt == "none" and marked and messages == 1:
             findings.append(f"nothing was on the wire, and in doubt is {dict(marks)}")
         if scene == "doubt" and not marked:

@@ -68,6 +68,7 @@ def test_the_long_form_has_every_fault_at_every_point_of_an_engine() -> None:
     [
         ({("m", "a"): [0]}, "open", "nothing is in doubt"),
         ({("m", "a"): [1]}, "none", "nothing was on the wire"),
+        ({("m", "a"): [1], ("m", "b"): [1]}, "others", "a part was settled"),
         ({("m", "a"): [1, 0, 1]}, "open", "some are not"),
         ({("m", "a"): [1], ("n", "a"): [1]}, "open", "more in doubt"),
         ({("m", "a"): [2]}, "open", "more in doubt"),
