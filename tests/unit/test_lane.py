@@ -415,6 +415,30 @@ def test_a_drain_finishes_the_wire_and_gives_the_rest_back(monkeypatch: pytest.M
     assert len(rig.begun) < 20
 
 
+def test_a_drain_gives_back_what_is_opened_while_an_answer_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rig = Rig(monkeypatch, *rows(60))
+    rig.behind = 0
+    rig.script[10] = [None]
+
+    async def beside(lane: LaneRun) -> None:
+        await until(lambda: len(rig.begun) >= 10 and len(lane.stock.opened) >= 2)
+        lane.ctx.draining.set()
+        lane.look()
+        told = asyncio.get_running_loop().time()
+        await until(lambda: all(s == "queued" for r, s in rig.store.states.items() if r > 10))
+        assert asyncio.get_running_loop().time() < told + SILENT_S, "not only since it is silent"
+        assert rig.store.states[10] == "sending"
+        rig.script[10] = [end()]
+        rig.opened[0]._answering = True
+        rig.opened[0]._reply()
+
+    rig.run(beside)
+    assert rig.begun[-1] == 10
+    assert rig.store.states[10] == "delivered"
+
+
 def test_the_next_host_has_its_turn_and_a_deferral_names_the_last_word(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
