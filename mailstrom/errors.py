@@ -34,10 +34,17 @@ class InvalidMessage(MailstromError, ValueError):
     ) -> None:
         super().__init__(text)
         self.header = header
-        self.value = value if value is None else repr(value)[:200]
+        self.value = value if value is None else _shown(value)
         self.rule = rule
         self.position = position
         self.ids: list[str] = []  # send_many: what was accepted before this message
+
+
+def _shown(value: object) -> str:
+    try:
+        return repr(value)[:200]
+    except Exception:  # a foreign class; or an integer of more digits than Python writes
+        return f"<{type(value).__name__}>"
 
 
 class InvalidAddress(InvalidMessage):

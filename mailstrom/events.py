@@ -1,24 +1,20 @@
 """The log vocabulary: every line Mailstrom writes is one of these events.
 
-The only module that imports structlog, and only where its console form is asked for: with it comes
-rich, a fifth of what a process of the engine loads. A line is one JSON object whose first keys are
-``ts`` (ISO 8601 UTC), ``level`` and ``event``; on a terminal it is that console form. The words
-are those of the ``events`` view and are part of SemVer. Fields that are None are left out.
+A line is one JSON object whose first keys are ``ts`` (ISO 8601 UTC), ``level`` and ``event``; on a
+terminal it is a form for people. How a line looks is ``logforms``'s; how lines are written, and
+that an event loop may have those of a moment written together, is ``logstream``'s. The words are
+those of the ``events`` view and are part of SemVer. Fields that are None are left out.
 
 Rules: one function per word, its keyword parameters are the line's fields; never a message body,
-never an AUTH secret; foreign text has no control characters. Before ``configure()`` nothing is
-written. A line that cannot be written (closed pipe, full disk) is dropped: mail matters more than
-its log. Lines are kept within PIPE_BUF, so that processes sharing one pipe never mix theirs; how
-they are written, and that an event loop may have those of a moment written together, is
-``logstream``'s. One loop's turn writes many ``recipient.delivered``, so that what can be known of a
-word beforehand is (``_Json``).
+never an AUTH secret. Before ``configure()`` nothing is written. A line that cannot be written
+(closed pipe, full disk) is dropped: mail matters more than its log.
 
 An engine inside an application speaks through the standard library's ``logging`` instead
 (``log_into``), chosen by context variable: other engines and threads of the process are not
-affected. structlog's own process-wide configuration is neither read nor written.
+affected.
 
-Longer than a usual file because the vocabulary is one table and its functions: splitting it would
-hide that each word has exactly one of them.
+Longer than a usual file because of the vocabulary, which is two thirds of it: one table and its
+functions, read beside each other, so that each word has exactly one.
 """
 
 from __future__ import annotations
@@ -27,21 +23,20 @@ import contextlib
 import logging
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from datetime import UTC, datetime
 from typing import Any, NamedTuple, TextIO
 
-import msgspec
-
-from mailstrom.clock import wall_ms
-from mailstrom.logstream import PIPE_BUF, Later, LineStream
-from mailstrom.printable import printable
-
-_TEXT_LIMIT = 500
-_SHORT_LIMIT = 60
-_LONGEST_LIST = 50
-_SHORT_LIST = 8
+from mailstrom.logforms import (
+    LONGEST_LIST,
+    TEXT_LIMIT,
+    ConsoleForm,
+    Form,
+    JsonForm,
+    arranged,
+    given,
+)
+from mailstrom.logstream import Later, LineStream
 
 
 class Event(NamedTuple):
@@ -95,143 +90,6 @@ _LEVELS: Mapping[str, int] = {
 # -- set-up --------------------------------------------------------------------------------------
 
 
-def _safe(value: object, text_limit: int, list_limit: int) -> object:
-    if value is None or isinstance(value, bool | int | float):
-        return value
-    if isinstance(value, str):
-        return printable(str(value), text_limit)  # a plain one of an enum's member
-    if isinstance(value, Sequence | set | frozenset) and not isinstance(value, bytes):
-        items = list(value)
-        kept = [_safe(item, text_limit, list_limit) for item in items[:list_limit]]
-        return kept if len(items) <= list_limit else [*kept, f"… {len(items) - list_limit} more"]
-    return printable(str(value), text_limit)
-
-
-def _arrange(fields: Mapping[str, Any], text_limit: int, list_limit: int) -> dict[str, object]:
-    return {key: _safe(value, text_limit, list_limit) for key, value in fields.items()}
-
-
-class _Clock:
-    """ISO 8601 UTC with milliseconds; what is the same for a moment is kept."""
-
-    def __init__(self) -> None:
-        self._second: tuple[int, str] = (-1, "")
-        self._ms: tuple[int, str] = (-1, "")
-
-    def now(self) -> str:
-        now_ms = wall_ms()
-        at_ms, text = self._ms
-        if at_ms != now_ms:
-            second, ms = divmod(now_ms, 1000)
-            at, day = self._second
-            if at != second:
-                day = datetime.fromtimestamp(second, UTC).isoformat()[:-6]
-                self._second = (second, day)
-            text = f"{day}.{ms:03d}Z"
-            self._ms = (now_ms, text)
-        return text
-
-
-def _given(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the fields that have no value: they must not hide bound ones either."""
-    return {key: value for key, value in fields.items() if value is not None}
-
-
-def _fitted(render: Callable[[dict[str, object]], bytes], told: Mapping[str, Any]) -> bytes:
-    """The line, made safe and short enough piece by piece."""
-    line = render(_arrange(told, _TEXT_LIMIT, _LONGEST_LIST))
-    if len(line) >= PIPE_BUF:
-        line = render(_arrange(told, _SHORT_LIMIT, _SHORT_LIST))
-    return line
-
-
-_encode = msgspec.json.Encoder(enc_hook=str).encode
-
-
-class _Template(NamedTuple):
-    """A word's line under the fields bound now.
-
-    Args:
-        bound: these.
-        shared: those of them that the word may tell itself.
-        head: from behind the time up to the word's own fields.
-        shape: these, one after another; those without a value are left out.
-    """
-
-    bound: Mapping[str, Any]
-    shared: tuple[str, ...]
-    head: bytes
-    shape: type[msgspec.Struct]
-
-
-Form = Callable[[str, str, dict[str, Any], Mapping[str, Any]], bytes]
-"""Makes a line of a level's name, a word, its fields (also without a value) and those bound."""
-
-
-class _Json:
-    """Makes a JSON line: as it is where it is short and plain ASCII, else safe piece by piece."""
-
-    def __init__(self) -> None:
-        self._clock = _Clock()
-        self._templates: dict[str, _Template] = {}
-
-    def __call__(
-        self, method: str, word: str, fields: dict[str, Any], bound: Mapping[str, Any]
-    ) -> bytes:
-        ts = self._clock.now()
-        template = self._templates.get(word)
-        if template is None or template.bound is not bound:
-            self._templates[word] = template = _template(word, method, fields, bound)
-        for key in template.shared:
-            if fields[key] is None:
-                fields[key] = bound[key]
-        try:
-            told = _encode(template.shape(**fields))
-        except UnicodeEncodeError:  # a lone surrogate somewhere
-            told = b"\\"
-        more = b"," if len(told) > 2 else b""
-        line = b'{"ts":"%b%b%b%b' % (ts.encode(), template.head, more, told[1:])
-        if len(line) < PIPE_BUF and line.isascii() and b"\\" not in line and b"\x7f" not in line:
-            return line
-        lead = {"ts": ts, "level": method, "event": word}
-        return _fitted(lambda safe: _encode(lead | safe), {**bound, **_given(fields)})
-
-
-def _template(
-    word: str, method: str, fields: Mapping[str, Any], bound: Mapping[str, Any]
-) -> _Template:
-    alone = {key: value for key, value in bound.items() if key not in fields}
-    lead = _encode({"level": method, "event": word, **alone})
-    return _Template(
-        bound=bound,
-        shared=tuple(key for key in bound if key in fields),
-        head=b'",' + lead[1:-1],
-        shape=msgspec.defstruct(word, [(key, Any, None) for key in fields], omit_defaults=True),
-    )
-
-
-class _Console:
-    """Makes a line in structlog's console form, which escapes nothing itself."""
-
-    def __init__(self, colors: bool) -> None:
-        import structlog
-
-        self._clock = _Clock()
-        self._render = structlog.dev.ConsoleRenderer(
-            colors=colors, timestamp_key="ts", sort_keys=False
-        )
-
-    def __call__(
-        self, method: str, word: str, fields: dict[str, Any], bound: Mapping[str, Any]
-    ) -> bytes:
-        lead = {"ts": self._clock.now(), "level": method, "event": word}
-
-        def render(safe: dict[str, object]) -> bytes:
-            return str(self._render(None, method, lead | safe)).encode()
-
-        return _fitted(render, {**bound, **_given(fields)})
-
-
 class _Speaker(NamedTuple):
     """Says words: in a form, to a stream, with fields that each line has."""
 
@@ -259,7 +117,7 @@ class _Route(NamedTuple):
         """One record: the word as its message, each field as an attribute, all as ``fields``."""
         if not self.logger.isEnabledFor(level):
             return
-        told = {**self.bound, **_arrange(_given(fields), _TEXT_LIMIT, _LONGEST_LIST)}
+        told = {**self.bound, **arranged(given(fields), TEXT_LIMIT, LONGEST_LIST)}
         with contextlib.suppress(Exception):  # the application's handlers must not stop mail
             self.logger.log(level, word, extra={**told, "fields": told}, stacklevel=4)
 
@@ -292,7 +150,7 @@ def configure(level: str = "info", format: str = "auto", stream: TextIO | None =
         format = "console" if out.isatty() else "json"
     flush()
     _lines = LineStream(out, lambda lines: log_dropped(lines=lines), _later)
-    form = _Console(out.isatty()) if format == "console" else _Json()
+    form = ConsoleForm(out.isatty()) if format == "console" else JsonForm()
     _logger = _Speaker(_lines, form, {})
     _threshold = number
 
@@ -579,16 +437,22 @@ def worker_started(
 
 
 def worker_ready(
-    *, kind: str, pid: int, slot: int | None = None, worker: int | str | None = None
+    *,
+    kind: str,
+    pid: int,
+    slot: int | None = None,
+    worker: int | str | None = None,
+    loop: str | None = None,
 ) -> None:
-    """``worker.ready``: worker is its row's id."""
+    """``worker.ready``: worker is its row's id, loop ``uvloop`` or ``asyncio``."""
     _emit("worker.ready", locals())
 
 
 def worker_stopped(
     *, kind: str, pid: int, slot: int | None = None, cause: str | None = None
 ) -> None:
-    """``worker.stopped``: cause as in ``worker.lost``."""
+    """``worker.stopped``: cause is ``drained``, ``drain timeout`` or ``stopped``, or as in
+    ``worker.lost``."""
     _emit("worker.stopped", locals())
 
 

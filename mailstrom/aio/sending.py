@@ -125,11 +125,12 @@ class AsyncSending:
                 async for place, item in items:
                     message, own = arguments.item(place, item)
                     options.require_options(f"messages[{place}]", own)
+                    begun = self._ms._committer.begin()
                     submission = await self._composed(message, {**defaults, **own})
                     if chunk.full_for(submission):
                         ids.extend(await self._stored(chunk))
                         chunk = Chunk(self._ms._pace)
-                    chunk.add(submission)
+                    chunk.add(submission, begun)
                     if chunk.full:
                         ids.extend(await self._stored(chunk))
                         chunk = Chunk(self._ms._pace)
@@ -148,7 +149,7 @@ class AsyncSending:
     async def _stored(self, chunk: Chunk) -> list[str]:
         call = self._ms._storing(chunk.items)
         stored: list[str] = await self._written(
-            Request(call=call, key=chunk.items[0].id, doubt=STORED)
+            Request(call=call, key=chunk.items[0].id, doubt=STORED, begun=chunk.begun)
         )
         return stored
 

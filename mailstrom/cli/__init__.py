@@ -6,6 +6,7 @@ stay fast. Speaks neither DNS nor SMTP; knows no SQL but that of the public view
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 
@@ -17,6 +18,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         the exit code, one of ``mailstrom.cli.exits``.
     """
+    if argv is None and sys.argv[1:2] == ["serve"]:  # this process is the engine's from here on
+        from mailstrom.supervisor.early import keep_signals
+
+        keep_signals()
     from mailstrom.cli.app import run
 
     return run(argv)

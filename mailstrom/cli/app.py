@@ -7,8 +7,6 @@ shows its traceback.
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -16,6 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mailstrom import __version__
+from mailstrom.cli import streams
 from mailstrom.cli.exits import Exit, exit_of
 from mailstrom.printable import printable
 
@@ -44,17 +43,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 class LazyGroup(click.Group):
     """A group that imports a command's module only when the command is asked for."""
-
-    def invoke(self, ctx: click.Context) -> object:
-        """Runs the command; a reader that has seen enough (``| head``) is no failure."""
-        try:
-            result = super().invoke(ctx)
-            sys.stdout.flush()
-        except BrokenPipeError:
-            # Python must not complain again while it shuts down
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return Exit.OK
-        return result
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """All names, in the order of the table."""
@@ -89,7 +77,7 @@ class LazyGroup(click.Group):
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 ok, 1 not found or failed, 64 usage, 65 bad message, 73 cannot create,"
-    " 75 try again, 78 configuration.",
+    " 74 done but not told, 75 try again, 78 configuration.",
 )
 @click.version_option(__version__, prog_name="mailstrom", message="%(prog)s %(version)s")
 def root() -> None:
@@ -97,7 +85,27 @@ def root() -> None:
 
 
 def run(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns its exit code."""
+    """Runs the command line and returns its exit code.
+
+    Args:
+        argv: None for those of this process, whose standard streams are then made whole.
+    """
+    if argv is None:
+        streams.complete()
+    try:
+        code = _run(argv)
+        streams.flush()
+    except streams.ReaderLeft:  # it has seen enough (``| head``), which is no failure
+        streams.give_up()
+        return Exit.OK
+    except (streams.OutputFailed, streams.Untold) as error:
+        click.echo(f"mailstrom: {printable(str(error), 2000)}", err=True)
+        streams.give_up()
+        return Exit.OUTPUT
+    return code
+
+
+def _run(argv: Sequence[str] | None) -> int:
     try:
         result = root.main(
             args=None if argv is None else list(argv), prog_name="mailstrom", standalone_mode=False

@@ -18,6 +18,7 @@ import click
 from mailstrom.cli.exits import Exit
 from mailstrom.cli.output import folded, print_json
 from mailstrom.cli.selection import Selection
+from mailstrom.cli.streams import telling
 from mailstrom.printable import printable
 from mailstrom.types import Change
 
@@ -127,11 +128,13 @@ def apply(
     if not yes:
         ask(f"{verb.word.capitalize()} {recipients(chosen.count)}?")
     changed = chosen.apply()
-    if as_json:
-        found = {"matched": chosen.count, verb.done: changed, "more": chosen.others}
-        print_json({**found, "dry_run": False})
-    else:
-        click.echo(f"{verb.done} {recipients(changed)}")
+    done = f"{verb.done} {recipients(changed)}"
+    with telling(done):
+        if as_json:
+            found = {"matched": chosen.count, verb.done: changed, "more": chosen.others}
+            print_json({**found, "dry_run": False})
+        else:
+            click.echo(done)
     if chosen.others:
         click.echo(
             f"mailstrom: {recipients(chosen.others)} more matched since then and"

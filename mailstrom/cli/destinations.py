@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mailstrom.cli.output import cell, fold, print_json, print_table, terminal
+from mailstrom.cli.selection import characters
 from mailstrom.cli.spool import json_option, opened, spool_options
 from mailstrom.cli.times import span_text
 from mailstrom.clock import wall_ms
@@ -69,7 +70,7 @@ def list_sites(everything: bool, config: str | None, store: str | None, as_json:
 
 
 @command.command("show")
-@click.argument("site")
+@click.argument("site", callback=characters)
 @spool_options
 @json_option
 def show(site: str, config: str | None, store: str | None, as_json: bool) -> None:

@@ -15,6 +15,7 @@ class Exit(IntEnum):
     USAGE = 64
     DATA = 65
     CANNOT_CREATE = 73
+    OUTPUT = 74
     TEMPORARY = 75
     CONFIG = 78
 
@@ -30,6 +31,10 @@ MEANINGS: dict[Exit, str] = {
     " one statement; an id's end that fits several; a change that nobody is there to confirm.",
     Exit.DATA: "The message cannot be sent as given, or its key was used for another message.",
     Exit.CANNOT_CREATE: "The spool cannot be created or written.",
+    Exit.OUTPUT: "What was to be printed could not be: standard output is full or closed, or the"
+    " spool could not be asked for it. What the command was to change is changed, and standard"
+    " error says what that was: do not repeat it. `send` has accepted the message, and names its"
+    " id there.",
     Exit.TEMPORARY: "Try again: the spool is busy or full, another supervisor runs or took over, a"
     " query took too long, the outcome is unknown, or `send --wait` ran out of time.",
     Exit.CONFIG: "The configuration is unusable, the file is not a spool of this version, or a"

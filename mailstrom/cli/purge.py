@@ -17,6 +17,7 @@ from mailstrom.cli.change import ask
 from mailstrom.cli.exits import Exit
 from mailstrom.cli.output import fold, print_json
 from mailstrom.cli.spool import opened
+from mailstrom.cli.streams import telling
 from mailstrom.clock import wall_ms
 from mailstrom.errors import SpoolBusy
 from mailstrom.types import iso_ms
@@ -90,10 +91,12 @@ def run(
             f"{_messages(left)} stayed: for an hour after the clock jumped nothing is purged; try"
             " again later"
         )
-    if as_json:
-        print_json({"messages": plan.messages, "purged": purged, "dry_run": False})
-    else:
-        click.echo(f"purged {_messages(purged)}")
+    done = f"purged {_messages(purged)}"
+    with telling(done):
+        if as_json:
+            print_json({"messages": plan.messages, "purged": purged, "dry_run": False})
+        else:
+            click.echo(done)
     return Exit.OK
 
 

@@ -9,7 +9,7 @@ import click
 
 from mailstrom.cli.change import VERBS, Verb, apply, change_options
 from mailstrom.cli.output import print_json, print_table
-from mailstrom.cli.selection import COLUMNS, WAITING, Selection, filters
+from mailstrom.cli.selection import COLUMNS, MOST_ROWS, WAITING, Selection, filters
 from mailstrom.cli.spool import json_option, opened, say_if_copied, spool_options
 
 
@@ -24,7 +24,11 @@ def command() -> None:
 
 
 limit_option = click.option(
-    "--limit", type=click.IntRange(0), default=1000, show_default=True, help="Rows; 0 is all."
+    "--limit",
+    type=click.IntRange(0, MOST_ROWS),
+    default=1000,
+    show_default=True,
+    help="Rows; 0 is all.",
 )
 
 

@@ -16,6 +16,7 @@ import click
 
 from mailstrom.cli.complete import stream_words
 from mailstrom.cli.output import print_csv, print_json, print_json_array, print_table
+from mailstrom.cli.selection import MOST_ROWS, characters
 from mailstrom.cli.selection import domains as domain_names
 from mailstrom.cli.spool import opened, spool_options
 from mailstrom.cli.times import ms_of, past, span_text
@@ -100,7 +101,12 @@ def report_options(function: F) -> F:
             help="ndjson is one JSON object a line, json one array.",
         ),
         click.option(
-            "--stream", multiple=True, metavar="S", shell_complete=stream_words, help="Stream."
+            "--stream",
+            multiple=True,
+            metavar="S",
+            callback=characters,
+            shell_complete=stream_words,
+            help="Stream.",
         ),
         click.option(
             "--domain", multiple=True, metavar="D", callback=domain_names, help="Recipient domain."
@@ -141,7 +147,11 @@ def summary(**given: Any) -> None:
 @command.command("domains")
 @report_options
 @click.option(
-    "--limit", type=click.IntRange(0), default=50, show_default=True, help="Rows; 0 is all."
+    "--limit",
+    type=click.IntRange(0, MOST_ROWS),
+    default=50,
+    show_default=True,
+    help="Rows; 0 is all.",
 )
 def by_domain(limit: int, **given: Any) -> None:
     """Delivered, failed and rate by domain, and what waits now.
@@ -175,7 +185,11 @@ def _waits(row: Any, now_ms: int) -> tuple[int, int, int | None]:
 @command.command("latency")
 @report_options
 @click.option(
-    "--limit", type=click.IntRange(1), default=50, show_default=True, help="Rows of each kind."
+    "--limit",
+    type=click.IntRange(1, MOST_ROWS),
+    default=50,
+    show_default=True,
+    help="Rows of each kind.",
 )
 def latency(limit: int, **given: Any) -> None:
     """Percentiles of deliveries, by stream, and of attempts, by host.

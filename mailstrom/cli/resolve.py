@@ -10,6 +10,7 @@ from mailstrom.cli.ids import full_id
 from mailstrom.cli.output import print_json
 from mailstrom.cli.selection import address
 from mailstrom.cli.spool import json_option, opened, spool_options
+from mailstrom.cli.streams import telling
 
 OUTCOMES = ("delivered", "retry", "failed")
 
@@ -36,10 +37,12 @@ def command(
     with opened(config, store) as client:
         id = full_id(client, id)
         changed = client.resolve(id, outcome, recipient=recipient)
-    if as_json:
-        print_json({"id": id, "outcome": outcome, "resolved": changed})
-    elif changed:
-        click.echo(f"resolved {recipients(changed)}")
+    done = f"resolved {recipients(changed)}"
+    with telling(done):
+        if as_json:
+            print_json({"id": id, "outcome": outcome, "resolved": changed})
+        elif changed:
+            click.echo(done)
     if not changed:
         click.echo(
             f"mailstrom: {recipient or 'no recipient'} of {id} is"

@@ -16,6 +16,7 @@ from mailstrom.cli.change import ask
 from mailstrom.cli.exits import Exit
 from mailstrom.cli.output import print_json
 from mailstrom.cli.spool import in_a_file, place
+from mailstrom.cli.streams import telling
 from mailstrom.clock import wall_ms
 from mailstrom.errors import ConfigError
 from mailstrom.types import iso_ms
@@ -40,12 +41,15 @@ def run(copy: str, path: str | None, config: str | None, *, yes: bool, as_json: 
             dry_run=False,
         )
     kept = restore(copy, target, wall_ms())
-    if as_json:
-        print_json({"store": target, "copy": copy, "kept": kept})
-    else:
-        click.echo(f"restored {target}")
-        if kept is not None:
-            click.echo(f"the former spool is {kept}")
+    former = "" if kept is None else f"the former spool is {kept}"
+    with telling("; ".join(part for part in (f"restored {target}", former) if part)):
+        if as_json:
+            print_json({"store": target, "copy": copy, "kept": kept})
+        else:
+            click.echo(f"restored {target}")
+            if former:
+                click.echo(former)
+    if not as_json:
         click.echo(
             "nothing in it is sent before: mailstrom store adopt " + shlex.quote(target), err=True
         )

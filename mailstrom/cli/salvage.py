@@ -6,7 +6,6 @@ is only what is printed. Foreign text is made safe before it reaches a terminal.
 
 from __future__ import annotations
 
-import os
 import shlex
 from dataclasses import asdict
 
@@ -15,6 +14,7 @@ import click
 from mailstrom.cli.exits import Exit
 from mailstrom.cli.output import print_json
 from mailstrom.cli.spool import in_a_file
+from mailstrom.cli.streams import telling
 from mailstrom.clock import wall_ms
 from mailstrom.errors import ConfigError
 from mailstrom.printable import printable
@@ -33,14 +33,17 @@ def run(source: str, target: str, *, dry_run: bool, as_json: bool) -> int:
             raise ConfigError(f"{name}: only a spool in a file can be salvaged")
     source, target = canonical(source), canonical(target)
     salvaged = salvage(source, target, wall_ms(), dry_run=dry_run)
-    if as_json:
-        told = {"source": source, "target": None if dry_run else target, "dry_run": dry_run}
-        print_json({**told, **asdict(salvaged)})
-        return Exit.OK if salvaged.sound else Exit.FAILED
-    for line in lines(salvaged):
-        click.echo(printable(line, _LONGEST_LINE))
-    if not dry_run:
-        click.echo(os.path.abspath(target))
+    made = "nothing was made" if dry_run else f"the new spool is {target}"
+    with telling(made if salvaged.sound else f"{made}; not all of {source} could be salvaged"):
+        if as_json:
+            told = {"source": source, "target": None if dry_run else target, "dry_run": dry_run}
+            print_json({**told, **asdict(salvaged)})
+        else:
+            for line in lines(salvaged):
+                click.echo(printable(line, _LONGEST_LINE))
+            if not dry_run:
+                click.echo(target)
+    if not (as_json or dry_run):
         click.echo(
             "put it in the place of the damaged one, and nothing in it is sent before the second:\n"
             f"mailstrom store restore {shlex.quote(target)} {shlex.quote(source)}\n"

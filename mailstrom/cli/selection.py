@@ -18,12 +18,17 @@ from mailstrom.cli.complete import stream_words
 from mailstrom.cli.ids import full_ids
 from mailstrom.cli.times import ms_of, past
 from mailstrom.errors import InvalidAddress
+from mailstrom.printable import printable
 from mailstrom.types import FINAL, Reason, Status
 
 if TYPE_CHECKING:
     from mailstrom.client import Mailstrom
 
 F = TypeVar("F", bound=Callable[..., Any])
+Text = TypeVar("Text", str, tuple[str, ...])
+
+MOST_ROWS = 1_000_000_000
+"""Of a limit; more is a slip of the finger, and beyond what SQLite counts with."""
 
 RECIPIENT_STATUSES = tuple(str(s) for s in Status if s is not Status.PARTIAL)
 WAITING = tuple(str(s) for s in Status if s not in FINAL)
@@ -178,6 +183,16 @@ def domains(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...]) 
         raise click.BadParameter(str(error)) from error
 
 
+def characters(ctx: click.Context, param: click.Parameter | None, given: Text) -> Text:
+    """Text, or several, as it was given, where it is text: the shell passes any bytes."""
+    for text in (given,) if isinstance(given, str) else given:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise click.BadParameter(f"'{printable(text, 80)}' is not UTF-8") from None
+    return given
+
+
 def _words(name: str, words: Sequence[str], text: str) -> Callable[[F], F]:
     return click.option(
         f"--{name}",
@@ -208,11 +223,14 @@ def filters(function: F) -> F:
                 callback=addresses,
                 help='Envelope sender; "" is the null sender.',
             ),
-            click.option("--tag", multiple=True, metavar="T", help="Tag of the message."),
+            click.option(
+                "--tag", multiple=True, metavar="T", callback=characters, help="Tag of the message."
+            ),
             click.option(
                 "--stream",
                 multiple=True,
                 metavar="S",
+                callback=characters,
                 shell_complete=stream_words,
                 help="Stream of the message.",
             ),

@@ -19,6 +19,7 @@ from mailstrom.cli.exits import Exit
 from mailstrom.cli.output import print_json
 from mailstrom.cli.spool import json_option, opened, spool_options
 from mailstrom.cli.status import reply
+from mailstrom.cli.streams import Untold, telling
 from mailstrom.cli.times import future, parse_span
 from mailstrom.errors import MailstromError
 from mailstrom.printable import printable
@@ -154,7 +155,12 @@ def command(
             "mailstrom: reading the message from standard input; Ctrl-D ends it, Ctrl-C drops it",
             err=True,
         )
-    content = file.read()
+    try:
+        content = file.read()
+    except OSError as error:
+        raise click.UsageError(
+            f"the message cannot be read ({error.strerror}): name another file"
+        ) from error
     if not content.strip():
         raise click.UsageError("the message is empty: name a file or pipe a message in")
     with opened(config, store, create=True) as client:
@@ -173,27 +179,31 @@ def command(
             on_doubt=on_doubt,
         )
         waiting = wait_forever or wait is not None
-        if not as_json:
-            click.echo(id)
-        elif not waiting:
-            print_json(client.status(id).to_dict())
+        with telling(f"the message is accepted as {id}"):
+            if not as_json:
+                click.echo(id)
+            elif not waiting:
+                print_json(client.status(id).to_dict())
         if waiting:
             return _await(client, id, None if wait_forever else wait, as_json)
     return Exit.OK
 
 
 def _await(client: Mailstrom, id: str, limit: float | None, as_json: bool) -> int:
+    accepted = f"the message is accepted as {id}"
     try:
         status = client.wait(id, limit)
-    except MailstromError:  # SpoolBusy is a TimeoutError too, and not this one
-        raise
+    except MailstromError as error:  # SpoolBusy is a TimeoutError too, and not this one
+        raise Untold(accepted, str(error)) from error
     except TimeoutError:
         if as_json:
-            print_json(client.status(id).to_dict())
+            with telling(accepted):
+                print_json(client.status(id).to_dict())
         click.echo(f"mailstrom: {id} is accepted but not final in {limit or 0:g} s", err=True)
         return Exit.TEMPORARY
     if as_json:
-        print_json(status.to_dict())
+        with telling(accepted):
+            print_json(status.to_dict())
     return Exit.OK if status.succeeded else _failed(status)
 
 

@@ -8,12 +8,14 @@ import sys
 import click
 
 from mailstrom.cli.output import print_csv, print_json, print_table
+from mailstrom.cli.selection import characters
 from mailstrom.cli.spool import json_option, opened, spool_options
 from mailstrom.errors import SpoolError, SpoolReadOnly
 
 # What may hold a semicolon that ends nothing: texts, quoted names, comments.
 _TOKEN = re.compile(
-    r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|`[^`]*`|\[[^\]]*\]|--[^\n]*|/\*.*?(?:\*/|\Z)|.""", re.DOTALL
+    r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|`[^`]*`|\[[^\]]*\]|--[^\n]*|/\*.*?(?:\*/|\Z)|[^'"`\[;/-]+|.""",
+    re.DOTALL,
 )
 
 
@@ -27,6 +29,15 @@ def behind_first(sql: str) -> str:
         elif token == ";" and rest is None:
             rest = []
     return "".join(rest or ()).strip(" \t\r\n;")
+
+
+def _read() -> str:
+    try:
+        return sys.stdin.buffer.read().decode()
+    except OSError as error:
+        raise click.UsageError(f"the query cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise click.UsageError(f"the query is not UTF-8 at byte {error.start}") from error
 
 
 @click.command("sql")
@@ -45,9 +56,12 @@ def command(query: str, config: str | None, store: str | None, as_json: bool, as
     if as_json and as_csv:
         raise click.UsageError("--json and --csv exclude each other")
     if query == "-":
-        query = sys.stdin.read()
+        query = _read()
     if not query.strip():
         raise click.UsageError("the query is empty")
+    if "\0" in query:
+        raise click.UsageError("the query holds NUL, which has no place in a statement")
+    characters(click.get_current_context(), None, query)
     if further := behind_first(query):
         raise click.UsageError(
             f"one statement at a time; behind the first semicolon stands {further[:40]!r}"

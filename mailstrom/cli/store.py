@@ -11,6 +11,7 @@ from mailstrom.cli.change import ask, recipients
 from mailstrom.cli.exits import Exit
 from mailstrom.cli.output import print_json
 from mailstrom.cli.spool import client_class, in_a_file, json_option, opened, spool_options
+from mailstrom.cli.streams import telling
 from mailstrom.cli.times import age
 
 
@@ -33,10 +34,11 @@ def init(path: str | None, config: str | None, store: str | None, as_json: bool)
     require_shared(place)
     created = not os.path.exists(path_of(place)) if in_a_file(place) else None
     client_class().create(place).close()
-    if as_json:
-        print_json({"store": place, "created": created})
-    else:
-        click.echo(place)
+    with telling(f"the spool is {place}"):
+        if as_json:
+            print_json({"store": place, "created": created})
+        else:
+            click.echo(place)
 
 
 @command.command("check")
@@ -73,10 +75,12 @@ def backup(target: str, config: str | None, store: str | None, as_json: bool) ->
     with opened(config, store) as client:
         client.backup(target)
         source = client.path
-    if as_json:
-        print_json({"store": source, "target": os.path.abspath(target)})
-    else:
-        click.echo(os.path.abspath(target))
+    target = os.path.abspath(target)
+    with telling(f"the copy is {target}"):
+        if as_json:
+            print_json({"store": source, "target": target})
+        else:
+            click.echo(target)
 
 
 @command.command("restore")
@@ -141,10 +145,11 @@ def adopt(path: str | None, config: str | None, store: str | None, yes: bool, as
                 )
             adopted = client.adopt()
         place = client.path
-    if as_json:
-        print_json({"store": place, "adopted": adopted})
-    elif adopted:
-        click.echo(f"adopted {place}")
+    with telling(f"adopted {place}" if adopted else "nothing was changed"):
+        if as_json:
+            print_json({"store": place, "adopted": adopted})
+        elif adopted:
+            click.echo(f"adopted {place}")
     if not adopted:
         click.echo(f"mailstrom: {place} is no copy, or was adopted before", err=True)
     return Exit.OK if adopted else Exit.FAILED

@@ -44,6 +44,7 @@ SYNC_GRACE_S = 60.0
 """How much longer than its timeout a caller waits for a disk that has begun and not answered."""
 STORED = "the message may or may not be stored"
 CHANGED = "what was asked may or may not have been done"
+_FORKED = "this process was forked while it was written"
 
 Result = TypeVar("Result")
 
@@ -57,10 +58,11 @@ class Request:
         key: the id to ask for where the outcome stays unknown.
         doubt: what may or may not be, in that error.
         finished: called in the writing thread once there is an outcome.
+        begun: ``Committer.begin`` from before the messages were made, or None.
     """
 
     __slots__ = (
-        "call", "done", "doubt", "error", "finished", "key", "line", "nested", "result",
+        "begun", "call", "done", "doubt", "error", "finished", "key", "line", "nested", "result",
         "submission", "taken",
     )  # fmt: skip
 
@@ -72,13 +74,15 @@ class Request:
         key: str = "",
         doubt: str = STORED,
         finished: Callable[[], None] | None = None,
+        begun: Line | None = None,
     ) -> None:
+        self.begun = begun
         self.submission = submission
         self.call = call
         self.key = key
         self.doubt = doubt
         self.finished = finished
-        self.line: _Line | None = None
+        self.line: Line | None = None
         self.nested = False  # asked for on a thread that has the turn
         self.result: Any = None
         self.error: BaseException | None = None
@@ -118,7 +122,7 @@ class _Turn:
     __slots__ = ("__weakref__",)
 
 
-class _Line:
+class Line:
     """A queue, the thread that serves it, and the turn; a forked child begins a new one."""
 
     __slots__ = (
@@ -187,19 +191,19 @@ class Committer:
         self._now_ms = now_ms
         self._prompt = store.prompt if isinstance(store, PromptStore) else None
         self._stopped = False
-        self._line = _Line()
+        self._line = Line()
 
     def forked(self) -> None:
         """In a forked child: the parent's thread and its callers do not exist here."""
-        line, self._line = self._line, _Line()
+        line, self._line = self._line, Line()
         if line.prompt is not None:
             line.prompt.forked(used=line.turns.empty())
 
-    def begin(self) -> _Line:
+    def begin(self) -> Line:
         """What ``enqueue`` of a message that is made from now on knows this process by."""
         return self._line
 
-    def enqueue(self, submission: Submission, begun: _Line | None = None) -> str:
+    def enqueue(self, submission: Submission, begun: Line | None = None) -> str:
         """Store one message durably: here, or sharing the commit with whoever calls now.
 
         Stored here, it waits for the disk as long as the disk takes.
@@ -216,15 +220,12 @@ class Committer:
         if self._prompt is not None and not self._stopped and line.quiet():
             result = self._store_here(line, self._prompt, submission)
         if result is None:
-            request = Request(submission=submission, key=submission.id)
-            if line is not self._line:  # a handler forked, and this child came back from it
-                raise request.unknown("this process was forked while it was written")
-            result = self._run(request)
+            result = self._run(Request(submission=submission, key=submission.id, begun=line))
         assert isinstance(result, str)
         return result
 
     def _store_here(
-        self, line: _Line, prompt: Callable[[int], Prompt], submission: Submission
+        self, line: Line, prompt: Callable[[int], Prompt], submission: Submission
     ) -> str | None:
         """Store it on this thread; None: somebody else writes, or it cannot be done here.
 
@@ -294,8 +295,11 @@ class Committer:
 
         Raises:
             SpoolError: the client is closed, or no thread could be started; nothing was written.
+            OutcomeUnknown: it was made before this process was forked: it is the parent's to write.
         """
         line = request.line = self._line
+        if request.begun is not None and request.begun is not line:
+            raise request.unknown(_FORKED)
         line.queue.put(request)
         # Looked at after the request is queued: not stopped means that it stands before the end
         # of the queue, so it will be served.
@@ -314,7 +318,7 @@ class Committer:
         if request.line is self._line:
             return self._waited(request)
         if not request.done.acquire(blocking=False):
-            raise request.unknown("this process was forked while it was written")
+            raise request.unknown(_FORKED)
         return request.outcome()
 
     def _run(self, request: Request) -> Any:
@@ -330,7 +334,7 @@ class Committer:
                 raise request.unknown()
         return request.outcome()
 
-    def _start(self, line: _Line, request: Request) -> None:
+    def _start(self, line: Line, request: Request) -> None:
         """Start the thread; without one the request is withdrawn, so that nobody runs it later.
 
         Two callers may both start one; the second finds the serving lock taken and ends. Noted is
@@ -351,7 +355,7 @@ class Committer:
         else:
             line.started = True
 
-    def _serve(self, line: _Line) -> None:
+    def _serve(self, line: Line) -> None:
         queue, serving = line.queue, line.serving
         if not serving.acquire(blocking=False):
             return

@@ -55,8 +55,8 @@ class Running(Handle):
         """End the delivery that ``start()`` began; what is on the wire is finished first.
 
         Args:
-            timeout: seconds for that. What is still on the wire then is cut off: it is in doubt,
-                and told so. What was not begun stays queued.
+            timeout: seconds for that. What is still on the wire then is cut off: in doubt, and
+                told so, where all of it was sent; else it is in the queue again.
 
         Returns:
             Whether all that was on the wire was finished; True where nothing runs.

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 from mailstrom.client import arguments, options
-from mailstrom.client.commit import STORED, Committer, Request
+from mailstrom.client.commit import STORED, Committer, Line, Request
 from mailstrom.client.handle import Handle
 from mailstrom.client.identity import new_id
 from mailstrom.client.rooms import message_room
@@ -86,12 +86,16 @@ class Chunk:
 
     Args:
         pace: says how many that are, when the chunk is begun.
+
+    Attributes:
+        begun: of its first: in a child that was forked since, all are the parent's to store.
     """
 
-    __slots__ = ("_most", "_size", "items")
+    __slots__ = ("_most", "_size", "begun", "items")
 
     def __init__(self, pace: Pace) -> None:
         self.items: list[Submission] = []
+        self.begun: Line | None = None
         self._size = 0
         self._most = pace.messages
 
@@ -99,8 +103,14 @@ class Chunk:
         """Whether this one belongs into the next chunk."""
         return bool(self.items) and self._size + len(submission.content) > CHUNK_BYTES
 
-    def add(self, submission: Submission) -> None:
-        """Take one more."""
+    def add(self, submission: Submission, begun: Line) -> None:
+        """Take one more.
+
+        Args:
+            begun: ``Committer.begin`` from before it was made.
+        """
+        if not self.items:
+            self.begun = begun
         self.items.append(submission)
         self._size += len(submission.content)
 
@@ -128,13 +138,17 @@ class Ahead:
     def put(self, chunk: Chunk, call: Callable[[], list[str]]) -> None:
         """Begin to store a chunk once the one before it is stored; raises that one's error."""
         self.settle()
-        request = Request(call=call, key=chunk.items[0].id, doubt=STORED)
-        self._committer.submit(request)
-        self._request = request
+        request = Request(call=call, key=chunk.items[0].id, doubt=STORED, begun=chunk.begun)
+        self._request = request  # before: an interrupted stream withdraws what it can
+        try:
+            self._committer.submit(request)
+        except Exception:
+            self._request = None  # it was withdrawn
+            raise
         # Else the writing thread would wait for its turn to run Python at each of its steps, while
-        # this one makes the next chunk: it is let alone until it is inside the database.
-        if request.done.acquire(timeout=len(chunk.items) * HEAD_START_S):
-            request.done.release()
+        # this one makes the next chunk: it is let alone until it is inside the database. A mere
+        # wait: whoever took the lock of its outcome for that, and was interrupted, would have it.
+        time.sleep(len(chunk.items) * HEAD_START_S)
 
     def settle(self) -> None:
         """Wait until all is stored that was put; raises the error of what was not."""
@@ -256,11 +270,12 @@ class Sending(Handle):
             try:
                 chunk = Chunk(self._pace)
                 for place, item in enumerate(arguments.messages(messages)):
+                    begun = self._committer.begin()
                     submission = self._item(place, item, defaults)
                     if chunk.full_for(submission):
                         ahead.put(chunk, self._storing(self._encoded(chunk.items)))
                         chunk = Chunk(self._pace)
-                    chunk.add(submission)
+                    chunk.add(submission, begun)
                     if chunk.full:
                         ahead.put(chunk, self._storing(self._encoded(chunk.items)))
                         chunk = Chunk(self._pace)

@@ -18,7 +18,7 @@ import msgspec
 
 from mailstrom.config import checks, durations, schema, sizes
 from mailstrom.config.names import is_fqdn
-from mailstrom.config.places import default_store, find_file, plain_path
+from mailstrom.config.places import LONGEST_PATH, default_store, find_file, plain_path
 from mailstrom.config.settings import Config, Table
 from mailstrom.errors import ConfigError
 from mailstrom.storage.schemes import FILES, path_of, require_known
@@ -218,6 +218,17 @@ def _store(name: str, place: str, source: _Source) -> str:
     path = path_of(name)
     if not path or "\0" in path:
         raise ConfigError(f"{place}: {name!r} is no path; write a path or sqlite:///path")
+    if len(path) > LONGEST_PATH:
+        raise ConfigError(
+            f"{place}: {_written(path)} has {len(path)} characters, and no spool's name has more"
+            f" than {LONGEST_PATH}; name another"
+        )
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(
+            f"{place}: {path!r} is not UTF-8, which SQLite needs; rename it"
+        ) from None
     return plain_path(path, source.folder)
 
 

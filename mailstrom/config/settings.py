@@ -85,7 +85,11 @@ class Delivery(Table, frozen=True, kw_only=True):
         ),
     ] = OnDoubt.RETRY
     drain_timeout: Annotated[
-        Duration, Meta(description="After TERM: time to finish what is on the wire.")
+        Duration,
+        Meta(
+            description="After TERM: time to finish what is on the wire. Then connections are cut;"
+            " what was not sent whole goes back to the queue."
+        ),
     ] = 30.0
     pipelining: Annotated[
         Literal["full", "transaction", "none"],
@@ -283,7 +287,7 @@ class Supervisor(Table, frozen=True, kw_only=True):
     watchdog: Annotated[
         float,
         Meta(
-            ge=0.1,
+            ge=5,  # beats come each second; less would kill the healthy on a busy machine
             le=86400,
             extra={"unit": "duration"},
             description="A process without a heartbeat for so long is killed and started anew.",

@@ -10,6 +10,7 @@ Time to live: positive 30 s to 1 h, negative by SOA (RFC 2308) 30 s to 5 min, te
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -24,6 +25,7 @@ POSITIVE_TTL_S = (30, 3600)
 NEGATIVE_TTL_S = (30, 300)
 TEMPORARY_TTL_S = 60
 LETTERS = frozenset((ascii_lowercase + digits + "-_").encode())
+_HOST_NAME = re.compile(r"[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*").fullmatch
 
 
 class Outcome(StrEnum):
@@ -79,10 +81,7 @@ def is_ip(text: str) -> bool:
 
 def is_host_name(name: str) -> bool:
     """Whether the text is a lower-case A-label host name; IP text is not one."""
-    if not 0 < len(name) <= 253 or not name.isascii() or is_ip(name):
-        return False
-    labels = name.encode().split(b".")
-    return all(0 < len(label) <= 63 and LETTERS.issuperset(label) for label in labels)
+    return len(name) <= 253 and _HOST_NAME(name) is not None and not is_ip(name)
 
 
 def nowhere(domain: str, result: RouteResult, ttl_s: int, text: str) -> Route:

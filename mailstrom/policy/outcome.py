@@ -1,6 +1,7 @@
 """The failure policy: what a reply, a loss or a silence means for a recipient or a host.
 
-The only module that looks at a reply code. First digit decides (RFC 5321 section 4.2.1).
+With ``blame`` and ``limits`` all that looks at a reply code. First digit decides (RFC 5321 section
+4.2.1).
 
 ========================  ==========================  =======================================
 stage                     what happened               verdict
@@ -12,6 +13,8 @@ data, dot 5xx             every recipient concerned   failed; 5.3.4: too_large
 mail rcpt data dot 4xx    not now, not here           next host; last: deferred/remote
 421 anywhere              the host is closing         next host; last: deferred/remote
 mail, reused session      421                         again: it closes an idle session
+mail, reused session      4xx, more than one in turn  again: reconnect, nothing charged
+rcpt, others were taken   452, 552, x.5.3: too many   another transaction, nothing charged
 mail rcpt data body       close, silence, garbage     next host; last: deferred/remote
 dot, after it was sent    close, silence, garbage     in doubt: deferred, or held (on_doubt);
                                                       never another host
@@ -20,6 +23,7 @@ rset, mail 503 on reuse   an envelope before is open  again: reconnect, nothing 
 mail data dot, not taken  an extension mishandled     again, with less; nothing charged
 before any reply          close on a reused session   again: reconnect, nothing charged
 before any reply          close on a new session      next host; last: suspend, nothing charged
+before the dot was sent   cut by ourselves            again: given back, nothing charged
 connect .. auth           anything, a 5xx too         next host; after the last: suspend site
 before MAIL (ours)        larger than SIZE            failed/too_large 5.3.4
 before MAIL (ours)        no 8BITMIME, no SMTPUTF8    next host; last: failed/unsupported
@@ -56,7 +60,9 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
+from mailstrom.policy.blame import SERVICE_CLOSING, fault_of
 from mailstrom.policy.hint import retry_hint_s
+from mailstrom.policy.limits import STORAGE_EXCEEDED, may_follow, refuses_session
 from mailstrom.policy.refusal import TOO_LARGE, judge_route, local_refusal
 from mailstrom.policy.verdict import Action, FaultOf, HostVerdict, Verdict
 from mailstrom.smtp.reply import Reply
@@ -74,51 +80,11 @@ __all__ = [
     "local_refusal",
 ]
 
-SERVICE_CLOSING = 421
-STORAGE_EXCEEDED = 552
-
-# Subject and detail of an enhanced code (RFC 3463, 7372, 7505) -> who is to blame. The longest
-# match counts: "1.2" before "1.".
-_FAULTS: dict[str, FaultOf] = {
-    "1.": FaultOf.RECIPIENT,
-    "1.2": FaultOf.DOMAIN,
-    "1.7": FaultOf.SENDER,
-    "1.8": FaultOf.SENDER,
-    "1.10": FaultOf.DOMAIN,
-    "2.": FaultOf.RECIPIENT,
-    "2.3": FaultOf.CONTENT,
-    "3.": FaultOf.REMOTE,
-    "3.4": FaultOf.CONTENT,
-    "4.": FaultOf.REMOTE,
-    "4.5": FaultOf.RATE,
-    "5.": FaultOf.REMOTE,
-    "5.3": FaultOf.LOCAL,
-    "6.": FaultOf.CONTENT,
-    "7.": FaultOf.SOURCE,
-    "7.2": FaultOf.SENDER,
-    "7.20": FaultOf.SENDER,
-    "7.21": FaultOf.SENDER,
-    "7.22": FaultOf.SENDER,
-    "7.23": FaultOf.SENDER,
-    "7.24": FaultOf.SENDER,
-    "7.26": FaultOf.SENDER,
-    "7.27": FaultOf.SENDER,
-    "7.28": FaultOf.RATE,
-}
-
-# Without an enhanced code the stage says whom the reply was about: (stage, permanent) -> fault.
-_STAGE_FAULTS: dict[tuple[Stage, bool], FaultOf] = {
-    (Stage.MAIL, True): FaultOf.SENDER,
-    (Stage.RCPT, True): FaultOf.RECIPIENT,
-    (Stage.DATA, True): FaultOf.CONTENT,
-    (Stage.BODY, True): FaultOf.CONTENT,
-    (Stage.DOT, True): FaultOf.CONTENT,
-}
-
 _LOSSES: dict[Fault, str] = {
     Fault.CLOSED: "connection closed by the server",
     Fault.TIMEOUT: "no reply in time",
     Fault.GARBAGE: "the server's answer was not SMTP",
+    Fault.CUT: "cut at the end of the time to drain",
 }
 
 
@@ -130,6 +96,7 @@ def judge(
     reused: bool,
     on_doubt: OnDoubt,
     excused: bool = True,
+    full: bool = False,
 ) -> Verdict:
     """Decide for one recipient of a finished transaction.
 
@@ -140,6 +107,8 @@ def judge(
         reused: the session had completed a transaction (or sat idle) before this one.
         excused: a close before any answer is the host's affair; False where it happened to this
             message before and the site was left alone for it: then the message is charged.
+        full: the session took messages and refuses more, as ``limits.SessionMails`` says, and may
+            be renewed for this one.
         on_doubt: what the message wants when it may or may not have been delivered.
 
     Returns:
@@ -159,8 +128,12 @@ def judge(
     if end.mail is not None and end.mail.code >= 400:
         if reused and end.mail.code == SERVICE_CLOSING:
             return _again(end.mail)
+        if full and refuses_session(end.mail):
+            return _again(end.mail)
         return _refused(end.mail, Stage.MAIL, last_host)
     if rcpt is not None and rcpt.code >= 400:
+        if may_follow(end, rcpt):
+            return _follows(rcpt)
         return _refused(rcpt, Stage.RCPT, last_host)
     if end.data is not None and end.data.code >= 400:
         return _refused(end.data, Stage.DATA, last_host)
@@ -178,6 +151,8 @@ def judge(
     closing = next((r for r in end.rcpts if r is not None and r.code == SERVICE_CLOSING), None)
     if closing is not None:
         return _refused(closing, Stage.RCPT, last_host)
+    if end.fault is Fault.CUT:
+        return _again_cut(end)
     return _lost(end, last_host)
 
 
@@ -204,7 +179,7 @@ def _refused(reply: Reply, stage: Stage, last_host: bool) -> Verdict:
         reply_code=reply.code,
         enhanced_code=reply.enhanced,
         reply_text=reply.text,
-        fault_of=_fault_of(reply, stage, permanent),
+        fault_of=fault_of(reply, stage, permanent=permanent),
     )
     if permanent:
         if _too_large(reply, stage):
@@ -225,18 +200,6 @@ def _too_large(reply: Reply, stage: Stage) -> bool:
     if stage is Stage.MAIL and reply.code == STORAGE_EXCEEDED and reply.enhanced is None:
         return True
     return reply.enhanced == TOO_LARGE
-
-
-def _fault_of(reply: Reply, stage: Stage, permanent: bool) -> FaultOf:
-    if reply.code == SERVICE_CLOSING:
-        return FaultOf.REMOTE
-    if reply.enhanced is not None:
-        detail = reply.enhanced.partition(".")[2]
-        subject = detail.partition(".")[0] + "."
-        fault = _FAULTS.get(detail) or _FAULTS.get(subject)
-        if fault is not None:
-            return fault
-    return _STAGE_FAULTS.get((stage, permanent), FaultOf.REMOTE)
 
 
 def _in_doubt(end: TransactionEnd, on_doubt: OnDoubt) -> Verdict:
@@ -287,6 +250,16 @@ def _again_unread(end: TransactionEnd) -> Verdict:
     )
 
 
+def _again_cut(end: TransactionEnd) -> Verdict:
+    return Verdict(
+        action=Action.AGAIN,
+        judgement=None,
+        reason=Reason.REMOTE,
+        stage=end.stage,
+        reply_text=f"{_loss(end)}: not sent",
+    )
+
+
 def _again(reply: Reply) -> Verdict:
     return Verdict(
         action=Action.AGAIN,
@@ -297,6 +270,10 @@ def _again(reply: Reply) -> Verdict:
         enhanced_code=reply.enhanced,
         reply_text=reply.text,
     )
+
+
+def _follows(reply: Reply) -> Verdict:
+    return replace(_again(reply), action=Action.NEXT_TRANSACTION, stage=Stage.RCPT)
 
 
 def _lost(end: TransactionEnd, last_host: bool) -> Verdict:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from hashlib import blake2b
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from itertools import groupby, zip_longest
+from string import digits
 from typing import Literal
 
 from mailstrom.types import Host
@@ -62,6 +63,8 @@ PROVIDERS: tuple[tuple[str, str], ...] = (
     (".registrar-servers.com", "registrar-servers"),
     (".amazonaws.com", "amazon"),
 )
+
+_SUFFIXES = tuple(suffix for suffix, _ in PROVIDERS)
 
 
 def order_hosts(hosts: Iterable[Host], random: Callable[[], float]) -> list[Host]:
@@ -148,9 +151,8 @@ def provider(hosts: Iterable[Host]) -> str | None:
     if not names or _parse(names[0][1]) is not None:
         return None
     name = names[0][1]
-    for suffix, word in PROVIDERS:
-        if f".{name}".endswith(suffix):
-            return word
+    if f".{name}".endswith(_SUFFIXES):  # as few names do
+        return next(word for suffix, word in PROVIDERS if f".{name}".endswith(suffix))
     labels = name.split(".")
     if len(labels) < 2:
         return None
@@ -190,6 +192,8 @@ def refused_address(ip: str, allow_loopback: bool) -> str | None:
 
 
 def _parse(text: str) -> IPv4Address | IPv6Address | None:
+    if ":" not in text and text[-1:] not in digits:
+        return None  # as nearly all names are, at a tenth of the cost
     try:
         return ip_address(text)
     except ValueError:

@@ -1,8 +1,8 @@
-"""How much a lane claims at once, and how long a dead site rests.
+"""How long a dead site rests.
 
-How many lanes a site may have is decided where they are leased, in the spool's own transaction: it
-is exact over all processes. A suspended site is one row: its recipients keep their
-attempts and are not written.
+A suspended site is one row: its recipients keep their attempts and are not written. How many lanes
+a site may have is decided where they are leased, in the spool's own transaction: it is exact over
+all processes.
 """
 
 from __future__ import annotations
@@ -28,19 +28,3 @@ def suspension_s(failures: int, schedule: Sequence[float], random01: float) -> f
     step = schedule[min(max(failures, 1), len(schedule)) - 1]
     spread = 2 * min(max(random01, 0.0), 1.0) - 1
     return max(step * (1 + SUSPENSION_JITTER * spread), 1.0)
-
-
-def claim_size(due: int, lanes: int, most: int) -> int:
-    """How many recipients a lane claims at once.
-
-    Args:
-        due: recipients due at the site.
-        lanes: lanes open there over all workers; less than 1 counts as 1.
-        most: the upper bound of one claim.
-
-    Returns:
-        An even share of what is due, from 1 to ``most``: a first lane that took everything would
-        leave the others idle.
-    """
-    share = -(-max(due, 1) // max(lanes, 1))
-    return max(min(share, most), 1)

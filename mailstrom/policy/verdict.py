@@ -23,6 +23,7 @@ class Action(StrEnum):
     HOLD = "hold"
     NEXT_HOST = "next_host"  # not delivered here; the next host has its turn now
     AGAIN = "again"  # an idle session was closed under us: reconnect, charge nothing
+    NEXT_TRANSACTION = "next_transaction"  # too many for this one: the next, charge nothing
     SUSPEND = "suspend"  # host trouble on the last host: rest the site, charge nothing
 
 

@@ -73,7 +73,7 @@ def helo(name: str) -> bytes:
     return _greeting("HELO", name)
 
 
-def _path(address: str, *, null: bool, smtputf8: bool) -> bytes:
+def _path(address: str, null: bool, smtputf8: bool) -> str:
     if not _MAILBOX.fullmatch(address) and not (
         not address if null else address.lower() == "postmaster"
     ):
@@ -83,7 +83,7 @@ def _path(address: str, *, null: bool, smtputf8: bool) -> bytes:
         )
     if not smtputf8 and not address.isascii():
         raise ValueError(f"address {address!r} needs SMTPUTF8 (RFC 6531); the envelope lacks it")
-    return b"<" + address.encode("utf-8") + b">"
+    return address
 
 
 def mail(
@@ -100,16 +100,16 @@ def mail(
     Raises:
         ValueError: a value that is not exactly one path or parameter.
     """
-    out = b"MAIL FROM:" + _path(sender, null=True, smtputf8=smtputf8)
+    out = f"MAIL FROM:<{_path(sender, True, smtputf8)}>"
     if size is not None:
         if size < 0:
             raise ValueError(f"SIZE {size} is negative; give the content's octets or None")
-        out += b" SIZE=%d" % size
+        out += f" SIZE={size}"
     if body is not None:
         if body not in ("7BIT", "8BITMIME"):
             raise ValueError(f"BODY {body!r} must be 7BIT or 8BITMIME (RFC 6152)")
-        out += b" BODY=" + body.encode("ascii")
-    return out + (b" SMTPUTF8\r\n" if smtputf8 else b"\r\n")
+        out += f" BODY={body}"
+    return (out + (" SMTPUTF8\r\n" if smtputf8 else "\r\n")).encode()
 
 
 def bdat(octets: int) -> bytes:
@@ -123,7 +123,7 @@ def rcpt(address: str, *, smtputf8: bool = False) -> bytes:
     Raises:
         ValueError: not exactly one path, or UTF-8 without ``smtputf8``.
     """
-    return b"RCPT TO:" + _path(address, null=False, smtputf8=smtputf8) + b"\r\n"
+    return f"RCPT TO:<{_path(address, False, smtputf8)}>\r\n".encode()
 
 
 def parse_command(line: bytes) -> Command:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 BARE_CR = "bare-cr"
 BARE_LF = "bare-lf"
 LINE_TOO_LONG = "line-too-long"
+_HOLDS = "content holds a {}; it must have CRLF line ends only"
 
 
 class BareLineEnd(ValueError):
@@ -39,7 +40,7 @@ def require_crlf(content: bytes) -> None:
     """
     broken = bare_line_end(content)
     if broken is not None:
-        raise BareLineEnd(f"content holds a {broken}; it must have CRLF line ends only")
+        raise BareLineEnd(_HOLDS.format(broken))
 
 
 def stuffed(content: bytes) -> bytes:
@@ -48,7 +49,9 @@ def stuffed(content: bytes) -> bytes:
     Raises:
         BareLineEnd: a CR or LF that is not part of a CRLF.
     """
-    require_crlf(content)
+    broken = bare_line_end(content)
+    if broken is not None:
+        raise BareLineEnd(_HOLDS.format(broken))
     if content.startswith(b"."):
         content = b"." + content
     end = b".\r\n" if not content or content.endswith(b"\r\n") else b"\r\n.\r\n"
@@ -75,7 +78,7 @@ class DotStuffer:
         whole = b"\r" + chunk if self._cr else chunk
         broken = bare_line_end(whole[:-1] if whole.endswith(b"\r") else whole)
         if broken is not None:
-            raise BareLineEnd(f"content holds a {broken}; it must have CRLF line ends only")
+            raise BareLineEnd(_HOLDS.format(broken))
         if self._line_start and chunk.startswith(b"."):
             chunk = b"." + chunk
         elif self._cr and chunk.startswith(b"\n."):

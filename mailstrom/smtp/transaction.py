@@ -38,11 +38,12 @@ class Envelope(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Fault(StrEnum):
-    """How a peer can fail without a reply."""
+    """How a session can end without a reply: by the peer's fault, or cut by ourselves."""
 
     CLOSED = "closed"
     TIMEOUT = "timeout"
     GARBAGE = "garbage"
+    CUT = "cut"
 
 
 class Extension(StrEnum):
@@ -94,6 +95,18 @@ def unmet(envelope: Envelope, capabilities: Capabilities) -> Unmet | None:
     return None
 
 
+class UnmetNeed(ValueError):
+    """A transaction that cannot be begun on this session; nothing is wrong with its content.
+
+    Args:
+        need: what the envelope needs and the server does not offer.
+    """
+
+    def __init__(self, need: Unmet) -> None:
+        super().__init__(f"the server does not offer what the envelope needs: {need}")
+        self.need = need
+
+
 class ContentWanted(Struct, frozen=True, kw_only=True, gc=False):
     """354 came, a recipient was accepted: ``content()`` now, then ``end_content()``."""
 
@@ -114,8 +127,9 @@ class TransactionEnd(Struct, frozen=True, kw_only=True, gc=False):
         usable: another transaction may follow on this session.
         behind: its commands left behind content that was not answered yet.
         chunked: its content went by BDAT.
-        stale: the session failed it for what came before: RSET was not answered as it must, or MAIL
-            with 503 only; without ``answered``, nothing of it was heard.
+        stale: the session failed it for what came before: RSET was not answered as it must, MAIL
+            with 503 only, or its replies were out of step behind a transaction of the session;
+            without ``answered``, nothing of it was heard.
         stumbled: the extension that the server offers and mishandled here, or None.
     """
 

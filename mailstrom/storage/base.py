@@ -1,13 +1,16 @@
 """The engine's half of the storage seam: domain verbs, and the values that cross it.
 
 Rules: batch in, batch out; ``now_ms`` (wall milliseconds) is always a parameter; a verb either
-happens whole or raises a ``SpoolError``; no SQL, no driver, no exception of a driver crosses this
-line. A store is correct when the conformance suite in ``tests/storage`` says so.
+happens whole or raises a ``SpoolError``, but for those that say that they go in pieces; no SQL, no
+driver, no exception of a driver crosses this line. A store is correct when the conformance suite in
+``tests/storage`` says so.
 
 Guards: every write about a recipient names the lane (fencing token) it was claimed under. A verb
 whose guard no longer holds changes nothing and says so in its result; that is never an error.
 
-Longer than a file should be: values and verbs of one seam are read together, and each is short.
+Longer than a file should be. It is the line that stores of other packages are written against:
+its name is public, and a verb is read beside the values that it takes and gives. Nothing in it does
+anything that could stand by itself.
 """
 
 from __future__ import annotations
@@ -226,6 +229,16 @@ class SessionRow:
     end_cause: str | None
 
 
+MOST_ROWS = 800
+"""Most rows that are to be written by one exchange: about 10 ms of the lock, which senders wait
+for. Who asks for several things at once keeps to it; so does what a store claims."""
+
+
+class AnswerLost(Exception):
+    """What was asked is committed, and what became of it cannot be told: it is not to be asked
+    again, and whoever holds what was claimed and opened ends, as after a death."""
+
+
 class Exchange(NamedTuple):
     """Result of ``WorkerStore.exchange``: what the guards let through."""
 
@@ -240,7 +253,8 @@ class Exchange(NamedTuple):
     freed_s: float = 0.0
     """When all was committed, and the lock free again."""
     more: frozenset[int] = frozenset()
-    """Lanes whose claim left something due behind, for its bounds or as it is others' part."""
+    """Lanes whose claim left something due behind, for its bounds or as it is others' part. With
+    nothing claimed: the exchange had no room left for it, and the lane may ask again at once."""
 
 
 class Suspension(NamedTuple):
@@ -397,7 +411,10 @@ class WorkerStore(Protocol):
     def retire(
         self, worker: int, *, state: str, now_ms: int, on_doubt: OnDoubt = OnDoubt.RETRY
     ) -> None:
-        """The worker ended by itself; lanes it did not release are taken back as in ``lapse``."""
+        """The worker ended by itself; lanes it did not release are taken back as in ``lapse``.
+
+        In pieces: where one fails, the same call made again does the rest.
+        """
         ...
 
     def workers(self, *, live: bool = True) -> list[WorkerRow]:
@@ -435,7 +452,11 @@ class WorkerStore(Protocol):
         ...
 
     def use_routes(self, policy: str, now_ms: int) -> bool:
-        """Tell which routing policy holds; a change expires every cached route. True if it did."""
+        """Tell which routing policy holds; another one than before calls every cached route off.
+
+        True if it was another one. In pieces, of which the policy is the first: where a later one
+        fails, whoever names this policy next does the rest, and is told False.
+        """
         ...
 
     def due_domains(self, worker: int, limit: int, now_ms: int) -> list[DueDomain]:
@@ -459,8 +480,10 @@ class WorkerStore(Protocol):
         """Some sites with due work that are not suspended, longest due first; reads only."""
         ...
 
-    def open_sites(self, worker: int, *, limit: int, workers: int, now_ms: int) -> list[int]:
-        """Those of them where ``lease`` would give the worker a lane; reads only."""
+    def open_sites(
+        self, worker: int, *, limit: int, workers: int, most: int, now_ms: int
+    ) -> list[int]:
+        """Those where ``lease`` would give the worker a lane, at most ``most``; reads only."""
         ...
 
     def lease(self, worker: int, *, want: int, limit: int, workers: int, now_ms: int) -> list[Lane]:
@@ -475,12 +498,16 @@ class WorkerStore(Protocol):
     ) -> int:
         """Give lanes back; what they still claim is due again, what they left open is in doubt.
 
-        Returns how many recipients they still held.
+        Returns how many recipients they still held. In pieces, as ``retire``.
         """
         ...
 
     def exchange(self, work: Work, now_ms: int) -> Exchange:
-        """Settle, open and claim for many lanes in one transaction, in that order."""
+        """Settle, open and claim for many lanes in one transaction, in that order.
+
+        Raises:
+            AnswerLost: it is done, and nobody can be told. Any other error: nothing is.
+        """
         ...
 
     def chunk(self, content: int, number: int) -> bytes | None:
@@ -523,8 +550,9 @@ class WorkerStore(Protocol):
     def keep_clock(self, *, wall_ms: int, monotonic_ms: int, boot: str, limit: int) -> int:
         """Notice jumps of the wall clock and shift what the old clock stamped.
 
-        At most ``limit`` messages a jump and call; returns how many were passed. An even clock is
-        only read, and written down every 30 seconds.
+        At most ``limit`` messages a jump and call; returns how many were passed. Sites and domains
+        are shifted in pieces: where one fails the next call goes on. An even clock is only read,
+        and written down every 30 seconds.
         """
         ...
 

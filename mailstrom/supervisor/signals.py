@@ -3,7 +3,8 @@
 Contract. Handlers only count; the kernel's wake-up byte makes ``wake_fd`` readable. TERM and INT
 are ends; what comes within ``same_s`` of the last that counted is the same one again, since
 ``timeout`` and some terminals signal the process and its group. HUP is a reload. CHLD only wakes.
-Leaving ``installed`` puts every disposition back.
+What was kept since the start (``early``) is counted first. Leaving ``installed`` puts mask and
+dispositions back.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Iterator
 from types import FrameType
 
 from mailstrom.clock import monotonic_ms
+from mailstrom.supervisor.early import KEPT
 
 _WATCHED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 
@@ -52,9 +54,12 @@ class Signals:
         os.set_blocking(write_fd, False)
         before_fd = signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
         before = {number: signal.signal(number, self._count) for number in _WATCHED}
+        mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, KEPT)
         try:
             yield
         finally:
+            # Kept before, kept again: a process that is about to exit is not ended otherwise.
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             for number, disposition in before.items():
                 signal.signal(number, disposition)
             signal.set_wakeup_fd(before_fd)

@@ -8,10 +8,12 @@ count; the kernel's wake-up byte turns the loop, which does the work. Rules:
   told the dead process id, so that its claims lapse at once.
 * The watchdog judges silence by this process's own monotonic clock. When this loop itself was late
   (stopped, starved, machine asleep) it has no right to judge: every child gets a fresh period.
-* First TERM or INT: deliveries drain, the janitor after the last of them; what outlives the drain
-  timeout is killed; exit 0, or 1 where a child was lost on the way. Second: all stop, killed after
-  ``Timing.stop_s``; exit 1. Third: killed now. HUP: a configuration that may be adopted goes to
-  every child; any other changes nothing. What only a restart can change is logged.
+* First TERM or INT: deliveries drain, the janitor after the last of them. At the drain timeout they
+  cut their connections themselves; what outlives it by ``Timing.grace_s`` is killed; exit 0, or 1
+  where a child was lost on the way. Second: all stop, what they know of the wire written; killed
+  after ``Timing.stop_s``; exit 1. Third: killed now.
+* HUP: a configuration that may be adopted goes to every child; any other changes nothing. What only
+  a restart can change is logged.
 * Where its lock file was deleted it takes the name again; where another supervisor was faster it
   drains, says whom it leaves the spool to, and exits 75.
 
@@ -54,7 +56,8 @@ class Timing:
 
     Args:
         ready_s: from a child's start to its ready report.
-        grace_s: beyond ``[delivery] drain_timeout``, for the last commit and the interpreter's end.
+        grace_s: beyond ``[delivery] drain_timeout``, for what is cut then to be written down, and
+            the interpreter's end.
         stop_s: from the second TERM to SIGKILL.
         start_gap_s: between two starts in one slot.
         window_s: deaths longer ago are forgotten by the back-off.

@@ -17,8 +17,9 @@ from pathlib import Path
 import pytest
 
 from tests.support import debian
+from tests.support.sockets import eventually
 from tools.bench.engine import environ
-from tools.bench.processes import Meter, Started, cpu_s, family, pss_mib
+from tools.bench.processes import Look, Meter, Started, cpu_s, family, kernel_s, pss_mib
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 FORMS = {
@@ -153,10 +154,7 @@ def test_ending_a_process_ends_what_is_left_of_its_session() -> None:
     child = int(started.process.stdout.readline())
     started.process.wait(30)
     started.stop()
-    deadline = time.monotonic() + 30
-    while Path(f"/proc/{child}").exists() and "Z" not in _state(child):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    eventually(lambda: _state(child) == "Z", 30, what="the end of what was left")
 
 
 def _state(pid: int) -> str:
@@ -166,13 +164,93 @@ def _state(pid: int) -> str:
         return "Z"
 
 
+STRANGER = """
+import os, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        while time.process_time() < 0.5:
+            pass
+    os._exit(0)
+os.wait()
+"""
+
+
 def test_a_meter_tells_our_work_from_strangers() -> None:
+    # Sums of the same ticks: how busy this machine is otherwise cannot make them differ.
     meter = Meter(lambda: [os.getpid()], memory=True)
     until = time.process_time() + 0.3
     while time.process_time() < until:
         pass
     used = meter.stop()
     assert used.cpu_s >= 0.25
-    assert used.busy_cores > 0
     assert used.pss_mib > 1
-    assert 0 <= used.foreign_cores <= (os.cpu_count() or 1)
+    foreign_s, busy_s = used.foreign_cores * used.wall_s, used.busy_cores * used.wall_s
+    assert busy_s > 0
+    assert foreign_s == 0 or foreign_s + used.cpu_s <= busy_s + 1e-6, "our work is no stranger's"
+
+
+def test_a_meter_sees_a_stranger() -> None:
+    meter = Meter(lambda: [os.getpid()])
+    # Its parent ends at once, and it has a session of its own; it ends by itself.
+    run = subprocess.run([sys.executable, "-c", STRANGER], stdout=subprocess.PIPE, timeout=100)
+    used = meter.stop()  # the pipe has ended, so everybody who had it has
+    assert run.returncode == 0
+    assert used.foreign_cores * used.wall_s >= 0.2
+    assert used.cpu_s < 0.4, "of the first of the three alone"
+
+
+def moment(busy_s: float, ours_s: float, **kernel_s: float) -> Look:
+    return Look(
+        since_s=0.0, until_s=0.0, busy_s=busy_s, family_s=0.0, ours_s=ours_s,
+        kernel_s={(1, name): used for name, used in kernel_s.items()},
+    )  # fmt: skip
+
+
+def test_what_neither_we_nor_the_kernel_used_is_foreign() -> None:
+    before = moment(100.0, 3.0, old=20.0, ended=9.0)
+    # nine seconds of a thread that is gone were used long before
+    assert moment(102.0, 4.0, old=20.25, new=0.25).foreign_s(before) == pytest.approx(0.5)
+    assert moment(101.0, 4.0, old=20.0).foreign_s(before) == 0
+    assert moment(101.0, 4.01, old=20.0).foreign_s(before) == 0, "ticks that were told late"
+    assert moment(101.0, 1.0, old=20.0).foreign_s(before) == pytest.approx(1.0), "whom we lost"
+
+
+def test_a_strangers_zombie_is_no_kernel_thread() -> None:
+    def stat(flags: int) -> list[str]:
+        fields = ["0"] * 50
+        fields[6], fields[11], fields[19], fields[20] = str(flags), "300", "77", "0"
+        return fields
+
+    kernel, zombie = stat(0x00208040), stat(0x0040000C)
+    assert set(kernel_s({5: kernel, 6: zombie})) == {(5, "77")}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (("--json", "none/x.jsonl"), "none/x.jsonl: cannot be written (No such file or directory)"),
+        (("--json", "."), ".: cannot be written (Is a directory)"),
+        (("--record", "."), ".: cannot be written (Is a directory)"),
+        (("--record", "/dev/full"), "/dev/full: is no regular file"),
+        (("--record", "other.txt"), "other.txt: line 2 is no measurement"),
+        (("--runs", "x"), "'x' is no whole number"),
+        (("--runs", "9" * 20), "is not from 1 to"),
+        (("--workers", "257"), "257 is not from 1 to 256"),
+    ],
+    ids=lambda value: " ".join(value)[:20] if isinstance(value, tuple) else "",
+)
+def test_what_could_not_be_kept_is_not_measured(
+    arguments: tuple[str, ...], why: str, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.txt"
+    other.write_text('{"bench": "drain", "case": "kept", "values": {}}\n[1]\n')
+    ran = subprocess.run(
+        [sys.executable, "-P", str(CHECKOUT / "tools" / "bench"), "drain", *arguments],
+        cwd=tmp_path, text=True, capture_output=True, stdin=subprocess.DEVNULL, timeout=60,
+        check=False,
+    )  # fmt: skip
+    assert ran.returncode == 2, ran.stderr
+    assert why in ran.stderr
+    assert (ran.stdout, "Traceback" in ran.stderr) == ("", False)
+    assert len(other.read_text().splitlines()) == 2

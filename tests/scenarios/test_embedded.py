@@ -17,6 +17,7 @@ import pytest
 from mailstrom import ConfigError, Mailstrom
 from mailstrom.testing.script import Rule, Script
 from tests.support.embedded import (
+    MUTE_ONCE,
     SILENT_ONCE,
     SLOW_ONCE,
     Tables,
@@ -117,6 +118,24 @@ def test_cut_off_what_was_on_the_wire_is_in_doubt_and_nothing_else(
     assert all(ms.wait(id, DEADLINE_S).succeeded for id in ids)
     seen = Counter(address for dot in host.dots for address in dot.recipients)
     assert seen == {f"u{n}@{domain}": 1 + (f"u{n}@{domain}" == stuck) for n in range(10)}
+
+
+def test_cut_off_what_had_no_dot_is_in_the_queue_again_and_nobody_is_charged(
+    network: Network, ms: Mailstrom
+) -> None:
+    domain, (host,) = network.site(MUTE_ONCE)
+    ids = ms.send_many(mail(f"u{number}@{domain}") for number in range(10))
+    ms.start(config=tables(network, sites={"connections": 1}))
+    eventually(lambda: host.transactions, DEADLINE_S, what="the first MAIL")
+
+    assert not ms.stop(0.1)
+
+    rows = ms.query("SELECT status, attempts, in_doubt FROM recipients")
+    assert {(row.status, row.attempts, row.in_doubt) for row in rows} == {("queued", 0, 0)}
+    assert state_of(ms) == "stopped"
+    ms.start(config=tables(network))
+    assert all(ms.wait(id, DEADLINE_S).succeeded for id in ids)
+    assert len(host.dots) == 10
 
 
 def test_starts_and_ends_leave_no_descriptor_thread_or_lock_behind(

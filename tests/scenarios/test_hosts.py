@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from mailstrom.testing.script import Act, Rule, Script
+from mailstrom.testing.script import Act, Per, Rule, Script
 from tests.scenarios.conftest import MakeEngine
 from tests.support.engine import DEADLINE_S, mail
 from tests.support.network import HELD_S, Network, dots
@@ -160,3 +160,35 @@ def test_a_lower_limit_of_connections_holds_after_a_reload(
     )
     assert all(engine.final(id).succeeded for id in ids)
     assert before < 400, "there was work left for the lower limit to bind"
+
+
+@pytest.mark.parametrize("act", [Act.REPLY, Act.CLOSE])
+def test_a_host_that_takes_one_message_a_connection_is_never_suspended(
+    network: Network, make_engine: MakeEngine, act: Act
+) -> None:
+    """What it closed upon goes first on the next connection, before what was opened meanwhile."""
+    code = 421 if act is Act.REPLY else None
+    enough = Rule(stage="mail", act=act, code=code, close=True, first=2, per=Per.CONNECTION)
+    domain, (host,) = network.site(Script(rules=(enough,)))
+    sites = {"connections": 2, "idle": "200ms", "suspend": ["10m"]}
+    engine = make_engine(workers=1, settings={"sites": sites}).start()
+    ids = [engine.ms.send(mail(f"r{number}@{domain}")) for number in range(100)]
+    assert all(engine.final(id).succeeded for id in ids)
+    assert len(dots([host])) == 100
+    assert engine.rows("SELECT 1 FROM events WHERE type = 'site.suspended'") == []
+    assert engine.rows("SELECT 1 FROM attempts WHERE verdict <> 'delivered'") == []
+
+
+def test_a_drain_does_not_wait_for_a_host_to_greet(
+    network: Network, make_engine: MakeEngine
+) -> None:
+    """What waits for it goes back as it was: nothing was begun, so nothing is in doubt."""
+    late = Rule(stage="greeting", act=Act.SILENCE)
+    domain, (host,) = network.site(Script(rules=(late,)))
+    engine = make_engine(workers=1).start()
+    ids = [engine.ms.send(mail(f"r{number}@{domain}")) for number in range(3)]
+    eventually(lambda: host.open == 1, DEADLINE_S, what="a connection that is not greeted")
+    assert engine.stop() == 0, "no worker was killed because it waited on"
+    for id in ids:
+        (row,) = engine.rows("SELECT status, attempts FROM recipients WHERE message_id = ?", id)
+        assert (row.status, row.attempts) == ("queued", 0)

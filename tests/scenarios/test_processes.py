@@ -26,7 +26,9 @@ from tests.support.sockets import eventually
 # The first content gets no answer, for ever or until time passes; what follows is answered at once.
 SILENT_ONCE = Script(rules=(Rule(stage="dot", act=Act.SILENCE, last=1),))
 HELD_ONCE = Script(rules=(Rule(stage="dot", delay=HELD_S, last=1),))
+MUTE_ONCE = Script(rules=(Rule(stage="mail", act=Act.SILENCE, last=1),))
 ONE_LANE = {"sites": {"connections": 1}}
+SHORT_DRAIN = {"delivery": {"drain_timeout": "300ms"}}
 
 
 def _names(domain: str, count: int) -> list[str]:
@@ -35,6 +37,16 @@ def _names(domain: str, count: int) -> list[str]:
 
 def _send_each(engine: Engine, addresses: list[str]) -> list[str]:
     return engine.ms.send_many(mail(address) for address in addresses)
+
+
+def _term_twice(engine: Engine) -> None:
+    """TERM, and again so late that it counts: within a second of the first it is the same one."""
+    engine.signal(signal.SIGTERM)
+    engine.wait_log("supervisor.draining")
+    told = time.monotonic()
+    eventually(lambda: time.monotonic() - told > 1.1, DEADLINE_S, what="a second to pass")
+    engine.signal(signal.SIGTERM)
+    assert engine.wait_exit() == 1
 
 
 def _doubtful(engine: Engine, domain: str) -> set[str]:
@@ -153,18 +165,90 @@ def test_a_second_term_ends_at_once_and_leaves_one_in_doubt(
     eventually(lambda: host.dots, DEADLINE_S, what="the first dot")
     (stuck,) = host.dots[0].recipients
 
-    engine.signal(signal.SIGTERM)
-    engine.wait_log("supervisor.draining")
-    # a second one within a second of the first is the same: some wrappers signal twice
-    told = time.monotonic()
-    eventually(lambda: time.monotonic() - told > 1.1, DEADLINE_S, what="a second to pass")
-    engine.signal(signal.SIGTERM)
-    assert engine.wait_exit() == 1
+    _term_twice(engine)
 
     engine.start()
     assert all(engine.final(id).succeeded for id in ids)
     assert _doubtful(engine, domain) == {stuck}
     assert len(host.dots) == 6
+
+
+def test_a_second_term_leaves_nothing_in_doubt_that_had_no_dot(
+    network: Network, make_engine: MakeEngine
+) -> None:
+    engine = make_engine(settings=ONE_LANE).start()
+    domain, (host,) = network.site(MUTE_ONCE)
+    ids = _send_each(engine, _names(domain, 5))
+    eventually(lambda: host.transactions, DEADLINE_S, what="the first MAIL")
+
+    _term_twice(engine)
+    assert engine.log("worker.stopped", cause="stopped")
+
+    engine.start()
+    assert all(engine.final(id).succeeded for id in ids)
+    assert (len(host.dots), _doubtful(engine, domain)) == (5, set())
+
+
+def test_a_drain_that_takes_too_long_gives_back_what_was_not_sent(
+    network: Network, make_engine: MakeEngine
+) -> None:
+    engine = make_engine(settings={**ONE_LANE, **SHORT_DRAIN}).start()
+    domain, (host,) = network.site(MUTE_ONCE)
+    names = _names(domain, 10)
+    ids = _send_each(engine, names)
+    eventually(lambda: host.transactions, DEADLINE_S, what="the first MAIL")
+
+    engine.signal(signal.SIGTERM)
+
+    assert engine.wait_exit() == 0
+    assert not engine.log("worker.lost")
+    assert engine.log("worker.stopped", cause="drain timeout")
+    rows = engine.rows("SELECT status, attempts, in_doubt FROM recipients")
+    assert [(row.status, row.attempts, row.in_doubt) for row in rows] == [("queued", 0, 0)] * 10
+    assert not engine.rows("SELECT * FROM attempts"), "nobody is charged for our hurry"
+    (session,) = engine.rows("SELECT end_cause FROM sessions")
+    assert session.end_cause == "cut"
+    engine.start()
+    assert all(engine.final(id).succeeded for id in ids)
+    assert sorted(address for dot in host.dots for address in dot.recipients) == names
+
+
+def test_a_drain_that_takes_too_long_leaves_in_doubt_what_had_its_dot(
+    network: Network, make_engine: MakeEngine
+) -> None:
+    engine = make_engine(settings={**ONE_LANE, **SHORT_DRAIN}).start()
+    domain, (host,) = network.site(SILENT_ONCE)
+    ids = _send_each(engine, _names(domain, 5))
+    eventually(lambda: host.dots, DEADLINE_S, what="the first dot")
+    (stuck,) = host.dots[0].recipients
+
+    engine.signal(signal.SIGTERM)
+
+    assert engine.wait_exit() == 0
+    assert not engine.log("worker.lost")
+    rows = engine.rows("SELECT address, status, attempts, in_doubt FROM recipients")
+    assert {(row.address, row.status, row.attempts, row.in_doubt) for row in rows} == {
+        (name, *(("deferred", 1, 1) if name == stuck else ("queued", 0, 0)))
+        for name in _names(domain, 5)
+    }
+    engine.start()
+    assert all(engine.final(id).succeeded for id in ids)
+    assert _doubtful(engine, domain) == {stuck}
+
+
+def test_a_server_that_does_not_answer_quit_holds_no_drain_up(
+    network: Network, make_engine: MakeEngine
+) -> None:
+    patient = {"timeouts": {"quit": "60s"}, "sites": {"idle": "60s", "connections": 1}}
+    engine = make_engine(settings={**SHORT_DRAIN, **patient}).start()
+    domain, (host,) = network.site(Script(rules=(Rule(stage="quit", act=Act.SILENCE),)))
+    assert engine.final(engine.send(f"a@{domain}")).succeeded
+
+    engine.signal(signal.SIGTERM)
+
+    assert engine.wait_exit() == 0
+    assert not engine.log("worker.lost")
+    assert host.connections[0].stages[-1] == "quit"
 
 
 def test_orphans_finish_and_a_new_supervisor_goes_on(

@@ -96,8 +96,9 @@ def test_an_answer_serves_all_workers_and_outlives_them(
     network: Network, make_engine: MakeEngine
 ) -> None:
     engine = make_engine(workers=2).start()
-    # One is taken at once, since a site that nobody knows gets one connection.
-    held = Rule(stage="dot", delay=HELD_S, first=2, last=10)
+    # One is taken at once, since a site that nobody knows gets one connection; then each lane of
+    # whoever comes first is held, and what they cannot send is the other's.
+    held = Rule(stage="dot", delay=HELD_S, first=2, last=30)
     domain, (host,) = network.site(Script(rules=(held,)))
 
     ids = engine.ms.send_many(mail(f"u{n}@{domain}") for n in range(30))

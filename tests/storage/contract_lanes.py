@@ -87,11 +87,25 @@ class LaneContract:
         lanes = [lane for _ in range(3) for lane in spool.lease(want=100)]
         assert len({lane.site for lane in lanes}) == 210
 
+    def test_the_open_site_that_is_due_longest_is_told_first(self, spool: Spool) -> None:
+        for number, name in enumerate(("c.example", "a.example", "b.example")):
+            spool.send(f"u@{name}", send_ms=T0 - 9 + number)
+            spool.route(name)
+
+        def first(most: int) -> list[int]:
+            return spool.engine.open_sites(spool.worker, limit=2, workers=1, most=most, now_ms=T0)
+
+        every = first(9)
+        assert len(every) == 3
+        assert [first(1), first(2)] == [every[:1], every[:2]]
+        (lane,) = spool.engine.lease(spool.worker, want=1, limit=2, workers=1, now_ms=T0)
+        assert (lane.site, first(1)) == (every[0], every[1:2])
+
     def test_a_site_is_open_where_a_lease_would_give_a_lane(self, spool: Spool) -> None:
         other = spool.register()
 
         def sites(worker: int, limit: int = 2) -> int:
-            found = spool.engine.open_sites(worker, limit=limit, workers=2, now_ms=T0)
+            found = spool.engine.open_sites(worker, limit=limit, workers=2, most=9, now_ms=T0)
             assert set(found) <= set(spool.engine.due_sites(T0))
             return len(found)
 

@@ -16,6 +16,7 @@ from mailstrom.storage.sqlite.client import SQLiteClientStore
 from mailstrom.storage.sqlite.connection import connect
 from mailstrom.storage.sqlite.sql import STATEMENTS
 from mailstrom.types import Change
+from tests.storage.contract_finding import FindingContract
 from tests.storage.files import SQLiteStores
 from tests.storage.spool import T0, Spool, change
 
@@ -137,3 +138,14 @@ def test_the_revision_moves_when_its_connection_was_renewed_by_a_fork(spool: Spo
         spool.send()
         seen.add(client.revision())
     assert len(seen) == 4
+
+
+class TestBehindTheNewest(FindingContract):
+    """What is asked is found as well where an index tells who may be meant, not a walk."""
+
+    @pytest.fixture(autouse=True, params=[finding.FEW, 0])
+    def deep(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Nothing is new; and with 0 whoever is meant is one of many."""
+        monkeypatch.setattr(finding, "NEAR", 0)
+        monkeypatch.setattr(asking, "NEAR", 0)
+        monkeypatch.setattr(finding, "FEW", request.param)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,10 @@ import apsw
 import pytest
 
 from mailstrom.clock import wall_ms
+from mailstrom.storage.client import Selection
+from mailstrom.storage.sqlite import asking, finding
 from mailstrom.storage.sqlite.connection import connect
+from mailstrom.storage.sqlite.sql import STATEMENTS
 from mailstrom.types import RouteResult
 from tests.storage.files import SQLiteStores
 from tests.storage.spool import HOUR, T0, Spool, change, session_row, submission
@@ -26,7 +30,10 @@ SELECT status, recipients, messages FROM queue_counts WHERE recipients <> 0 OR m
 
 
 @pytest.fixture
-def spool(tmp_path: Path) -> Iterator[Spool]:
+def spool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Spool]:
+    """None are so new that they are looked at before an index is asked."""
+    monkeypatch.setattr(finding, "NEAR", 0)
+    monkeypatch.setattr(asking, "NEAR", 0)
     stores = SQLiteStores(tmp_path / "spool.db")
     with stores.opened:
         yield Spool(stores)
@@ -36,8 +43,22 @@ def agree(spool: Spool) -> list[Any]:
     """The counts, which are those of the recipients view."""
     counted = spool.rows(COUNTED)
     assert counted == spool.rows(SHOWN)
+    waiting = {word: amount for word, amount in spool.client.stats(T0).waiting.items() if amount}
+    assert waiting == {word: amount for word, amount, _ in counted}
+    found_as_shown(spool)
     spool.sound()
     return counted
+
+
+def found_as_shown(spool: Spool) -> None:
+    """Also where indexes are asked, each word and reason finds what the view shows."""
+    for field in ("status", "reason"):
+        shown = f"SELECT DISTINCT {field} FROM recipients WHERE {field} IS NOT NULL"
+        for word in {str(row[0]) for row in spool.rows(shown)} | {"sending", "failed", "connect"}:
+            ids = spool.rows(f"SELECT DISTINCT message_id FROM recipients WHERE {field} = ?", word)
+            asked = Selection(statuses=(word,)) if field == "status" else Selection(reasons=(word,))
+            found = [one.id for one in spool.client.find(asked, limit=2_000)]
+            assert sorted(found) == sorted(str(row[0]) for row in ids), word
 
 
 def test_counts_follow_every_change(spool: Spool) -> None:
@@ -120,6 +141,13 @@ def test_what_is_shown_deferred_is_counted_so(spool: Spool) -> None:
     assert claimed
     agree(spool)
     assert sum(spool.client.stats(now).waiting.values()) == 20
+    stores = spool.stores
+    assert isinstance(stores, SQLiteStores)
+    assert stores.tamper(
+        "UPDATE domain SET site = (SELECT seq FROM site WHERE key = 'mx.fine.example'),"
+        " generation = generation + 1 WHERE name = 'outdated.example'"
+    )
+    found_as_shown(spool)  # also what waits under the stamp of a site that its domain has left
 
 
 def grown(spool: Spool, amount: int) -> None:
@@ -151,7 +179,7 @@ def steps(connection: apsw.Connection, step: Callable[[], object]) -> int:
 def test_looks_cost_the_same_however_much_waits(spool: Spool) -> None:
     """Instructions, not time: the looks of a start, of each moment, and of a person."""
     engine = spool.engine
-    own = engine._connection()  # type: ignore[attr-defined]
+    own = engine._connection.opened()  # type: ignore[attr-defined]
     reader = connect(spool.client.path, read_only=True)  # type: ignore[attr-defined]
     looks: dict[str, Callable[[], int]] = {
         "next_due": lambda: steps(own, lambda: engine.next_due_ms(T0)),
@@ -167,6 +195,59 @@ def test_looks_cost_the_same_however_much_waits(spool: Spool) -> None:
     reader.close()
     few, many = taken
     assert all(many[name] <= few[name] * 1.5 + 3 for name in looks), (few, many)
+
+
+def test_what_waits_at_a_suspended_site_is_counted_within_an_index(spool: Spool) -> None:
+    """Instructions: the view, which tells messages, too, looks for each one of them."""
+    now = wall_ms()
+    taken: list[int] = []
+    spool.send("first@example.org", created_ms=now - HOUR, send_ms=now - HOUR)
+    spool.route(now=now - HOUR, ttl=9 * HOUR)
+    spool.suspend(spool.lane(now=now - HOUR), now + HOUR, since=now - HOUR, now=now - HOUR)
+    reader = connect(spool.client.path, read_only=True)  # type: ignore[attr-defined]
+    for amount in (100, 1_000):
+        times = {"created_ms": now - HOUR, "send_ms": now - HOUR}
+        many = [submission(f"u{n}@example.org", **times) for n in range(amount)]
+        spool.client.enqueue(many, now - HOUR)
+        taken.append(steps(reader, lambda: reader.execute(STATEMENTS["waiting"]).fetchall()))
+    reader.close()
+    assert spool.client.stats(now).waiting["deferred"] == 1_101
+    agree(spool)
+    assert (taken[1] - taken[0]) * 10 < 1_000 * 20, "so many instructions for a recipient"
+
+
+def test_what_few_messages_are_is_found_at_the_same_cost_however_many_are_not(spool: Spool) -> None:
+    """Instructions; of a deep queue the newest are walked over, and the rest is not."""
+    reader = connect(spool.client.path, read_only=True)  # type: ignore[attr-defined]
+    taken: list[dict[str, int]] = []
+    for amount in (40, 1_000):
+        grown(spool, amount)
+        words = ("deferred", "sending", "held", "delivered", "failed", "cancelled", "partial")
+        asked = {word: Selection(statuses=(word,)) for word in words}
+        asked |= {"reason": Selection(reasons=("connect",))}
+        taken.append({
+            name: steps(reader, partial(finding.find, reader, one, limit=9, after=None))
+            for name, one in asked.items()
+        })  # fmt: skip
+    reader.close()
+    few, many = taken
+    assert all(many[name] <= few[name] * 1.5 + 3 for name in few), (few, many)
+
+
+def test_recent_walks_over_nothing_that_is_finished(spool: Spool) -> None:
+    reader = connect(spool.client.path, read_only=True)  # type: ignore[attr-defined]
+    taken: list[int] = []
+    for amount in (40, 1_000):
+        many = [submission(f"u{n}@example.org") for n in range(amount)]
+        ids = [str(id) for id in spool.client.enqueue(many, T0)]
+        change(spool.client, "cancel", ids, None, T0)
+        while any(one.completed for one in spool.client.recent(500)):
+            pass
+        taken.append(steps(reader, lambda: asking.recent(reader, 9)))
+    last = spool.send()
+    assert asking.recent(reader, 9).ids == [last]
+    reader.close()
+    assert taken[1] <= taken[0] * 1.5 + 3
 
 
 def test_what_is_due_longest_is_found_where_its_site_is_left_alone(spool: Spool) -> None:

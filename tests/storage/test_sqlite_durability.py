@@ -375,8 +375,8 @@ def test_repair_leaves_no_old_frame_to_be_replayed(
     reader.execute("BEGIN").fetchall()
     reader.execute("SELECT count(*) FROM message").fetchall()
     disk.broken = False
-    engine._busy_ms = 5
-    engine._connection().set_busy_timeout(5)
+    engine._connection.busy_ms = 5
+    engine._connection.opened().set_busy_timeout(5)
     assert engine.repair() is False, "a reader still needs the frames"
     reader.execute("ROLLBACK").fetchall()
     reader.close()
@@ -564,7 +564,7 @@ def test_a_sync_that_fails_inside_a_checkpoint_poisons_too(
             return
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "_connection", Failing)
+        patch.setattr(engine._connection, "opened", Failing)
         with pytest.raises(SpoolError, match="disk I/O error"):
             engine.checkpoint()
     assert engine.poisoned

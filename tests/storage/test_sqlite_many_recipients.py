@@ -5,14 +5,17 @@ Counted in instructions and transactions, not in time.
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import apsw
 import pytest
 
-from mailstrom.errors import OutcomeUnknown
+from mailstrom.errors import OutcomeUnknown, SpoolReplaced
 from mailstrom.storage.sqlite import changes
 from mailstrom.storage.sqlite.client import SQLiteClientStore
 from mailstrom.storage.sqlite.sql import run
-from tests.storage.spool import DAY, T0, Spool, change
+from tests.storage.spool import DAY, T0, Spool, change, submission
 
 EACH = 50
 
@@ -127,7 +130,51 @@ def test_a_worker_asks_for_the_lock_as_before_after_a_checkpoint(
         if not other.get_autocommit():
             other.execute("COMMIT")
 
-    worker._patience._pause = pause  # type: ignore[attr-defined]
+    worker._connection.patience._pause = pause  # type: ignore[attr-defined]
     other.execute("BEGIN IMMEDIATE")
     worker.tell("some", 1)
     assert asked, "SQLite's own waits would have asked without it"
+
+
+@pytest.mark.parametrize("forked", [True, False])
+def test_a_change_does_not_go_on_by_its_numbers_in_another_file(
+    spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forked: bool
+) -> None:
+    """A copy is put in the spool's place between two pieces, also while a fork closed the writer.
+
+    There other recipients have those numbers.
+    """
+    monkeypatch.setattr(changes, "MOST", 3)
+    id = spool.send(*(f"{n}@example.org" for n in range(8)))
+    client = spool.client
+    assert isinstance(client, SQLiteClientStore)
+    other = SQLiteClientStore(str(tmp_path / "other.db"))
+    innocent = submission(*(f"innocent{n}@example.org" for n in range(8)))
+    other.enqueue([innocent], T0)
+    other.close()
+
+    def between(seconds: float) -> None:
+        if forked:
+            client.let_go()
+        for ending in ("", "-wal", "-shm"):
+            os.replace(f"{tmp_path}/other.db{ending}", f"{client.path}{ending}")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mailstrom.storage.sqlite.client.time.sleep", between)
+        with pytest.raises(SpoolReplaced):
+            change(client, "hold", [id], None, T0)
+    assert set(spool.status(innocent.id).values()) == {"queued"}
+    assert change(client, "hold", [innocent.id], None, T0) == 8
+
+
+def test_a_fork_between_the_pieces_of_a_change_is_no_replacement(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(changes, "MOST", 3)
+    id = spool.send(*(f"{n}@example.org" for n in range(8)))
+    client = spool.client
+    assert isinstance(client, SQLiteClientStore)
+    monkeypatch.setattr(
+        "mailstrom.storage.sqlite.client.time.sleep", lambda seconds: client.let_go()
+    )
+    assert change(client, "retry", [id], None, T0) == 8

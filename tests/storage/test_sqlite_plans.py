@@ -25,7 +25,7 @@ def life(spool: Spool, domain: str, now: int) -> None:
 
 def test_a_second_message_compiles_nothing(spool: Spool) -> None:
     assert isinstance(spool.engine, SQLiteWorkerStore)
-    connection = spool.engine._connection()
+    connection = spool.engine._connection.opened()
     compiled: list[tuple[object, ...]] = []
 
     def note(*what: object) -> int:  # asked for each thing that a statement touches, as it compiles
@@ -58,7 +58,7 @@ def run_for(spool: Spool, count: int, tag: str) -> tuple[int, int]:
         ran.append(statement)
         return True
 
-    connection = spool.engine._connection()
+    connection = spool.engine._connection.opened()
     connection.exec_trace = note
     try:
         spool.engine.put_routes(spool.worker, answers, T0)

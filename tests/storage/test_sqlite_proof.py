@@ -56,7 +56,7 @@ def followed(engine: SQLiteWorkerStore, monkeypatch: pytest.MonkeyPatch) -> dict
     real = frames.checksum
 
     def checksum(data: bytes, before: tuple[int, int], words: struct.Struct) -> tuple[int, int]:
-        counts[engine._connection().in_transaction] += len(data)
+        counts[engine._connection.opened().in_transaction] += len(data)
         return real(data, before, words)
 
     monkeypatch.setattr(frames, "checksum", checksum)
@@ -179,7 +179,7 @@ def test_a_repair_waits_for_readers_no_longer_than_writers_may_wait_for_it(
     engine = SQLiteWorkerStore(path)
     poison.poison(path, EIO)
     waits: list[object] = []
-    real = engine._connection()
+    real = engine._connection.opened()
 
     class Recording:
         def __getattr__(self, name: str) -> object:
@@ -192,8 +192,8 @@ def test_a_repair_waits_for_readers_no_longer_than_writers_may_wait_for_it(
             waits.append(wait)
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "_connection", Recording)
+        patch.setattr(engine._connection, "opened", Recording)
         assert engine.repair() is True
-    assert waits == [wal.LAST_MS, engine._patience], "its own again"
-    assert wal.LAST_MS < client._busy_ms < engine._busy_ms
+    assert waits == [wal.LAST_MS, engine._connection.patience], "its own again"
+    assert wal.LAST_MS < client._busy_ms < engine._connection.busy_ms
     engine.close()

@@ -265,3 +265,39 @@ def test_a_flag_of_another_user_is_told_with_its_owner(
             [sys.executable, "-P", "-c", asked, there], capture_output=True, text=True, check=True
         )
     assert "belongs to user id 0: give it (chown) to the engine's user" in ran.stdout
+
+
+_FEW_FILES = """
+import os, resource, sys
+from mailstrom.errors import SpoolError
+from mailstrom.storage.sqlite.worker import SQLiteWorkerStore
+_, soft = resource.getrlimit(resource.RLIMIT_NOFILE)
+first = os.open(os.devnull, os.O_RDONLY)
+os.close(first)
+for free in range(int(sys.argv[2])):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (first + free, soft))
+    try:
+        SQLiteWorkerStore(sys.argv[1]).close()
+    except SpoolError as error:
+        print(error)
+    else:
+        break
+"""
+
+
+def test_a_lack_of_descriptors_is_no_question_about_the_directory(
+    path: str, client: SQLiteClientStore
+) -> None:
+    client.enqueue([submission()], T0)
+    client.close()
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", _FEW_FILES, path, "30"],
+        env={"PYTHONPATH": ":".join(filter(None, sys.path))},
+        capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    told = done.stdout.splitlines()
+    assert 3 < len(told) < 30, "it failed while it had too few, and not with enough"
+    for text in told:
+        assert "Too many open files" in text
+        assert "raise the limit of open files" in text
+        assert "directory" not in text

@@ -21,13 +21,14 @@ from typing import Any
 import apsw
 import pytest
 
-from mailstrom.errors import SpoolBusy
+from mailstrom.errors import IdempotencyConflict, SpoolBusy
 from mailstrom.storage.sqlite import inserting, turnstile
-from mailstrom.storage.sqlite.checkpointer import WAIT_MS, Checkpointer
+from mailstrom.storage.sqlite.checkpointer import LITTLE_FRAMES, WAIT_MS, Checkpointer
 from mailstrom.storage.sqlite.client import SQLiteClientStore
+from mailstrom.storage.sqlite.connection import connect
 from mailstrom.storage.sqlite.memory import MemoryPlace, opened
 from mailstrom.storage.sqlite.place import FilePlace
-from mailstrom.storage.sqlite.turnstile import Turnstile, at_once, turn_of, turn_path
+from mailstrom.storage.sqlite.turnstile import Turnstile, at_once, part, turn_of, turn_path
 from tests.storage.files import SQLiteStores
 from tests.storage.spool import T0, Spool, submission
 from tests.support.sockets import eventually
@@ -291,6 +292,39 @@ def _interrupted_everywhere(turn: Turnstile, path: str, *, theirs: bool = False)
         assert turn._poll is None or not asleep(turn)
 
 
+def test_the_last_who_parts_with_a_turn_closes_it_though_an_error_knows_it(path: str) -> None:
+    """As one that an application keeps, with a traceback that leads to the step."""
+    first, second = turn_of(path), turn_of(path)
+    assert isinstance(first, Turnstile)
+    assert first is second
+    first(int)
+    assert first._fd >= 0
+    part(first)
+    assert first._fd >= 0
+    assert turn_of(path) is first
+    part(second)
+    part(first)
+    assert first._fd < 0
+    other = turn_of(path)
+    assert other is not first
+    part(other)
+    part(other)  # nobody has it
+
+
+def test_a_place_that_is_closed_has_no_turn_open(path: str) -> None:
+    place = FilePlace(path)
+    prompts = place.again()
+    turn = place.turn
+    assert isinstance(turn, Turnstile)
+    turn(int)
+    place.close()
+    place.close()
+    assert turn._fd >= 0, "the other has it"
+    prompts.close()
+    assert turn._fd < 0
+    assert at_once is place.turn
+
+
 def _nothing() -> None:
     """A step."""
 
@@ -385,6 +419,34 @@ def test_a_message_is_stored_in_turn_and_without_it(
     assert spool.client.statuses([first, second]).keys() == {first, second}
 
 
+def test_who_was_refused_or_found_the_lock_taken_takes_no_second_turn(
+    stores: SQLiteStores, spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a crowd it is half a second, and all that is left to do is to read, or to raise."""
+    prompt = SQLiteClientStore(stores.path, busy_ms=20).prompt(os.getpid())
+    turns, turn = list[str](), prompt._place.turn
+
+    def counted(step: Any, *args: Any) -> Any:
+        turns.append(step.__name__)
+        return turn(step, *args)
+
+    monkeypatch.setattr(prompt._place, "turn", counted)
+    first, same, other = (
+        submission(idempotency=("key", hash)) for hash in (b"x" * 32, b"x" * 32, b"y" * 32)
+    )
+    assert prompt.store(first, T0) == first.id
+    assert prompt.store(same, T0) == first.id
+    assert isinstance(prompt.store(other, T0), IdempotencyConflict)
+    assert turns == ["_asked"] * 3
+    blocker = connect(stores.path)
+    blocker.execute("BEGIN IMMEDIATE").fetchall()
+    with pytest.raises(SpoolBusy):
+        prompt.store(submission(), T0)
+    blocker.close()
+    assert turns == ["_asked"] * 4
+    prompt.end(used=False)
+
+
 def test_a_client_checkpoints_with_the_turn_left_to_others(
     stores: SQLiteStores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -442,6 +504,32 @@ def test_a_client_takes_the_lock_for_little_alone(path: str) -> None:
     hook._from = 9  # it went on growing
     assert hook(Connection(), "main", 10_000) == apsw.SQLITE_OK  # type: ignore[arg-type]
     assert modes == 4 * [apsw.SQLITE_CHECKPOINT_PASSIVE]
+
+
+def test_a_client_that_a_reader_keeps_from_moving_frames_looks_once_more_and_goes_on(
+    stores: SQLiteStores,
+) -> None:
+    """The rounds are made in the caller's ``send()``."""
+    client = stores.client()
+    client.enqueue([submission() for _ in range(30)], T0)
+    rounds = list[tuple[int, int]]()
+    reader, writer = (connect(stores.path, checkpoint_frames=0) for _ in range(2))
+    reader.execute("BEGIN").fetchall()
+    reader.execute("SELECT count(*) FROM message").fetchall()
+    for _ in range(40):
+        client.enqueue([submission() for _ in range(50)], T0)
+
+    class Counted:
+        def wal_checkpoint(self, schema: str, mode: int) -> tuple[int, int]:
+            rounds.append(writer.wal_checkpoint(schema, mode))
+            return rounds[-1]
+
+    hook = Checkpointer(stores.path, 8, own_way)
+    left = hook._move(Counted(), "main")  # type: ignore[arg-type]
+    reader.close()
+    writer.close()
+    assert left > LITTLE_FRAMES
+    assert len(rounds) == 2, "one that moved what the reader had seen, one that moved nothing"
 
 
 def test_a_lone_message_asks_for_the_lock_until_it_is_free(

@@ -195,12 +195,12 @@ def test_a_command_that_cannot_start_is_a_loss_and_tried_again(stage: Stage) -> 
 
 
 def test_a_silent_child_is_killed_by_the_watchdog_and_replaced(stage: Stage) -> None:
-    stage.write_config(watchdog="3s")
+    stage.write_config(watchdog="5s")
     supervised = stage.start(delivery="silent")
     killed = supervised.wait("watchdog.killed", kind="delivery")[0]
 
     assert killed["pid"] == pid_of(supervised, "delivery")
-    assert killed["silent_s"] > 3
+    assert killed["silent_s"] > 5
     lost = supervised.wait("worker.lost", kind="delivery")[0]
     assert lost["pid"] == killed["pid"]
     assert lost["cause"].startswith("signal 9 (SIGKILL): no heartbeat")
@@ -210,7 +210,7 @@ def test_a_silent_child_is_killed_by_the_watchdog_and_replaced(stage: Stage) -> 
 
 
 def test_a_stopped_child_is_killed_by_the_watchdog(stage: Stage) -> None:
-    stage.write_config(watchdog="1s")
+    stage.write_config(watchdog="5s")
     supervised = stage.start()
     ready(supervised)
     victim = pid_of(supervised, "delivery")

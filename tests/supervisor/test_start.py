@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from tests.supervisor.conftest import Stage
+    from tests.supervisor.conftest import Stage, Supervised
 
 MODULE = [sys.executable, "-m", "mailstrom.supervisor"]
 HOSTILE = ("email", "workers", "queue", "dns", "config", "tools", "fnmatch", "pathlib")
@@ -114,7 +114,11 @@ def test_the_working_directory_is_imported_from_only_if_it_holds_our_package(
     folder = hostile.parent / package_in
     package = folder / "mailstrom" / "supervisor"
     package.mkdir(parents=True)
-    for name, place in (("supervisor.__main__", package), ("pathguard", package.parent)):
+    for name, place in (
+        ("supervisor.__main__", package),
+        ("supervisor.early", package),
+        ("pathguard", package.parent),
+    ):
         spec = importlib.util.find_spec(f"mailstrom.{name}")
         assert spec is not None
         assert spec.origin is not None
@@ -139,8 +143,8 @@ def test_the_working_directory_is_imported_from_only_if_it_holds_our_package(
     assert done.stderr.strip() == f"found: {found}"
 
 
-def test_it_serves_and_drains_in_a_hostile_working_directory(stage: Stage, hostile: Path) -> None:
-    # Scripted children under the engine's own names, so that the real command lines run.
+def scripted(stage: Stage) -> Path:
+    """A folder with scripted children under the engine's own names, for the real command lines."""
     engine = stage.folder / "engine" / "mailstrom_workers"
     engine.mkdir(parents=True)
     (engine / "__init__.py").write_text("")
@@ -150,10 +154,71 @@ def test_it_serves_and_drains_in_a_hostile_working_directory(stage: Stage, hosti
             f"sys.argv = {stage.fakechild('well')[2:]!r}\n"
             "runpy.run_path(sys.argv[0], run_name='__main__')\n"
         )
+    return engine.parent
+
+
+# Signals this process while it loads what it needs: the first of it is msgspec.
+EARLY = """
+import os, sys
+class Early:
+    def find_spec(self, name, path=None, target=None):
+        if name == "msgspec" and "EARLY" in os.environ:
+            os.kill(os.getpid(), int(os.environ.pop("EARLY")))
+sys.meta_path.insert(0, Early())
+"""
+COMMANDS = [MODULE, [sys.executable, "-m", "mailstrom", "serve"]]
+
+
+def signalled(stage: Stage, command: list[str], number: int) -> Supervised:
+    folder = scripted(stage)
+    (folder / "sitecustomize.py").write_text(EARLY)
+    return stage.run(
+        [*command, "--config", str(stage.config), "--workers", "1"],
+        cwd=stage.folder,
+        PYTHONPATH=stage.import_path(folder),
+        EARLY=str(int(number)),
+    )
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=["module", "command"])
+def test_a_hup_while_it_loads_ends_nothing(stage: Stage, command: list[str]) -> None:
+    supervised = signalled(stage, command, signal.SIGHUP)
+
+    supervised.wait("supervisor.ready")
+    assert len(supervised.lines("config.reloaded")) == 1, "it was kept, and obeyed"
+    supervised.signal(signal.SIGTERM)
+    assert supervised.wait_exit() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("command", COMMANDS, ids=["module", "command"])
+def test_an_end_while_it_loads_is_a_drain_of_nothing(
+    stage: Stage, command: list[str], number: signal.Signals
+) -> None:
+    supervised = signalled(stage, command, number)
+
+    assert supervised.wait_exit() == 0
+    assert [line["signal"] for line in supervised.lines("supervisor.draining")] == [number.name]
+    assert not supervised.lines("worker.started")
+    assert supervised.stderr == ""
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=["module", "command"])
+def test_what_is_wrong_is_told_also_where_an_end_came_early(
+    stage: Stage, command: list[str]
+) -> None:
+    stage.config.write_text("[delivery]\nworkerz = 3\n")
+    supervised = signalled(stage, command, signal.SIGTERM)
+
+    assert supervised.wait_exit() == 78
+    assert "workerz" in supervised.stderr
+
+
+def test_it_serves_and_drains_in_a_hostile_working_directory(stage: Stage, hostile: Path) -> None:
     supervised = stage.run(
         [*MODULE, "--config", str(stage.config), "--workers", "2"],
         cwd=hostile,
-        PYTHONPATH=stage.import_path(engine.parent),
+        PYTHONPATH=stage.import_path(scripted(stage)),
     )
     supervised.wait("supervisor.ready", workers=2)
     hellos = supervised.wait_traced("hello", count=3)

@@ -26,6 +26,7 @@ from tests.support.network import HELD_S, Network
 
 APPLICATION = Path(__file__).parent.parent / "scenarios" / "embedded_app.py"
 SILENT_ONCE = Script(rules=(Rule(stage="dot", act=Act.SILENCE, last=1),))
+MUTE_ONCE = Script(rules=(Rule(stage="mail", act=Act.SILENCE, last=1),))
 SLOW_ONCE = Script(rules=(Rule(stage="dot", delay=HELD_S, last=1),))
 
 Tables = dict[str, Any]

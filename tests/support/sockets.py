@@ -16,6 +16,7 @@ import asyncio
 import itertools
 import os
 import socket
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import cache
@@ -52,7 +53,8 @@ def loopback_addresses(count: int = 1) -> list[str]:
     Returns:
         texts such as ``127.83.4.1``; never 127.0.0.x, which other programs use.
     """
-    return [next(_ADDRESSES) for _ in range(count)]
+    with _TURN:
+        return [next(_ADDRESSES) for _ in range(count)]
 
 
 def _addresses() -> Iterator[str]:
@@ -67,6 +69,8 @@ def _ports() -> Iterator[int]:
 
 _ADDRESSES = _addresses()
 _PORTS = _ports()
+_TURN = threading.Lock()
+"""Engines may be started beside each other by threads of one test."""
 
 
 def free_port(*addresses: str) -> int:
@@ -79,7 +83,9 @@ def free_port(*addresses: str) -> int:
         RuntimeError: none of this process's ports is free.
     """
     wanted = addresses or ("127.0.0.1",)
-    for port in itertools.islice(_PORTS, PLACE_PORTS):
+    for _ in range(PLACE_PORTS):
+        with _TURN:
+            port = next(_PORTS)
         if all(_bindable(address, port) for address in wanted):
             return port
     raise RuntimeError(f"no port is free on all of {', '.join(wanted)}; close what listens there")

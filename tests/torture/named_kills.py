@@ -113,6 +113,8 @@ def cases(*, long: bool, seed: int = 1) -> list[Case]:
             found.append(Case(point=name, size=size, hit=first))
             if point.hold:
                 found.append(Case(point=name, size=6 - size, hit=first, hold=True))
+            if point.stands:
+                found.append(Case(point=name, size=6 - size, hit=first, do="stop_kill"))
             continue
         for each in (1, 5):
             for hit in range(first, max(first, min(point.hits, 3)) + 1):

@@ -26,19 +26,22 @@ Scene = Literal[
     "janitor",  # the janitor is killed, so that another one starts
     "purge",  # the same, and old mail waits for it
     "clock",  # the wall clock jumps
+    "ahead",  # a lane claims while its session waits, at a host that took mail before
+    "spared",  # the same with mail that is held in doubt
     "drain",  # the engine is told to end with mail on the wire
+    "give_back",  # ... with more opened ahead of it, and a dot that is not answered
     "supervisor",  # the engine is being started
     "running",  # the supervisor while its children work
     "send", "send_many", "stage", "keyed",  # a client sends
     "change", "pages", "backup", "adopt", "restore", "migrate", "create",  # a client at other work
 ]  # fmt: skip
-Doubt = Literal["none", "open", "any", "others"]
+Doubt = Literal["none", "open", "claimed", "wire", "any", "others"]
 
 CLIENT_SCENES: frozenset[Scene] = frozenset(
     ("send", "send_many", "stage", "keyed", "change", "pages", "backup", "adopt", "restore",
      "migrate", "create")
 )  # fmt: skip
-ENDING_SCENES: frozenset[Scene] = frozenset(("drain", "supervisor", "running"))
+ENDING_SCENES: frozenset[Scene] = frozenset(("drain", "give_back", "supervisor", "running"))
 CLOCK_SCENES: frozenset[Scene] = frozenset(("clock",))
 
 
@@ -51,11 +54,15 @@ class Point:
         spec: the place, for ``torture_points``.
         scene: what is going on.
         doubt: what a death there may leave in doubt: nothing, exactly the open transaction,
+            exactly what a claim opened, what is on the wire and nothing opened ahead of it,
             anything but one site's part, which was settled (another's may have been opened), or
             what somebody else's death (which the scene brings about) made.
         stored: of a client's scene: whether the change is there afterwards; None: either.
         hits: most visits that make sense in one case.
         hold: whether the case with ``on_doubt="hold"`` is played, too.
+        least: messages in doubt, where there must be any.
+        stands: whether the short form stops a process there before it kills it, too: then what
+            is in doubt must be what was open on the disk while it stood.
     """
 
     row: str
@@ -65,16 +72,21 @@ class Point:
     stored: bool | None = None
     hits: int = 1
     hold: bool = False
+    least: int = 1
+    stands: bool = False
 
 
 _STORE = "mailstrom.storage.sqlite.worker:SQLiteWorkerStore"
 _CLIENT = "mailstrom.storage.sqlite.client:SQLiteClientStore"
 _STORING = "mailstrom.storage.sqlite.storing:Storing"
 _LANE = "mailstrom_workers.lane:LaneRun"
+_SUPPLY = "mailstrom_workers.supply:Supply"
+_FEED = "mailstrom_workers.feed:Feed"
 _CONNECTOR = "mailstrom_workers.connector:Connector"
 _SESSION = "mailstrom_workers.session:Session"
-_PUMP = "mailstrom_workers.session:_Pump"
+_PUMP = "mailstrom_workers.pump:Pump"
 _DIALOGUE = "mailstrom.smtp.client:ClientDialogue"
+_PIPELINE = "mailstrom.smtp.pipeline:Pipeline"
 _PRESENCE = "mailstrom_workers.presence:Presence"
 _SYNC = "mailstrom.storage.sqlite.durable:WalSync"
 _SUPERVISION = "mailstrom.supervisor.supervision:Supervision"
@@ -111,6 +123,82 @@ def _at_stage(stage: str) -> dict[str, Any]:
     return _before(f"{_PUMP}.data_received", 0, "dialogue", "stage", **{"is": stage})
 
 
+_ASKS = (1, "claims", 0, "ahead")
+"""Of the arguments of an exchange: what its first claim may open."""
+_OPENING = "claim+opened"
+"""The claim that opens what goes on the wire next; what it was given says what that is."""
+_COMMITTED = "mailstrom.storage.sqlite.worker_connection:WorkerConnection.write"
+
+_AHEAD: dict[str, Point] = {
+    "ahead.asking": Point(
+        row="W5", scene="ahead", spec=_before(f"{_STORE}.exchange", *_ASKS), hits=3, hold=True,
+        stands=True,
+    ),
+    "ahead.claim": Point(row="W5", scene="ahead", spec=_sql(_OPENING), hits=3),
+    "ahead.claimed": Point(
+        row="W5", scene="ahead", spec=_sql("lane_took", inside=_OPENING), hits=3
+    ),
+    "ahead.commit": Point(
+        row="W5", scene="ahead", spec=_sql("COMMIT", inside=_OPENING), hits=3, stands=True
+    ),
+    "ahead.write": Point(
+        row="W5", scene="ahead", spec=_io("write", "wal", inside=_OPENING), hits=3
+    ),
+    "ahead.half_write": Point(
+        row="W5", scene="ahead", spec=_io("write", "wal", "half", inside=_OPENING), hits=3
+    ),
+    "ahead.spared": Point(
+        row="W6", scene="spared", spec=_after(f"{_STORE}.exchange", *_ASKS)
+    ),
+    "ahead.committed": Point(
+        row="W21", scene="ahead", doubt="claimed", hits=3, stands=True,
+        spec=_after(_COMMITTED) | {"inside": _OPENING, "tells": _OPENING},
+    ),
+    "ahead.syncing": Point(
+        row="W21", scene="ahead", doubt="claimed",
+        spec=_io("sync", "wal", follows=_OPENING, tells=_OPENING),
+    ),
+    "ahead.synced": Point(
+        row="W22", scene="ahead", doubt="claimed", stands=True,
+        spec=_io("sync", "wal", "after", follows=_OPENING, tells=_OPENING),
+    ),
+    "ahead.told": Point(
+        row="W22", scene="ahead", doubt="claimed",
+        spec=_after(f"{_SUPPLY}.take", 1, "opened") | {"follows": _OPENING, "tells": _OPENING},
+    ),
+    "ahead.beginning": Point(
+        row="W22", scene="ahead", doubt="claimed",
+        spec=_before(f"{_DIALOGUE}.begin") | {"follows": _OPENING, "tells": _OPENING},
+    ),
+    "ahead.behind": Point(
+        row="W9", scene="ahead", doubt="open", least=2, hits=3, stands=True,
+        spec=_after(f"{_PIPELINE}.send", 1, "behind"),
+    ),
+    "give_back.asking": Point(
+        row="W23", scene="give_back", doubt="open", least=3,
+        spec=_before(f"{_STORE}.exchange", 1, "settlements", 0, "state", **{"is": "queued"}),
+    ),
+    "give_back.settle": Point(
+        row="W23", scene="give_back", doubt="open", least=3, spec=_sql("settle_untried")
+    ),
+    "give_back.commit": Point(
+        row="W23", scene="give_back", doubt="open", least=3, stands=True,
+        spec=_sql("COMMIT", inside="settle_untried"),
+    ),
+    "give_back.write": Point(
+        row="W23", scene="give_back", doubt="open", least=3,
+        spec=_io("write", "wal", inside="settle_untried"),
+    ),
+    "give_back.committed": Point(
+        row="W23", scene="give_back", doubt="wire", stands=True,
+        spec=_after(_COMMITTED) | {"inside": "settle_untried"},
+    ),
+    "give_back.syncing": Point(
+        row="W23", scene="give_back", doubt="wire",
+        spec=_io("sync", "wal", follows="settle_untried"),
+    ),
+}  # fmt: skip
+
 _WORKER: dict[str, Point] = {
     "worker.locked": Point(row="W1", scene="start", spec=_before(f"{_STORE}.register")),
     "worker.registering": Point(row="W1", scene="start", spec=_sql("COMMIT", inside="worker_add")),
@@ -130,16 +218,16 @@ _WORKER: dict[str, Point] = {
     "router.put": Point(row="W4", spec=_after(f"{_STORE}.put_routes")),
     "lane.leasing": Point(row="W5", spec=_sql("COMMIT", inside="lease")),
     "lane.leased": Point(row="W5", spec=_after(f"{_STORE}.lease", "result")),
-    "lane.claiming": Point(row="W5", spec=_before(f"{_LANE}._claim_request")),
+    "lane.claiming": Point(row="W5", spec=_before(f"{_SUPPLY}.claim_request")),
     "claim.claim": Point(row="W5", spec=_sql("claim")),
     "claim.commit": Point(row="W5", spec=_sql("COMMIT", inside="claim")),
     "claim.write": Point(row="W5", spec=_io("write", "wal", inside="claim"), hits=3),
     "claim.committed": Point(row="W6", spec=_after(f"{_STORE}.exchange", "result", "claimed")),
     "claim.synced": Point(row="W6", spec=_io("sync", "wal", "after", follows="claim")),
-    "lane.claimed": Point(row="W6", spec=_after(f"{_LANE}._take", "result")),
+    "lane.claimed": Point(row="W6", spec=_after(f"{_SUPPLY}.take", "result")),
     "lane.connecting": Point(row="W6", spec=_before(f"{_CONNECTOR}.connect")),
     "lane.connected": Point(row="W6", spec=_after(f"{_CONNECTOR}.connect", "result")),
-    "lane.opening": Point(row="W6", spec=_before(f"{_LANE}._opening"), hits=3),
+    "lane.opening": Point(row="W6", spec=_before(f"{_SUPPLY}._opening"), hits=3),
     "open.open": Point(row="W6", spec=_sql("open"), hits=3),
     "open.commit": Point(row="W6", spec=_sql("COMMIT", inside="open"), hits=3),
     "open.write": Point(row="W6", spec=_io("write", "wal", inside="open"), hits=3),
@@ -147,7 +235,8 @@ _WORKER: dict[str, Point] = {
         row="W7", spec=_after(f"{_STORE}.exchange", 1, "opens"), doubt="open", hits=3
     ),
     "lane.opened": Point(
-        row="W7", spec=_after(f"{_LANE}._open", 1, "opened"), doubt="open", hits=3, hold=True
+        row="W7", spec=_after(f"{_SUPPLY}.take_opened", 1, "opened"), doubt="open", hits=3,
+        hold=True,
     ),
     "wire.beginning": Point(row="W7", spec=_before(f"{_DIALOGUE}.begin"), doubt="open", hits=3),
     "wire.mail": Point(row="W8", scene="serial", spec=_at_stage("mail"), doubt="open", hold=True),
@@ -165,21 +254,21 @@ _WORKER: dict[str, Point] = {
         hold=True,
     ),
     "wire.whole": Point(
-        row="W8", spec=_before(f"{_DIALOGUE}._whole"), doubt="open", hits=3, hold=True
+        row="W8", spec=_before(f"{_PIPELINE}._whole"), doubt="open", hits=3, hold=True
     ),
     "wire.dot": Point(
         row="W9", spec=_after(f"{_PUMP}.flush", 0, "dialogue", "stage", **{"is": "dot"}),
         doubt="open", hits=3, hold=True,
     ),
     "wire.behind": Point(
-        row="W9", scene="many", spec=_after(f"{_DIALOGUE}._send", 1, "behind"), doubt="open",
+        row="W9", scene="many", spec=_after(f"{_PIPELINE}.send", 1, "behind"), doubt="open",
         hits=3,
     ),
     "wire.answered": Point(
         row="W10", spec=_at_stage("dot"), doubt="open", hits=3, hold=True
     ),
     "lane.answered": Point(
-        row="W10", spec=_before(f"{_LANE}._ended"), doubt="open", hits=3, hold=True
+        row="W10", spec=_before(f"{_FEED}._ended"), doubt="open", hits=3, hold=True
     ),
     "lane.judged": Point(
         row="W10", spec=_after("mailstrom_workers.ledger:Ledger.apply"), doubt="open", hits=3
@@ -223,13 +312,14 @@ _WORKER: dict[str, Point] = {
         row="W12", scene="next_host", spec=_before(f"{_CONNECTOR}.connect", 1)
     ),
     "lane.kept": Point(
-        row="W12", scene="next_host", spec=_before(f"{_LANE}._outgoing"), doubt="open", hits=2
+        row="W12", scene="next_host", spec=_before(f"{_FEED}._outgoing"), doubt="open", hits=2
     ),
     "lane.unanswered": Point(
-        row="W13", scene="hang_up", spec=_before(f"{_LANE}._ended"), doubt="open"
+        row="W13", scene="hang_up", spec=_before(f"{_FEED}._ended"), doubt="open"
     ),
     "lane.again": Point(
-        row="W13", scene="hang_up", spec=_after(f"{_LANE}._open", 1, "opened"), doubt="open", hits=2
+        row="W13", scene="hang_up", spec=_after(f"{_SUPPLY}.take_opened", 1, "opened"),
+        doubt="open", hits=2,
     ),
     "lane.idle": Point(row="W14", spec=_before(f"{_LANE}._linger")),
     "lane.quitting": Point(row="W14", spec=_before(f"{_SESSION}.quit")),
@@ -433,7 +523,7 @@ _CLIENTS: dict[str, Point] = {
     ),
 }  # fmt: skip
 
-POINTS: Mapping[str, Point] = {**_CLIENTS, **_WORKER, **_JANITOR, **_SUPERVISOR}
+POINTS: Mapping[str, Point] = {**_CLIENTS, **_WORKER, **_AHEAD, **_JANITOR, **_SUPERVISOR}
 
 SMALLER: Mapping[str, int] = {
     "mailstrom.storage.sqlite.lanes:DOUBT_ROWS": 2,
@@ -441,6 +531,8 @@ SMALLER: Mapping[str, int] = {
     "mailstrom.client.changing:PAGE": 2,
 }
 """Pieces made smaller from outside, so that a handful of messages is several of them."""
+_PATIENT = {"mailstrom_workers.feed:SILENT_S": 60.0}
+"""Where a drain is to give back what is opened ahead: a silent session would do so later, too."""
 
 
 def settings(folder: str, scenes: frozenset[Scene]) -> dict[str, Any]:
@@ -448,5 +540,5 @@ def settings(folder: str, scenes: frozenset[Scene]) -> dict[str, Any]:
     return {
         "folder": folder,
         "points": {name: point.spec for name, point in POINTS.items() if point.scene in scenes},
-        "set": dict(SMALLER),
+        "set": {**SMALLER, **(_PATIENT if "give_back" in scenes else {})},
     }

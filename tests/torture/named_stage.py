@@ -7,7 +7,8 @@ domains and hosts of a case are its own, so nothing of one case is counted in an
 because a case is one walk: scene, fault, recovery and judgement share all that they know.
 
 What must follow a death, by the point's ``doubt``: nothing marked; or exactly the recipients of one
-transaction; or those of at most one for each process that died.
+transaction; or those of at most one for each process that died. A process that stood still before
+its death leaves in doubt exactly what the disk then said it had open.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import signal
 import time
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
@@ -27,7 +28,7 @@ from typing import Any, Literal, Self
 
 from mailstrom.errors import OutcomeUnknown, SpoolError
 from mailstrom.storage.sqlite.poison import poison_path
-from mailstrom.testing.script import Act, Rule, Script
+from mailstrom.testing.script import Act, Per, Rule, Script
 from mailstrom.testing.smtp import SMTPServer
 from tests.support.checker import History, Sent, check, content_digest
 from tests.support.engine import Engine, Tables, alive
@@ -35,6 +36,7 @@ from tests.support.network import HELD_S, Network, dots
 from tests.support.sockets import eventually
 from tests.support.witnesses import seen_by_server, spool_rows
 from tests.torture.launch import with_faults
+from tests.torture.named_exact import Pairs, inexact, open_on_disk, opened_by
 from tests.torture.named_points import ENDING_SCENES, POINTS, Scene, settings
 
 Do = Literal["kill", "raise", "stop", "stop_kill"]
@@ -43,6 +45,10 @@ Marks = Mapping[tuple[str, str], list[int]]
 TOKEN_S = 30.0
 RECOVERY_S = 60.0
 STOPPED_S = 3.0
+ROUNDS = 8
+"""So often more mail is sent to a host until a point is reached."""
+BURST = 6
+"""Messages that come at once."""
 LOOK_S = 0.05
 YEAR_MS = 365 * 86_400_000
 JUMP_MS = 3_600_000
@@ -56,6 +62,8 @@ _SETTINGS: Tables = {
 }
 _SLOW = Rule(stage="dot", delay=1.5, last=1)
 _HELD = Rule(stage="dot", delay=HELD_S, last=1)  # until the fault has happened
+_LATE = Rule(stage="dot", delay=HELD_S, recipient="late*", per=Per.RECIPIENT, last=1)
+_AHEAD = (Script(rules=(_LATE, Rule(stage="dot", delay=0.1))),)  # so that others come behind
 _SCRIPTS: dict[Scene, tuple[Script, ...]] = {
     "many": (Script(rules=(Rule(stage="dot", delay=0.1),)),),
     "serial": (Script(pipelining=False),),
@@ -63,11 +71,15 @@ _SCRIPTS: dict[Scene, tuple[Script, ...]] = {
     "hang_up": (Script(rules=(Rule(stage="mail", act=Act.CLOSE, last=1),)),),
     "no_host": (Script(rules=(Rule(stage="greeting", code=554, last=2),)),),
     "doubt": (Script(rules=(Rule(stage="dot", act=Act.SILENCE, last=1),)),),
+    "ahead": _AHEAD,
+    "spared": _AHEAD,
     "drain": (Script(rules=(_SLOW,)),),
+    "give_back": (Script(rules=(replace(_LATE, per=Per.SERVER),)),),
     "running": (Script(rules=(_HELD,)),),
     "expire": (Script(rules=(Rule(stage="mail", code=451),)),),
 }
 _FINAL = ("delivered", "failed", "cancelled", "held")
+_OTHERS_DIE: frozenset[Scene] = frozenset(("start", "doubt", "supervisor", "running"))
 
 
 @dataclass(slots=True)
@@ -91,12 +103,21 @@ class Result:
 
 @dataclass(slots=True)
 class _Mail:
-    """A case's own domains, hosts and messages."""
+    """A case's own domains, hosts and messages.
+
+    Args:
+        late: the last message whose dot was not answered at once.
+        rounds: how often more was sent to reach the point.
+        ahead: what was open when the engine was told to end.
+    """
 
     domains: tuple[str, ...]
     hosts: list[SMTPServer]
     sent: list[Sent] = field(default_factory=list)
     unanswered: list[Sent] = field(default_factory=list)
+    late: str = ""
+    rounds: int = 0
+    ahead: Pairs = frozenset()
 
 
 class Stage:
@@ -185,6 +206,7 @@ class Stage:
             self.start()
             self._quiet()
             self._healed()
+        hold = hold or scene == "spared"
         jumps = self._jumps() if scene == "clock" else 0
         mail = self._site(scene, size)
         token = self.control / f"token{self._numbers}"
@@ -201,14 +223,20 @@ class Stage:
             result.findings.append("the point was not reached")
             return result
         result.hit = True
+        if scene in ("ahead", "spared", "give_back"):
+            number = len(mail.sent) // size
         try:
-            self._go_on(do, found["pid"])
+            stood = self._go_on(do, found["pid"], mail)
         except ProcessLookupError:  # the watchdog was quicker: another case than was asked for
             result.findings.append("the stopped process ended before it was let go on")
+            stood = None
         if scene in ENDING_SCENES:
             self._end(scene)
             self.start()
         self._judge(result, mail, name, do, number, hold, found)
+        if do in ("kill", "stop_kill") and scene not in _OTHERS_DIE:
+            first = hit == 1 and mail.rounds <= 1
+            result.findings += self._inexact(mail, name, found.get("told"), stood, first=first)
         if scene == "clock":
             with contextlib.suppress(AssertionError):
                 eventually(lambda: self._jumps() > jumps, RECOVERY_S, what="the jump")
@@ -257,19 +285,16 @@ class Stage:
             self.network.zone(domain, {"MX": exchanges})
         return _Mail(tuple(names), hosts)
 
-    def _send(self, mail: _Mail, scene: Scene, size: int, number: int, hold: bool) -> None:
+    def _send(
+        self, mail: _Mail, scene: Scene, size: int, number: int, hold: bool, *, name: str = "u"
+    ) -> None:
         options: dict[str, Any] = {"on_doubt": "hold"} if hold else {}
         if scene == "expire":
             options["expires_at"] = timedelta(seconds=0.5)
         length = 700_000 if scene == "large" else 0
         while len(mail.sent) < number * size:
-            recipients = [
-                f"u{len(mail.sent)}.{each}@{mail.domains[each % len(mail.domains)]}"
-                for each in range(size)
-            ]
             turn = len(mail.sent) + len(mail.unanswered)
-            message_id = f"<{self._name}.{self._numbers}.{turn}@torture.test>"
-            raw = _composed(message_id, recipients, length)
+            message_id, recipients, raw = self._message(mail, size, name, turn, length)
             try:
                 id = self.engine.ms.send(raw, **options)
             except OutcomeUnknown:  # an error that was raised in a sync: the spool is poisoned
@@ -291,6 +316,31 @@ class Stage:
                 for one in recipients
             ]
 
+    def _message(
+        self, mail: _Mail, size: int, name: str, turn: int, length: int = 0
+    ) -> tuple[str, list[str], bytes]:
+        """Message-ID, recipients and bytes of another message of this case."""
+        recipients = [
+            f"{name}{turn}.{each}@{mail.domains[each % len(mail.domains)]}" for each in range(size)
+        ]
+        message_id = f"<{self._name}.{self._numbers}.{turn}@torture.test>"
+        return message_id, recipients, _composed(message_id, recipients, length)
+
+    def _burst(self, mail: _Mail, size: int, hold: bool, *, first: str = "u") -> None:
+        """Send several messages in one transaction; the first may have recipients of its own."""
+        options: dict[str, Any] = {"on_doubt": "hold"} if hold else {}
+        start = len(mail.sent)
+        made = [
+            self._message(mail, size, "u" if number else first, start + number * size)
+            for number in range(BURST)
+        ]
+        ids = self.engine.ms.send_many([raw for _, _, raw in made], **options)
+        mail.sent += [
+            Sent(id=id, message_id=message_id, recipient=one, digest=content_digest(raw))
+            for id, (message_id, recipients, raw) in zip(ids, made, strict=True)
+            for one in recipients
+        ]
+
     def _healed(self) -> None:
         flag = Path(poison_path(str(self.engine.store)))
         eventually(lambda: not flag.exists(), RECOVERY_S, what="the repair", interval=LOOK_S)
@@ -304,6 +354,12 @@ class Stage:
         self, scene: Scene, mail: _Mail, size: int, number: int, hold: bool, told: dict[str, Any]
     ) -> None:
         """Bring the scene about, with the point armed before it can be reached."""
+        if scene in ("ahead", "spared"):
+            self._ahead(mail, scene, size, hold, told)
+            return
+        if scene == "give_back":
+            self._give_back(mail, scene, size, told)
+            return
         late = scene in ("doubt", "drain", "running", "purge")
         if not late:
             self._arm(told)
@@ -331,6 +387,58 @@ class Stage:
                 self.engine.signal(signal.SIGTERM)
             elif scene == "doubt" or told["point"] == "supervisor.restarting":
                 os.kill(self.engine.pid_at(f"mx1.{mail.domains[0]}"), signal.SIGKILL)
+
+    def _ahead(
+        self, mail: _Mail, scene: Scene, size: int, hold: bool, told: dict[str, Any]
+    ) -> None:
+        """Have a lane claim with its session waiting: more comes while it waits for an answer.
+
+        Its host has taken mail before. A lane that had no session any more when it claimed opened
+        nothing with its claim; then there is another round.
+        """
+        token = self.control / told["token"]
+        self._send(mail, scene, size, 1, hold)
+        self._until_final(mail)
+        while mail.rounds < ROUNDS and not token.exists():
+            mail.rounds += 1
+            self._send(mail, scene, size, len(mail.sent) // size + 1, hold, name="late")
+            late = mail.sent[-1]
+            mail.late = late.id
+            eventually(
+                lambda late=late: (
+                    token.exists()
+                    or any(dot.message_id == late.message_id for dot in dots(mail.hosts))
+                ),
+                TOKEN_S,
+                what="a dot that is not answered",
+            )
+            if mail.rounds == 1:  # visits are counted from then on
+                self._arm(told)
+            self._burst(mail, size, hold)
+            self.network.pass_time()
+            eventually(
+                lambda: token.exists() or self._are_final(mail),
+                RECOVERY_S,
+                what="the point or the end",
+            )
+
+    def _give_back(self, mail: _Mail, scene: Scene, size: int, told: dict[str, Any]) -> None:
+        """Tell the engine to end while a lane waits for an answer and has more opened."""
+        self._send(mail, scene, size, 1, False)
+        self._until_final(mail)
+        self._burst(mail, size, False, first="late")
+        mail.late = mail.sent[size].id
+
+        def opened() -> bool:
+            rows = self.engine.rows(
+                "SELECT DISTINCT message_id FROM recipients WHERE status = 'sending'"
+            )
+            return bool(dots(mail.hosts)[1:]) and len(rows) > 2
+
+        eventually(opened, TOKEN_S, what="messages opened ahead of the wire", interval=LOOK_S)
+        mail.ahead = open_on_disk(self.engine.store, self.engine.pid_at(f"mx1.{mail.domains[0]}"))
+        self._arm(told)
+        self.engine.signal(signal.SIGTERM)
 
     def _kill(self, kind: str) -> None:
         found: list[int] = []
@@ -366,15 +474,18 @@ class Stage:
         except AssertionError:
             return read()
 
-    def _go_on(self, do: Do, pid: int) -> None:
-        """What becomes of a stopped process."""
+    def _go_on(self, do: Do, pid: int, mail: _Mail) -> Pairs | None:
+        """What becomes of a stopped process; of this mail what it had open when it was killed."""
+        stood: Pairs | None = None
         if do in ("stop", "stop_kill"):
             eventually(lambda: _stopped(pid), TOKEN_S, what="the stop")
         if do == "stop":
             time.sleep(STOPPED_S)  # for so long nothing of it moves
             os.kill(pid, signal.SIGCONT)
         elif do == "stop_kill":
+            stood = open_on_disk(self.engine.store, pid) & _pairs(mail)
             os.kill(pid, signal.SIGKILL)
+        return stood
 
     def _end(self, scene: Scene) -> None:
         """The supervisor's end: it died, drains, or (where it lives on) is told to."""
@@ -394,13 +505,12 @@ class Stage:
         )
         return [row.status for row in rows]
 
-    def _until_final(self, mail: _Mail) -> None:
-        def final() -> bool:
-            found = self._statuses(mail)
-            return all(status in _FINAL for status in found)
+    def _are_final(self, mail: _Mail) -> bool:
+        return all(status in _FINAL for status in self._statuses(mail))
 
+    def _until_final(self, mail: _Mail) -> None:
         what = f"{len(mail.sent)} final recipients"
-        eventually(final, RECOVERY_S, what=what, interval=LOOK_S)
+        eventually(lambda: self._are_final(mail), RECOVERY_S, what=what, interval=LOOK_S)
 
     def _judge(
         self,
@@ -460,6 +570,28 @@ class Stage:
         states = {row.status for row in rows}
         if not states <= wanted:
             result.findings.append(f"ended as {sorted(states)}")
+
+    def _inexact(
+        self,
+        mail: _Mail,
+        name: str,
+        told: dict[str, Any] | None,
+        stood: Pairs | None,
+        *,
+        first: bool,
+    ) -> list[str]:
+        """What is in doubt and was not open, or the other way round; see ``named_exact``."""
+        own = _pairs(mail)
+        rows = self.engine.rows("SELECT message_id, recipient FROM attempts WHERE in_doubt")
+        return inexact(
+            POINTS[name],
+            own & {(str(row.message_id), str(row.recipient)) for row in rows},
+            sent=[(sent.id, sent.recipient) for sent in mail.sent],
+            late=mail.late,
+            opened=(mail.ahead or opened_by(self.engine.store, told)) & own,
+            stood=None if POINTS[name].doubt == "any" else stood,
+            first=first,
+        )
 
     def _marks(self, mail: _Mail) -> Marks:
         """For each message and domain, how many attempts in doubt each of its recipients has."""
@@ -528,6 +660,10 @@ def unexpected(
         if scene == "doubt" and not marked:
             findings.append("a worker was killed behind the dot, and nothing is in doubt")
     return findings
+
+
+def _pairs(mail: _Mail) -> Pairs:
+    return frozenset((sent.id, sent.recipient) for sent in mail.sent)
 
 
 def _stopped(pid: int) -> bool:

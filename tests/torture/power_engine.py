@@ -18,7 +18,9 @@ from typing import Any, NoReturn, cast
 from mailstrom.errors import SpoolError
 from mailstrom.storage.base import Exchange, Work
 from mailstrom.storage.sqlite.worker import SQLiteWorkerStore
-from mailstrom_workers.dbservice import LATE, SYNC_S, DBService, Late, Request, Wait
+from mailstrom_workers.dbpace import SYNC_S
+from mailstrom_workers.dbrequest import LATE, Late, Request, Wait
+from mailstrom_workers.dbservice import DBService
 
 
 class _Refused(Exception):
@@ -116,7 +118,7 @@ class PowerDB(DBService):
         Raises:
             SpoolError: the disk does not confirm them.
         """
-        waited = self._unsynced is not None
+        waited = self._core.pace.unsynced is not None
         self._seconds += SYNC_S
         try:
             self._step()
@@ -132,7 +134,7 @@ class PowerDB(DBService):
     @property
     def over(self) -> bool:
         """Whether it ended by what the spool refused."""
-        return self._dead
+        return self._core.dead
 
     # --- how it is driven -------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import apsw
+from msgspec.structs import replace
 
 from mailstrom.errors import SpoolBusy
 from mailstrom.storage.base import (
@@ -36,6 +37,7 @@ from tests.storage.spool import (
     DAY,
     HOUR,
     T0,
+    at_once,
     attempt,
     change,
     session_row,
@@ -49,7 +51,7 @@ DOMAINS = ("one.example", "two.example", "three.example")
 SENDING, WIRE = "enqueue", "claims, opens and verdicts"
 CHANGES, CHECKPOINTS = "changes by users", "checkpoints"
 _VERBS = {
-    "send": 14, "send_many": 5, "send_large": 0.6, "send_again": 2, "change": 7, "look": 2,
+    "send": 14, "send_many": 5, "send_large": 0.6, "send_again": 2, "change": 12, "look": 2,
     "reopen": 0.6, "route": 6, "lease": 6, "rush": 6, "claim": 9, "open": 12, "take": 9,
     "settle": 9, "sync": 4, "beat": 1, "suspend": 0.5, "release": 2, "die": 1, "expire": 1.5,
     "purge": 1.5, "keep_clock": 1, "checkpoint": 6, "repair": 1, "read": 2, "read_on": 5,
@@ -207,22 +209,29 @@ class World(SpoolInUse):
                     hand.lanes[lane.token] = lane
 
     def claim(self) -> None:
-        """Due recipients for every lane; synced before they are handed out."""
+        """Due recipients for every lane; synced before they are handed out, opened ones as well."""
         with self._hand() as hand:
             if hand is None or not hand.lanes:
                 return
-            wanted = [
-                ClaimRequest(lane=token, limit=self.random.randint(1, 6), max_bytes=1 << 20)
-                for token in hand.lanes
-            ]
+            work = Work()
+            for token, lane in hand.lanes.items():
+                ahead = None
+                if self.random.random() < 0.5:  # its session waits
+                    work.sessions.append(session_row(f"s{token}", lane, started_ms=self.now))
+                    ahead = replace(at_once(self.random.randint(1, 3)), session=f"s{token}")
+                limit = self.random.randint(1, 6)
+                work.claims.append(
+                    ClaimRequest(lane=token, limit=limit, max_bytes=1 << 20, ahead=ahead)
+                )
             with self.promising():
-                done = hand.db.carry(Work(claims=wanted))
+                done = hand.db.carry(work)
             for token in done.ended:
                 hand.lanes.pop(token, None)
             for row in done.claimed:
                 assert not row.damaged
                 self.tell("claimed", row.lane)
-            hand.claimed += done.claimed
+            hand.opened += [row for row in done.claimed if row.recipient in done.opened]
+            hand.claimed += [row for row in done.claimed if row.recipient not in done.opened]
 
     def open(self) -> None:
         """Some claimed recipients go on the wire next, with what has a verdict settled."""

@@ -15,7 +15,8 @@ from queue import Empty
 from typing import Any, cast
 
 from mailstrom.storage.base import Exchange, WorkerStore
-from mailstrom_workers.dbservice import LATE, Crash, DBService, Late, Request, StoreEnded, Wait
+from mailstrom_workers.dbrequest import LATE, Crash, Late, Request, StoreEnded, Wait
+from mailstrom_workers.dbservice import DBService
 from tests.torture.sim_loop import VirtualLoop
 
 _SPARED = frozenset({"close", "verify"})

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from mailstrom.errors import OutcomeUnknown, SpoolError
 from mailstrom.storage.client import Submission, Target
 from mailstrom.types import Change, OnDoubt
-from mailstrom_workers.dbservice import StoreEnded
+from mailstrom_workers.dbrequest import StoreEnded
 from mailstrom_workers.presence import Presence
 from tests.torture.sim_cast import Mail, Worker
 from tests.torture.sim_peer import moody

@@ -15,7 +15,7 @@ from itertools import pairwise
 from typing import Any
 
 from mailstrom.types import OnDoubt
-from mailstrom_workers.dbservice import StoreEnded
+from mailstrom_workers.dbrequest import StoreEnded
 from tests.support.checker import Finding, History, Row, check
 from tests.torture.sim_cast import Mail, Worker
 from tests.torture.sim_net import DOT, Wire

@@ -32,9 +32,9 @@ from mailstrom.storage.client import Target
 from mailstrom.storage.sqlite import locks, schema
 from mailstrom.storage.sqlite.client import SQLiteClientStore
 from mailstrom.types import Change
-from mailstrom_workers import dbservice
+from mailstrom_workers import duewatch
 from mailstrom_workers import janitor as janitor_module
-from mailstrom_workers.dbservice import StoreEnded
+from mailstrom_workers.dbrequest import StoreEnded
 from mailstrom_workers.delivery import deliver
 from mailstrom_workers.janitor import keep
 from mailstrom_workers.machine import Machine
@@ -529,14 +529,14 @@ def _zombie(group: Group | None) -> bool:
 @contextmanager
 def _taken_over(world: World) -> Iterator[None]:
     """The log's lines become the trace; a quiet worker looks as often as the seed says."""
-    emit, look_s, round_s = events._emit, dbservice.LOOK_S, janitor_module.ROUND_S
+    emit, look_s, round_s = events._emit, duewatch.LOOK_S, janitor_module.ROUND_S
     held, locks.LOCKS = locks.LOCKS, os.devnull  # no sentence names a process of this machine
     events._emit = world.event
-    dbservice.LOOK_S, janitor_module.ROUND_S = world.look_s, world.round_s
+    duewatch.LOOK_S, janitor_module.ROUND_S = world.look_s, world.round_s
     try:
         yield
     finally:
-        events._emit, dbservice.LOOK_S, janitor_module.ROUND_S = emit, look_s, round_s
+        events._emit, duewatch.LOOK_S, janitor_module.ROUND_S = emit, look_s, round_s
         locks.LOCKS = held
 
 

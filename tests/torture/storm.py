@@ -22,8 +22,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
+from mailstrom.policy.pace import MOST_OPENED
 from mailstrom.storage import run_directory
-from mailstrom_workers.lane import MOST_OPENED
 from tests.support.checker import History, Report, Sent, check
 from tests.support.engine import DEADLINE_S, Engine, Tables
 from tests.support.network import Network

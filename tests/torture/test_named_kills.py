@@ -21,6 +21,7 @@ from tests.support.engine import environment
 from tests.torture import named_stage
 from tests.torture.launch import INJECT, with_faults
 from tests.torture.named_clients import Clients
+from tests.torture.named_exact import Pairs, inexact
 from tests.torture.named_kills import Case, cases, play, rows
 from tests.torture.named_points import CLIENT_SCENES, POINTS, settings
 from tests.torture.named_stage import Stage, unexpected
@@ -86,6 +87,55 @@ def test_marks_that_a_death_explains_are_not_found() -> None:
     assert unexpected(marks, "open", do="kill", messages=1, scene="mail") == []
 
 
+M, L, A, B, C = (frozenset({(one, "a"), (one, "b")}) for one in ("m", "l", "a", "b", "c"))
+"""Messages of two recipients: delivered, late, and three that came behind it."""
+
+
+@pytest.mark.parametrize(
+    ("point", "doubted", "opened", "stood", "told"),
+    [
+        ("ahead.committed", A, A, None, None),
+        ("ahead.committed", A | B, A | B, A | B, None),
+        ("ahead.committed", A | B, A, None, "the claim had opened"),
+        ("ahead.committed", A, A | B, None, "the claim had opened"),
+        ("ahead.committed", {("a", "a")}, {("a", "a")}, None, "a part of a message"),
+        ("ahead.committed", A, (), None, "no claim opened anything"),
+        ("ahead.committed", (), (), None, "at least 1 messages"),
+        ("ahead.committed", A, A, A | B, "open was"),
+        ("ahead.commit", (), (), None, None),
+        ("ahead.commit", L, (), L, None),
+        ("ahead.commit", A, (), None, "nothing but l had been opened"),
+        ("ahead.spared", L | A, (), None, "nothing but l had been opened"),
+        ("ahead.behind", A | B, (), A | B, None),
+        ("ahead.behind", A, (), None, "at least 2 messages"),
+        ("give_back.commit", L | A | B, (), L | A | B, None),
+        ("give_back.commit", L | A, (), None, "at least 3 messages"),
+        ("give_back.committed", L | A, L | A | B, None, None),
+        ("give_back.committed", L, L | A | B, None, None),
+        ("give_back.committed", L | A | C, L | A | B, None, "given back was"),
+        ("give_back.committed", L | A | C, L | A | B, L | A, "open was"),
+        ("give_back.committed", L | A | B, L | A | B, None, "given back was"),
+        ("give_back.committed", L | B, L | A | B, None, "given back was"),
+        ("give_back.committed", A, L | A | B, None, "given back was"),
+        ("give_back.committed", L | A, L | A, None, "given back was"),  # nothing to give
+        ("lane.idle", A, (), (), "open was"),
+    ],
+)
+def test_what_is_in_doubt_is_what_was_open(
+    point: str, doubted: Pairs, opened: Pairs, stood: Pairs | None, told: str | None
+) -> None:
+    found = inexact(
+        POINTS[point],
+        frozenset(doubted),
+        sent=[pair for one in (M, L, A, B, C) for pair in sorted(one)],
+        late="" if point.startswith("lane") else "l",
+        opened=frozenset(opened),
+        stood=None if stood is None else frozenset(stood),
+        first=True,
+    )
+    assert any(told in text for text in found) if told else found == []
+
+
 @pytest.fixture
 def stage(tmp_path: Path) -> Iterator[Stage]:
     with Stage(tmp_path / "stage", frozenset(("mail",))) as stage:
@@ -149,6 +199,8 @@ def test_a_row_that_is_gone_after_a_client_died_is_noticed(
         {"sql": "no_such_statement"},
         {"sql": "COMMIT", "inside": "no_such_statement"},
         {"sql": "COMMIT", "within": "mailstrom.lockfile:gone"},
+        {"sql": "claim+lost"},
+        {"sql": "COMMIT", "inside": "gone+opened"},
     ],
 )
 def test_a_place_that_has_moved_ends_the_process_loudly(

@@ -17,9 +17,11 @@ from mailstrom.storage.base import Lapsed, Settlement, Work
 from mailstrom.storage.sqlite.client import SQLiteClientStore
 from mailstrom.storage.sqlite.sql import STATEMENTS
 from mailstrom.storage.sqlite.worker import SQLiteWorkerStore
-from mailstrom_workers.dbservice import DBService, Request, Steps
-from mailstrom_workers.lane import LaneRun
+from mailstrom_workers.dbcore import DBCore
+from mailstrom_workers.dbrequest import Request, Steps
+from mailstrom_workers.dbservice import DBService
 from mailstrom_workers.ledger import Ledger
+from mailstrom_workers.supply import Supply
 from tests.support.engine import environment
 from tests.torture import simulation
 from tests.torture.plan import Plan
@@ -112,13 +114,23 @@ def test_a_verdict_that_is_dropped_is_noticed(place: Path, monkeypatch: pytest.M
 def test_a_transaction_begun_without_its_open_is_noticed(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opening = LaneRun._opening
+    opening = Supply._opening
 
-    def careless(self: LaneRun, transaction: Any, connected: Any) -> Any:
+    def careless(self: Supply, transaction: Any, connected: Any) -> Any:
         return structs.replace(opening(self, transaction, connected), recipients=())
 
-    monkeypatch.setattr(LaneRun, "_opening", careless)
-    monkeypatch.setattr(LaneRun, "_open", _open_all(LaneRun._open))
+    monkeypatch.setattr(Supply, "_opening", careless)
+    monkeypatch.setattr(Supply, "take_opened", _open_all(Supply.take_opened))
+    until(place, "doubled_unmarked: ")
+
+
+def test_a_claim_that_says_open_and_writes_claimed_is_noticed(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = "iif(j.key < :opened, 'sending', 'claimed')"
+    own = STATEMENTS["claim"]
+    assert before in own
+    monkeypatch.setitem(STATEMENTS, "claim", own.replace(before, "'claimed'"))
     until(place, "doubled_unmarked: ")
 
 
@@ -139,14 +151,14 @@ def test_a_lapse_that_leaves_no_mark_is_noticed(
 def test_claims_that_are_answered_before_the_disk_has_them_are_noticed(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    exchange = DBService._exchange
+    exchange = DBCore._exchange
 
-    def hasty(self: DBService, store: Any, requests: list[Request]) -> Steps[None]:
+    def hasty(self: DBCore, store: Any, requests: list[Request]) -> Steps[None]:
         for request in requests:
             request.durable = False
         return exchange(self, store, requests)
 
-    monkeypatch.setattr(DBService, "_exchange", hasty)
+    monkeypatch.setattr(DBCore, "_exchange", hasty)
     until(place, "unsynced: ", "claim")
     plan = Fate.plan
 
@@ -213,7 +225,7 @@ def test_a_message_that_is_acknowledged_and_dropped_is_noticed(
 def test_a_cancelled_recipient_that_is_sent_is_noticed(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(LaneRun, "_open", _open_all(LaneRun._open))
+    monkeypatch.setattr(Supply, "take_opened", _open_all(Supply.take_opened))
     _busy(monkeypatch)
     until(place, "cancelled: ")
 
@@ -233,7 +245,7 @@ def test_a_lane_that_nobody_runs_is_noticed(place: Path, monkeypatch: pytest.Mon
 def _open_all(opens: Any) -> Any:
     """A lane that sends what it wanted to open, whatever the store returned."""
 
-    def stubborn(self: LaneRun, exchange: Any) -> Any:
+    def stubborn(self: Supply, exchange: Any) -> Any:
         wanted = {row.recipient for one in self.stock.opening for row in one.recipients}
         return opens(self, exchange._replace(opened=frozenset(wanted)))
 

@@ -11,15 +11,16 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, TypeVar, cast
+from itertools import groupby
+from typing import Any, Literal, TypeVar, cast
 
 import pytest
 
 from mailstrom.config import from_tables
 from mailstrom.smtp.capabilities import Capabilities
 from mailstrom.smtp.reply import Reply
-from mailstrom.smtp.transaction import Fault, TransactionEnd
-from mailstrom.storage.base import Claimed, Exchange, Lane, Settlement, Work
+from mailstrom.smtp.transaction import Fault, TransactionEnd, Unmet, UnmetNeed, unmet
+from mailstrom.storage.base import Ahead, Claimed, Exchange, Lane, Settlement, Work
 from mailstrom.types import Host, OnDoubt, Pipelining, Stage
 from mailstrom_workers import connector as connector_module
 from mailstrom_workers.context import Context, Settings
@@ -78,6 +79,26 @@ def cut(*, answered: bool, dotted: bool, **facts: Any) -> TransactionEnd:
     )  # fmt: skip
 
 
+def suiting(rows: Sequence[Claimed], ahead: Ahead) -> set[int]:
+    """What of a claim is opened with it: message by message, up to the first that does not suit."""
+    opened: set[int] = set()
+    for count, (_, group) in enumerate(groupby(rows, key=lambda one: one.message)):
+        same = list(group)
+        first = same[0]
+        if (
+            count == ahead.messages
+            or len(same) > ahead.recipients
+            or (ahead.octets and first.size > ahead.octets)
+            or first.on_doubt is OnDoubt.HOLD
+            or (first.require_tls and not ahead.encrypted)
+            or (first.eightbit and not ahead.eightbit)
+            or (first.smtputf8 and not ahead.smtputf8)
+        ):
+            break
+        opened.update(one.recipient for one in same)
+    return opened
+
+
 async def until(done: Callable[[], object]) -> None:
     """Wait for it, in virtual time."""
     for _ in range(1_000_000):
@@ -93,6 +114,7 @@ class Store:
     Attributes:
         states: recipient -> state.
         work: each exchange, in order.
+        ahead: recipients opened with each claim.
         durable: of each of them.
         patient: of each of them.
         withdrawn: recipients whose open is refused: a person took them.
@@ -103,6 +125,7 @@ class Store:
         self.due: deque[Claimed] = deque()
         self.states: dict[int, str] = {}
         self.work: list[Work] = []
+        self.ahead: list[set[int]] = []
         self.durable: list[bool] = []
         self.patient: list[bool] = []
         self.hurried = 0
@@ -141,8 +164,8 @@ class Store:
         claimed: list[Claimed] = []
         more = set()
         for claim in work.claims:
-            ahead = claim.ahead
             messages: dict[int, int] = {}
+            given: list[Claimed] = []
             while self.due and len({*messages, self.due[0].message}) <= claim.limit:
                 one = self.due[0]
                 octets = len(one.body or b"")
@@ -151,12 +174,12 @@ class Store:
                 self.due.popleft()
                 messages[one.message] = octets
                 self.states[one.recipient] = "claimed"
-                claimed.append(one)
-                if ahead is None or len(messages) > ahead.messages or one.on_doubt is OnDoubt.HOLD:
-                    ahead = None
-                else:
-                    self.states[one.recipient] = "sending"
-                    opened.add(one.recipient)
+                given.append(one)
+            ahead = set() if claim.ahead is None else suiting(given, claim.ahead)
+            self.ahead.append(ahead)
+            self.states.update(dict.fromkeys(ahead, "sending"))
+            opened |= ahead
+            claimed += given
             if self.due:
                 more.add(claim.lane)
         done = frozenset(settled), frozenset(opened), claimed, frozenset[int]()
@@ -212,7 +235,13 @@ class DB:
                 done(None, self.error)
                 return
             exchange = self.rig.store.exchange(work)
-            done(exchange._replace(locked_s=self.rig.loop.time()), None)
+            exchange = exchange._replace(
+                locked_s=self.rig.loop.time(), settled=exchange.settled | self.rig.settled_beside
+            )
+            if self.rig.late_s:
+                self.rig.loop.call_later(self.rig.late_s, done, exchange, None)
+            else:
+                done(exchange, None)
 
         self.rig.loop.call_later(self.rig.store_s, serve)
 
@@ -250,8 +279,11 @@ class Server:
 
     def __init__(self, rig: Rig, host: str, policy: SessionPolicy) -> None:
         self.rig, self.policy = rig, policy
-        self.facts = SessionFacts(host=host, address="192.0.2.1", port=25, tls_wanted="none")
+        self.facts = SessionFacts(
+            host=host, address="192.0.2.1", port=25, tls_wanted="none", tls_reached=rig.tls
+        )
         self.capabilities = rig.offers
+        self.begun = 0
         self.source: Source | None = None
         self.wire: deque[Outgoing] = deque()
         self.messages = 0
@@ -278,11 +310,32 @@ class Server:
             outgoing = self.source.next()
             if outgoing is None:
                 return
+            lacking = unmet(outgoing.envelope, self.capabilities)
+            if lacking is not None:
+                self.rig.lacking.append(lacking)
+                self.source.failed(outgoing, UnmetNeed(lacking))
+                continue
+            self._heed_limits(outgoing)
             self.rig.begun.append(int(outgoing.envelope.recipients[0][1:].partition("@")[0]))
             self.rig.envelopes.append(outgoing.envelope.recipients)
             self.rig.sessions.append(self)
             self.wire.append(outgoing)
             self._answer()
+
+    def _heed_limits(self, outgoing: Outgoing) -> None:
+        """What no session may be given, whoever opened it; told at the end of ``Rig.run``."""
+        rows, limits, wrongs = outgoing.of.recipients, self.capabilities, self.rig.wrongs
+        self.begun += 1
+        if self.begun > (limits.most_transactions or self.begun):
+            wrongs.append("more transactions than MAILMAX")
+        if len(rows) > (limits.most_recipients or 100):
+            wrongs.append("more recipients than RCPTMAX")
+        if len({one.domain for one in rows}) > (limits.most_domains or 100):
+            wrongs.append("more domains than RCPTDOMAINMAX")
+        if rows[0].require_tls and self.facts.tls_reached == "none":
+            wrongs.append("sent in clear")
+        if any(self.rig.store.states[one.recipient] != "sending" for one in rows):
+            wrongs.append("sent and not opened")
 
     def _answer(self) -> None:
         if not self._answering and self.wire:
@@ -305,6 +358,7 @@ class Server:
             self.poke()
             return
         self.usable = self.usable and told.usable
+        self.messages += told.dot_written and told.dot is not None and told.dot.code < 300
         source.ended(outgoing, told)
         if self.usable:
             self._answer()
@@ -354,11 +408,19 @@ class Rig:
     Attributes:
         script: recipient -> ends of its transactions, in order; then all is well.
         begun: recipients, in the order in which they went to a session.
+        lacking: needs of what was given to a session that does not meet them.
+        wrongs: what else no session may be given; ``run`` fails by them.
+        late_s: between the store's answer and its being told.
+        settled_beside: what other lanes' parts of each exchange settle.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *rows: Claimed, **tables: Any) -> None:
         self.loop = VirtualLoop()
-        self.store_s, self.reply_s = 0.004, 0.02
+        self.store_s, self.reply_s, self.late_s = 0.004, 0.02, 0.0
+        self.settled_beside: frozenset[int] = frozenset()
+        self.lacking: list[Unmet] = []
+        self.wrongs: list[str] = []
+        self.tls: Literal["none", "encrypted"] = "none"
         self.behind = 1
         self.offers = Capabilities(name="mx", pipelining=True, eightbitmime=True)
         self.script: dict[int, list[TransactionEnd | Exception | None]] = {}
@@ -437,6 +499,7 @@ class Rig:
                 if other is not None:
                     await other
             assert lane.ctx._held_bytes == 0, "what a lane held of the budget is free"
+            assert not self.wrongs
             return lane
 
         try:

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import NoReturn, cast
 
 import pytest
 
-from mailstrom.storage.base import ClaimRequest, Exchange, Open, Work, WorkerStore
-from mailstrom_workers.dbservice import (
-    FREE_LOCK_S,
-    GATHER_S,
-    LATE,
-    MOST_FREE_S,
-    SYNC_S,
-    DBService,
-    Late,
-    Request,
-    Wait,
+from mailstrom.storage.base import (
+    MOST_ROWS,
+    AnswerLost,
+    Claimed,
+    ClaimRequest,
+    Exchange,
+    Open,
+    Work,
+    WorkerStore,
 )
-from mailstrom_workers.portions import MOST_ROWS
+from mailstrom_workers.dbpace import FREE_LOCK_S, GATHER_S, MOST_FREE_S, SYNC_S
+from mailstrom_workers.dbrequest import LATE, Late, Request, StoreEnded, Wait
+from mailstrom_workers.dbservice import DBService
 
 
 class Store:
@@ -246,7 +247,7 @@ def test_who_is_patient_after_a_rest_does_not_wait() -> None:
 def test_no_patience_keeps_results_from_the_disk() -> None:
     def story(db: Driven, store: Store) -> None:
         store.now_s += SYNC_S - 0.001  # since the first write, which is not on the disk
-        db._last_write = store.now_s
+        db._core.pace.last_write = store.now_s
         db.post(opening(1), db.take("a"), patient=True)
         db.serve()
         assert db.wait.seconds == pytest.approx(0.001)
@@ -278,3 +279,93 @@ def test_what_many_rows_take_is_cut_and_the_lock_is_free_in_between() -> None:
         assert sum(not wait.request for wait in db.waits) == 3, "in front, between, and for more"
 
     assert driven(story) == ["exchange", "lane 0", "lane 1", "exchange", "lane 2"]
+
+
+def claiming(*lanes: int, limit: int = 8) -> Work:
+    return Work(claims=[ClaimRequest(lane=lane, limit=limit, max_bytes=1) for lane in lanes])
+
+
+def claimed(*lanes: int) -> list[Claimed]:
+    return [cast(Claimed, SimpleNamespace(lane=lane)) for lane in lanes]
+
+
+def test_of_claims_that_share_an_exchange_each_is_told_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One left something behind, one has all, one may claim nothing any more."""
+
+    def story(db: Driven, store: Store) -> None:
+        done = Exchange(
+            frozenset(), frozenset({9}), claimed(3, 2, 3), ended=frozenset({4}), more=frozenset({2})
+        )
+        came = list[list[int]]()
+
+        def exchange(work: Work, now_ms: int) -> Exchange:
+            came.append([claim.lane for claim in work.claims])
+            return done
+
+        monkeypatch.setattr(store, "exchange", exchange)
+        db.told.clear()
+        for lane in (2, 3, 4):
+            db.post(claiming(lane), db.take(f"lane {lane}"))
+        db.serve()
+        assert came == [[2, 3, 4]]
+        assert [[row.lane for row in one.claimed] for one in db.told] == [[2], [3, 3], []]
+        assert [set(one.more) for one in db.told] == [{2}, set(), set()]
+        assert [set(one.ended) for one in db.told] == [set(), set(), {4}]
+        assert [set(one.opened) for one in db.told] == [{9}, {9}, {9}]
+
+    driven(story)
+
+
+def test_claims_of_messages_with_many_recipients_share_less_of_an_exchange_from_then_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """At first each of a hundred would share it; most would be told to ask again."""
+
+    def story(db: Driven, store: Store) -> None:
+        lanes, came = range(2, 9), list[list[int]]()
+
+        def exchange(work: Work, now_ms: int) -> Exchange:
+            came.append([claim.lane for claim in work.claims])
+            rows = claimed(*[came[-1][0]] * 320)  # the first is served
+            return Exchange(frozenset(), frozenset(), rows, more=frozenset(came[-1]))
+
+        monkeypatch.setattr(store, "exchange", exchange)
+        for _ in range(2):
+            for lane in lanes:
+                db.post(claiming(lane), db.take("told"))
+            db.serve()
+        assert came == [[*lanes], [2, 3], [4, 5], [6, 7], [8]]
+
+    driven(story)
+
+
+def test_what_is_committed_and_cannot_be_told_is_not_done_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The worker ends, as after a death: what the exchange opened nobody else knows of."""
+    store, told, crashed = Store(), list[BaseException | None](), list[BaseException]()
+
+    def exchange(work: Work, now_ms: int) -> Exchange:
+        store.steps.append("exchange")
+        raise AnswerLost
+
+    def crash(where: str, error: BaseException) -> NoReturn:
+        crashed.append(error)
+        raise StoreEnded(where)
+
+    monkeypatch.setattr("tests.unit.test_dbservice._crash", crash)
+    monkeypatch.setattr(store, "exchange", exchange)
+
+    async def story() -> None:
+        db = Driven(store)
+        for lane in (2, 3):
+            db.post(claiming(lane), lambda _result, error: told.append(error))
+        with pytest.raises(StopIteration):
+            db.serve()
+
+    asyncio.run(story())
+    assert store.steps == ["exchange", "close"]
+    assert [type(error) for error in crashed] == [AnswerLost]
+    assert [type(error) for error in told] == [StoreEnded, StoreEnded]

@@ -14,8 +14,9 @@ import pytest
 from mailstrom.clock import wall_ms
 from mailstrom.errors import SpoolBusy, SpoolCorrupt, SpoolReplaced
 from mailstrom.storage.base import ClaimRequest, Exchange, Open, Work, WorkerStore
-from mailstrom_workers import dbservice
-from mailstrom_workers.dbthread import DBThread, StoreEnded
+from mailstrom_workers import aside, dbcore, dbpace, duewatch
+from mailstrom_workers.dbrequest import StoreEnded, Wait
+from mailstrom_workers.dbthread import DBThread
 
 
 class FakeStore:
@@ -107,7 +108,7 @@ def release(lane: int) -> Any:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dbservice, "RETRY_S", 0.001)
+    monkeypatch.setattr(dbcore, "RETRY_S", 0.001)
     crashes.clear()
 
 
@@ -215,7 +216,7 @@ def test_a_broken_invariant_leaves_its_neighbours_alone(store: FakeStore) -> Non
 def test_what_meets_damage_waits_while_the_others_go_on(
     store: FakeStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dbservice, "ASIDE_S", 0.001)
+    monkeypatch.setattr(aside, "ASIDE_S", 0.001)
     store.damaged_lane = 3
 
     async def story() -> tuple[list[Exchange], Exchange, object]:
@@ -491,8 +492,8 @@ def test_what_a_commit_did_is_told_by_one_call_on_the_loop(
         assert go_on.wait(20)
 
     async def story() -> None:
-        db = await thread_of(store)
         monkeypatch.setattr(DBThread, "_later", counted)
+        db = await thread_of(store)
         first = asyncio.ensure_future(db.call(slow))
         await asyncio.to_thread(under_way.wait, 20)
         for lane in range(20):
@@ -563,23 +564,23 @@ def test_a_foreign_commit_is_told_when_something_is_due(store: FakeStore) -> Non
 def test_a_write_to_the_spool_wakes_who_sleeps_on_it(
     store: FakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dbservice, "ASLEEP_S", 3600.0)
+    monkeypatch.setattr(duewatch, "ASLEEP_S", 3600.0)
     file = tmp_path / "log"
     file.touch()
     store.file = str(file)
 
     async def story(db: DBThread, watch: Watch) -> None:
         async with asyncio.timeout(20):
-            while not db._armed:  # a watch that never rang is not slept on
+            while not db._due.armed:  # a watch that never rang is not slept on
                 file.write_bytes(b"a")
                 await asyncio.sleep(0.001)
             store.due_ms = 0
             store.commits += 1
-            assert db._armed
+            assert db._due.armed
             file.write_bytes(b"b")
             while not watch.told:  # noqa: ASYNC110 - it is told, that is what is tested
                 await asyncio.sleep(0.001)
-        assert not db._armed, "with work in hand it does not sleep"
+        assert not db._due.armed, "with work in hand it does not sleep"
 
     watching(store, story)
 
@@ -593,7 +594,7 @@ def test_where_nothing_can_be_watched_it_looks_by_itself(store: FakeStore, tmp_p
         store.commits += 1
         await watch.looks(2)
         assert watch.told == 1
-        assert not db._armed
+        assert not db._due.armed
 
     watching(store, story)
 
@@ -643,7 +644,7 @@ def test_a_drain_is_told_and_nothing_is_looked_at_when_nobody_watches(store: Fak
             while "sync" not in store.steps:  # noqa: ASYNC110 - the thread tells nobody
                 await asyncio.sleep(0.001)
         assert len(store.looks) == looked, "it waited longer than between two looks"
-        assert dbservice.SYNC_S > 2 * dbservice.LOOK_S
+        assert dbpace.SYNC_S > 2 * duewatch.LOOK_S
         db.watch(watch)
         db.drain()
         assert watch.told == 1
@@ -667,7 +668,7 @@ def test_the_lock_is_left_free_between_commits_and_between_many_verbs(
     pauses: list[float] = []
     wait = DBThread._wait
 
-    def noted(self: DBThread, wanted: dbservice.Wait) -> Any:
+    def noted(self: DBThread, wanted: Wait) -> Any:
         if wanted.request:
             return wait(self, wanted)
         pauses.append(wanted.seconds or 0.0)  # noted, and not waited for
@@ -675,8 +676,8 @@ def test_the_lock_is_left_free_between_commits_and_between_many_verbs(
 
     monkeypatch.setattr(DBThread, "_wait", noted)
     for name in ("FREE_LOCK_S", "MOST_FREE_S"):  # longer than any test stands still
-        monkeypatch.setattr(dbservice, name, 3600.0)
-    monkeypatch.setattr(dbservice, "SERIES_S", 0.0)
+        monkeypatch.setattr(dbpace, name, 3600.0)
+    monkeypatch.setattr(dbpace, "SERIES_S", 0.0)
 
     async def story() -> None:
         db = await thread_of(store)

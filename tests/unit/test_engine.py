@@ -262,6 +262,26 @@ def test_where_no_site_has_room_nobody_asks_for_a_lane(tell: Tell) -> None:
     tell(story)
 
 
+@pytest.mark.parametrize("connections", [1, 2])
+def test_a_site_with_room_is_found_behind_a_thousand_due_ones_without(
+    tell: Tell, connections: int
+) -> None:
+    async def story(rig: Rig) -> None:
+        rig.store.sites, rig.store.leases = [1], [[lane(1)] + [lane(2)] * (connections - 1)]
+        await rig.looked(1)
+        rig.idle()
+        rig.store.sites = [DEAD]  # the store names no more than a thousand: 3 is not among them
+        rig.store.open = [3]
+        rig.store.leases = [[lane(3)]]
+        await rig.looked(1)
+        if connections == 1:
+            assert [run.lane.site for run in Run.made] == [1, 3]
+        else:  # no connection is left for it: idle lanes make room
+            assert all(run.over.is_set() for run in Run.made[:2])
+
+    tell(story)
+
+
 def test_beside_a_full_site_what_others_commit_is_looked_at_soon_and_not_at_once(
     tell: Tell,
 ) -> None:

@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mailstrom import events
+from mailstrom.logstream import PIPE_BUF
 from mailstrom.types import Reason
 
 # interfaces.md, section Words: these may not change
@@ -222,7 +223,7 @@ def test_a_line_fits_one_atomic_pipe_write(hosts: list[str], domain: str, error:
     out = io.StringIO()
     with events.captured(out):
         events.mx_resolved(domain=domain, result="mx", hosts=hosts, site=domain, error=error)
-    assert len(out.getvalue().encode()) <= events.PIPE_BUF
+    assert len(out.getvalue().encode()) <= PIPE_BUF
     assert lines(out)[0]["event"] == "mx.resolved"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import deque
 from itertools import pairwise
 from typing import Any
@@ -10,16 +11,20 @@ from typing import Any
 import pytest
 
 from mailstrom.errors import SpoolBusy, SpoolCorrupt
+from mailstrom.policy.pace import MOST_OPENED
 from mailstrom.smtp.capabilities import Capabilities
 from mailstrom.smtp.reply import Reply
 from mailstrom.smtp.transaction import Dialect, Extension, Fault
+from mailstrom.storage.base import Exchange, Work
 from mailstrom.types import OnDoubt, Pipelining, Stage
-from mailstrom_workers import lane as lane_module
-from mailstrom_workers.dbservice import StoreEnded
+from mailstrom_workers.context import Context
+from mailstrom_workers.dbrequest import StoreEnded
 from mailstrom_workers.endpoint import SessionFacts, SessionFailure
+from mailstrom_workers.feed import SILENT_S, Feed, SessionMute
 from mailstrom_workers.ladder import LESSON_MS, SUSPICION_MS, Ladder
-from mailstrom_workers.lane import MOST_OPENED, SILENT_S, ContentDamaged, LaneRun, SessionMute
-from mailstrom_workers.ledger import UNREAD_MS, Ledger, Transaction
+from mailstrom_workers.lane import LaneRun
+from mailstrom_workers.ledger import UNREAD_MS, Again, Ledger, Transaction
+from mailstrom_workers.settling import ContentDamaged
 from mailstrom_workers.stock import YIELD_S, put
 from tests.unit.lane_rig import LATER, NEVER, OK, Rig, cut, end, refused, row, until
 
@@ -27,6 +32,7 @@ NO_HOST = SessionFailure(
     stage=Stage.CONNECT, cause="refused", reply=None, text="nobody there",
     facts=SessionFacts(host="mx", address="192.0.2.1", port=25, tls_wanted="none"),
 )  # fmt: skip
+NOT_MAIL = end(mail=LATER, rcpts=(None,), data=None, dot=None, stage=Stage.MAIL, dot_written=False)
 
 
 def rows(count: int, first: int = 1, **facts: Any) -> list[Any]:
@@ -63,14 +69,14 @@ def test_the_window_grows_while_the_wire_waits_for_the_store(
     slow = Rig(monkeypatch, *rows(300))
     slow.store_s, slow.reply_s = 0.1, 0.001
     lane = slow.run()
-    assert lane._window == MOST_OPENED
+    assert lane.supply.window.size == MOST_OPENED
     assert max(len(w.opens) for w in slow.store.work) > MOST_OPENED // 2
     asked = [len(w.opens) for w in slow.store.work if w.opens]
     assert len(asked) < 3 * 300 // MOST_OPENED, "by one for each wait it would be half as wide"
     quick = Rig(monkeypatch, *rows(300))
     quick.store_s, quick.reply_s = 0.001, 0.2
     lane = quick.run()
-    assert lane._window <= 3, "what is opened ahead is in doubt after a crash"
+    assert lane.supply.window.size <= 3, "what is opened ahead is in doubt after a crash"
 
 
 def test_a_site_that_took_mail_before_has_the_second_message_behind_the_first_dot(
@@ -99,13 +105,13 @@ def test_the_engine_looks_again_when_a_canarys_first_verdict_is_recorded(
 ) -> None:
     rig = Rig(monkeypatch, *rows(40))
     woken: list[int] = []
-    wake = lane_module.Context.wake
+    wake = Context.wake
 
     def counting(ctx: Any) -> None:
         woken.append(len(rig.store.settled))
         wake(ctx)
 
-    monkeypatch.setattr(lane_module.Context, "wake", counting)
+    monkeypatch.setattr(Context, "wake", counting)
     rig.run(canary=True)
     assert woken[0] == 1, "as soon as the site is known to take mail, and not for each message"
     assert len(woken) <= 4
@@ -124,7 +130,7 @@ def test_a_slow_lane_claims_with_nothing_in_hand(monkeypatch: pytest.MonkeyPatch
     rig = Rig(monkeypatch, *rows(40))
     rig.reply_s = 1.0
     lane = rig.run()
-    assert lane._claim == 1
+    assert lane.supply.pace.size == 1
     late = [w.claims[0].limit for w in rig.store.work if w.claims][3:]
     assert set(late) == {1}
 
@@ -152,10 +158,113 @@ def test_recipients_of_a_message_travel_together_within_the_servers_limits(
     rig.run()
     assert [len(one) for one in rig.envelopes] == [3, 3, 1]
     rig = Rig(monkeypatch, *own())
+    rig.offers = Capabilities(name="mx", limits={"RCPTDOMAINMAX": 1, "RCPTMAX": 2})
+    rig.run()
+    assert [len(one) for one in rig.envelopes] == [2, 1, 2, 2]
+    rig = Rig(monkeypatch, *own())
     rig.offers = Capabilities(name="mx", limits={"RCPTDOMAINMAX": 2})
     rig.run()
-    assert [len(one) for one in rig.envelopes] == [2, 2, 2, 1]
+    assert [len(one) for one in rig.envelopes] == [5, 2], "two domains, and the third"
     assert set(rig.store.states.values()) == {"delivered"}
+
+
+def test_domains_in_turn_do_not_part_a_message_into_single_recipients(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rig = Rig(monkeypatch, *(row(n, message=1, domain=f"d{n % 7}.test") for n in range(1, 71)))
+    rig.offers = Capabilities(name="mx", limits={"RCPTDOMAINMAX": 1})
+    rig.script[2] = [end(10, rcpts=(OK,) * 9 + (NEVER,))]
+    rig.run()
+    assert [len(one) for one in rig.envelopes] == [10] * 7
+    assert {n for n, state in rig.store.states.items() if state != "delivered"} == {65}
+    assert rig.store.states[65] == "failed", "the last of its domain, and nobody else"
+
+
+def test_who_was_refused_as_one_too_many_has_the_next_turn_and_is_not_charged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rig = Rig(monkeypatch, *(row(n, message=1) for n in range(1, 8)), *rows(2, first=8))
+    held: list[int] = []
+    says = rig.says
+
+    def holding(outgoing: Any) -> Any:
+        held.append(rig.lanes[0].ctx._held_bytes)
+        return says(outgoing)
+
+    rig.says = holding  # type: ignore[method-assign]
+    many = Reply(452, "4.5.3", ("4.5.3 too many recipients",))
+    rig.script[1] = [end(7, rcpts=(OK, NEVER, OK, LATER, many, many, many))]
+    rig.script[5] = [end(2, rcpts=(LATER, OK))]
+    rig.run()
+    own = [one for one in rig.envelopes if one[0][:2] not in ("r8", "r9")]
+    assert [len(one) for one in own] == [7, 2, 1, 1, 1], "two are taken at once"
+    states = dict(rig.store.states)
+    assert (states.pop(2), set(states.values())) == ("failed", {"delivered"})
+    charged = [s.recipient for s in rig.store.settled if s.attempt and s.state != "delivered"]
+    assert sorted(charged) == [2, 4, 5], "a host that took some has not answered for the others"
+    assert [s.facts.host for s in rig.opened] == ["mx1.test", "mx2.test"]
+    assert min(held) >= len(row(1).body or b""), "each part counts for the budget"
+
+
+def test_one_too_many_is_no_blame_and_no_try() -> None:
+    before = Transaction([row(1), row(2)], position=1, hosts_tried=1)
+    left = Again(before, [row(2)], uncharged=True, follows=True).transaction(1)
+    assert (left.position, left.hosts_tried) == (1, 1)
+    assert (left.reconnected, left.unanswered) == (False, False)
+
+
+def test_the_first_as_one_too_many_says_nothing_about_the_host(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rig = Rig(monkeypatch, row(1), row(2, message=1))
+    rig.script[1] = [end(2, rcpts=(Reply(452, "4.5.3", ("4.5.3 too many",)), OK))]
+    lane = rig.run()
+    assert rig.envelopes == [("r1@example.org", "r2@example.org"), ("r1@example.org",)]
+    assert set(rig.store.states.values()) == {"delivered"}
+    assert lane.walk.connector.trouble is None
+
+
+@pytest.mark.parametrize("most", [1, 2])
+def test_a_session_that_refuses_mail_again_and_again_is_renewed_for_what_it_refuses(
+    monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    rig = Rig(monkeypatch, *rows(12))
+    began: dict[int, int] = {}
+
+    def says(outgoing: Any) -> Any:
+        session = len(rig.opened)
+        began[session] = began.get(session, 0) + 1
+        return end() if began[session] <= most else NOT_MAIL
+
+    rig.says = says  # type: ignore[method-assign]
+    rig.hosts = rig.hosts[:1]
+    rig.run()
+    assert list(rig.store.states.values()).count("delivered") == 11
+    charged = [s for s in rig.store.settled if s.attempt and s.state != "delivered"]
+    assert [s.state for s in charged] == ["deferred"], "one finds out, and none is charged further"
+    assert rig.store.suspended == []
+    assert began.pop(1) == most + 3, "one charged, one that shows it, one behind that"
+    assert began.pop(2) <= most + 1, "what had left when the limit was proved"
+    assert set(began.values()) <= {1, most}, "from then on it is known"
+
+
+def test_where_a_session_took_no_content_a_message_is_charged_and_the_site_not_suspended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rig = Rig(monkeypatch, *rows(6))
+    began: dict[int, int] = {}
+
+    def says(outgoing: Any) -> Any:
+        session = len(rig.opened)
+        began[session] = began.get(session, 0) + 1
+        return end(dot=LATER) if began[session] == 1 else NOT_MAIL
+
+    rig.says = says  # type: ignore[method-assign]
+    rig.hosts = rig.hosts[:1]
+    rig.run()
+    assert set(rig.store.states.values()) == {"deferred"}
+    assert len(rig.store.settled) - sum(s.attempt is None for s in rig.store.settled) == 6
+    assert rig.store.suspended == []
 
 
 @pytest.mark.parametrize("limits", [{"MAILMAX": 3}, {}])
@@ -175,6 +284,47 @@ def test_a_small_site_costs_one_claim(monkeypatch: pytest.MonkeyPatch) -> None:
     rig.run()
     assert sum(len(w.claims) for w in rig.store.work) == 1
     assert rig.store.states == {1: "delivered"}
+
+
+@pytest.mark.parametrize("refused_claims", [{1, 2}, {2, 3, 5}])
+def test_a_claim_that_found_no_room_in_its_exchange_is_made_again(
+    monkeypatch: pytest.MonkeyPatch, refused_claims: set[int]
+) -> None:
+    """Nothing claimed, and more: the site did not run dry. The lane neither idles nor ends."""
+    rig = Rig(monkeypatch, *rows(40))
+    exchange, claims = rig.store.exchange, itertools.count(1)
+
+    def crowded(work: Work) -> Exchange:
+        if not work.claims or next(claims) not in refused_claims:
+            return exchange(work)
+        lanes, work.claims = frozenset(one.lane for one in work.claims), []
+        return exchange(work)._replace(more=lanes)
+
+    monkeypatch.setattr(rig.store, "exchange", crowded)
+    rig.run()
+    assert rig.begun == list(range(1, 41))
+    assert next(claims) > max(refused_claims), "each of them was made again"
+    assert len(rig.opened) == 1
+
+
+def test_a_drain_ends_a_lane_whose_claims_find_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(monkeypatch, row(1))
+    exchange, claims = rig.store.exchange, list[int]()
+
+    def full(work: Work) -> Exchange:
+        lanes, work.claims = [one.lane for one in work.claims], []
+        claims.extend(lanes)
+        return exchange(work)._replace(more=frozenset(lanes))
+
+    async def beside(lane: LaneRun) -> None:
+        await until(lambda: len(claims) >= 3)
+        lane.ctx.draining.set()
+        claims.clear()
+
+    monkeypatch.setattr(rig.store, "exchange", full)
+    rig.run(beside)
+    assert len(claims) <= 1, "one may have been under way"
+    assert rig.begun == []
 
 
 def test_an_idle_lane_takes_what_comes_on_its_session(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -439,6 +589,31 @@ def test_a_drain_gives_back_what_is_opened_while_an_answer_is_waited_for(
     assert rig.store.states[10] == "delivered"
 
 
+def test_a_drain_gives_back_what_an_exchange_under_way_opens_with_all_the_rest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rig = Rig(monkeypatch, *rows(60))
+    rig.behind, rig.store_s, rig.reply_s = 0, 0.05, 0.01
+    rig.script[10] = [None]
+
+    def giving() -> list[int]:
+        return [sum(s.state == "queued" for s in work.settlements) for work in rig.store.work]
+
+    async def beside(lane: LaneRun) -> None:
+        await until(lambda: len(rig.begun) >= 10 and bool(lane.stock.opening))
+        lane.ctx.draining.set()
+        lane.look()
+        await until(lambda: any(giving()))
+        assert {s for r, s in rig.store.states.items() if r > 10} == {"queued"}
+        rig.script[10] = [end()]
+        rig.opened[0]._answering = True
+        rig.opened[0]._reply()
+
+    rig.run(beside)
+    assert len([count for count in giving() if count]) == 1
+    assert rig.store.states[10] == "delivered"
+
+
 def test_the_next_host_has_its_turn_and_a_deferral_names_the_last_word(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -528,9 +703,7 @@ def test_the_budget_is_shared_and_free_in_the_end(monkeypatch: pytest.MonkeyPatc
     says = rig.says
 
     def watch(outgoing: Any) -> Any:
-        source = rig.sessions[-1].source
-        assert isinstance(source, LaneRun)
-        most.append(source.ctx._held_bytes)
+        most.append(rig.lanes[0].ctx._held_bytes)
         return says(outgoing)
 
     monkeypatch.setattr(rig, "says", watch)
@@ -602,11 +775,11 @@ def test_an_error_before_the_first_octet_ends_the_lane(
 ) -> None:
     rig = Rig(monkeypatch, *rows(20))
 
-    def broken(self: LaneRun, *args: Any) -> Any:
+    def broken(self: Feed, *args: Any) -> Any:
         raise MemoryError
 
     if place == "_outgoing":
-        monkeypatch.setattr(LaneRun, "_outgoing", broken)
+        monkeypatch.setattr(Feed, "_outgoing", broken)
     else:
         rig.script[1] = [MemoryError()]
     with pytest.raises(MemoryError):
@@ -622,16 +795,16 @@ def test_a_message_that_cannot_even_be_prepared_is_charged_and_no_other(
 ) -> None:
     rig = Rig(monkeypatch, *rows(60))
     rig.store_s, rig.reply_s = 0.05, 0.005  # so that a window stands behind it
-    outgoing = LaneRun._outgoing
+    outgoing = Feed._outgoing
     behind: list[int] = []
 
-    def broken(self: LaneRun, transaction: Transaction) -> Any:
+    def broken(self: Feed, transaction: Transaction) -> Any:
         if transaction.recipients[0].recipient == 30:
-            behind.extend(one.recipients[0].recipient for one in self.stock.opened)
+            behind.extend(one.recipients[0].recipient for one in self._stock.opened)
             raise MemoryError
         return outgoing(self, transaction)
 
-    monkeypatch.setattr(LaneRun, "_outgoing", broken)
+    monkeypatch.setattr(Feed, "_outgoing", broken)
     with pytest.raises(MemoryError):
         rig.run()
     states = rig.store.states
@@ -733,8 +906,8 @@ def test_nor_while_the_store_is_slow_to_answer(monkeypatch: pytest.MonkeyPatch) 
         rig.store_s = 10 * SILENT_S
         connected = lane.connected
         assert connected is not None
-        lane.connector.rows.append(connected.row(lane.lane, None))
-        lane._stir()  # an exchange that outlasts the patience with the session
+        lane.walk.connector.rows.append(connected.row(lane.lane, None))
+        lane.feed._exchanges.stir()  # an exchange that outlasts the patience with the session
         await asyncio.sleep(1.0)
         rig.store_s = 0.004
         rig.opened[0].usable = False
@@ -854,8 +1027,3 @@ def test_a_421_that_closes_a_used_session_is_no_verdict(monkeypatch: pytest.Monk
     rig.run()
     assert set(rig.store.states.values()) == {"delivered"}
     assert [s for s in rig.store.settled if s.attempt and s.state != "delivered"] == []
-
-
-def test_constants_that_belong_together() -> None:
-    assert OK.positive
-    assert lane_module.SLOW_CLAIM < lane_module.FIRST_CLAIM < lane_module.CLAIM_MESSAGES

@@ -10,7 +10,8 @@ import pytest
 
 from mailstrom.errors import SpoolBusy, SpoolCorrupt
 from mailstrom_workers import shared
-from mailstrom_workers.dbservice import DBService, StoreEnded
+from mailstrom_workers.dbrequest import StoreEnded
+from mailstrom_workers.dbservice import DBService
 from mailstrom_workers.shared import Shared
 
 

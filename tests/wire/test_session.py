@@ -91,15 +91,55 @@ def test_content_is_not_touched_where_no_354_came() -> None:
             raise AssertionError("content was read")
             yield b""
 
-        peer = Peer(RCPT="550 5.1.1 no")
+        peer = Peer(RCPT="550 5.1.1 no", DATA="503 5.5.1 no valid recipients")
         async with serving(peer) as target:
             session = await opened(target, replace(POLICY, dialect=SERIAL))
             end = await transact(session, ENVELOPE, chunks())
             assert [r.code for r in end.rcpts if r] == [550, 550]
-            peer.replies["RCPT"] = "250 ok"
+            peer.replies |= {"RCPT": "250 ok", "DATA": "354 go"}
             assert code(await transact(session, ENVELOPE, CONTENT), "dot") == 250
-            assert "RSET" in peer.commands
+            assert [command.split()[0] for command in peer.commands[-9:]] == [
+                *("MAIL", "RCPT", "RCPT", "DATA", "RSET"),
+                *("MAIL", "RCPT", "RCPT", "DATA"),
+            ]
             await session.quit()
+
+    run(body)
+
+
+class OneLate(Peer):
+    """Answers its first content twice; each further reply comes one command late, up to DATA."""
+
+    def __init__(self, **replies: str) -> None:
+        super().__init__(**replies)
+        self.late: list[str] = []
+
+    async def answer(self, verb: str, writer: asyncio.StreamWriter) -> bool:
+        if not self.late:
+            if verb == "dot":
+                self.late.append(self.replies["dot"])
+            return await super().answer(verb, writer)
+        refused = self.commands[-1].startswith("RCPT TO:<b@")
+        self.late.append("550 5.1.1 no such user" if refused else self.replies[verb])
+        for _ in range(len(self.late) if verb == "DATA" else 1):
+            writer.write(self.late.pop(0).encode() + b"\r\n")
+            await writer.drain()
+        return True
+
+
+def test_a_second_reply_to_content_that_comes_late_bounces_nobody_of_the_next_message() -> None:
+    async def body() -> None:
+        peer = OneLate()
+        async with serving(peer) as target:
+            session = await opened(target, replace(POLICY, dialect=SERIAL))
+            assert code(await transact(session, ENVELOPE, CONTENT), "dot") == 250
+            end = await transact(session, ENVELOPE, CONTENT)
+            assert (end.mail, end.rcpts, end.data) == (None, (None, None), None)
+            assert (end.fault, end.usable, end.dot_written) == (Fault.GARBAGE, False, False)
+            assert (end.answered, end.stale) == (False, True)  # nobody is charged
+            await session.quit()
+        assert peer.contents == [ON_WIRE]
+        assert peer.commands[-1] == "DATA"
 
     run(body)
 

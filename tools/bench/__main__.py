@@ -46,6 +46,8 @@ from tools.bench.stalls import stalls  # noqa: E402
 
 RECORD = ROOT / "docs" / "data" / "bench.jsonl"
 SMOKE = 0.005
+MOST = 100_000_000  # of anything that is counted; more is a slip of the finger
+MOST_WORKERS = 256  # as the configuration takes them
 
 BENCHES: dict[str, Callable[[Plan], Iterator[Figure]]] = {
     "accept": accept,
@@ -81,6 +83,7 @@ def main() -> int:
     ))  # fmt: skip
     about, taken = machine(), []
     lines: list[str] = []
+    kept = True
     try:
         for name in names:
             for figure in BENCHES[name](plan):
@@ -88,23 +91,62 @@ def main() -> int:
                 lines.append(as_line(figure, about))
                 _tell(figure)
                 if options.json:
-                    with Path(options.json).open("a", encoding="utf-8") as out:
-                        out.write(lines[-1] + "\n")
+                    kept &= _append(options.json, lines[-1])
     except KeyboardInterrupt:
         print("stopped; what was measured until then:", file=sys.stderr)
         options.record = None
-    for line in table(taken):
-        print(line)
     if options.record:
-        _record(Path(options.record), {figure.bench for figure in taken}, lines)
-    return 1 if any(figure.error for figure in taken) else 0
+        _record(options.record, {figure.bench for figure in taken}, lines)
+    kept &= _print(table(taken))
+    return 1 if not kept or any(figure.error for figure in taken) else 0
 
 
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is too few; at least 1")
+def _count(text: str, most: int = MOST) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} is no whole number") from None
+    if not 1 <= number <= most:
+        raise argparse.ArgumentTypeError(f"{number} is not from 1 to {most:,}")
     return number
+
+
+def _workers(text: str) -> int:
+    return _count(text, MOST_WORKERS)
+
+
+def _lines_file(text: str) -> Path:
+    """A file that lines can be appended to: what cannot be kept need not be measured."""
+    file = Path(text)
+    try:
+        with file.open("a", encoding="utf-8"):
+            pass
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{text}: cannot be written ({error.strerror})") from None
+    return file
+
+
+def _record_file(text: str) -> Path:
+    """A file of measurements, or one that can be made."""
+    file = Path(text)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        _lines_file(text)
+        if not file.is_file():  # a device may have no end
+            raise argparse.ArgumentTypeError(f"{text}: is no regular file; name another")
+        old = file.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{text}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise argparse.ArgumentTypeError(f"{text}: holds no measurements; name another") from None
+    for number, line in enumerate(old, 1):
+        try:
+            from_lines([line])
+        except (ValueError, TypeError, AttributeError):
+            raise argparse.ArgumentTypeError(
+                f"{text}: line {number} is no measurement; name another file"
+            ) from None
+    return file
 
 
 def _options() -> argparse.Namespace:
@@ -122,12 +164,16 @@ def _options() -> argparse.Namespace:
         "--uvloop", action=argparse.BooleanOptionalAction, default=None,
         help="with it or without it alone (default: both where it is installed)",
     )  # fmt: skip
-    options.add_argument("--workers", type=_count, default=2, help="delivery processes (default 2)")
+    options.add_argument(
+        "--workers", type=_workers, default=2, help="delivery processes (default 2)"
+    )
     options.add_argument("--queued", type=_count, default=1_000_000, help="the deepest queue")
     options.add_argument("--smoke", action="store_true", help="a few messages of everything")
-    options.add_argument("--json", metavar="FILE", help="append one JSON object a run")
     options.add_argument(
-        "--record", nargs="?", const=str(RECORD), metavar="FILE",
+        "--json", type=_lines_file, metavar="FILE", help="append one JSON object a run"
+    )
+    options.add_argument(
+        "--record", nargs="?", const=str(RECORD), type=_record_file, metavar="FILE",
         help="put these measurements in the place of older ones of the same names"
         " (default docs/data/bench.jsonl)",
     )  # fmt: skip
@@ -156,13 +202,36 @@ def _tell(figure: Figure) -> None:
     )
 
 
+def _print(lines: Iterator[str]) -> bool:
+    """Whether standard output took them."""
+    try:
+        for line in lines:
+            print(line)
+        sys.stdout.flush()
+    except OSError as error:
+        print(f"standard output cannot be written ({error.strerror})", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True
+
+
+def _append(file: Path, line: str) -> bool:
+    """Whether it was written: a disk that fills up does not take the other figures away."""
+    try:
+        with file.open("a", encoding="utf-8") as out:
+            out.write(line + "\n")
+    except OSError as error:
+        print(f"{file}: not written ({error.strerror}): {line}", file=sys.stderr)
+        return False
+    return True
+
+
 def _record(file: Path, benches: set[str], lines: list[str]) -> None:
     """Older lines of other measurements stay."""
     kept = []
     if file.exists():
         old = file.read_text(encoding="utf-8").splitlines()
-        kept = [line for line in old if from_lines([line])[0].bench not in benches]
-    file.parent.mkdir(parents=True, exist_ok=True)
+        kept = [line for line in old for one in from_lines([line]) if one.bench not in benches]
     file.write_text("".join(line + "\n" for line in (*kept, *lines)), encoding="utf-8")
 
 

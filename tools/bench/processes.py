@@ -2,8 +2,10 @@
 
 Contract. Linux; all from /proc, no cgroups. A family is a process and all that descend from it; its
 CPU counts what its members used and what children they have reaped used. Whatever else the machine
-did meanwhile, kernel threads apart (they write our pages), is foreign load. Only processes started
-here are ever signalled, by id or by the session that was made for them.
+did meanwhile, kernel threads apart (they write our pages), is foreign load: what a kernel thread
+used that has ended meanwhile is in doubt for that time alone, not for its life. The wall is taken
+around the machine's counters, so that no stretch is shorter than what they tell. Only processes
+started here are ever signalled, by id or by the session that was made for them.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from typing import Self
 TICKS = os.sysconf("SC_CLK_TCK")
 STOP_S = 40.0
 SAMPLE_S = 0.5
+_KERNEL_THREAD = 0x00200000  # PF_KTHREAD; a zombie has no memory of its own either
 
 
 class Started:
@@ -159,16 +162,58 @@ def pss_mib(pids: Iterable[int]) -> float:
     return total / 1024
 
 
-def _whole() -> tuple[float, float]:
-    """CPU seconds of the machine so far: all but idle, and those of strangers."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """The machine at one moment; CPU in seconds so far.
+
+    Args:
+        since_s: monotonic, just before ``busy_s`` was read.
+        until_s: just behind it.
+        busy_s: of the whole machine, all but idle.
+        family_s: of the family under measurement.
+        ours_s: of this program and all that it started.
+        kernel_s: of each kernel thread, by its id and its start.
+    """
+
+    since_s: float
+    until_s: float
+    busy_s: float
+    family_s: float
+    ours_s: float
+    kernel_s: Mapping[tuple[int, str], float]
+
+    def foreign_s(self, before: Look) -> float:
+        """What others used since an earlier look; not below 0, whatever the ticks say."""
+        known = max(0.0, self.ours_s - before.ours_s)
+        for thread, used in self.kernel_s.items():
+            known += max(0.0, used - before.kernel_s.get(thread, 0.0))
+        return max(0.0, self.busy_s - before.busy_s - known)
+
+
+def kernel_s(everyone: Mapping[int, Sequence[str]]) -> dict[tuple[int, str], float]:
+    """CPU seconds of each kernel thread, of the fields of /proc/PID/stat from the state on."""
+    return {
+        (pid, stat[19]): _used([stat])
+        for pid, stat in everyone.items()
+        if int(stat[6]) & _KERNEL_THREAD
+    }
+
+
+def look(roots: Iterable[int]) -> Look:
+    """The machine now, with the family of these."""
+    since_s = time.monotonic()
     numbers = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()[1:]
+    until_s = time.monotonic()
     user, nice, system, _idle, _wait, irq, softirq = map(int, numbers[:7])
-    busy = (user + nice + system + irq + softirq) / TICKS
     everyone = _all()
-    ours = _members([os.getpid()], everyone)
-    kernel = [stat for stat in everyone.values() if stat[20] == "0"]  # no memory of its own
-    known = _used([everyone[pid] for pid in ours]) + _used(kernel)
-    return busy, busy - known
+    return Look(
+        since_s=since_s,
+        until_s=until_s,
+        busy_s=(user + nice + system + irq + softirq) / TICKS,
+        family_s=_used(everyone[pid] for pid in _members(roots, everyone)),
+        ours_s=_used(everyone[pid] for pid in _members([os.getpid()], everyone)),
+        kernel_s=kernel_s(everyone),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,9 +247,7 @@ class Meter:
         self._peak = 0.0
         self._over = threading.Event()
         self._sampler = threading.Thread(target=self._sample, daemon=True) if memory else None
-        self._cpu = cpu_s(roots())
-        self._busy, self._foreign = _whole()
-        self._began = time.monotonic()
+        self._first = look(roots())
         if self._sampler:
             self._sampler.start()
 
@@ -216,16 +259,15 @@ class Meter:
 
     def stop(self) -> Used:
         """What was used since the making."""
-        wall = max(1e-6, time.monotonic() - self._began)
-        cpu = cpu_s(self._roots()) - self._cpu
-        busy, foreign = _whole()
+        first, last = self._first, look(self._roots())
         self._over.set()
         if self._sampler:
             self._sampler.join()
+        wall_s = max(1e-6, last.until_s - first.since_s)
         return Used(
-            wall_s=wall,
-            cpu_s=cpu,
-            busy_cores=(busy - self._busy) / wall,
-            foreign_cores=max(0.0, (foreign - self._foreign) / wall),
+            wall_s=wall_s,
+            cpu_s=last.family_s - first.family_s,
+            busy_cores=(last.busy_s - first.busy_s) / wall_s,
+            foreign_cores=last.foreign_s(first) / wall_s,
             pss_mib=self._peak,
         )

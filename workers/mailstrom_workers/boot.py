@@ -2,7 +2,9 @@
 
 The process is started by the supervisor with a control pipe on standard input. It reports ready and
 a beat each second from its event loop; end of file on the pipe means that the supervisor is gone,
-and is treated as a drain. What the spool sees of it is ``presence``'s.
+and is treated as a drain. A drain that takes longer than ``[delivery] drain_timeout``, and a stop,
+cut the connections and write down what is known; the supervisor kills who has not ended some
+seconds later. What the spool sees of it is ``presence``'s.
 """
 
 from __future__ import annotations
@@ -40,8 +42,13 @@ from mailstrom_workers.presence import Presence, Work, enter
 BEAT_S = 1.0
 GATHER_S = 0.005
 """How long lines of the log wait for others; a kill loses as many."""
+LEAST_FILES = 16
+"""Descriptors for the event loop, the spool, the lock, and one connection with its look-ups."""
 EXIT_CRASHED = 70
 EXIT_DAMAGED = 1
+EXIT_STOPPED = 1
+EXIT_AGAIN = 75
+EXIT_CONFIG = 78
 
 
 def end_process(where: str, error: BaseException) -> NoReturn:
@@ -73,6 +80,10 @@ def main(work: Work) -> int:
         raise SystemExit("the first command on the control pipe must be hello")
     config = from_json(json.dumps(hello.config).encode())
     _log(hello, config)
+    trouble = _lack_of_files()
+    if trouble is not None:  # an event loop without them fails in no orderly way
+        events.engine_failed(where="start", error=trouble, kind=hello.kind, pid=os.getpid())
+        return EXIT_AGAIN
     try:
         with asyncio.Runner(loop_factory=new_loop) as runner:
             loop = runner.get_loop()
@@ -80,7 +91,24 @@ def main(work: Work) -> int:
                 return runner.run(_live(work, hello, config, lines, waiting))
     except MailstromError as error:
         events.engine_failed(where="start", error=error, kind=hello.kind, pid=os.getpid())
-        return 75 if isinstance(error, SpoolError) else 78
+        return EXIT_AGAIN if isinstance(error, SpoolError) else EXIT_CONFIG
+
+
+def _lack_of_files() -> str | None:
+    """Why the process cannot open what it needs, or None."""
+    held: list[int] = []
+    try:
+        while len(held) < LEAST_FILES:
+            held.append(os.dup(0))
+    except OSError as error:
+        return (
+            f"{error.strerror}: {len(held)} more can be opened, of {LEAST_FILES} that are needed at"
+            " least; raise the limit of open files (ulimit -n, LimitNOFILE)"
+        )
+    finally:
+        for fd in held:
+            os.close(fd)
+    return None
 
 
 def _log(hello: Hello, config: Config) -> None:
@@ -118,18 +146,26 @@ async def _live(
         beats.cancel()
         loop.remove_reader(0)
     pipes.report(Drained())
-    events.worker_stopped(kind=hello.kind, pid=os.getpid(), slot=hello.slot, cause="drained")
-    return 0
+    events.worker_stopped(kind=hello.kind, pid=os.getpid(), slot=hello.slot, cause=pipes.cause)
+    return EXIT_STOPPED if pipes.stopping else 0
 
 
 class _Pipes:
-    """The supervisor's end of this worker: commands in, reports out."""
+    """The supervisor's end of this worker: commands in, reports out.
+
+    Attributes:
+        stopping: it was told to stop at once.
+        cause: why it ends, for the log.
+    """
 
     def __init__(self, hello: Hello, presence: Presence, lines: LineBuffer) -> None:
         self._hello = hello
         self._presence = presence
         self._lines = lines
         self._adopting: asyncio.Task[None] | None = None
+        self._limit: asyncio.TimerHandle | None = None
+        self.stopping = False
+        self.cause = "drained"
 
     def report(self, report: Ready | Beat | Drained) -> None:
         """Tell the supervisor; it may be gone."""
@@ -147,7 +183,7 @@ class _Pipes:
         data = os.read(0, 65536)
         if not data:
             asyncio.get_running_loop().remove_reader(0)
-            self._presence.drain()  # orphaned: finish what is on the wire, claim nothing more
+            self._drain()  # orphaned: finish what is on the wire, claim nothing more
             return
         for line in self._lines.feed(data):
             self.obey(decode_command(line))
@@ -156,10 +192,9 @@ class _Pipes:
         """Do what the supervisor says."""
         match command:
             case Drain():
-                self._presence.drain()
+                self._drain()
             case Stop():
-                events.flush()
-                os._exit(1)  # at once: what is on the wire lapses in doubt
+                self._stop()
             case Reload(config=values):
                 config = from_json(json.dumps(values).encode())
                 _log(self._hello, config)
@@ -169,6 +204,28 @@ class _Pipes:
                 self._presence.lapsed.set()
             case Hello():
                 pass
+
+    def _drain(self) -> None:
+        """Finish what is on the wire, for as long as the configuration of now allows."""
+        presence = self._presence
+        presence.drain()
+        if self._limit is None:
+            seconds = presence.config.delivery.drain_timeout
+            self._limit = asyncio.get_running_loop().call_later(seconds, self._break_off)
+
+    def _break_off(self) -> None:
+        if self._presence.sessions():
+            self.cause = "drain timeout"
+        self._presence.break_off()
+
+    def _stop(self) -> None:
+        """End now: what is known of the wire is written, and nothing more is waited for."""
+        if not self._presence.sessions():
+            events.flush()
+            os._exit(EXIT_STOPPED)
+        self.stopping, self.cause = True, "stopped"
+        self._presence.drain()
+        self._presence.break_off()
 
     async def _adopt(self, config: Config, before: asyncio.Task[None] | None) -> None:
         """In the order of the commands."""

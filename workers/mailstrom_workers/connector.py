@@ -14,6 +14,7 @@ from math import inf
 
 from mailstrom import events
 from mailstrom.errors import ConfigError
+from mailstrom.policy.limits import SessionMails
 from mailstrom.policy.outcome import judge_session
 from mailstrom.policy.routing import order_hosts
 from mailstrom.policy.verdict import FaultOf, HostVerdict, Verdict
@@ -54,11 +55,14 @@ class Connected:
     until: float
     """Loop time from which nothing more is begun on it."""
     most: float
-    """Transactions of it, at most: the configuration's word, or the server's (RFC 9422 MAILMAX)."""
+    """Transactions of it, at most: the configuration's word, or the server's (RFC 9422 MAILMAX, or
+    where it refused more before)."""
     recipients: int
-    """Recipients of one transaction, at most."""
+    """Recipients of one transaction, at most; less once the server took no more than that."""
     domains: int
     """Different domains of one transaction, at most; 0: any number."""
+    mails: SessionMails
+    """What it answered to MAIL."""
     transactions: int = 0
     """Transactions begun, refused ones too."""
 
@@ -228,9 +232,10 @@ class Connector:
             settings=settings,
             dialect=dialect,
             until=asyncio.get_running_loop().time() + SESSION_S,
-            most=min(own or inf, limits.most_transactions or inf),
+            most=min(own or inf, limits.most_transactions or inf, self._ctx.limits.most(host.name)),
             recipients=min(limits.most_recipients or MOST_RECIPIENTS, MOST_RECIPIENTS),
             domains=limits.most_domains,
+            mails=SessionMails(host.name, self._ctx.limits),
         )
 
     async def disconnect(self, connected: Connected) -> None:

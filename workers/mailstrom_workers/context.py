@@ -13,6 +13,7 @@ from ipaddress import ip_address
 from mailstrom import events
 from mailstrom.config import Config, ehlo_name, relay_hosts, relay_password, stage_timeouts
 from mailstrom.errors import SpoolError
+from mailstrom.policy.limits import MailLimits
 from mailstrom.policy.retry import RetrySchedule
 from mailstrom.policy.timeouts import Timeouts
 from mailstrom.smtp.transaction import Dialect
@@ -161,6 +162,7 @@ class Context:
     _looked: float = float("-inf")
     resting: dict[str, float] = field(default_factory=dict)
     """Host name -> loop time until which it goes last."""
+    limits: MailLimits = field(default_factory=lambda: MailLimits(asyncio.get_running_loop().time))
     releases: Shared[int, None] = field(init=False)
     """Takes lanes back, by their tokens."""
     answers: Shared[RouteAnswer, Sequence[Failure]] = field(init=False)

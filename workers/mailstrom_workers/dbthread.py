@@ -1,7 +1,7 @@
 """The store confined to one thread, awaited from the event loop.
 
-``dbservice.DBService`` says what is served together, tried again and synced; this waits for it,
-with a real clock. Log lines of the thread go where the engine's go.
+``dbcore.DBCore`` says what is served together, tried again and synced; this waits for it, with a
+real clock. Log lines of the thread go where the engine's go.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ from contextvars import copy_context
 from queue import Empty
 
 from mailstrom.storage.base import WorkerStore
-from mailstrom_workers.dbservice import LATE, Crash, DBService, Late, Request, StoreEnded, Wait
+from mailstrom_workers.dbrequest import LATE, Crash, Late, Request, Wait
+from mailstrom_workers.dbservice import DBService
 from mailstrom_workers.writewatch import WriteWatch
-
-__all__ = ["Crash", "DBThread", "StoreEnded"]
 
 
 class DBThread(DBService):

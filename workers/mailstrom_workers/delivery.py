@@ -82,6 +82,7 @@ async def deliver(presence: Presence, resolver: Callable[[Config], Resolver] = r
     engine = Engine(ctx)
     presence.sessions = lambda: engine.sessions
     presence.hang_up = engine.hang_up
+    presence.break_off = engine.break_off
     try:
         told = presence.leads() and await _tell(presence)
         beside = [

@@ -40,7 +40,7 @@ from mailstrom.lockfile import is_free
 from mailstrom.storage import canonical, prepare, run_directory
 from mailstrom.storage.schemes import scheme_of
 from mailstrom.types import EngineState, WorkerStatus
-from mailstrom_workers.dbthread import StoreEnded
+from mailstrom_workers.dbrequest import StoreEnded
 from mailstrom_workers.delivery import deliver, resolver_of
 from mailstrom_workers.janitor import keep
 from mailstrom_workers.loops import new_loop
@@ -49,7 +49,8 @@ from mailstrom_workers.presence import Presence, Work, enter
 READY_S = 60.0
 """From ``start()`` to every row saying ready; as the supervisor's patience with a child."""
 GRACE_S = 2.0
-"""For the janitor's last round behind the deliveries, and for what is cut off to end."""
+"""For the janitor's last round behind the deliveries, for what is cut off to be written down, and
+for it to end."""
 
 LOOK_S = 0.25
 DELIVERY = "delivery"
@@ -132,7 +133,8 @@ class EmbeddedEngine:
         """Finish what is on the wire, give the rest back, and end; never raises.
 
         Args:
-            timeout: seconds until what is still on the wire is cut off: it lapses in doubt.
+            timeout: seconds until what is still on the wire is cut off. What was not sent whole
+                goes back to the queue, what was and has no answer is in doubt.
 
         Returns:
             Whether everything was finished and given back; also where nothing ran.
@@ -236,7 +238,7 @@ class _Run:
         crew = list(self._crew.values())
         if threading.current_thread() is self._thread or any(p.db.here() for p in crew):
             return False  # asked by a handler of our own log lines: it must not wait for itself
-        self.over.wait(min(timeout_s + 3 * GRACE_S, threading.TIMEOUT_MAX))
+        self.over.wait(min(timeout_s + 4 * GRACE_S, threading.TIMEOUT_MAX))
         return self._drained
 
     def status(self) -> WorkerStatus:
@@ -311,6 +313,7 @@ class _Run:
         self._drain(deliveries)
         await self._until(deliveries, lambda: self._deadline_s)
         self._drained = self.error is None and all(task.done() for task in deliveries)
+        await self._break_off(deliveries)
         await self._cut(deliveries)
         self._drain([janitor])
         until_s = self._loop.time() + GRACE_S
@@ -389,6 +392,16 @@ class _Run:
             if wait_s <= 0:
                 return
             await asyncio.wait(left, timeout=min(wait_s, LOOK_S))
+
+    async def _break_off(self, tasks: Collection[asyncio.Task[None]]) -> None:
+        """Have those that are left cut their connections and write down what is known."""
+        left = [self._crew[task] for task in tasks if task in self._crew]
+        if self.error is not None or not left:
+            return
+        for presence in left:
+            presence.break_off()
+        until_s = self._loop.time() + GRACE_S
+        await self._until(tasks, lambda: until_s)
 
     async def _cut(self, tasks: Collection[asyncio.Task[None]]) -> None:
         """End those that are left as by a kill."""

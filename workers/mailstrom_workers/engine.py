@@ -18,7 +18,7 @@ from mailstrom.storage.base import DueDomain, Lane, WorkerStore
 from mailstrom_workers import router
 from mailstrom_workers.complaint import Complaint
 from mailstrom_workers.context import Context
-from mailstrom_workers.dbservice import StoreEnded
+from mailstrom_workers.dbrequest import StoreEnded
 from mailstrom_workers.lane import LaneRun
 
 AGAIN_S = 0.05
@@ -155,14 +155,15 @@ class Engine:
         if look.routes:
             look.domains = store.due_domains(ctx.worker, look.routes, now_ms)
         look.sites = frozenset(store.due_sites(now_ms))
-        unserved = look.sites - look.idle
-        if look.lanes is None or not unserved:
+        if look.lanes is None or look.idle.issuperset(look.sites):
             return
         limit = ctx.settings.config.sites.connections
         ctx.workers = workers = store.live_workers()
-        room = store.open_sites(ctx.worker, limit=limit, workers=workers, now_ms=now_ms)
-        if unserved.isdisjoint(room):
+        most = len(look.idle) + 1  # one of so many is without an idle lane
+        room = store.open_sites(ctx.worker, limit=limit, workers=workers, most=most, now_ms=now_ms)
+        if look.idle.issuperset(room):
             return  # as most looks beside a busy site end: nothing was written
+        look.sites = look.sites.union(room)  # what is due is cut at 1,000, whoever has room or not
         if look.lanes:
             look.leased = store.lease(
                 ctx.worker, want=look.lanes, limit=limit, workers=workers, now_ms=now_ms
@@ -227,6 +228,11 @@ class Engine:
             task.cancel()
         for route in list(self._routes):
             route.cancel()
+
+    def break_off(self) -> None:
+        """A drain took too long: cut every connection, and write down what is known then."""
+        for run in self._lanes.values():
+            run.break_off()
 
     async def _drain(self) -> None:
         """Lanes finish their transaction and release the rest; lookups are given up."""

@@ -23,6 +23,8 @@ import uvloop
 class FastLoop(uvloop.Loop):
     """A loop that does not run yet."""
 
+    NAME = "uvloop"
+
     def __init__(self) -> None:
         super().__init__()
         self._sockets: WeakSet[socket.socket] = WeakSet()

@@ -45,7 +45,9 @@ CHECKPOINT_BYTES = 4 * 1024 * 1024
 CHECKPOINT_S = 30.0
 PURGE_S = 60.0
 PURGE_MS = 20
-"""So long a round goes on purging: it may share its thread with a worker's lanes."""
+"""So long a round goes on purging, before the steps in front of it have their turn again: the dead,
+a repair, the log. Lanes wait for no more than the lock: every worker has a store thread of its own,
+also inside an application (``presence.enter``)."""
 PURGE_PAUSE_MS, PURGE_PAUSE_MOST_MS = 2, 15
 """Between two pieces others get the lock, for as long as the last piece had it, within these."""
 PURGE_AGAIN_S = 0.08

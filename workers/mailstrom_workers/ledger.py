@@ -17,7 +17,7 @@ from mailstrom.policy.retry import next_attempt_ms
 from mailstrom.policy.verdict import Action, Verdict
 from mailstrom.smtp.transaction import Envelope
 from mailstrom.storage.base import Attempt, Claimed, Lane, Settlement
-from mailstrom.types import Judgement, Reason, Stage, iso_ms
+from mailstrom.types import Judgement, OnDoubt, Reason, Stage, iso_ms
 from mailstrom_workers.connector import Connected
 from mailstrom_workers.context import Context
 
@@ -78,6 +78,14 @@ class Transaction(Struct, eq=False):
             )
         return self.envelope
 
+    def on_doubt(self, default: OnDoubt) -> OnDoubt:
+        """What to do in doubt; all of its recipients have one message.
+
+        Args:
+            default: where the message does not say.
+        """
+        return self.recipients[0].on_doubt or default
+
     def narrow(self, rows: list[Claimed]) -> None:
         """Only these travel."""
         self.recipients, self.envelope = rows, None
@@ -91,22 +99,31 @@ class Transaction(Struct, eq=False):
 
 @dataclass(slots=True, eq=False)
 class Again:
-    """What is left of a transaction for another host, or for a new session to this one."""
+    """What is left of a transaction for another host, or for this one: once more, or at last.
+
+    Args:
+        before: the transaction.
+        recipients: who is left.
+        uncharged: nothing was answered that counts.
+        same_host: in a new session to the same host.
+        follows: they were too many for the transaction: in the next one, of any session.
+    """
 
     before: Transaction
     recipients: list[Claimed]
     uncharged: bool = False
     same_host: bool = False
+    follows: bool = False
 
     def transaction(self, index: int) -> Transaction:
         """The next transaction, after one on the host with this index."""
         return Transaction(
             self.recipients,
             claimed_at=self.before.claimed_at,
-            position=index if self.same_host else index + 1,
+            position=index if self.same_host or self.follows else index + 1,
             hosts_tried=self.before.hosts_tried + (not self.uncharged),
             reconnected=self.before.reconnected or self.same_host,
-            unanswered=self.before.unanswered or self.uncharged,
+            unanswered=self.before.unanswered or (self.uncharged and not self.follows),
         )
 
 
@@ -146,9 +163,10 @@ class Ledger:
         verdicts: list[Verdict],
         connected: Connected,
         run: Pass,
-    ) -> Again | None:
-        """Settle each recipient by its verdict; returns those for another host or session."""
+    ) -> list[Again]:
+        """Settle each recipient by its verdict; returns those that are left, the first last."""
         again: Again | None = None
+        behind: Again | None = None
         ended_ms = self.ctx.machine.wall_ms()
         for row, verdict in zip(transaction.recipients, verdicts, strict=True):
             action = verdict.action
@@ -158,13 +176,21 @@ class Ledger:
                 self._settle(row, "delivered", None, None, attempt)
                 self._log(row, verdict, attempt, number, None)
                 continue
+            if action is Action.NEXT_TRANSACTION:
+                self._settle(row, "claimed", None, None, None)
+                behind = behind or Again(transaction, [], uncharged=True, follows=True)
+                behind.recipients.append(row)
+                continue
             again = again or Again(transaction, [])
             if action in (Action.AGAIN, Action.SUSPEND) or verdict.judgement is None:
                 # Nothing was answered, nothing is charged: the claim goes on to a new session.
                 self._settle(row, "claimed", None, None, None)
                 again.recipients.append(row)
                 again.uncharged = True
-                again.same_host = action is Action.AGAIN and not transaction.reconnected
+                # A session that took a message is progress: the next one may take this.
+                again.same_host = action is Action.AGAIN and (
+                    not transaction.reconnected or connected.session.messages > 0
+                )
             elif action is Action.NEXT_HOST:
                 run.retained[row.recipient] = (verdict, attempt, number)
                 self._settle(row, "claimed", verdict.reason, None, attempt)
@@ -176,7 +202,7 @@ class Ledger:
             else:
                 self._settle(row, _FINAL[action], verdict.reason, None, attempt)
                 self._log(row, verdict, attempt, number, None)
-        return again if again is not None and again.recipients else None
+        return [left for left in (behind, again) if left is not None and left.recipients]
 
     def _due_ms(self, row: Claimed, verdict: Verdict) -> int:
         return next_attempt_ms(

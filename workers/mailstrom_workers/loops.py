@@ -4,7 +4,8 @@ One that is installed and cannot be imported (built for another Python, a folder
 warned of, and mail goes out without it.
 
 Either can name the descriptors of its connections, which a forked child of an application must let
-go of (``embedded``). Nothing else in the engine knows which loop it runs on.
+go of (``embedded``). Nothing else in the engine knows which loop it runs on; the log
+tells it (``name_of``).
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 class PlainLoop(asyncio.SelectorEventLoop):
     """asyncio's."""
 
+    NAME = "asyncio"
+
     def __init__(self) -> None:
         self._watching = selectors.DefaultSelector()
         super().__init__(self._watching)
@@ -32,6 +35,11 @@ class PlainLoop(asyncio.SelectorEventLoop):
         with contextlib.suppress(ValueError):  # closed before the fork
             return {self._watching.fileno(), *(self._watching.get_map() or ())}
         return set()
+
+
+def name_of(loop: asyncio.AbstractEventLoop) -> str:
+    """What the log calls a loop: ``uvloop``, else ``asyncio``."""
+    return str(getattr(loop, "NAME", PlainLoop.NAME))
 
 
 def new_loop() -> PlainLoop | FastLoop:

@@ -27,8 +27,10 @@ from mailstrom.lockfile import LockFile
 from mailstrom.storage import open_worker_store, run_directory
 from mailstrom.storage.base import WorkerStore
 from mailstrom.types import OnDoubt
-from mailstrom_workers.dbservice import Crash, DBService
+from mailstrom_workers.dbrequest import Crash
+from mailstrom_workers.dbservice import DBService
 from mailstrom_workers.dbthread import DBThread
+from mailstrom_workers.loops import name_of
 from mailstrom_workers.machine import THIS, Machine
 
 ROW_BEAT_S = 5.0
@@ -66,7 +68,8 @@ class Presence:
         open_store: opens the store; None: by its name.
         crash: how it ends when it must not go on.
         sessions: tells how many connections are open.
-        hang_up: cuts them.
+        hang_up: cuts them, and nothing more is written.
+        break_off: cuts them, and what is known then is written: ends a drain that takes too long.
         on_ready: called once the row says ready.
         mates: tells the rows of the other workers of this process.
         role: whether it holds the janitor's role.
@@ -88,6 +91,7 @@ class Presence:
     lapsed: asyncio.Event = field(default_factory=asyncio.Event)
     sessions: Callable[[], int] = lambda: 0
     hang_up: Callable[[], None] = _nothing
+    break_off: Callable[[], None] = _nothing
     on_ready: Callable[[], None] = _nothing
     mates: Callable[[], Collection[int]] = tuple
     role: bool = False
@@ -101,7 +105,13 @@ class Presence:
             lambda store: store.beat(self.worker, state="ready", sessions=0, now_ms=now_ms)
         )
         self.on_ready()
-        events.worker_ready(kind=self.kind, pid=os.getpid(), slot=self.slot, worker=self.worker)
+        events.worker_ready(
+            kind=self.kind,
+            pid=os.getpid(),
+            slot=self.slot,
+            worker=self.worker,
+            loop=name_of(asyncio.get_running_loop()),
+        )
 
     def drain(self) -> None:
         """Claim nothing more, finish what is on the wire, give the rest back."""

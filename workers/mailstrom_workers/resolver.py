@@ -318,8 +318,8 @@ def _records(response: Response) -> tuple[tuple[int, str], ...]:
 
 
 def _text(labels: Labels) -> str | None:
-    # Judged label by label: as text, a dot inside a label would look like two labels.
-    if not all(LETTERS.issuperset(label) for label in labels):
+    # Judged without the dots between labels: as text, a dot inside one would look like two labels.
+    if not LETTERS.issuperset(b"".join(labels)):
         return None
     return b".".join(labels).decode("ascii")
 

@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 from mailstrom.storage.base import WorkerStore
-from mailstrom_workers.dbservice import DBService, StoreEnded
+from mailstrom_workers.dbrequest import StoreEnded
+from mailstrom_workers.dbservice import DBService
 
 MOST = 64
 """So many share one transaction, so that its lock is not held for long."""

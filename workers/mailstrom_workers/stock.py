@@ -10,7 +10,7 @@ Must not know: the store, sessions, verdicts.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Sequence
 
 from mailstrom.storage.base import Claimed
 from mailstrom_workers.context import Context
@@ -32,6 +32,7 @@ class Stock:
         opening: in the exchange that is to open them.
         opened: on disk as ``sending``, not on the wire.
         wire: given to the session, in this order.
+        starved: the wire asked for more than was opened, and nothing was since.
     """
 
     def __init__(self, ctx: Context) -> None:
@@ -42,6 +43,7 @@ class Stock:
         self.opening: list[Transaction] = []
         self.opened: deque[Transaction] = deque()
         self.wire: deque[Transaction] = deque()
+        self.starved = False
 
     @property
     def ahead(self) -> int:
@@ -77,15 +79,22 @@ class Stock:
                 continue
             last = Transaction([row], claimed_at=now_s)
             count += 1
-            octets = last.octets
-            self._held += octets
-            self._ctx.hold(octets)
+            self.hold(last)
             if row.recipient in opened:
                 last.opened_at = opened_at
-                put(self.opened, last, now_s)
+                self.open(last, now_s)
             else:
                 put(self.waiting, last, now_s)
         return count
+
+    def open(self, transaction: Transaction, now_s: float) -> None:
+        """It is opened: the wire may go on with it.
+
+        Args:
+            now_s: loop time.
+        """
+        put(self.opened, transaction, now_s)
+        self.starved = False
 
     def split(self, transaction: Transaction, recipients: int, domains: int) -> None:
         """Leave in a transaction what a server takes at once; the rest waits, first in line.
@@ -97,17 +106,38 @@ class Stock:
         own = transaction.recipients
         most = min(len(own), recipients)
         if domains:
-            seen: set[str] = set()
-            for number, row in enumerate(own[:most]):
-                seen.add(row.domain)
-                if len(seen) > domains:
-                    most = number
-                    break
+            places: dict[str, int] = {}
+            for row in own:
+                places.setdefault(row.domain, len(places))
+            if len(places) > domains:  # side by side, or domains in turn would part them all
+                own = sorted(own, key=lambda row: places[row.domain])
+                transaction.narrow(own)
+                most = min(most, sum(places[row.domain] < domains for row in own))
         if most < len(own):
             rest = transaction.rest(most)
-            self._held += rest.octets
-            self._ctx.hold(rest.octets)
+            self.hold(rest)
             self.waiting.appendleft(rest)
+
+    def hold(self, transaction: Transaction) -> None:
+        """It came in hand: its content counts for the budget, to its end."""
+        octets = transaction.octets
+        self._held += octets
+        self._ctx.hold(octets)
+
+    def put_back(self, transactions: Sequence[Transaction]) -> None:
+        """They wait again, before all others but those that a host left unanswered.
+
+        Those stay first: on a session's second place the next limit of the server would be theirs.
+        """
+        waiting, index = self.waiting, 0
+        for number, one in enumerate(waiting, 1):
+            if one.unanswered:
+                index = number
+            elif not transactions or one.priority >= transactions[0].priority:
+                break  # else it may be what came later and is more urgent, and passed them
+        waiting.rotate(-index)
+        waiting.extendleft(reversed(transactions))
+        waiting.rotate(index)
 
     def over(self, transaction: Transaction) -> None:
         """Nothing of it is in hand any more."""

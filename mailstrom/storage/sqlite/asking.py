@@ -19,6 +19,8 @@ from mailstrom.storage.sqlite.sql import STATEMENTS, run
 from mailstrom.types import FINAL, Event, MessageStatus, QueueStats, Status, Suppression, from_ms
 
 _WAITING = (Status.QUEUED, Status.SENDING, Status.DEFERRED, Status.HELD)
+NEAR = 2_000
+"""So many message numbers are looked at before an index is asked that tells of all that wait."""
 
 
 class Recent(NamedTuple):
@@ -40,9 +42,16 @@ def recent(connection: apsw.Connection, limit: int) -> Recent:
         top = max(after, run(connection, "last_event")[0][0])
     ids = [row[1] for row in completed]
     if len(ids) < limit:
-        left = {"most": limit - len(ids)}
-        ids += [row[0] for row in run(connection, "recent_incomplete", left)]
+        ids += _incomplete(connection, limit - len(ids))
     return Recent(ids, after, top)
+
+
+def _incomplete(connection: apsw.Connection, most: int) -> list[str]:
+    """The oldest messages that are not finished: mostly they are the oldest of all."""
+    rows = run(connection, "recent_oldest", {"near": NEAR, "most": most})
+    if len(rows) < most:
+        rows = run(connection, "recent_incomplete", {"most": most})
+    return [row[0] for row in rows]
 
 
 def move(connection: apsw.Connection, look: Recent) -> bool:

@@ -63,9 +63,7 @@ def backup(connect: Callable[[], apsw.Connection], name: str, target: str, now_m
         SpoolBusy: this process forked so often that no copy could be finished.
         SpoolError: or another subclass; nothing is left at ``target``.
     """
-    for path in (target, *(target + end for end in COMPANIONS)):
-        if os.path.lexists(path):
-            raise SpoolError(f"{path}: exists already; a copy needs a name of its own")
+    require_free(target, "a copy")
     sweep(target)
     for _ in range(ATTEMPTS):
         temporary = _Temporary(target)
@@ -86,6 +84,26 @@ def backup(connect: Callable[[], apsw.Connection], name: str, target: str, now_m
         " had to begin anew; nothing is left of it: copy from a process that does not fork"
         " ('mailstrom store backup')"
     )
+
+
+def require_free(target: str, what: str) -> None:
+    """Raise unless ``target`` is a name that SQLite can open and nobody has.
+
+    Args:
+        what: is to get that name, for the error.
+
+    Raises:
+        SpoolError: it is none.
+    """
+    try:
+        target.encode()
+    except UnicodeEncodeError:
+        raise SpoolError(
+            f"{target!r} is not UTF-8, which SQLite needs; {what} needs another name"
+        ) from None
+    for path in (target, *(target + end for end in COMPANIONS)):
+        if os.path.lexists(path):
+            raise SpoolError(f"{path}: exists already; {what} needs a name of its own")
 
 
 def _fill(connect: Callable[[], apsw.Connection], name: str, path: str, now_ms: int) -> bool:

@@ -73,12 +73,13 @@ class Checkpointer:
 
     def _move(self, connection: apsw.Connection, schema: str) -> int:
         """Move frames that no reader needs; how many are left, those that came meanwhile."""
-        left = 0
+        left, before = 0, -1
         for _ in range(ROUNDS):
             found, moved = connection.wal_checkpoint(schema, apsw.SQLITE_CHECKPOINT_PASSIVE)
             left = found - moved
-            if left <= LITTLE_FRAMES:
+            if left <= LITTLE_FRAMES or moved == before:  # a reader needs the rest
                 break
+            before = moved
         return left
 
     def _begin_again(self, connection: apsw.Connection, schema: str) -> None:

@@ -20,7 +20,15 @@ from typing import Any, NamedTuple
 import apsw
 import msgspec
 
-from mailstrom.storage.base import Ahead, Claimed, ClaimRequest, Open, SessionRow, Work
+from mailstrom.storage.base import (
+    MOST_ROWS,
+    Ahead,
+    Claimed,
+    ClaimRequest,
+    Open,
+    SessionRow,
+    Work,
+)
 from mailstrom.storage.sqlite.encoding import encoded
 from mailstrom.storage.sqlite.lanes import learn
 from mailstrom.storage.sqlite.rows import (
@@ -36,7 +44,8 @@ from mailstrom.storage.sqlite.sql import run, wrote
 from mailstrom.types import OnDoubt
 
 CLAIM_ROWS = 500
-"""Most recipients one claim may take, whatever the number of messages."""
+"""Most recipients one claim may take, whatever the number of messages. It ends, too, where its next
+message finds no room in the exchange (``MOST_ROWS``)."""
 EVEN_ROWS = 1_000
 """With so many due at a site a claim takes all that it asks for, whatever the other lanes find."""
 SKIP_ROWS = 500
@@ -86,15 +95,19 @@ def exchange(connection: apsw.Connection, work: Work, now_ms: int) -> Exchanged:
     ended: set[int] = set()
     rows: list[tuple[int, Any]] = []
     more: set[int] = set()
+    room = MOST_ROWS - len(work.settlements) - sum(len(one.recipients) for one in work.opens)
     for claim in work.claims:
-        look = _claim(connection, claim, now_ms)
+        # The first to take may take its measure, or with many results nothing would be claimed.
+        most = min(room, CLAIM_ROWS) if rows else CLAIM_ROWS
+        look = _claim(connection, claim, now_ms, most) if most > 0 else _UNSEEN
         if look is None:
             ended.add(claim.lane)
-        else:
-            rows += [(claim.lane, row) for row in look.taken]
-            opened.update(look.opened)
-            if look.full:
-                more.add(claim.lane)
+            continue
+        rows += [(claim.lane, row) for row in look.taken]
+        opened.update(look.opened)
+        if look.full:
+            more.add(claim.lane)
+        room = 0 if look.crowded else room - len(look.taken) - len(look.moved)
     return Exchanged(frozenset(settled), frozenset(opened), frozenset(ended), rows, frozenset(more))
 
 
@@ -143,6 +156,8 @@ class _Look:
     messages: set[int] = field(default_factory=set)
     bytes: int = 0
     full: bool = False
+    crowded: bool = False
+    """It ended for want of room in the exchange."""
     scattered: bool = False
     """Recipients of a message do not lie side by side, or not by their numbers."""
     moved: list[int] = field(default_factory=list)
@@ -153,7 +168,13 @@ class _Look:
     refresh: set[str] = field(default_factory=set)
 
 
-def _claim(connection: apsw.Connection, request: ClaimRequest, now_ms: int) -> _Look | None:
+_UNSEEN = _Look(full=True, crowded=True)
+"""Of a claim that came when the exchange was full; never written to."""
+
+
+def _claim(
+    connection: apsw.Connection, request: ClaimRequest, now_ms: int, most: int
+) -> _Look | None:
     """Due recipients of the lane's site, a seek per priority, oldest due first; None: no claims.
 
     Rows of a domain that moved go back to the router. Rows whose domain's route is too old stay as
@@ -173,7 +194,7 @@ def _claim(connection: apsw.Connection, request: ClaimRequest, now_ms: int) -> _
         limit = _part(connection, site, request, lanes, now_ms)
     look = _Look()
     for priority in TURNS[(request.lane + claims) % len(TURNS)]:
-        _look(connection, request, look, site, priority, limit, now_ms)
+        _look(connection, request, look, site, priority, limit, now_ms, most)
         if look.full:
             break
     if look.taken:
@@ -209,8 +230,13 @@ def _look(
     priority: int,
     limit: int,
     now_ms: int,
+    most: int,
 ) -> None:
-    """Take what is ready in one priority, note what is not, stop at the first not yet due."""
+    """Take what is ready in one priority, note what is not, stop at the first not yet due.
+
+    Args:
+        most: rows in all. Where the exchange has no room for more, no message is cut by that.
+    """
     skipped = 0
     last: Any = None
     for row in _due(connection, site, priority, limit, now_ms):
@@ -231,12 +257,15 @@ def _look(
             continue
         message = row[_MESSAGE]
         fresh = message not in look.messages
-        if len(look.taken) >= CLAIM_ROWS or (
+        full = len(look.taken) >= most
+        if full or (
             fresh
             and look.messages
             and (len(look.messages) >= limit or look.bytes + row[_SIZE] > request.max_bytes)
         ):
-            look.full = True
+            look.full, look.crowded = True, full and most < CLAIM_ROWS
+            if look.crowded and not fresh:
+                look.taken = [one for one in look.taken if one[_MESSAGE] != message]
             return
         if fresh:
             look.messages.add(message)

@@ -16,7 +16,7 @@ from typing import TypeVar
 import apsw
 
 from mailstrom import interrupts
-from mailstrom.errors import MailstromError, SpoolError
+from mailstrom.errors import MailstromError, SpoolError, SpoolReplaced
 from mailstrom.storage.client import Owner, Selection, Submission, Target
 from mailstrom.storage.sqlite import (
     asking,
@@ -33,7 +33,7 @@ from mailstrom.storage.sqlite import (
     wal,
 )
 from mailstrom.storage.sqlite.connection import FREE_LOCK_S, spool_errors
-from mailstrom.storage.sqlite.durable import Sync, system_sync
+from mailstrom.storage.sqlite.durable import LocksLost, Sync, system_sync
 from mailstrom.storage.sqlite.place import FilePlace, Place
 from mailstrom.storage.sqlite.prompt import SQLitePrompt
 from mailstrom.storage.sqlite.sql import run
@@ -129,29 +129,58 @@ class SQLiteClientStore(Storing):
         except (SpoolError, OSError, apsw.Error) as trouble:
             raise outcomes.unknown(self.path, error, trouble, key) from error
 
+    def _of(
+        self, spool: tuple[int, ...], step: Callable[[apsw.Connection], _T]
+    ) -> Callable[[apsw.Connection], _T]:
+        """A step that counts by numbers of one file, where a fork may have closed the writer.
+
+        Args:
+            spool: ``Durable.spool`` of that file.
+        """
+
+        def checked(connection: apsw.Connection) -> _T:
+            if self._sync.spool() != spool:
+                raise SpoolReplaced(
+                    f"{self.path}: the spool was replaced while this was done; what was changed"
+                    " before is in the former one: look, then say it again"
+                )
+            return step(connection)
+
+        return checked
+
     def change(self, change: Change, targets: Sequence[Target], now_ms: int) -> int:
         """See ``ClientStore.change``."""
         self._sync.check()
         if not targets:
             return 0
-        doing = f"{change} of recipients"
+        doing, key = f"{change} of recipients", targets[0].id
         with forks.inside(), spool_errors(self.path, doing):
             self._require_unreplaced()
             pieces = changes.found(self._write_connection(), targets)
+            spool = self._sync.spool()
         changed = 0
         for number, some in enumerate(pieces):
-            if number:
-                time.sleep(FREE_LOCK_S)
-            step = partial(changes.change, change=change, some=some, now_ms=now_ms, boot=self._boot)
+            piece = partial(
+                changes.change, change=change, some=some, now_ms=now_ms, boot=self._boot
+            )
             try:
-                changed += self._write(doing, step, targets[0].id)
+                if number:
+                    time.sleep(FREE_LOCK_S)
+                    with forks.inside():
+                        self._require_unreplaced()
+                step = self._of(spool, piece)
+                changed += self._write(doing, step, key)
             except MailstromError as error:
                 if not changed or interrupts.raised(error):
                     raise
-                self._durable("a part of the change was written", targets[0].id)
-                raise outcomes.half_way(self.path, change, changed, error, targets[0].id) from error
+                if isinstance(error, LocksLost):
+                    raise outcomes.overwritten(error, key) from error
+                if isinstance(error, SpoolReplaced):
+                    raise
+                self._durable("a part of the change was written", key)
+                raise outcomes.half_way(self.path, change, changed, error, key) from error
         if changed:
-            self._durable("the change was written", targets[0].id)
+            self._durable("the change was written", key)
         return changed
 
     def recent(self, limit: int) -> list[MessageStatus]:

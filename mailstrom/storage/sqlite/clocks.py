@@ -25,6 +25,7 @@ from typing import NamedTuple
 
 import apsw
 
+from mailstrom.storage.sqlite import sweeps
 from mailstrom.storage.sqlite.sql import run
 
 JUMP_MS = 60_000
@@ -63,7 +64,9 @@ class _Jump(NamedTuple):
 def quiet(connection: apsw.Connection, look: Look) -> bool:
     """Whether this look has nothing to write; reads only."""
     before = _before(connection)
-    if before is None or run(connection, "jumps_pending") or _echo(connection, look):
+    if before is None or run(connection, "jumps_pending") or sweeps.shifting(connection):
+        return False
+    if _echo(connection, look):
         return False
     then, known = before
     passed_ms = look.monotonic_ms - then.monotonic_ms
@@ -72,8 +75,12 @@ def quiet(connection: apsw.Connection, look: Look) -> bool:
     return not any(_strays(connection, then, known, look))
 
 
-def keep(connection: apsw.Connection, look: Look, limit: int) -> int:
-    """Write a look down; shift ``limit`` messages of each jump. Returns how many were passed."""
+def keep(connection: apsw.Connection, look: Look, limit: int) -> tuple[int, bool]:
+    """Write a look down; shift ``limit`` messages of each jump, and a piece of the other rows.
+
+    Returns:
+        How many messages were passed, and whether other rows are left (``sweeps.shift``).
+    """
     before = _before(connection)
     if before is not None:
         then, known = before
@@ -87,8 +94,8 @@ def keep(connection: apsw.Connection, look: Look, limit: int) -> int:
         run(connection, "jump_add", values)
         if before is not None:
             _add_others(connection, then, known, look, jump)
-        run(connection, "jump_sites", {"at_ms": look.wall_ms})
-        run(connection, "jump_domains", {"at_ms": look.wall_ms, "amount_ms": jump.amount_ms})
+        asked = sweeps.Shift(look.wall_ms, jump.old_ms + SLACK_MS, jump.amount_ms)
+        sweeps.begin_shift(connection, asked)
         run(connection, "jump_copied", {"amount_ms": jump.amount_ms})
     else:
         ahead = {"wall_ms": look.wall_ms, "ahead_ms": look.wall_ms + JUMP_MS}
@@ -97,7 +104,7 @@ def keep(connection: apsw.Connection, look: Look, limit: int) -> int:
     passed = shift(connection, limit)
     for seq, amount_ms in _echo(connection, look):
         _hear(connection, seq, amount_ms, look)
-    return passed
+    return passed, sweeps.shift(connection)
 
 
 def _before(connection: apsw.Connection) -> tuple[Look, int] | None:
@@ -122,10 +129,8 @@ def _echo(connection: apsw.Connection, look: Look) -> list[tuple[int, int]]:
 
 def _hear(connection: apsw.Connection, jump: int, amount_ms: int, look: Look) -> None:
     """Nothing that was stamped by the old clock, and written after the jump, waits for it."""
-    at = {"at_ms": look.wall_ms}
-    run(connection, "jump_sites", at)
-    run(connection, "echo_domains", at)
-    values = {**at, "amount_ms": amount_ms, "most": NEWEST}
+    sweeps.begin_shift(connection, sweeps.Shift(look.wall_ms, look.wall_ms, 0))
+    values = {"at_ms": look.wall_ms, "amount_ms": amount_ms, "most": NEWEST}
     moved = {
         "recipients": json.dumps([row[0] for row in run(connection, "echo_recipients", values)])
     }

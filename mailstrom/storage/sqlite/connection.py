@@ -30,7 +30,7 @@ from mailstrom.errors import (
     SpoolFull,
     SpoolReadOnly,
 )
-from mailstrom.storage.sqlite import frames, locks
+from mailstrom.storage.sqlite import frames, locks, names
 from mailstrom.storage.sqlite.checkpointer import Checkpointer, is_failed_sync
 from mailstrom.storage.sqlite.patience import Patience
 from mailstrom.storage.sqlite.poison import poison
@@ -40,6 +40,10 @@ PAGE_BYTES = frames.PAGE_BYTES
 _GROWTH = 64 * 1024  # less than what a small commit may need
 CLIENT_CHECKPOINT_FRAMES = 16_384
 """A client checkpoints only when the WAL passes 64 MiB, that is when no engine does."""
+PLANS, ENGINE_PLANS = 100, 512
+"""After so many executions of others apsw drops a compiled statement, however often it was used: an
+exchange for many lanes is some hundred, and to compile anew what it had dropped took a third of the
+store's time. 512 is the most that apsw takes. An application's own texts are not kept so long."""
 
 FREE_LOCK_S = 0.002
 """The lock stays free for so long between the pieces of a long verb."""
@@ -48,6 +52,7 @@ INTERRUPTED = b"Mailstrom: the restore of this spool was interrupted. The former
 """What a file begins with that holds a spool's place while ``restore`` works; then a file name."""
 
 _SHORTEST = 512  # bytes: SQLite takes a shorter file as empty
+_OPEN_FILES = 4  # that an opening needs at once: the spool, its log, its shared memory, one more
 _LONGEST_REASON = 500  # characters of SQLite's words, which may repeat a whole statement
 
 MOUNT_TABLE = "/proc/self/mountinfo"
@@ -153,12 +158,19 @@ def advice(error: OSError) -> str:
 
 
 def _why_not_opened(path: str) -> str:
-    """Look for the reason, since SQLite keeps it to itself."""
+    """Look for the reason, since SQLite keeps it to itself: also whether so many can be open."""
+    directory, held, reason = os.path.dirname(os.path.abspath(path)), [], ""
     try:
-        os.close(os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY | os.O_CLOEXEC))
+        for _ in range(_OPEN_FILES):
+            held.append(os.open(directory, os.O_RDONLY | os.O_CLOEXEC))
     except OSError as error:
-        return f" ({error.strerror}){advice(error)}"
-    return ""
+        reason = f" ({error.strerror})"
+        if advice(error):
+            return f"{reason}{advice(error)}"
+    finally:
+        for fd in held:
+            os.close(fd)
+    return f"{reason}; does its directory exist, and may this user enter it?"
 
 
 @contextmanager
@@ -188,10 +200,7 @@ def spool_errors(path: str, doing: str) -> Iterator[None]:
             f" mailstrom store salvage {path} NEW"
         ) from error
     except apsw.CantOpenError as error:
-        raise SpoolError(
-            f"{path}: cannot be opened{_why_not_opened(path)}; does its directory exist, and may"
-            " this user enter it?"
-        ) from error
+        raise SpoolError(f"{path}: cannot be opened{_why_not_opened(path)}") from error
     except apsw.ConstraintError as error:  # a bug of ours, not the disk's: never tried again
         raise ValueError(f"{path}: {doing} would break an invariant: {error}") from error
     except apsw.Error as error:
@@ -293,9 +302,11 @@ def connect(
     """
     require_sqlite()
     require_file(path)
+    names.require_one(path)  # before SQLite makes a log of this name
     flags = apsw.SQLITE_OPEN_READWRITE | (apsw.SQLITE_OPEN_CREATE if create else 0)
     with spool_errors(path, "opening it"):
-        connection = apsw.Connection(path, flags=flags)
+        plans = PLANS if checkpoint_frames else ENGINE_PLANS
+        connection = apsw.Connection(path, flags=flags, statementcachesize=plans)
         try:
             # First of all: whatever this file turns out to be, closing it must not move a byte.
             connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
@@ -304,9 +315,12 @@ def connect(
                 mark_new(connection)
             _require_ours(connection, path, create)
             _require_unmoved(connection, path)
+            left = names.require_one(path)
             mode = connection.execute("PRAGMA journal_mode = WAL").fetchall()[0][0]
             if mode != "wal":
                 raise SpoolError(f"{path}: SQLite refuses WAL mode here (journal mode is {mode})")
+            if left:
+                names.sweep(path)
             # The commit itself does not sync; the caller syncs the -wal file after the lock is
             # free (durable.WalSync), which is what makes it durable.
             patience = Patience(busy_ms)

@@ -228,6 +228,10 @@ class WalSync:
             " what it wrote since is not in the spool, so nothing is acknowledged"
         )
 
+    def spool(self) -> tuple[int, ...]:
+        """Device and inode of the database, as it was bound."""
+        return self._files[:2]
+
     def log_bytes(self) -> int:
         """Length of the -wal file that we have open; ``verify`` says whether it is the spool's.
 

@@ -2,11 +2,15 @@
 
 What is sought and what is walked is told at the head of ``finding.sql``. A walk stops at the limit
 and goes on where the page before ended, so that nothing is looked at twice over all pages.
+
+A deep queue has few messages of most words, and they may be its oldest: behind the newest ``NEAR``
+numbers only candidates are looked at, unless they are more than ``FEW``.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence, Set
 from typing import Any
 
 import apsw
@@ -15,7 +19,12 @@ from mailstrom.errors import MessageNotFound
 from mailstrom.storage.client import Selection, Target
 from mailstrom.storage.sqlite.changes import touches
 from mailstrom.storage.sqlite.sql import STATEMENTS, run
-from mailstrom.types import Change, Status
+from mailstrom.types import FINAL, Change, Status
+
+NEAR = 2_000
+"""Message numbers that are walked over before anybody is asked for candidates."""
+FEW = 100_000
+"""Most candidates: to read so many from an index costs as much as to walk over as many messages."""
 
 _NEWEST = 1 << 62
 _WAITING = frozenset({Status.QUEUED, Status.SENDING, Status.DEFERRED, Status.HELD})
@@ -28,6 +37,16 @@ _PLAIN = frozenset(Status) - {Status.QUEUED, Status.DEFERRED, Status.PARTIAL}
 _HELD_CHANGES = frozenset(
     {Change.RELEASE, Change.RESOLVE_DELIVERED, Change.RESOLVE_RETRY, Change.RESOLVE_FAILED}
 )
+_ENDED = ("few_ended",)
+_CANDIDATES: dict[str, tuple[str, ...]] = {
+    Status.SENDING: ("few_on_lanes",),
+    Status.HELD: ("few_held",),
+    Status.DEFERRED: ("few_deferred", "few_on_lanes"),
+    **dict.fromkeys(FINAL, _ENDED),
+}
+"""Where those of a word are sought; queued ones are what the others are not."""
+_WITH_REASON = ("few_on_lanes", "few_held", "few_deferred", "few_ended")
+"""Where those are that may have a reason: not what is queued."""
 _OF_MESSAGES = ("ids", "tags", "senders", "streams", "since_ms", "until_ms")
 _OF_RECIPIENTS = ("recipients", "domains", "statuses", "reasons")
 
@@ -50,6 +69,26 @@ def find(
                 " begin again without it"
             )
         values["after"] = found[0][0]
+    places = _candidates(selection)
+    if not places:
+        return _walk(connection, selection, values, 0)
+    top = min(values["after"], run(connection, "newest_number")[0][0] + 1)
+    floor = max(0, top - NEAR)
+    ids = _walk(connection, selection, values, floor)
+    if len(ids) < limit and floor:
+        values |= {"after": floor, "most": limit - len(ids)}
+        ids += _walk(connection, selection, values, 0, _few(connection, places, floor))
+    return ids
+
+
+def _walk(
+    connection: apsw.Connection,
+    selection: Selection,
+    values: dict[str, Any],
+    floor: int,
+    few: Set[int] | None = None,
+) -> list[str]:
+    """Ids of those behind ``after``, down to a number; of candidates alone where there are any."""
     parts = [STATEMENTS["find_head"], *_of_messages(selection)]
     words = set(selection.statuses)
     if words == {Status.HELD}:
@@ -59,8 +98,32 @@ def find(
     inner = _of_recipients(selection)
     if inner:
         parts.append(" AND ".join([STATEMENTS["find_recipient"], *inner]) + ")")
+    values = {**values, "floor": floor}
+    if few is not None:
+        parts.append(STATEMENTS["by_few"])
+        values["few"] = json.dumps(list(few))
     sql = " AND ".join(parts) + " " + STATEMENTS["find_tail"]
     return [row[1] for row in connection.execute(sql, values)]
+
+
+def _few(connection: apsw.Connection, places: Sequence[str], floor: int) -> Set[int] | None:
+    """Candidates below a number; None where they are many, or cannot all be found so."""
+    if "few_deferred" in places and run(connection, "few_moved"):
+        return None
+    sql = " UNION ALL ".join(STATEMENTS[place] for place in places)
+    sql = f"{sql} {STATEMENTS['few_tail']}"
+    found: list[Any] = connection.execute(sql, {"bound": FEW + 1}).fetchall()
+    return {row[0] for row in found if row[0] < floor} if len(found) <= FEW else None
+
+
+def _candidates(selection: Selection) -> tuple[str, ...]:
+    """Where a selection's messages are sought, behind the newest; nowhere: they are walked to."""
+    if selection.ids or selection.tags or set(selection.statuses) == {Status.HELD}:
+        return ()  # sought by other means
+    if selection.statuses and all(word in _CANDIDATES for word in selection.statuses):
+        places = [place for word in selection.statuses for place in _CANDIDATES[word]]
+        return tuple(dict.fromkeys(places))
+    return _WITH_REASON if selection.reasons else ()
 
 
 def targets(

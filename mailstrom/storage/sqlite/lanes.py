@@ -6,8 +6,8 @@ sent, and in doubt where it was on the wire.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from typing import Any, NamedTuple
 
 import apsw
@@ -17,7 +17,7 @@ from mailstrom.storage.sqlite import copies
 from mailstrom.storage.sqlite.encoding import encoded
 from mailstrom.storage.sqlite.rows import decode_hosts, readable
 from mailstrom.storage.sqlite.settling import Row, record, site_event
-from mailstrom.storage.sqlite.sql import run
+from mailstrom.storage.sqlite.sql import STATEMENTS, run
 from mailstrom.types import Host, Judgement, OnDoubt, Pipelining, Reason, Stage
 
 DOUBT_DELAYS_MS = (0, 60_000, 300_000, 900_000, 3_600_000)
@@ -57,34 +57,33 @@ def lease(
     share = -(-limit // max(1, workers))
     values = {"now_ms": now_ms, "worker": worker, "limit": limit, "share": share}
     run(connection, "grow_caps", {"now_ms": now_ms, "limit": limit, "pause_ms": CAP_MS})
-    ready = deque(_Ready(*row) for row in run(connection, "ready_sites", values))
     chosen: dict[int, tuple[_Ready, tuple[Host, ...], int]] = {}
     lanes: list[int] = []  # the site of each
-    while ready and len(lanes) < want:
-        looked: list[_Ready] = []  # as many as may be enough
-        room = 0
-        while ready and len(lanes) + room < want:
-            looked.append(ready.popleft())
-            room += min(looked[-1].room, share - looked[-1].mine)
-        counted = {
-            "sites": encoded([site.seq for site in looked]),
-            "now_ms": now_ms,
-            "most": max(_COUNTED, limit),
-        }
-        counts: dict[int, int] = dict(run(connection, "due_messages", counted))
-        idle = [site.seq for site in looked if counts[site.seq] == 0]
-        if idle:
-            run(connection, "set_next_due", {"sites": encoded(idle)})
-        for site in looked:
-            due, where = counts[site.seq], decode_hosts(site.hosts)
-            if due == 0:
-                continue
-            if not where:
-                _look_up_again(connection, site.seq, now_ms)
-            else:
-                chosen[site.seq] = site, where, due
-                more = min(site.room, share - site.mine, want - len(lanes), due)
-                lanes += [site.seq] * more
+    idle: list[int] = []
+    damaged: list[int] = []
+    with closing(connection.execute(STATEMENTS["ready_sites"], values)) as rows:
+        ready = map(_Ready._make, rows)  # no further than needed: mostly a few of many
+        while looked := _enough(ready, want - len(lanes), share):
+            counted = {
+                "sites": encoded([site.seq for site in looked]),
+                "now_ms": now_ms,
+                "most": max(_COUNTED, limit),
+            }
+            counts: dict[int, int] = dict(run(connection, "due_messages", counted))
+            for site in looked:
+                due, where = counts[site.seq], decode_hosts(site.hosts)
+                if due == 0:
+                    idle.append(site.seq)
+                elif not where:
+                    damaged.append(site.seq)
+                else:
+                    chosen[site.seq] = site, where, due
+                    more = min(site.room, share - site.mine, want - len(lanes), due)
+                    lanes += [site.seq] * more
+    if idle:
+        run(connection, "set_next_due", {"sites": encoded(idle)})
+    for seq in damaged:
+        _look_up_again(connection, seq, now_ms)
     return _leased(connection, worker, lanes, chosen, now_ms) if lanes else []
 
 
@@ -101,6 +100,15 @@ class _Ready(NamedTuple):
     chunking: int | None
     failing: int
     canary: int
+
+
+def _enough(ready: Iterator[_Ready], want: int, share: int) -> list[_Ready]:
+    """The next sites that may have room for so many lanes; none where none is wanted, or left."""
+    looked: list[_Ready] = []
+    while want > 0 and (site := next(ready, None)) is not None:
+        looked.append(site)
+        want -= min(site.room, share - site.mine)
+    return looked
 
 
 def _leased(

@@ -29,6 +29,7 @@ from mailstrom.errors import ConfigError, SpoolError
 from mailstrom.storage.sqlite import forks, schema
 from mailstrom.storage.sqlite.connection import (
     CLIENT_CHECKPOINT_FRAMES,
+    ENGINE_PLANS,
     PAGE_BYTES,
     abandon,
     mark_new,
@@ -115,7 +116,7 @@ class Memory:
 
     def _open(self) -> apsw.Connection:
         flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE | apsw.SQLITE_OPEN_URI
-        return apsw.Connection(self._uri, flags=flags)
+        return apsw.Connection(self._uri, flags=flags, statementcachesize=ENGINE_PLANS)
 
     def require_ours(self) -> None:
         """Raise in a forked child.
@@ -244,6 +245,10 @@ class Volatile:
     def verify(self) -> None:
         """See ``memory``."""
         self.memory()
+
+    def spool(self) -> tuple[int, ...]:
+        """There is only one."""
+        return ()
 
     def log_bytes(self) -> int:
         """There is no log."""

@@ -19,7 +19,7 @@ from mailstrom.storage.sqlite import schema
 from mailstrom.storage.sqlite.connection import CLIENT_CHECKPOINT_FRAMES, connect
 from mailstrom.storage.sqlite.durable import Sync, WalSync, run_directory, system_sync
 from mailstrom.storage.sqlite.poison import Mark
-from mailstrom.storage.sqlite.turnstile import Turn, at_once, turn_of
+from mailstrom.storage.sqlite.turnstile import Turn, at_once, part, turn_of
 
 
 class Durable(Protocol):
@@ -59,6 +59,10 @@ class Durable(Protocol):
 
     def verify(self) -> None:
         """Raise ``SpoolReplaced`` where commits no longer reach the spool of this name."""
+        ...
+
+    def spool(self) -> tuple[int, ...]:
+        """Which file the bound connection has; of another one it differs."""
         ...
 
     def log_bytes(self) -> int:
@@ -190,4 +194,5 @@ class FilePlace:
     def close(self) -> None:
         """Close the -wal file's descriptor, and the turn with the last that has it."""
         self.durable.close()
-        self.turn = at_once
+        turn, self.turn = self.turn, at_once
+        part(turn)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import apsw
 
 from mailstrom.storage.base import DueDomain, Refusal, RouteAnswer
-from mailstrom.storage.sqlite import copies, settling
+from mailstrom.storage.sqlite import copies, settling, sweeps
 from mailstrom.storage.sqlite.encoding import encoded
 from mailstrom.storage.sqlite.rows import decode_hosts, encode_hosts, readable
 from mailstrom.storage.sqlite.sql import run
@@ -25,14 +25,18 @@ _CACHED: dict[bytes | None, RouteResult] = {
 }
 
 
-def use(connection: apsw.Connection, policy: str) -> bool:
-    """Expire all routes if they were made under another routing policy."""
+def use(connection: apsw.Connection, policy: str) -> tuple[bool, bool]:
+    """Call a piece of the routes off if all were made under another routing policy.
+
+    Returns:
+        Whether it is another one, and whether more routes are left (``sweeps.expire``).
+    """
     found = run(connection, "meta_get", {"key": "routing"})
-    if found and found[0][0] == policy:
-        return False
-    run(connection, "meta_set", {"key": "routing", "value": policy})
-    run(connection, "expire_routes")
-    return True
+    other = not found or found[0][0] != policy
+    if other:
+        run(connection, "meta_set", {"key": "routing", "value": policy})
+        sweeps.begin_expiry(connection)
+    return other, sweeps.expire(connection)
 
 
 def due(connection: apsw.Connection, worker: int, limit: int, now_ms: int) -> list[DueDomain]:

@@ -82,9 +82,7 @@ def salvage(source: str, target: str, now_ms: int, *, dry_run: bool = False) -> 
     folder = os.path.dirname(target)
     if not os.path.isdir(folder):
         raise SpoolError(f"{target}: the directory {folder} does not exist; make it first")
-    for path in (target, *(target + end for end in backups.COMPANIONS)):
-        if os.path.lexists(path):
-            raise SpoolError(f"{path}: exists already; the new spool needs a name of its own")
+    backups.require_free(target, "the new spool")
     backups.sweep(target)
     temporary = backups._Temporary(target)
     try:

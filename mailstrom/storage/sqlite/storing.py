@@ -35,6 +35,7 @@ from mailstrom.storage.sqlite.submissions import (
     refusal,
     unstage,
 )
+from mailstrom.storage.sqlite.turnstile import at_once
 
 
 class Storing(ClientConnections):
@@ -124,14 +125,18 @@ class Storing(ClientConnections):
         atomic: bool,
         failed: Exception | None = None,
     ) -> list[str | Exception]:
-        """Results of submissions that were looked at; ``failed``: so the insertion ended."""
+        """Results of submissions that were looked at.
+
+        Args:
+            failed: so the insertion of this one ended, in its turn: what is left to do only reads,
+                or raises, and takes no turn once more.
+        """
         if not any(isinstance(row, Row) for row in rows):
             return [row for row in rows if not isinstance(row, Row)]
+        turn = self._place.turn if failed is None else at_once
         try:
             with spool_errors(self.path, "storing a message"):
-                results = self._place.turn(
-                    inserting.insert, connection, submissions, rows, atomic, failed
-                )
+                results = turn(inserting.insert, connection, submissions, rows, atomic, failed)
         except SpoolError as error:
             self._rollback(connection)
             if isinstance(error, SpoolBusy):

@@ -83,10 +83,25 @@ def turn_of(path: str) -> Turn:
     """
     if not _EXCLUSIVE:
         return at_once
-    found = _turns.get(path)
-    if found is None:
-        found = _turns[path] = Turnstile(path)
-    return found
+    while True:
+        found = _turns.get(path)
+        if found is None:
+            found = _turns[path] = Turnstile(path)
+        found.users.append(path)
+        if _turns.get(path) is found:
+            return found
+        found.users.pop()  # ``part`` was just about to close it
+
+
+def part(turn: Turn) -> None:
+    """One who had it by ``turn_of`` is done with it; the last one closes it.
+
+    An error that somebody keeps has frames that know the turn: it would stay open with them.
+    """
+    if isinstance(turn, Turnstile) and turn.users:
+        turn.users.pop()
+        if not (turn.users or turn.used):
+            turn.end()
 
 
 def _raised_behind(error: BaseException) -> bool:
@@ -106,6 +121,9 @@ class Turnstile:
 
     Args:
         path: the database file.
+
+    Attributes:
+        users: one entry for each who has it by ``turn_of``.
     """
 
     __slots__ = (
@@ -117,9 +135,11 @@ class Turnstile:
         "_poll",
         "_rings",
         "_used",
+        "users",
     )
 
     def __init__(self, path: str) -> None:
+        self.users: list[str] = []
         self._path = path
         self._fd = -1
         self._poll: select.epoll | None = None
@@ -276,6 +296,18 @@ class Turnstile:
                 raise
             return False
         return True
+
+    @property
+    def used(self) -> bool:
+        """Whether somebody takes a step with it."""
+        return self._used
+
+    def end(self) -> None:
+        """Close it unless somebody got it by ``turn_of`` meanwhile; who comes now gets another."""
+        if _turns.get(self._path) is self:
+            _turns.pop(self._path, None)
+        if not self.users:
+            self.close()
 
     def __del__(self, close: Callable[[int], None] = os.close) -> None:
         if self._fd >= 0:  # where the interpreter ends, this module's names are gone

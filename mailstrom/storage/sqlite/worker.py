@@ -1,25 +1,27 @@
 """The engine's half of the SQLite store: one connection, used by one thread.
 
-This file owns the connection and the transactions; the verbs' SQL steps live in ``claims`` (lease,
-claim, open, settle), ``routes`` (the MX cache), ``upkeep`` (lapse, expire, purge) and ``clocks``.
+Contract. Each verb of ``WorkerStore`` is here once: which transaction it is, or which statement
+reads for it, and what becomes of its rows. The connection and its transactions are
+``worker_connection``'s, the log is ``logkeeper``'s; the verbs' SQL steps live in ``claims`` (open,
+settle), ``lanes`` (lease, release, suspend), ``routes`` (the MX cache), ``upkeep`` (lapse, expire,
+purge) and ``clocks``. Must not know: how a connection is had, kept and closed.
 
-One method a verb and nothing else, so that the file is long and flat.
+Longer than a file should be, and flat: one method for each verb of a protocol that has forty.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
+import json
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import apsw
 
-from mailstrom.errors import SpoolCorrupt, SpoolError, SpoolReplaced
+from mailstrom.errors import SpoolCorrupt, SpoolError
 from mailstrom.storage.base import (
+    AnswerLost,
     Checkpoint,
     Claimed,
     DueDomain,
@@ -40,23 +42,19 @@ from mailstrom.storage.sqlite import (
     contents,
     forks,
     lanes,
-    poison,
     routes,
-    schema,
+    sweeps,
     upkeep,
-    wal,
 )
-from mailstrom.storage.sqlite.connection import FREE_LOCK_S, rolled_back, spool_errors
+from mailstrom.storage.sqlite.connection import FREE_LOCK_S, spool_errors
 from mailstrom.storage.sqlite.durable import Sync, system_sync
-from mailstrom.storage.sqlite.frames import FramesLost
-from mailstrom.storage.sqlite.patience import Patience
+from mailstrom.storage.sqlite.logkeeper import LogKeeper
 from mailstrom.storage.sqlite.place import FilePlace, Place
 from mailstrom.storage.sqlite.rows import digest
 from mailstrom.storage.sqlite.sql import STATEMENTS, run
 from mailstrom.storage.sqlite.streams import use as put_streams
+from mailstrom.storage.sqlite.worker_connection import WorkerConnection
 from mailstrom.types import OnDoubt
-
-_T = TypeVar("_T")
 
 
 class SQLiteWorkerStore:
@@ -81,67 +79,19 @@ class SQLiteWorkerStore:
         place: Place | None = None,
     ) -> None:
         self.path = path
-        self._busy_ms = busy_ms
         self._doubt_delays_ms = tuple(doubt_delays_ms)
-        self._open: apsw.Connection | None = None
-        self._emptying = wal.Emptying()
         self._shared = contents.Shared()
-        self._unusable: str | None = None
-        self._lost = ""  # why the last repair may not move the log
-        self._locked_s = self._freed_s = 0.0  # of the last transaction
         self._place: Place = place or FilePlace(path, sync)
         self._sync = self._place.durable
-        self._patience = Patience(busy_ms)
-        with forks.inside():
-            self._connection()
-        forks.watch(self)
+        self._connection = WorkerConnection(path, self._place, busy_ms)
+        self._log = LogKeeper(self._connection, self._place)
+        self._write, self._read = self._connection.write, self._connection.read
 
-    def _connection(self) -> apsw.Connection:
-        """The one connection; closed by ``let_go`` and opened again. Only within ``inside``."""
-        if self._unusable is not None:
-            raise SpoolError(f"{self.path}: {self._unusable}")
-        if self._open is None:
-            connection = self._place.connect(busy_ms=self._busy_ms, checkpoint_frames=0)
-            try:
-                schema.require(connection, self.path, client=False)
-                self._sync.bind()
-                self._patience.bind(connection)
-            except BaseException:
-                connection.close()
-                raise
-            self._open = connection
-        return self._open
-
-    def let_go(self) -> None:
-        """Close the idle connection before a fork; see ``forks``."""
-        connection, self._open = self._open, None
-        if connection is not None:
-            connection.close()
-
-    def orphaned(self) -> None:
-        """In a child whose parent forked in the middle of a call; see ``forks``."""
-        self._unusable = "this process was forked in the middle of a transaction"
-
-    def _write(self, doing: str, step: Callable[[apsw.Connection], _T]) -> _T:
-        """Run one step as one immediate transaction."""
-        with forks.inside(), spool_errors(self.path, doing):
-            connection = self._connection()
-            self._sync.verify()  # without shared locks it would write over what others commit
-            try:
-                connection.execute("BEGIN IMMEDIATE")
-                self._locked_s = time.monotonic()
-                result = step(connection)
-                connection.execute("COMMIT")
-                self._freed_s = time.monotonic()
-            except BaseException:
-                if not rolled_back(connection):
-                    self.let_go()
-                raise
-        return result
-
-    def _read(self, doing: str, sql: str, values: dict[str, Any]) -> list[Any]:
-        with forks.inside(), spool_errors(self.path, doing):
-            return self._connection().execute(sql, values).fetchall()
+    def _go_on(self, doing: str, step: Callable[[apsw.Connection], bool], more: bool) -> None:
+        """What a sweep has left, a piece in each transaction; others get the lock in between."""
+        while more:
+            time.sleep(FREE_LOCK_S)
+            more = self._write(doing, step)
 
     # --- workers ----------------------------------------------------------------------------
 
@@ -241,13 +191,12 @@ class SQLiteWorkerStore:
     def room_bytes(self) -> int | None:
         """See ``WorkerStore.room_bytes``."""
         with forks.inside(), spool_errors(self.path, "looking for room"):
-            return self._place.room_bytes(self._connection())
+            return self._place.room_bytes(self._connection.opened())
 
     @property
     def log_full(self) -> bool:
         """See ``WorkerStore.log_full``."""
-        with forks.inside(), spool_errors(self.path, "looking at the log"):
-            return wal.full(self._connection(), self._place.log_bytes())
+        return self._log.full
 
     def log_bytes(self) -> int:
         """See ``WorkerStore.log_bytes``."""
@@ -257,7 +206,10 @@ class SQLiteWorkerStore:
 
     def use_routes(self, policy: str, now_ms: int) -> bool:
         """See ``WorkerStore.use_routes``."""
-        return self._write("setting the routing policy", lambda c: routes.use(c, policy))
+        doing = "setting the routing policy"
+        other, more = self._write(doing, lambda c: routes.use(c, policy))
+        self._go_on(doing, sweeps.expire, more)
+        return other
 
     def due_domains(self, worker: int, limit: int, now_ms: int) -> list[DueDomain]:
         """See ``WorkerStore.due_domains``; takes the lock only where there is something to take."""
@@ -281,12 +233,15 @@ class SQLiteWorkerStore:
     def due_sites(self, now_ms: int) -> list[int]:
         """See ``WorkerStore.due_sites``."""
         rows = self._read("looking for due sites", STATEMENTS["due_sites"], {"now_ms": now_ms})
-        return [row[0] for row in rows]
+        sites: list[int] = json.loads(rows[0][0])
+        return sites
 
-    def open_sites(self, worker: int, *, limit: int, workers: int, now_ms: int) -> list[int]:
+    def open_sites(
+        self, worker: int, *, limit: int, workers: int, most: int, now_ms: int
+    ) -> list[int]:
         """See ``WorkerStore.open_sites``."""
         share = -(-limit // max(1, workers))
-        values = {"worker": worker, "limit": limit, "share": share, "now_ms": now_ms}
+        values = {"worker": worker, "limit": limit, "share": share, "most": most, "now_ms": now_ms}
         rows = self._read("looking for sites with room", STATEMENTS["open_sites"], values)
         return [row[0] for row in rows]
 
@@ -320,26 +275,30 @@ class SQLiteWorkerStore:
         if work.empty:
             return Exchange(frozenset(), frozenset(), [])
         done = self._write("exchanging work", lambda c: claims.exchange(c, work, now_ms))
-        times = self._locked_s, self._freed_s
-        rows = self._with_bodies(done.rows)
+        times = self._connection.locked_s, self._connection.freed_s
+        try:
+            rows = self._with_bodies(done.rows)
+        except BaseException as error:
+            raise AnswerLost("what an exchange claimed cannot be told") from error
         return Exchange(done.settled, done.opened, rows, done.ended, *times, done.more)
 
     def _with_bodies(self, rows: list[tuple[int, Any]]) -> list[Claimed]:
         """Read and verify content, now that the lock is free: nothing else waits for it.
 
-        The claim stands, so trouble here must not look as if it did not: what cannot be read now is
-        marked so (``Claimed.unread``). A damaged page costs the content that lies on it.
+        The claim stands, so no trouble here may look as if it did not: what cannot be read now,
+        for whatever reason, is marked so (``Claimed.unread``). A damaged page costs the content
+        that lies on it.
         """
         try:
             return claims.complete(rows, self._bodies(rows))
-        except SpoolError:
+        except Exception:
             found: dict[int, claims.Kept | None] = {}
             for row in rows:
                 try:
                     found |= self._bodies([row])
                 except SpoolCorrupt:
                     found[row[1][8]] = None
-                except SpoolError:
+                except Exception:  # a lack of memory, say
                     continue
             return claims.complete(rows, found)
 
@@ -347,7 +306,7 @@ class SQLiteWorkerStore:
         if not rows:
             return {}
         with forks.inside(), spool_errors(self.path, "reading content"):
-            return claims.bodies(self._connection(), rows)
+            return claims.bodies(self._connection.opened(), rows)
 
     def chunk(self, content: int, number: int) -> bytes | None:
         """See ``WorkerStore.chunk``."""
@@ -411,9 +370,11 @@ class SQLiteWorkerStore:
         """See ``WorkerStore.keep_clock``."""
         look = clocks.Look(wall_ms, monotonic_ms, boot)
         with forks.inside(), spool_errors(self.path, "looking at the clock"):
-            if clocks.quiet(self._connection(), look):
+            if clocks.quiet(self._connection.opened(), look):
                 return 0
-        return self._write("keeping the clock", lambda c: clocks.keep(c, look, limit))
+        passed, more = self._write("keeping the clock", lambda c: clocks.keep(c, look, limit))
+        self._go_on("keeping the clock", sweeps.shift, more)
+        return passed
 
     def retention(self) -> Retention:
         """See ``WorkerStore.retention``; kept in ``meta``."""
@@ -427,40 +388,14 @@ class SQLiteWorkerStore:
     def purge(self, retention: Retention, limit: int, now_ms: int) -> int:
         """See ``WorkerStore.purge``."""
         with forks.inside(), spool_errors(self.path, "looking for what to purge"):
-            shared = self._shared(self._connection(), now_ms - retention.bodies_ms, limit)
+            shared = self._shared(self._connection.opened(), now_ms - retention.bodies_ms, limit)
         step = partial(upkeep.purge, retention=retention, limit=limit, now_ms=now_ms, shared=shared)
         deleted = self._write("purging", step)
         return deleted + self._write("shrinking the file", upkeep.vacuum)
 
     def checkpoint(self) -> Checkpoint:
-        """See ``WorkerStore.checkpoint``; a file that grew over its alarm is cut back, too.
-
-        Nothing in a poisoned spool: the WAL on the disk may have a gap (see ``repair``).
-        """
-        self._sync.check()
-        with forks.inside(), self._disk_errors("checkpointing"):
-            connection = self._connection()
-            size, limit = self._place.log_bytes(), wal.LIMIT_BYTES
-            if size >= wal.LEAST_ALARM_BYTES:
-                limit = wal.limit_bytes(connection)
-            try:
-                frames, moved, mode = self._emptying(
-                    connection, size=size, limit=limit, busy_ms=self._busy_ms, ask=self._sync.check
-                )
-            finally:
-                self._patience.bind(connection)  # a timeout of SQLite's own has taken its place
-            found = None
-            if size >= wal.alarm_bytes(limit) and mode != "truncate":
-                found = wal.pinned(self.path)
-                seen = found.holders or not found.sure
-                found = replace(found, limit_bytes=limit) if seen else None
-        return Checkpoint(
-            frames=frames,
-            moved=moved,
-            wal_bytes=frames * wal.FRAME_BYTES,
-            mode=mode,
-            pinned=found,
-        )
+        """See ``WorkerStore.checkpoint``."""
+        return self._log.checkpoint()
 
     def sync(self) -> None:
         """See ``WorkerStore.sync``."""
@@ -472,54 +407,12 @@ class SQLiteWorkerStore:
         self._sync.verify()
 
     def repair(self) -> bool:
-        """See ``WorkerStore.repair``: write the WAL anew, empty it, sync afresh.
-
-        First the frames that a failed sync dropped, from the page cache, so that a power cut during
-        all this finds a whole WAL. Then a TRUNCATE checkpoint, and not RESTART, which leaves the
-        old frames in the file until somebody writes; it waits for readers with the write lock, so
-        not for longer than writers may have to wait. Where the page cache has lost them as well
-        nothing is moved; see ``frames``.
-        """
-        self._sync.verify()  # never on the word of files that are not ours
-        begun, self._lost = self._sync.begin_repair(), ""
-        try:
-            with forks.inside():
-                connection = self._connection()
-                connection.execute("BEGIN IMMEDIATE").fetchall()
-                try:
-                    self._sync.rewrite()
-                finally:
-                    connection.execute("ROLLBACK").fetchall()
-                connection.execute("PRAGMA synchronous = 2").fetchall()
-                connection.set_busy_timeout(min(self._busy_ms, wal.LAST_MS))
-                try:
-                    connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
-                finally:
-                    self._patience.bind(connection)
-                    connection.execute("PRAGMA synchronous = 1").fetchall()
-            self._sync.fresh()
-        except SpoolReplaced:
-            raise
-        except FramesLost as error:
-            self._lost = str(error)
-            return False
-        except (apsw.Error, OSError, SpoolError):
-            return False
-        return self._sync.heal(begun)
+        """See ``WorkerStore.repair``."""
+        return self._log.repair()
 
     def unrepaired(self) -> str:
         """See ``WorkerStore.unrepaired``."""
-        return self._lost or poison.unrepaired(self.path)
-
-    @contextlib.contextmanager
-    def _disk_errors(self, doing: str) -> Iterator[None]:
-        """A sync that fails inside SQLite poisons the spool as one of ours does."""
-        with spool_errors(self.path, doing):
-            try:
-                yield
-            except apsw.IOError as error:
-                self._sync.poison(OSError(errno.EIO, str(error)))
-                raise
+        return self._log.unrepaired()
 
     @property
     def poisoned(self) -> bool:
@@ -542,7 +435,4 @@ class SQLiteWorkerStore:
 
     def close(self) -> None:
         """Close the connection; idempotent. Later calls raise SpoolError."""
-        self._unusable = self._unusable or "this store is closed"
-        with forks.inside():
-            self.let_go()
-        self._place.close()
+        self._connection.close()

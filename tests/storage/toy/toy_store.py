@@ -740,7 +740,9 @@ class ToyWorker:
             }
             return sorted(due, key=lambda seq: due[seq])
 
-    def open_sites(self, worker: int, *, limit: int, workers: int, now_ms: int) -> list[int]:
+    def open_sites(
+        self, worker: int, *, limit: int, workers: int, most: int, now_ms: int
+    ) -> list[int]:
         """See ``WorkerStore.open_sites``."""
         with self._spool.lock:
             share = -(-limit // max(1, workers))
@@ -748,10 +750,10 @@ class ToyWorker:
             for seq in self.due_sites(now_ms):
                 site = self._spool.sites[seq]
                 there = [lane for lane in self._spool.lanes.values() if lane.site == seq]
-                most = 1 if site.failures or not site.success_ms else limit
-                if len(there) < most and sum(lane.worker == worker for lane in there) < share:
+                lanes = 1 if site.failures or not site.success_ms else limit
+                if len(there) < lanes and sum(lane.worker == worker for lane in there) < share:
                     found.append(seq)
-            return found
+            return found[:most]
 
     def lease(self, worker: int, *, want: int, limit: int, workers: int, now_ms: int) -> list[Lane]:
         """See ``WorkerStore.lease``."""

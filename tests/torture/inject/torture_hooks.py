@@ -1,6 +1,6 @@
 """Changing a module of the product just after it was loaded, whenever that is.
 
-``after_import("mailstrom_workers.lane", arm)`` calls ``arm(module)`` once, when something imports
+``after_import("mailstrom_workers.feed", arm)`` calls ``arm(module)`` once, when something imports
 it, or now if it is loaded already. So a child process pays for no module that it does not use.
 """
 

@@ -12,15 +12,20 @@ dies; what replaces it finds the token and lives.
 
 A point is one of
 
-* ``at`` "module:Name.name", ``when`` before or after: a function (``given`` restricts the calls);
+* ``at`` "module:Name.name", ``when`` before or after: a function (``given`` restricts the calls by
+  what is found on a path of arguments, attributes and places in a list);
 * ``sql`` a named statement of the product, BEGIN, COMMIT or * (any): just before it is executed;
 * ``io`` an operation of the VFS on ``file`` (db, wal), ``when`` before, half (of a write) or after;
 * ``os`` names of functions of ``os``: just before any of them.
 
+A named statement with a plus and the name of a parameter, "claim+opened", is only meant where that
+was given something.
+
 ``inside`` a named statement: it was executed in this transaction. ``within`` "module:Name.name":
 that function is being executed in this thread. ``follows`` a named statement: a transaction with it
 was committed by this process since the point was armed (executed is not enough: another thread may
-sync what was before). A place that does not exist ends the process with status 86.
+sync what was before). ``tells`` a named statement with a parameter: what it was given last by this
+process is left in the token, too. A place that does not exist ends the process with status 86.
 """
 
 from __future__ import annotations
@@ -35,7 +40,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, NoReturn
 
@@ -46,9 +51,11 @@ from torture_vfs import Op, WatchedVFS, fault, watch_sync
 Spec = Mapping[str, Any]
 
 _STATEMENTS = "mailstrom.storage.sqlite.sql"
+_NAMING = ("sql", "inside", "follows", "tells")  # keys of a spec whose value is a statement
 _REPEATED_ROW = re.compile(r"(\([?,]+\))(?:,\1)+")  # one statement, for however many messages
 _open, _write, _close, _stat, _kill = os.open, os.write, os.close, os.stat, os.kill
 _points: dict[str, Spec] = {}
+_parameters: dict[str, set[str]] = {}  # of statements that are meant only where they were given
 _folder = ""
 
 
@@ -76,6 +83,7 @@ class _Wanted:
         self._told: dict[str, Any] | None = None
         self._hits = 0
         self.committed: set[str] = set()
+        self.given: dict[str, Mapping[str, Any]] = {}  # to statements, by "name+parameter"
 
     def look(self) -> dict[str, Any] | None:
         path = os.path.join(_folder, "armed")
@@ -93,7 +101,7 @@ class _Wanted:
                 return None
             with self._lock:
                 self._mark, self._told, self._hits = mark, told, 0
-                self.committed = set()
+                self.committed, self.given = set(), {}
         return self._told
 
     def count(self) -> int:
@@ -116,7 +124,9 @@ def _reached(name: str, *, op: Op | None = None) -> None:
         token = _open(os.path.join(_folder, told["token"]), os.O_CREAT | os.O_EXCL | os.O_WRONLY)
     except FileExistsError:
         return
-    said = {"pid": os.getpid(), "at": time.monotonic(), "point": name}
+    said: dict[str, Any] = {"pid": os.getpid(), "at": time.monotonic(), "point": name}
+    if "tells" in _points[name]:
+        said["told"] = _wanted.given.get(_points[name]["tells"])
     _write(token, json.dumps(said).encode())
     _close(token)
     if told["do"] == "kill":
@@ -160,7 +170,10 @@ def _given(spec: Spec, values: Mapping[object, Any]) -> bool:
     first, *rest = condition["path"]
     found = values.get(first)
     for name in rest:
-        found = getattr(found, name, None)
+        if isinstance(name, int):
+            found = found[name] if found and len(found) > name else None
+        else:
+            found = getattr(found, name, None)
     if "is" in condition:
         return str(found) == str(condition["is"])
     if "ends" in condition:
@@ -259,20 +272,25 @@ def _arm_statements(points: Mapping[str, Spec]) -> None:
         known: Mapping[str, str] = module.STATEMENTS
         for name, text in known.items():
             names.setdefault(text.strip().rstrip(";").strip(), []).append(name)
-        used = {spec[key] for spec in points.values() for key in ("sql", "inside", "follows")
-                if key in spec}  # fmt: skip
+        used = {spec[key] for spec in points.values() for key in _NAMING if key in spec}
         missing = used - set(known) - {"BEGIN", "COMMIT", "*"}
+        for one in sorted(missing):
+            name, _, parameter = one.partition("+")
+            if parameter and re.search(rf":{parameter}\b", known.get(name, "")):
+                _parameters.setdefault(name, set()).add(parameter)
+                missing.remove(one)
         if missing:
             _nowhere(f"there are no statements {sorted(missing)}")
 
     after_import(_STATEMENTS, learn)
 
-    def trace(cursor: apsw.Cursor, sql: str, _bindings: object) -> bool:
+    def trace(cursor: apsw.Cursor, sql: str, bindings: object) -> bool:
         text = _REPEATED_ROW.sub(r"\1", sql.strip().rstrip(";").strip())
         word = text.split(None, 1)[0].upper() if text else ""
         known = [word] if word in ("BEGIN", "COMMIT") else names.get(text, [])
         if word == "BEGIN" or cursor.connection.get_autocommit():
             _here.transaction.clear()
+        known = [*known, *_with_parameters(known, bindings)]
         for name in known:
             for point in wanted.get(name, ()):
                 _reached(point)
@@ -292,6 +310,18 @@ def _arm_statements(points: Mapping[str, Spec]) -> None:
         connection.trace_v2(apsw.SQLITE_TRACE_PROFILE, done)
 
     apsw.connection_hooks.append(hook)
+
+
+def _with_parameters(names: Sequence[str], bindings: object) -> list[str]:
+    """Those of these statements that were given something for a parameter, as "name+parameter"."""
+    found: list[str] = []
+    for name in names:
+        for parameter in _parameters.get(name, ()):
+            if isinstance(bindings, Mapping) and bindings.get(parameter):
+                _wanted.look()
+                found.append(f"{name}+{parameter}")
+                _wanted.given[found[-1]] = dict(bindings)
+    return found
 
 
 def _arm_files(points: Mapping[str, Spec]) -> None:

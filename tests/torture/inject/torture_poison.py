@@ -17,12 +17,12 @@ STATUS = 71
 
 
 def arm(settings: dict[str, Any]) -> None:
-    """Poison ``mailstrom_workers.lane.LaneRun._outgoing``."""
+    """Poison ``mailstrom_workers.feed.Feed._outgoing``."""
     fatal = str(settings.get("exit", "")).encode()
     huge = str(settings.get("memory", "")).encode()
 
     def poison(module: ModuleType) -> None:
-        real = module.LaneRun._outgoing
+        real = module.Feed._outgoing
 
         def outgoing(self: Any, transaction: Any) -> Any:
             body = transaction.recipients[0].body or b""
@@ -32,6 +32,6 @@ def arm(settings: dict[str, Any]) -> None:
                 raise MemoryError("injected: no memory for this message")
             return real(self, transaction)
 
-        module.LaneRun._outgoing = outgoing
+        module.Feed._outgoing = outgoing
 
-    after_import("mailstrom_workers.lane", poison)
+    after_import("mailstrom_workers.feed", poison)

@@ -64,7 +64,7 @@ def test_every_error_class_of_ours_has_a_code() -> None:
 
 def test_every_exit_code_is_documented() -> None:
     assert set(MEANINGS) == set(Exit)
-    assert sorted(MEANINGS) == [0, 1, 64, 65, 73, 75, 78]
+    assert sorted(MEANINGS) == [0, 1, 64, 65, 73, 74, 75, 78]
 
 
 def test_a_bug_shows_its_traceback(run: Any, fake: Any) -> None:
@@ -111,6 +111,14 @@ def test_a_bug_shows_its_traceback(run: Any, fake: Any) -> None:
         ("demo", "-n", "0"),
         ("serve", "--workers", "0"),
         ("serve", "extra"),
+        ("queue", "list", "--limit", "9" * 20),
+        ("queue", "list", "--tag", "\udcff"),
+        ("queue", "cancel", "--yes", "--stream", "\udcff"),
+        ("report", "domains", "--limit", "9" * 20),
+        ("report", "latency", "--limit", "9" * 20),
+        ("report", "latency", "--stream", "\udcff"),
+        ("destinations", "show", "\udcff"),
+        ("sql", "select '\udcff'"),
     ],
 )
 def test_a_wrong_command_line_exits_64_and_touches_nothing(
@@ -327,6 +335,24 @@ def test_sql_reads_the_query_from_standard_input(run: Any, fake: Any) -> None:
     done = run("sql", "-", stdin=b"select 2")
     assert queries(fake) == [("select 2", [])]
     assert (done.code, done.out, done.err) == (0, "", "no rows\n")
+
+
+@pytest.mark.parametrize(
+    ("query", "why"),
+    [
+        (b"select '\xff'", "not UTF-8 at byte 8"),
+        (b"\0" * 100_000, "holds NUL"),
+        (b"", "is empty"),
+    ],
+    ids=["bytes", "NUL", "empty"],
+)
+def test_standard_input_that_holds_no_query_exits_64(
+    run: Any, fake: Any, query: bytes, why: str
+) -> None:
+    done = run("sql", "-", stdin=query)
+    assert (done.code, done.out) == (64, "")
+    assert f"the query {why}" in done.err or f"the query is {why}" in done.err
+    assert fake.FakeClient.calls == []
 
 
 # -- store, config, version ----------------------------------------------------------------------

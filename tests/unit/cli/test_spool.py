@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from mailstrom import Mailstrom
+
 MAIL = b"From: a@x.test\nTo: b@y.test, c@z.test\nSubject: hi\n\nbody\n"
 
 
@@ -88,6 +90,32 @@ def test_a_file_that_is_no_spool_exits_78_and_stays_as_it_was(run: Any, tmp_path
 
 def test_a_place_where_nothing_can_be_made_exits_73(run: Any) -> None:
     assert run("store", "init", "/proc/none/spool.db").code == 73
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("store", "backup", "\udcff.db"), 73),
+        (("store", "salvage", "SPOOL", "\udcff.db"), 73),
+        (("serve", "--store", "\udcff.db"), 78),
+        (("config", "check", "--store", "\udcff.db"), 78),
+    ],
+)
+def test_a_name_that_sqlite_cannot_open_is_told(
+    run: Any, spool: str, tmp_path: Path, arguments: tuple[str, ...], code: int
+) -> None:
+    Mailstrom(spool).close()
+    files = sorted(os.listdir(tmp_path))
+    done = run(*(spool if word == "SPOOL" else word for word in arguments))
+    assert (done.code, done.out) == (code, "")
+    assert "is not UTF-8, which SQLite needs" in done.err
+    assert sorted(os.listdir(tmp_path)) == files
+
+
+def test_a_spools_name_of_thousands_of_characters_is_told_shortly(run: Any) -> None:
+    done = run("serve", "--store", "/y" * 3000)
+    assert done.code == 78
+    assert len(done.err) < 400
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,12 @@ import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from mailstrom import Mailstrom, SpoolError
+from mailstrom import Mailstrom, OutcomeUnknown, SpoolError
 from mailstrom.storage.sqlite import forks
 from tests.support.engine import environment
 
@@ -168,6 +168,46 @@ def test_a_fork_in_the_middle_of_a_call_leaves_a_child_that_refuses(client: Mail
     assert ended_well([pid])
     assert client.status(id).id == id
     assert client.send(SEND)
+
+
+def test_a_child_that_goes_on_with_its_parents_stream_is_told_whose_the_messages_are(
+    client: Mailstrom,
+) -> None:
+    """A generator forks, and both come back from it: what it gave before is the parent's."""
+    pids = list[int]()
+
+    def messages(fork_at: int) -> Iterator[bytes]:
+        for number in range(20):
+            if number == fork_at:
+                pids.append(os.fork())
+            yield SEND
+
+    told = None
+    try:
+        ids = client.send_many(messages(10))
+    except OutcomeUnknown as error:
+        told = error
+    if pids == [0]:  # the child
+        known = told is not None and "forked" in str(told) and client.status(client.send(SEND))
+        os._exit(0 if known else 1)
+    assert told is None
+    assert ended_well(pids)
+    assert len(set(ids)) == 20
+    assert client.query("SELECT count(*) FROM messages") == [(21,)], "none of them twice"
+
+
+def test_a_child_of_a_stream_that_has_given_nothing_yet_sends_its_own(client: Mailstrom) -> None:
+    pids = list[int]()
+
+    def messages() -> Iterator[bytes]:
+        pids.append(os.fork())
+        yield from [SEND] * 5
+
+    ids = client.send_many(messages())
+    if pids == [0]:
+        os._exit(0 if len(ids) == 5 else 1)
+    assert ended_well(pids)
+    assert client.query("SELECT count(*) FROM messages") == [(10,)]
 
 
 def test_nothing_of_a_fork_is_left_behind(client: Mailstrom) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import threading
 from collections.abc import Iterator
+from types import FrameType
 from typing import Any
 
 import apsw
@@ -11,8 +14,9 @@ import pytest
 
 from mailstrom import InvalidMessage, Mailstrom, OutcomeUnknown
 from mailstrom.client.commit import Request
-from mailstrom.client.sending import CHUNK_MESSAGES, LOCK_NS, Pace
+from mailstrom.client.sending import CHUNK_MESSAGES, LOCK_NS, Ahead, Chunk, Pace
 from mailstrom.errors import IdempotencyConflict
+from tests.storage.spool import submission
 
 
 def stored(client: Mailstrom) -> int:
@@ -178,3 +182,55 @@ def test_chunks_shrink_where_they_cost_too_much_and_grow_again() -> None:
     assert pace.messages == CHUNK_MESSAGES
     pace.learn(CHUNK_MESSAGES, 10_000 * LOCK_NS)
     assert pace.messages == 16, "never so few that the disk decides"
+
+
+def test_wherever_a_stream_is_interrupted_what_was_stored_of_it_is_told(
+    client: Mailstrom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At each bytecode in turn: no lock stays taken that whoever waits for the outcome needs."""
+    monkeypatch.setattr("mailstrom.client.sending.HEAD_START_S", 0.03)  # it has ended until then
+    committer, submitted = client._committer, list[Request]()
+    submit = committer.submit
+    monkeypatch.setattr(committer, "submit", lambda one: (submitted.append(one), submit(one))[1])
+    told, left = "", 1
+    for number in range(1, 400):
+        ids, ran = list[str](), list[int]()
+        ahead, left = Ahead(committer, ids), number
+        chunk = Chunk(Pace())
+        chunk.add(submission(), committer.begin())
+
+        def each(frame: FrameType, event: str, _: object) -> Any:
+            nonlocal left
+            if frame.f_code is not Ahead.put.__code__:
+                return None
+            frame.f_trace_opcodes = True
+            left -= event == "opcode"
+            if left == 0:
+                raise KeyboardInterrupt
+            return each
+
+        def store(ran: list[int] = ran) -> list[str]:
+            ran.append(1)
+            return ["stored"]
+
+        before = sys.gettrace()
+        with contextlib.suppress(KeyboardInterrupt):
+            try:
+                sys.settrace(each)
+                ahead.put(chunk, store)
+            finally:
+                sys.settrace(before)
+        committer.call(int)  # what was begun has ended
+        for one in submitted:
+            if one.key:  # ours
+                assert one.done.acquire(blocking=False), f"interrupted at bytecode {number}"
+                one.done.release()
+        submitted.clear()
+        ahead.leave(KeyboardInterrupt())
+        told += "stored" if ids else "-"
+        assert ids == ["stored"] * len(ran), f"interrupted at bytecode {number}"
+        if left > 0:
+            break
+    assert left > 0, "it was interrupted at each"
+    assert told.startswith("-")
+    assert told.endswith("stored")

@@ -145,6 +145,7 @@ def test_a_default_file_that_cannot_be_read_is_an_error(
         ("[delivery]\nworkers = 0", r"\[delivery\] workers: .*\"auto\" or integer from 1"),
         ("[delivery]\nworkers = 'many'", r"\[delivery\] workers: "),
         ("[delivery]\ndrain_timeout = 30", r'30 has no unit: write text with a unit, as "30s"'),
+        ("[supervisor]\nwatchdog = '100ms'", r"\[supervisor\] watchdog: .*duration from 5s to 1d"),
         ("[retry]\nschedule = ['1m', 'soon']", r"\[retry\] schedule: 'soon' is no duration"),
         ("[retry]\nschedule = []", r"schedule: \[\] does not fit; .* \(from 1 to 100 entries\)"),
         ("[retry]\njitter = 1.5", r"\[retry\] jitter: .*from 0 to 0.9"),

@@ -92,7 +92,7 @@ def at(stage: Stage, answer: Reply | Fault, *, later: Fault | None = None) -> Tr
 
 
 STAGES = tuple(BEFORE)
-FAULTS = tuple(Fault)
+FAULTS = (Fault.CLOSED, Fault.TIMEOUT, Fault.GARBAGE)  # the peer's
 
 
 @pytest.mark.parametrize("later", [None, Fault.CLOSED, Fault.GARBAGE])
@@ -149,9 +149,31 @@ def test_a_loss_before_the_dot_is_never_in_doubt(
         assert verdict.stage is stage
 
 
+@pytest.mark.parametrize("excused", [True, False])
 @pytest.mark.parametrize("reused", [True, False])
 @pytest.mark.parametrize("last_host", [True, False])
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("stage", [Stage.MAIL, Stage.RCPT, Stage.DATA, Stage.BODY])
+def test_what_we_cut_ourselves_before_the_dot_is_nobodys_fault(
+    stage: Stage, last_host: bool, reused: bool, excused: bool
+) -> None:
+    ended = at(stage, Fault.CUT)
+    verdict = judge(
+        ended, 0, last_host=last_host, reused=reused, on_doubt=OnDoubt.HOLD, excused=excused
+    )
+    assert (verdict.action, verdict.judgement) == (Action.AGAIN, None)
+    assert (verdict.stage, verdict.in_doubt, verdict.reply_code) == (stage, False, None)
+
+
+def test_a_refusal_stands_though_we_cut_behind_it() -> None:
+    no = reply(550)
+    ended = end(mail=OK, rcpts=(no, OK, None), stage=Stage.RCPT, fault=Fault.CUT)
+    verdicts = [decide(ended, number) for number in range(3)]
+    assert [verdict.action for verdict in verdicts] == [Action.FAIL, Action.AGAIN, Action.AGAIN]
+
+
+@pytest.mark.parametrize("reused", [True, False])
+@pytest.mark.parametrize("last_host", [True, False])
+@pytest.mark.parametrize("fault", [*FAULTS, Fault.CUT])
 def test_a_loss_after_the_dot_is_in_doubt_and_never_tries_another_host(
     fault: Fault, last_host: bool, reused: bool
 ) -> None:

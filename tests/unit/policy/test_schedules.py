@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mailstrom.policy.pace import claim_size
 from mailstrom.policy.restart import DEFAULT_SCHEDULE, restart_delay_s
 from mailstrom.policy.retry import RetrySchedule, delay_s, next_attempt_ms
-from mailstrom.policy.site import claim_size, suspension_s
+from mailstrom.policy.site import suspension_s
 from mailstrom.policy.timeouts import Timeouts
 
 delays = st.lists(st.floats(2, 1e6), min_size=1, max_size=12).map(lambda d: tuple(sorted(d)))

@@ -18,6 +18,7 @@ from tests.unit.smtp.driving import (
     Drive,
     bdat,
     body,
+    code,
     codes,
     dotted,
     lines,
@@ -121,10 +122,11 @@ def test_refusals_in_a_flight(name: str, split: int) -> None:
 
 def test_the_first_bdat_is_never_sent_to_nobody() -> None:
     drive = Drive(FIRST_BDAT).begin(2).say(lines(250, 550, 450))
-    (end,) = drive.ends
+    assert drive.wrote == mail(0) + rcpts(0, 2) + RSET
+    (end,) = drive.say(lines(250)).ends
+    assert codes(end) == (250, (550, 450), None, None)
     assert (end.stage, end.usable, end.dot_written) == (Stage.RCPT, True, False)
-    assert b"BDAT" not in drive.wrote
-    assert drive.cleared().begin().wrote == RSET + mail(1) + rcpts(1)
+    assert drive.cleared().begin().wrote == mail(1) + rcpts(1)
 
 
 def test_an_envelope_follows_a_failed_bdat_behind_a_reset() -> None:
@@ -133,10 +135,12 @@ def test_an_envelope_follows_a_failed_bdat_behind_a_reset() -> None:
 
 
 @pytest.mark.parametrize("dialect", [BDAT, FIRST_BDAT, SERIAL])
-@pytest.mark.parametrize("code", [500, 501, 502, 503, 504])
-def test_an_unknown_bdat_refuses_nobody_and_is_not_tried_again(dialect: Dialect, code: int) -> None:
+@pytest.mark.parametrize("unknown", [500, 501, 502, 503, 504])
+def test_an_unknown_bdat_refuses_nobody_and_is_not_tried_again(
+    dialect: Dialect, unknown: int
+) -> None:
     drive = Drive(dialect).begin()
-    for one in (250, 250, code):
+    for one in (250, 250, unknown):
         drive.say(lines(one))
     (end,) = drive.ends
     assert codes(end) == (250, (250,), None, None)
@@ -155,6 +159,16 @@ def test_a_reply_too_many_with_that_to_a_bdat_makes_it_doubtful(extra: int) -> N
     replies = [250, 250, 250]
     drive = Drive(BDAT).begin().say(lines(*replies[: extra + 1], *replies[extra:]))
     (end,) = drive.ends
+    assert (end.dot, end.dot_written, end.fault) == (None, True, Fault.GARBAGE)
+    assert (end.usable, end.stumbled) == (False, Extension.CHUNKING)
+
+
+@pytest.mark.parametrize("words", [b"250 OK\r\n", b"250 Accepted\r\n"])
+def test_where_a_bdat_worked_its_first_consent_in_a_session_has_words_of_its_own(
+    words: bytes,
+) -> None:
+    drive = Drive(BDAT).begin().say(b"250 OK\r\n250 Accepted\r\n").say(words)
+    (end,) = drive.ends  # one reply too many came before
     assert (end.dot, end.dot_written, end.fault) == (None, True, Fault.GARBAGE)
     assert (end.usable, end.stumbled) == (False, Extension.CHUNKING)
 
@@ -197,6 +211,68 @@ def test_a_loss_before_the_last_octet_was_taken_is_not(before: list[int], stage:
     (end,) = drive.ends
     assert (end.stage, end.dot_written) == (stage, False)
     assert drive.dialogue.take_output() == b""
+
+
+# A close: what it teaches. A server may close at each BDAT, or behind each message
+
+TAUGHT = [  # dialect, messages taken before, replies to the next, whether CHUNKING is to blame
+    (FIRST_BDAT, 0, [250, 250], True),
+    (FIRST_BDAT, 0, [250], False),
+    (FIRST_BDAT, 0, [], False),
+    (FIRST_BDAT, 1, [250, 250], False),
+    (FIRST_BDAT, 1, [], True),
+    (BDAT, 0, [250, 250], True),  # it worked at this site once, and may no more
+    (BDAT, 0, [250], False),
+    (BDAT, 0, [], False),
+    (BDAT, 1, [250, 250], False),
+    (BDAT, 1, [250], False),
+    (BDAT, 1, [], True),
+    (SERIAL, 0, [250, 250], True),
+    (SERIAL, 1, [250, 250], False),
+]
+
+
+@pytest.mark.parametrize(("dialect", "before", "replies", "blamed"), TAUGHT)
+def test_a_close_at_a_bdat_that_none_answered_before_spares_the_site_bdat(
+    dialect: Dialect, before: int, replies: list[int], blamed: bool
+) -> None:
+    drive = Drive(dialect)
+    for _ in range(before):
+        drive.begin()
+        for one in (250, 250, 250):
+            drive.say(lines(one))
+        assert [code(end.dot) for end in drive.ends] == [250]
+        drive.cleared()
+    drive.begin()
+    for one in replies:
+        drive.say(lines(one))
+    out = bdat(before) in drive.wrote
+    (end,) = drive.took(drive.dialogue.receive_eof()).ends
+    assert end.stumbled is (Extension.CHUNKING if blamed else None)
+    # in doubt where the last octet was handed over, whatever it teaches
+    assert (end.fault, end.dot, end.dot_written) == (Fault.CLOSED, None, out)
+
+
+@pytest.mark.parametrize("verdict", [452, 554])
+def test_a_bdat_that_was_refused_was_answered_too(verdict: int) -> None:
+    drive = Drive(BDAT).begin().say(lines(250, 250, verdict)).cleared()
+    drive.begin().say(lines(250, 250, 250))
+    (end,) = drive.took(drive.dialogue.receive_eof()).ends
+    assert (end.stumbled, end.dot_written) == (None, True)
+
+
+def test_a_first_bdat_with_another_envelope_behind_it_is_to_blame_before_that() -> None:
+    drive = Drive(Dialect(chunk_octets=1000, depth=2)).begin().say(lines(250, 250)).begin()
+    first, second = drive.took(drive.dialogue.receive_eof()).ends
+    assert (first.stumbled, second.stumbled) == (Extension.CHUNKING, None)
+    assert (second.behind, second.dot_written) == (True, False)
+
+
+def test_a_bdat_cut_by_ourselves_teaches_nothing() -> None:
+    for fault in (Fault.CLOSED, Fault.CUT):
+        drive = Drive(FIRST_BDAT).begin().say(lines(250, 250))
+        (end,) = drive.took(drive.dialogue.fail(fault)).ends
+        assert (end.stumbled, end.dot_written) == (None, True)
 
 
 # Several in flight

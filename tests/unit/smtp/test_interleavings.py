@@ -28,6 +28,7 @@ from mailstrom.smtp.client import (
 )
 from mailstrom.types import OnDoubt
 from tests.unit.smtp.driving import OFFER, bdat, body, dotted
+from tests.unit.smtp.pieces import End, Pieces
 
 DIALECTS = [
     Dialect(pipelining=pipelining, chunk_octets=octets, chunks_proved=proved, depth=depth)
@@ -54,19 +55,23 @@ class Model:
 
     def __init__(self, lot: Random) -> None:
         self.lot = lot
-        self.buffer = b""
+        self.pieces = Pieces()
         self.said: deque[bytes] = deque()
         self.taken: set[tuple[bytes, bytes]] = set()
         self.closed = False
         self.open = False
         self.recipients: list[bytes] = []
-        self.content = False
-        self.octets = -1
 
     def feed(self, data: bytes) -> None:
-        self.buffer += data
-        while not self.closed and self._step():
-            pass
+        for piece in () if self.closed else self.pieces.feed(data):
+            if isinstance(piece, bytes):
+                self._command(piece)
+            elif piece is End.CHUNK and not (self.open and self.recipients):
+                self._answer(503)
+            else:
+                self._end()
+            if self.closed:
+                break
 
     def _say(self, what: str) -> int:
         code = self.lot.choice(LOTS[what])
@@ -79,31 +84,8 @@ class Model:
         self.said.append(b"%d words\r\n" % code)
         self.closed = self.closed or code == 421
 
-    def _step(self) -> bool:
-        if self.octets >= 0:
-            if len(self.buffer) < self.octets:
-                return False
-            self.buffer, self.octets = self.buffer[self.octets :], -1
-            if self.open and self.recipients:
-                self._end()
-            else:
-                self._answer(503)
-            return True
-        end = b"\r\n.\r\n" if self.content else b"\r\n"
-        if self.content and self.buffer.startswith(b".\r\n"):
-            self.buffer = b"\r\n" + self.buffer
-        line, found, rest = self.buffer.partition(end)
-        if not found:
-            return False
-        self.buffer = rest
-        if self.content:
-            self.content = False
-            self._end()
-        else:
-            self._command(line)
-        return True
-
     def _end(self) -> None:
+        self.pieces.content = False
         if self._say("end") == 250:
             self.taken |= {(self.sender, one) for one in self.recipients}
         self._forget()
@@ -123,12 +105,12 @@ class Model:
                 self.recipients.append(rest.removeprefix(b"TO:<").removesuffix(b">"))
         elif verb == b"DATA":
             if self.recipients:
-                self.content = self._say("DATA") == 354
+                self.pieces.content = self._say("DATA") == 354
             else:  # both are seen in the wild (RFC 2920 section 3.1)
-                self.content = self.open and self.lot.random() < 0.5
-                self._answer(354 if self.content else 503)
+                self.pieces.content = self.open and self.lot.random() < 0.5
+                self._answer(354 if self.pieces.content else 503)
         elif verb == b"BDAT":
-            self.octets = int(rest.split()[0])
+            self.pieces.octets = int(rest.split()[0])
         elif verb == b"RSET":
             self._forget()
             self._say("RSET")

@@ -23,9 +23,17 @@ SELECT e.id, m.id
                       AND l.detail ->> 'counted' IS NOT 0)
  ORDER BY e.id LIMIT :most;
 
--- name: recent_incomplete
+-- name: recent_oldest
+-- Of messages that are not finished the oldest, as far as they are among the oldest of all.
 SELECT id FROM message
- WHERE seq IN (SELECT seq FROM message WHERE finished_ms IS NULL ORDER BY seq LIMIT :most)
+ WHERE seq < (SELECT min(seq) FROM message) + :near AND finished_ms IS NULL
+ ORDER BY seq LIMIT :most;
+
+-- name: recent_incomplete
+-- The same wherever they are: all that are not finished are looked at, but nothing that is.
+SELECT id FROM message
+ WHERE seq IN (SELECT seq FROM message INDEXED BY message_expiry WHERE finished_ms IS NULL
+                ORDER BY seq LIMIT :most)
  ORDER BY seq;
 
 -- name: recent_move
@@ -36,7 +44,48 @@ INSERT INTO meta (key, value) SELECT 'recent_event', :top
 RETURNING value;
 
 -- name: waiting
-SELECT status, recipients FROM queue_counts;
+-- As the view queue_counts, without its messages, each of which must be looked for: what is shown
+-- deferred since its site is suspended, or the DNS of its domain fails, is counted within an index.
+WITH clock_now AS (
+  SELECT CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER) AS now_ms),
+failing AS (
+  SELECT d.name, d.site, d.usable_ms + 60000 <= n.now_ms AS outdated
+    FROM clock_now n CROSS JOIN domain d INDEXED BY domain_failing
+   WHERE d.result = 'temporary' AND d.retry_ms > n.now_ms),
+shown AS MATERIALIZED (
+  SELECT (SELECT count(*)
+            FROM clock_now n CROSS JOIN site s INDEXED BY site_suspended CROSS JOIN recipient r
+           WHERE s.suspended_until_ms > n.now_ms AND s.suspended_until_ms > 0
+             AND r.site = s.seq AND r.priority IN (0, 1, 2) AND r.due_ms IS NOT NULL
+             AND r.due_ms <= n.now_ms AND r.state = 'queued')
+       + (SELECT count(*)
+            FROM clock_now n CROSS JOIN failing f CROSS JOIN recipient r
+           WHERE r.domain = f.name AND r.site IS NULL AND r.due_ms IS NOT NULL
+             AND r.due_ms <= n.now_ms AND r.state = 'queued')
+       + (SELECT count(*)
+            FROM clock_now n
+           CROSS JOIN (SELECT DISTINCT site FROM failing WHERE outdated AND site IS NOT NULL) f
+           CROSS JOIN site s CROSS JOIN recipient r CROSS JOIN domain d
+           WHERE s.seq = f.site AND s.suspended_until_ms <= n.now_ms
+             AND r.site = s.seq AND r.priority IN (0, 1, 2) AND r.due_ms IS NOT NULL
+             AND r.due_ms <= n.now_ms AND r.state = 'queued'
+             AND d.name = r.domain AND d.result = 'temporary' AND d.retry_ms > n.now_ms
+             AND d.usable_ms + 60000 <= n.now_ms) AS amount),
+taken AS MATERIALIZED (
+  SELECT count(*) FILTER (WHERE state = 'sending') AS sending,
+         count(*) FILTER (WHERE state = 'claimed' AND deferrals = 0 AND NOT in_doubt) AS queued,
+         count(*) FILTER (WHERE state = 'claimed' AND (deferrals > 0 OR in_doubt)) AS deferred
+    FROM recipient WHERE lane IS NOT NULL)
+SELECT t.state,
+       t.recipients
+         + CASE t.state
+             WHEN 'queued' THEN taken.queued - shown.amount
+                  + coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'recipient'), 0)
+             WHEN 'deferred' THEN taken.deferred + shown.amount
+             ELSE 0 END
+  FROM tally t, shown, taken
+ UNION ALL
+SELECT 'sending', sending FROM taken;
 
 -- name: finished_lately
 SELECT status, sum(recipients) FROM hour_stat

@@ -4,12 +4,16 @@
 -- Sought: ids, tags, held ones, messages that are not finished. Everything else (sender, stream,
 -- domain, address, time, final statuses) walks: find from the newest message back and stops at the
 -- limit, targets in the spool's order from where the last page ended.
+--
+-- Where find met too little among the newest it asks indexes who may be meant by a word that few
+-- messages have (few_...): candidates, each looked at as the other fragments say. Where they are too
+-- many (:bound), or not all of them (few_moved), the walk goes on.
 
 -- name: message_seq
 SELECT seq FROM message WHERE id = :id;
 
 -- name: find_head
-SELECT m.seq, m.id FROM message m WHERE m.seq < :after
+SELECT m.seq, m.id FROM message m WHERE m.seq < :after AND m.seq >= :floor
 
 -- name: find_recipient
 EXISTS (SELECT 1 FROM recipient r WHERE r.message = m.seq
@@ -88,3 +92,67 @@ EXISTS (SELECT 1 FROM recipient_now n
 -- name: by_reasons
 EXISTS (SELECT 1 FROM recipient_now n
          WHERE n.seq = r.seq AND n.reason IN (SELECT value FROM json_each(:reasons)))
+
+-- name: few_on_lanes
+-- Claimed or on the wire.
+SELECT message FROM recipient INDEXED BY recipient_lane WHERE lane IS NOT NULL
+
+-- name: few_held
+SELECT message FROM recipient INDEXED BY recipient_held WHERE state = 'held'
+
+-- name: few_deferred
+-- Deferred by an attempt (not looked for where the tally knows of none); or shown so, as in the view
+-- recipient_now, since their site is suspended or the DNS of their domain fails.
+SELECT r.message
+  FROM tally t CROSS JOIN recipient r INDEXED BY recipient_due
+ WHERE t.state = 'deferred' AND t.recipients > 0
+   AND r.due_ms IS NOT NULL AND r.site IS NOT NULL AND r.state = 'deferred'
+ UNION ALL
+SELECT r.message
+  FROM tally t CROSS JOIN recipient r INDEXED BY recipient_unrouted
+ WHERE t.state = 'deferred' AND t.recipients > 0
+   AND r.due_ms IS NOT NULL AND r.site IS NULL AND r.state = 'deferred'
+ UNION ALL
+SELECT r.message
+  FROM (SELECT CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER) AS now_ms) n
+ CROSS JOIN site s INDEXED BY site_suspended CROSS JOIN recipient r INDEXED BY recipient_due
+ WHERE s.suspended_until_ms > n.now_ms AND s.suspended_until_ms > 0
+   AND r.site = s.seq AND r.priority IN (0, 1, 2) AND r.due_ms IS NOT NULL
+   AND r.due_ms <= n.now_ms AND r.state = 'queued'
+ UNION ALL
+SELECT r.message
+  FROM (SELECT CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER) AS now_ms) n
+ CROSS JOIN domain d INDEXED BY domain_failing CROSS JOIN recipient r INDEXED BY recipient_unrouted
+ WHERE d.result = 'temporary' AND d.retry_ms > n.now_ms
+   AND r.domain = d.name AND r.site IS NULL AND r.due_ms IS NOT NULL
+   AND r.due_ms <= n.now_ms AND r.state = 'queued'
+ UNION ALL
+SELECT r.message
+  FROM (SELECT CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER) AS now_ms) n
+ CROSS JOIN domain d INDEXED BY domain_failing CROSS JOIN recipient r INDEXED BY recipient_due
+ WHERE d.result = 'temporary' AND d.retry_ms > n.now_ms AND d.usable_ms + 60000 <= n.now_ms
+   AND d.site IS NOT NULL AND r.site = d.site AND r.priority IN (0, 1, 2) AND r.due_ms IS NOT NULL
+   AND r.due_ms <= n.now_ms AND r.state = 'queued'
+
+-- name: few_moved
+-- Whether a domain whose DNS fails has led elsewhere: what waits there under an old stamp is shown
+-- deferred, too, and no index tells where that is.
+SELECT 1 FROM domain INDEXED BY domain_failing
+ WHERE result = 'temporary' AND generation > (site IS NOT NULL)
+   AND retry_ms > CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER) LIMIT 1;
+
+-- name: few_ended
+-- Only a message of several recipients has one that is final before it is finished itself.
+SELECT seq FROM message INDEXED BY message_body
+ WHERE finished_ms IS NOT NULL AND purged_ms IS NULL
+ UNION ALL
+SELECT seq FROM message INDEXED BY message_purged
+ WHERE finished_ms IS NOT NULL AND purged_ms IS NOT NULL
+ UNION ALL
+SELECT message FROM message_tally
+
+-- name: few_tail
+LIMIT :bound
+
+-- name: by_few
+m.seq IN (SELECT value FROM json_each(:few))

@@ -2,9 +2,10 @@
 
 -- name: due_sites
 -- None in a copy that nobody adopted.
-SELECT seq FROM site
- WHERE ready_ms <= :now_ms AND NOT EXISTS (SELECT 1 FROM meta WHERE key = 'copied_ms')
- ORDER BY ready_ms LIMIT 1000;
+SELECT json_group_array(seq) FROM (
+  SELECT seq FROM site
+   WHERE ready_ms <= :now_ms AND NOT EXISTS (SELECT 1 FROM meta WHERE key = 'copied_ms')
+   ORDER BY ready_ms LIMIT 1000);
 
 -- name: ready_sites
 -- canary: nothing is known of the site, or it failed last time; one lane finds out for all. Sites
@@ -34,7 +35,7 @@ SELECT seq FROM site
        < CASE WHEN last_success_ms = 0 OR failures > 0 THEN 1
               ELSE min(:limit, coalesce(lane_cap + (cap_ms <= :now_ms), :limit)) END
    AND (SELECT count(*) FROM lane WHERE lane.site = site.seq AND worker = :worker) < :share
- ORDER BY ready_ms LIMIT 1000;
+ ORDER BY ready_ms LIMIT :most;
 
 -- name: grow_caps
 UPDATE site SET lane_cap = CASE WHEN lane_cap + 1 < :limit THEN lane_cap + 1 END,

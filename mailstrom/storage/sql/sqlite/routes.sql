@@ -116,8 +116,10 @@ UPDATE domain SET router = NULL WHERE name = :name;
 UPDATE domain SET router = NULL, retry_ms = :retry_ms WHERE name = :name AND router = :worker;
 
 -- name: expire_routes
+-- Names in hexadecimal digits.
 UPDATE domain SET expires_ms = 0, usable_ms = 0, retry_ms = 0
- WHERE expires_ms > 0 OR usable_ms > 0 OR retry_ms > 0;
+ WHERE name > CAST(unhex(:after) AS TEXT) AND name <= CAST(unhex(:until) AS TEXT)
+   AND (expires_ms > 0 OR usable_ms > 0 OR retry_ms > 0);
 
 -- name: expire_waiting
 -- Some domains of these recipients are looked up before their answer is used again: any answer writes

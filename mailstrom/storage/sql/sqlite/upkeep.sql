@@ -10,6 +10,9 @@ SELECT key, value FROM meta WHERE key GLOB 'retention_*';
 INSERT INTO meta (key, value) VALUES (:key, :value)
     ON CONFLICT (key) DO UPDATE SET value = excluded.value;
 
+-- name: meta_delete
+DELETE FROM meta WHERE key = :key;
+
 -- name: worker_add
 INSERT INTO worker (kind, pid, host, boot, lock, state, started_ms, heartbeat_ms, restarts)
 VALUES (:kind, :pid, :host, :boot, :lock, 'starting', :now_ms, :now_ms, :restarts)
@@ -213,21 +216,38 @@ UPDATE recipient SET due_ms = :at_ms
                       AND (seq <= :known OR created_ms <= :old_ms + :slack_ms))
 RETURNING seq;
 
+-- name: sites_to
+-- The last of the next so many sites, and how many they are.
+SELECT max(seq), count(*) FROM (SELECT seq FROM site WHERE seq > :after ORDER BY seq LIMIT :most);
+
+-- name: domains_to
+-- As sites_to; names in hexadecimal digits, there and back.
+SELECT hex(max(name)), count(*)
+  FROM (SELECT name FROM domain WHERE name > CAST(unhex(:after) AS TEXT)
+         ORDER BY name LIMIT :most);
+
 -- name: jump_sites
 UPDATE site SET next_due_ms = min(next_due_ms, :at_ms),
                 cap_ms = min(cap_ms, :at_ms), suspended_until_ms = min(suspended_until_ms, :at_ms + 3600000),
                 paused_ms = min(paused_ms, :at_ms), used_ms = min(used_ms, :at_ms),
-                last_success_ms = min(last_success_ms, :at_ms);
+                last_success_ms = min(last_success_ms, :at_ms)
+ WHERE seq > :after AND seq <= :until
+   AND max(next_due_ms, cap_ms, suspended_until_ms - 3600000, paused_ms, used_ms,
+           last_success_ms) > :at_ms;
 
 -- name: jump_domains
--- Answers stay good for what is left of their time to live; 0 is an answer that was called off.
+-- Answers stay good for what is left of their time to live; 0 is an answer that was called off. What
+-- a clock that went ahead has stamped already is not moved ahead once more.
 UPDATE domain
-   SET expires_ms = CASE WHEN expires_ms > 0
-                         THEN max(1, min(expires_ms + :amount_ms, 253402300799000)) ELSE 0 END,
-       usable_ms = CASE WHEN usable_ms > 0
-                        THEN max(1, min(usable_ms + :amount_ms, 253402300799000)) ELSE 0 END,
+   SET expires_ms = CASE WHEN expires_ms <= 0 THEN 0 ELSE max(1, min(253402300799000, expires_ms
+         + iif(:amount_ms < 0 OR coalesce(resolved_ms, 0) <= :stamped_ms, :amount_ms, 0))) END,
+       usable_ms = CASE WHEN usable_ms <= 0 THEN 0 ELSE max(1, min(253402300799000, usable_ms
+         + iif(:amount_ms < 0 OR coalesce(resolved_ms, 0) <= :stamped_ms, :amount_ms, 0))) END,
        due_ms = min(due_ms, :at_ms), retry_ms = min(retry_ms, :at_ms),
-       resolved_ms = min(resolved_ms, :at_ms);
+       resolved_ms = min(resolved_ms, :at_ms)
+ WHERE name > CAST(unhex(:after) AS TEXT) AND name <= CAST(unhex(:until) AS TEXT)
+   AND (:amount_ms <> 0 AND max(expires_ms, usable_ms) > 0
+        OR due_ms > :at_ms OR retry_ms > :at_ms OR resolved_ms > :at_ms);
 
 -- name: echo_due
 -- The last jump back by a clock of ours, once it is older than before_ms and was not looked at again.
@@ -235,10 +255,6 @@ SELECT seq, amount_ms FROM clock_jump
  WHERE seq = (SELECT max(seq) FROM clock_jump WHERE amount_ms < -1) AND at_ms <= :before_ms
    AND done >= last
    AND seq > coalesce((SELECT CAST(value AS INTEGER) FROM meta WHERE key = 'clock_echo'), 0);
-
--- name: echo_domains
-UPDATE domain SET due_ms = min(due_ms, :at_ms), retry_ms = min(retry_ms, :at_ms)
- WHERE due_ms > :at_ms OR retry_ms > :at_ms;
 
 -- name: echo_recipients
 -- Deferred by an attempt that has not ended yet by this clock, and not shifted since; or queued for

@@ -1,0 +1,189 @@
+"""How transactions end, and how a session does.
+
+Contract: the first of those running ends, with all that is known about it; a session that is broken
+ends all of them, since no reply to the others can have come. It is broken by whatever leaves in
+doubt which reply is whose, by 421, by a loss, by silence. Replies that decided against every
+recipient before that stand, unless which of them was whose cannot be told. What was out of step
+on a session used before may have begun with the transaction before: it is told as heard of nothing.
+
+Must not know: what a reply in its place leads to, bytes, when anything is sent.
+"""
+
+from __future__ import annotations
+
+from mailstrom.smtp import commands
+from mailstrom.smtp.liberties import Liberties, too_soon
+from mailstrom.smtp.pipeline import Pipeline
+from mailstrom.smtp.progress import Progress
+from mailstrom.smtp.reply import Reply
+from mailstrom.smtp.states import AWAITED, CLOSING, CONTENT, STAGES, Awaited, Slot
+from mailstrom.smtp.transaction import Event, Extension, Fault, PeerClosing
+from mailstrom.types import Stage
+
+
+class Endings:
+    """Ends the transactions of one session, and knows what the last of them left.
+
+    Args:
+        pipeline: of the session.
+        liberties: of the session.
+
+    Attributes:
+        broken: no further transaction may be on the session, no reply to one is read.
+        reset_due: the server may hold an envelope that nothing ended.
+    """
+
+    __slots__ = ("_liberties", "_pipeline", "_refused", "_used", "broken", "reset_due")
+
+    def __init__(self, pipeline: Pipeline, liberties: Liberties) -> None:
+        self._pipeline = pipeline
+        self._liberties = liberties
+        self._used = False  # a transaction ended here
+        self._refused = False  # its content was the last to be answered, and refused
+        self.broken = False
+        self.reset_due = False
+
+    def end(
+        self,
+        transaction: Progress,
+        stage: Stage,
+        fault: Fault | None = None,
+        stumbled: Extension | None = None,
+    ) -> list[Event]:
+        """The first of those running is over; with a broken session all of them are."""
+        if stumbled is None and (fault is Fault.GARBAGE or fault is Fault.TIMEOUT):
+            stumbled = self._liberties.blamed(
+                transaction, stage, fault, followed=self._followed(), refused=self._refused
+            )
+        running = self._pipeline.running
+        running.popleft()
+        events: list[Event] = [transaction.end(stage, fault, stumbled, not self.broken)]
+        if not self.broken:
+            self.reset_due = transaction.opened and not running
+            self._used = True
+            self._refused = transaction.dot is not None and transaction.dot.code >= 300
+            return events
+        for other in running:  # no reply to them can have come: replies come in order
+            lost = Stage.DOT if other.dot_written else Stage.MAIL
+            other.stale = transaction.clearing
+            events.append(other.end(lost, fault or Fault.CLOSED, None, False))
+        self._pipeline.clear()
+        return events
+
+    def settled(self, transaction: Progress) -> None:
+        """Every recipient is refused: told once RSET behind its last command got its 250.
+
+        No 354 says that no reply was one too many: what answers RSET must not be what the command
+        before it was answered with. Where commands leave one by one, the last of several refused
+        recipients is no such command: it may have been taken. DATA is, which has nobody to go to.
+        """
+        pipeline, groups = self._pipeline, transaction.groups
+        if pipeline.awaits(transaction):
+            groups.clear()  # replies of the flight are still to be read
+        elif transaction.opened and groups and not transaction.chunked and transaction.rcpts[1:]:
+            pipeline.send(transaction)
+        else:
+            groups.clear()
+            transaction.clearing = True
+            pipeline.add(transaction, commands.RSET, Slot.RSET)
+
+    # Without a reply
+
+    def peer_closed(self) -> list[Event]:
+        """The peer closed the connection."""
+        running = self._pipeline.running
+        at_content = self._pipeline.awaited() is Awaited.DOT
+        stumbled = self._followed() if at_content else None
+        if running and running[0].chunked:
+            # It closes at a BDAT, maybe, or behind each message: all of them by BDAT, or each
+            # second one, would be in doubt.
+            at_bdat = at_content and not self._liberties.chunk_answered
+            if at_bdat or (self._used and not running[0].answered):
+                stumbled = Extension.CHUNKING
+        return self.fail(Fault.CLOSED, stumbled)
+
+    def fail(self, fault: Fault, stumbled: Extension | None = None) -> list[Event]:
+        """The session is over without a reply; nothing follows if it was before."""
+        if self.broken:
+            return []
+        self.broken = True
+        if not self._pipeline.running:
+            return [PeerClosing(reply=None, fault=fault)]
+        transaction = self._pipeline.running[0]
+        if transaction.clearing and fault is Fault.GARBAGE:
+            return self._unclear(transaction)
+        awaited = self._pipeline.awaited()
+        transaction.stale = awaited is Awaited.RSET
+        refused = transaction.refused
+        if refused is not None:
+            missing = fault is Fault.TIMEOUT and awaited is Awaited.DATA
+            if not missing or not self._liberties.pipelined:
+                # "550 go away" and a close: the reply decided, the close only ends the session.
+                # Nor does silence behind the last reply take it back: none was too many.
+                return self.end(transaction, refused)
+            transaction.disbelieve()  # a reply to the flight is missing: which, cannot be told
+        return self.end(transaction, STAGES[awaited], fault, stumbled)
+
+    # By a reply that is none to its command
+
+    def too_soon(self, transaction: Progress, slot: Slot, reply: Reply) -> bool:
+        """Whether a refusal only says that commands came too soon, or in the wrong place."""
+        return too_soon(transaction, slot, reply, used=self._used, followed=self._followed())
+
+    def not_due(self, reply: Reply) -> list[Event]:
+        """A reply that no command on the wire waits for."""
+        unsent = self._pipeline.unsent
+        if not unsent or unsent[0][1][0] in CONTENT:
+            return self._unasked(reply)
+        transaction, (slot, index) = unsent.popleft()
+        if reply.code != CLOSING:
+            # it came before its command left: a reply too many
+            return self.out_of_step(transaction, slot)
+        transaction.answered = transaction.answered or slot is not Slot.RSET
+        return self.closing(transaction, slot, index, reply)
+
+    def closing(self, transaction: Progress, slot: Slot, index: int, reply: Reply) -> list[Event]:
+        """421 anywhere: kept for its stage, and nothing follows it (RFC 5321 section 3.8)."""
+        self.broken = True
+        transaction.keep(slot, index, reply)
+        return self.end(transaction, transaction.refused or STAGES[AWAITED[slot]])
+
+    def out_of_step(self, transaction: Progress, slot: Slot) -> list[Event]:
+        """What stands in the place of a reply is the answer to something else."""
+        self.broken = True
+        if transaction.clearing:
+            return self._unclear(transaction)
+        transaction.stale = slot in (Slot.RSET, Slot.MAIL) and not transaction.answered
+        if slot in (Slot.RCPT, Slot.DATA):
+            # no earlier reply can be trusted to stand with its own recipient
+            transaction.disbelieve()
+            if self._used or transaction.behind:
+                self._shifted(transaction)
+        return self.end(transaction, STAGES[AWAITED[slot]], Fault.GARBAGE)
+
+    def _unasked(self, reply: Reply) -> list[Event]:
+        self.broken = True
+        running = self._pipeline.running
+        if not running:
+            closing = reply.code == CLOSING
+            return [PeerClosing(reply=reply, fault=None if closing else Fault.GARBAGE)]
+        # The verdict on the content, before its dot left: a refusal holds, a consent cannot.
+        if reply.transient or reply.permanent:
+            running[0].dot = reply
+            return self.end(running[0], Stage.BODY)
+        return self.end(running[0], Stage.BODY, Fault.GARBAGE)
+
+    def _unclear(self, transaction: Progress) -> list[Event]:
+        """What came behind a refusal was no answer to RSET: a reply too many came before it."""
+        transaction.disbelieve()
+        self._shifted(transaction)
+        return self.end(transaction, Stage.DATA, Fault.GARBAGE)
+
+    def _shifted(self, transaction: Progress) -> None:
+        """What was out of step may have begun before it, if anything came before it."""
+        transaction.answered = False  # not by replies that are surely its own
+        transaction.stale = self._used
+
+    def _followed(self) -> Extension | None:
+        """PIPELINING where something stands behind the first content that is unanswered."""
+        return Extension.PIPELINING if len(self._pipeline.running) > 1 else None

@@ -1,0 +1,62 @@
+"""Whether a consent is to content, or to another command, as far as its words tell.
+
+Contract: where a reply came twice, or not at all, what stands in the place of a consent to content
+may answer a MAIL or RCPT. An enhanced code tells: it speaks of an address there (RFC 3463 section
+3.2). Where there is none the words do, if the server has different ones: those that MAIL and RCPT
+got in this session, and content never did, are not believed.
+
+Must not know: places, what follows from it.
+"""
+
+from __future__ import annotations
+
+from mailstrom.smtp.reply import Reply
+
+_MOST = 64  # a server may name the recipient in each of its replies
+_OF_AN_ADDRESS = "2.1."
+
+
+class Wording:
+    """The words in which one server consents, of one session.
+
+    Attributes:
+        apart: its last consent to content came in words that no other command had got.
+    """
+
+    __slots__ = ("_to_content", "_to_envelope", "apart")
+
+    def __init__(self) -> None:
+        self._to_envelope: set[tuple[str, ...]] = set()  # to MAIL and RCPT
+        self._to_content: set[tuple[str, ...]] = set()
+        self.apart = False
+
+    def to_envelope(self, reply: Reply) -> None:
+        """A consent to MAIL or RCPT, without an enhanced code."""
+        _remember(self._to_envelope, reply)
+
+    def to_content(self, reply: Reply) -> None:
+        """A consent to content, without an enhanced code."""
+        self.apart = reply.lines not in self._to_envelope
+        _remember(self._to_content, reply)
+
+    def known(self, reply: Reply) -> bool:
+        """Whether MAIL or RCPT got these words, and no enhanced code tells more."""
+        return reply.enhanced is None and reply.lines in self._to_envelope
+
+    def of_an_envelope(self, reply: Reply, proved: bool) -> bool:
+        """Whether a consent in the place of one to content answers a MAIL or RCPT.
+
+        Args:
+            reply: the consent.
+            proved: the server is known to have words of its own for content like this.
+        """
+        if reply.enhanced is not None:
+            return reply.enhanced.startswith(_OF_AN_ADDRESS)
+        if reply.lines not in self._to_envelope or reply.lines in self._to_content:
+            return False
+        return self.apart or proved
+
+
+def _remember(words: set[tuple[str, ...]], reply: Reply) -> None:
+    if len(words) < _MOST:
+        words.add(reply.lines)

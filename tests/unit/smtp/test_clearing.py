@@ -1,0 +1,170 @@
+"""RSET behind a refusal: what stands in the place of its reply, and the innocent that left with it.
+
+Contract. Who is refused without a 354 is told once RSET got its 250; the next flight leaves with
+that RSET. Each recipient is judged here, as the engine would: the innocent are sent again, at no
+charge, whatever becomes of the RSET.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import pytest
+
+from mailstrom.policy.outcome import Action, judge
+from mailstrom.smtp.client import Awaited, Dialect, Fault, Pipelining, TransactionEnd
+from mailstrom.types import OnDoubt, Stage
+from tests.unit.smtp.driving import (
+    BEHIND,
+    DATA,
+    RSET,
+    Drive,
+    code,
+    codes,
+    dotted,
+    lines,
+    mail,
+    rcpts,
+)
+
+TRANSACTION = Dialect(pipelining=Pipelining.TRANSACTION)
+SERIAL = Dialect(pipelining=Pipelining.NONE)
+
+REFUSALS = {
+    "mail": [550, 503, 503],
+    "rcpt": [250, 550, 554],
+    "data": [250, 250, 554],
+}
+
+
+def says(reply: bytes) -> Callable[[Drive], Drive]:
+    return lambda drive: drive.say(reply)
+
+
+# What comes in the place of RSET's reply, and whether the refusal stands
+INSTEAD: dict[str, tuple[Callable[[Drive], Drive], bool]] = {
+    "502": (says(b"502 no\r\n"), False),
+    "450": (says(b"450 slow down\r\n"), False),
+    "354": (says(b"354 go\r\n"), False),
+    "garbage": (says(b"HTTP/1.1\r\n"), False),
+    # none of these is a reply too many: all that was refused stood in its place
+    "silence": (lambda drive: drive.took(drive.dialogue.fail(Fault.TIMEOUT)), True),
+    "421": (says(b"421 bye\r\n"), True),
+    "close": (lambda drive: drive.took(drive.dialogue.receive_eof()), True),
+    "our own cut": (lambda drive: drive.took(drive.dialogue.fail(Fault.CUT)), True),
+}
+
+
+def verdict(end: TransactionEnd, *, reused: bool) -> Action:
+    return judge(end, 0, last_host=True, reused=reused, on_doubt=OnDoubt.RETRY).action
+
+
+@pytest.mark.parametrize("dialect", [TRANSACTION, BEHIND], ids=["transaction", "full"])
+@pytest.mark.parametrize("refusal", REFUSALS)
+@pytest.mark.parametrize("instead", INSTEAD)
+def test_the_innocent_behind_a_reset_is_sent_again_uncharged(
+    dialect: Dialect, refusal: str, instead: str
+) -> None:
+    drive = Drive(dialect).begin().say(lines(*REFUSALS[refusal]))
+    assert drive.begin().cleared().wrote == b""
+    comes, stands = INSTEAD[instead]
+    refused, innocent = comes(drive).ends
+    assert verdict(refused, reused=False) is (Action.FAIL if stands else Action.AGAIN)
+    assert verdict(innocent, reused=True) is Action.AGAIN
+    assert codes(innocent) == (None, (None,), None, None)
+    assert (innocent.stale, innocent.behind, innocent.answered) == (True, False, False)
+    assert (refused.usable, innocent.usable, innocent.dot_written) == (False, False, False)
+
+
+@pytest.mark.parametrize("reused", [False, True])
+@pytest.mark.parametrize("refusal", REFUSALS)
+@pytest.mark.parametrize("instead", INSTEAD)
+def test_without_pipelining_a_reset_proves_a_refusal_too(
+    refusal: str, instead: str, reused: bool
+) -> None:
+    drive = Drive(SERIAL)
+    if reused:
+        drive.begin()
+        for one in (250, 250, 354, 250):
+            drive.say(lines(one))
+        assert [code(end.dot) for end in drive.ends] == [250]
+        drive.cleared()
+    drive.begin()
+    for one in itertools.takewhile(lambda one: one != 503, REFUSALS[refusal]):
+        if not drive.wrote.endswith(RSET):
+            drive.say(lines(one))
+    assert (drive.wrote[-len(RSET) :], drive.ends, drive.dialogue.ready) == (RSET, [], False)
+    comes, stands = INSTEAD[instead]
+    (refused,) = comes(drive).ends
+    # What came too many may be from the message before; the first one's own is charged, and waits.
+    unsure = Action.AGAIN if reused else Action.DEFER
+    assert verdict(refused, reused=reused) is (Action.FAIL if stands else unsure)
+
+
+@pytest.mark.parametrize(
+    ("dialect", "stands"), [(SERIAL, True), (TRANSACTION, False), (BEHIND, False)]
+)
+def test_silence_at_data_leaves_refusals_only_where_each_reply_was_waited_for(
+    dialect: Dialect, stands: bool
+) -> None:
+    drive = Drive(dialect).begin(2)
+    for one in (250, 550, 550):
+        drive.say(lines(one))
+    assert drive.wrote.endswith(DATA)
+    (end,) = drive.took(drive.dialogue.fail(Fault.TIMEOUT)).ends
+    assert (verdict(end, reused=False) is Action.FAIL) == stands
+
+
+@pytest.mark.parametrize("dialect", [TRANSACTION, BEHIND], ids=["transaction", "full"])
+def test_what_leaves_with_a_reset_is_not_behind_a_content(dialect: Dialect) -> None:
+    drive = Drive(dialect).begin().say(lines(250, 550, 554)).cleared().begin()
+    assert drive.wrote == mail(1) + rcpts(1) + DATA
+    assert drive.dialogue.awaited is Awaited.RSET
+    drive.say(lines(250))
+    assert drive.dialogue.awaited is Awaited.MAIL  # its own time, not that of commands behind
+    drive.say(lines(250, 250, 354)).say(lines(250))
+    refused, taken = drive.ends
+    assert (codes(refused)[:2], refused.stage) == ((250, (550,)), Stage.RCPT)
+    assert codes(taken) == (250, (250,), 354, 250)
+    assert (taken.behind, taken.usable) == (False, True)
+    assert drive.wrote.endswith(dotted(1))
+
+
+def test_a_late_second_reply_to_content_bounces_nobody_without_pipelining() -> None:
+    """The next message has three recipients; only the last of them is refused."""
+    drive = Drive(SERIAL).begin()
+    for one in (250, 250, 354, 250):
+        drive.say(lines(one))
+    drive.cleared().begin(3)
+    for one in (250, 250, 250, 250, 550):  # the first is that too many, and all are one late
+        drive.say(lines(one))
+    assert (drive.wrote[-len(DATA + RSET) :], drive.ends) == (DATA + RSET, [])
+    (end,) = drive.say(lines(354)).ends
+    assert codes(end) == (None, (None, None, None), None, None)
+    assert (end.usable, end.answered, end.dot_written) == (False, False, False)
+    for index in range(3):
+        said = judge(end, index, last_host=True, reused=True, on_doubt=OnDoubt.RETRY)
+        assert said.action is Action.AGAIN
+
+
+def test_a_late_second_reply_that_data_gets_charges_nobody_without_pipelining() -> None:
+    drive = Drive(SERIAL).begin()
+    for one in (250, 250, 354, 250):
+        drive.say(lines(one))
+    drive.cleared().begin()
+    for one in (250, 250, 250):
+        drive.say(lines(one))
+    (end,) = drive.ends
+    assert (end.fault, end.usable, end.stumbled) == (Fault.GARBAGE, False, None)
+    assert verdict(end, reused=True) is Action.AGAIN
+
+
+def test_a_second_250_in_the_place_of_that_to_reset_is_found_out_by_the_next_flight() -> None:
+    drive = Drive(TRANSACTION).begin().say(lines(250, 550, 554)).begin()
+    (refused,) = drive.say(lines(250)).ends
+    assert verdict(refused, reused=False) is Action.FAIL
+    drive.cleared().say(lines(250, 250, 250, 354))  # RSET's own, and all that follow one late
+    (innocent,) = drive.ends
+    assert (innocent.dot_written, innocent.rcpts, innocent.usable) == (False, (None,), False)
+    assert verdict(innocent, reused=True) is Action.AGAIN
