@@ -25,6 +25,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from mailstrom import clock
 from mailstrom.errors import MailstromError
 from mailstrom.testing.script import Rule, Script
 from mailstrom.testing.smtp import SMTPServer
@@ -213,6 +214,15 @@ class Bench:
         """Wait until the janitor has seen a jump: else nothing was tried."""
         eventually(lambda: self.jumps() > before, DEADLINE_S, what=f"{name}: a jump was seen")
 
+    def settled(self, name: str) -> None:
+        """Wait until the janitor has looked at the right clock: no jump is left to be seen."""
+
+        def right() -> bool:
+            told = self._number("SELECT wall_ms - monotonic_ms FROM clock")
+            return abs(told - (clock.wall_ms() - clock.monotonic_ms())) < 10_000
+
+        eventually(right, DEADLINE_S, what=f"{name}: the right clock was seen")
+
     def arrived(self, name: str, mail: Mail, *, far: bool = True, last: bool = True) -> None:
         """Everything that should arrive does, soon; what should wait has waited.
 
@@ -333,6 +343,7 @@ def steps(name: str, amount_ms: int, count: int, pause_s: float) -> Case:
             time.sleep(pause_s)  # the fault itself: so long each clock holds
         bench.clock.set(0)
         bench.seen(before, name)
+        bench.settled(name)
         bench.arrived(name, mail)
 
     return run

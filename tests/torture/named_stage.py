@@ -512,6 +512,21 @@ class Stage:
         what = f"{len(mail.sent)} final recipients"
         eventually(lambda: self._are_final(mail), RECOVERY_S, what=what, interval=LOOK_S)
 
+    def _until_over(self, mail: _Mail) -> None:
+        """All are final, also mail whose dot came to be held back only after the fault."""
+        held = 0
+
+        def over() -> bool:
+            nonlocal held
+            (late,) = {one.message_id for one in mail.sent if one.id == mail.late} or {""}
+            held, before = sum(dot.message_id == late for dot in dots(mail.hosts)), held
+            if held > before:
+                self.network.pass_time()
+            return self._are_final(mail)
+
+        what = f"{len(mail.sent)} final recipients"
+        eventually(over, RECOVERY_S, what=what, interval=LOOK_S)
+
     def _judge(
         self,
         result: Result,
@@ -525,7 +540,7 @@ class Stage:
         point = POINTS[name]
         result.recipients = len(mail.sent)
         try:
-            self._until_final(mail)
+            self._until_over(mail)
         except AssertionError:
             result.findings.append(f"stuck: {sorted(set(self._statuses(mail)))}")
         result.recovery_s = time.monotonic() - found["at"]
