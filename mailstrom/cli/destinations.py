@@ -193,8 +193,5 @@ def _tell(row: Any, domains: Sequence[Any], sessions: Sequence[Any], now: int) -
         click.echo("open connections:")
     for session in sessions:
         tls = session.tls_version or "no TLS"
-        count = f"{session.messages} message{'' if session.messages == 1 else 's'}"
-        fold(
-            "  ",
-            cell(f"{session.host} [{session.address}] since {session.started_at}, {count}, {tls}"),
-        )
+        # its messages are counted in the row when it ends
+        fold("  ", cell(f"{session.host} [{session.address}] since {session.started_at}, {tls}"))

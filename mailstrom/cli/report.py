@@ -47,11 +47,12 @@ select r.domain, count(*) as waiting, sum(r.status = 'deferred') as deferred,
   from messages m join recipients r on r.message_id = m.id
  where r.finished_ms is null {condition} group by r.domain
 """
-# One row per group: the k-th smallest value of each percentile, by its place in the order.
+# One row per group: the smallest value that so many percent do not exceed, by its place in the
+# order: of two, the larger one from 51 % on.
 _PERCENTILES = """
-select {group}, count(*) as n, max(iif(place <= max(n * 50 / 100, 1), ms, null)) as p50_ms,
-       max(iif(place <= max(n * 90 / 100, 1), ms, null)) as p90_ms,
-       max(iif(place <= max(n * 99 / 100, 1), ms, null)) as p99_ms, max(ms) as max_ms
+select {group}, count(*) as n, max(iif(place <= (n * 50 + 99) / 100, ms, null)) as p50_ms,
+       max(iif(place <= (n * 90 + 99) / 100, ms, null)) as p90_ms,
+       max(iif(place <= (n * 99 + 99) / 100, ms, null)) as p99_ms, max(ms) as max_ms
   from (select *, row_number() over (partition by {group} order by ms) as place,
                count(*) over (partition by {group}) as n from ({rows}))
  group by {group} order by n desc limit ?

@@ -192,6 +192,7 @@ def test_beside_a_dead_site_runs_of_one_number_are_compared() -> None:
         ("drain", {"rate": 9000.0, "busy_cores": 1.8}, "CPU"),
         ("accept", {"rate": 3000.0, "busy_cores": 1.0}, "the disk"),
         ("drain", {"rate": 3000.0, "busy_cores": 1.0}, "waits"),
+        ("latency", {"rate": 65.0, "bound_rate": 100.0, "busy_cores": 0.1}, "the wire, in part"),
         ("drain", {"rate": 3000.0}, ""),
     ],
 )

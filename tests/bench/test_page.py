@@ -53,6 +53,20 @@ def test_an_older_version_has_its_own_section(recorded: Path) -> None:
     assert "123" in text.partition("## Before")[2]
 
 
+def test_an_older_version_of_which_only_the_profile_is_known_has_no_empty_table(
+    recorded: Path,
+) -> None:
+    old = [
+        Figure(bench="profile", case="(all)", who="py-spy", uvloop=False, values={"rate": 77.0}),
+        Figure(bench="profile", case="one", who="py-spy", uvloop=False, values={"share": 0.5}),
+    ]
+    text = "".join(as_line(one, machine()) + "\n" for one in old)
+    (recorded / "bench-before.jsonl").write_text(text)
+    before = "\n".join(page.performance()).partition("## Before")[2]
+    assert "| case | who |" not in before
+    assert "Then, asyncio, by py-spy, at 77 messages a second:" in before
+
+
 def test_only_plots_with_points_are_drawn(recorded: Path) -> None:
     made = page.pages()
     assert set(made) == {

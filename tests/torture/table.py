@@ -102,7 +102,8 @@ def markdown(rows: Iterable[Row]) -> str:
 
 
 def _many(count: int, unit: str) -> str:
-    return f"{count:,} {unit}{'' if count == 1 else 's'}"
+    plural = "stories" if unit == "story" else f"{unit}s"
+    return f"{count:,} {unit if count == 1 else plural}"
 
 
 def as_json(row: Row) -> dict[str, object]:

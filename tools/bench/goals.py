@@ -231,6 +231,10 @@ def limit(row: Row, processors: int, disk: float | None) -> str:
         if rate > disk:  # more messages than syncs: one sync is shared by many
             return f"one interpreter, and the disk: {rate / disk:.1f} messages to each of its syncs"
         return f"the disk: {rate / disk:.0%} of its syncs by one writer"
+    if rate and bound and busy and busy < 0.5 * processors:
+        return f"the wire, in part: {rate / bound:.0%} of one round trip a message and connection"
+    if busy and row.key[1].endswith("1 process, no engine") and busy >= 0.8:
+        return f"one interpreter: {busy:.1f} of {processors} cores busy"
     if busy:
         return f"waits between processes: {busy:.1f} of {processors} cores busy"
     return ""

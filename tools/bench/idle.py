@@ -3,9 +3,8 @@
 Contract. CPU is that of supervisor, workers and janitor together, from seven seconds after they
 were ready: by then a heartbeat, each five, has shown each worker that writes are told. The wait is
 from the call of ``send`` (its sync included) to what the witness saw: its connection accepted, MAIL
-read. ``warm`` finds a connection open, ``cold`` none. ``import_ms`` is
-the median of fresh processes that import the library and open a spool, less that of processes that
-do nothing, taken in turn.
+read. ``import_ms`` is the median of fresh processes that import the library and open a spool, less
+that of processes that do nothing, taken in turn.
 """
 
 from __future__ import annotations

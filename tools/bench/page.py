@@ -48,15 +48,24 @@ def _cells(*texts: str) -> str:
 
 def _table(found: Sequence[Row]) -> Iterator[str]:
     used = [name for name in VALUES if any(row.median(name) is not None for row in found)]
-    yield _cells("case", "who", "loop", "runs", *(VALUES[name][0] for name in used))
-    yield _cells("---", "---", "---", *("---:" for _ in range(1 + len(used))))
+    counted = any(run.n for row in found for run in row.runs)
+    many = ("how many",) if counted else ()
+    yield _cells("case", "who", "loop", "runs", *many, *(VALUES[name][0] for name in used))
+    yield _cells("---", "---", "---", *("---:" for _ in range(1 + len(many) + len(used))))
     for row in found:
         runs = f"{len(row.runs)}{'~' if row.noisy else ''}"
         if row.left_out:
             runs += f" (-{row.left_out})"
         yield _cells(
-            row.key[1], row.key[2], loop_name(row.key[3]), runs, *(row.text(one) for one in used)
-        )
+            row.key[1], row.key[2], loop_name(row.key[3]), runs,
+            *(_counts(row) if counted else ()), *(row.text(one) for one in used),
+        )  # fmt: skip
+
+
+def _counts(row: Row) -> tuple[str]:
+    """What a run counted; the most where runs differ."""
+    most = max((run.n for run in row.runs), default=0)
+    return (f"{most:,}" if most else "",)
 
 
 def _machine(lines: Sequence[str]) -> Iterator[str]:
@@ -107,6 +116,8 @@ def _method(module: ModuleType) -> str:
     """The contract of a measuring module: its docstring's second paragraph."""
     text = (module.__doc__ or "").split("\n\n")[1]
     text = " ".join(text.split()).removeprefix("Contract. ")
+    for name, (heading, _, _) in VALUES.items():  # as the tables call it
+        text = text.replace(f"``{name}``", f"``{heading}``")
     return text.replace("``", "`")
 
 
@@ -125,7 +136,9 @@ def _profile(figures: Sequence[Figure], title: str) -> Iterator[str]:
         shares = [one for one in mine if "share" in one.values][:PROFILE_ROWS]
         if not shares:
             continue
-        yield from ("", f"{title}, {loop_name(loop)}, by {mine[0].who}:", "")
+        rates = [one.values["rate"] for one in mine if "rate" in one.values]
+        rate = f", at {rates[0]:,.0f} messages a second" if rates else ""
+        yield from ("", f"{title}, {loop_name(loop)}, by {mine[0].who}{rate}:", "")
         yield from (_cells("thread: function", "share"), _cells("---", "---:"))
         for one in shares:
             yield _cells(f"`{one.case}`", f"{one.values['share']:.1%}")
@@ -138,9 +151,11 @@ def performance() -> Iterator[str]:
     found = rows(figures)
     yield from ("# Performance", "", NOTE, "")
     yield (
-        "Measured by `tools/bench/run all --runs 3 --peer all --record`; every figure below is"
-        " made from what that wrote, [one JSON object a run](data/bench.jsonl). Engine, senders,"
-        " sink and harness share the machine's cores, so absolute figures are this machine's:"
+        "Measured by `tools/bench/run ... --record`; every figure below is made from what that"
+        " wrote, [one JSON object a run](data/bench.jsonl). `runs` says how often a case was"
+        " measured, `how many` with how many messages (domains of routing, recipients of a count)."
+        " Engine, senders, sink and harness share the machine's cores, so absolute figures are this"
+        " machine's:"
         " the ratios to peers count. Peers are measured in turn with Mailstrom in the same run,"
         " to the same sink (Postfix's `smtp-sink`, which announces PIPELINING and no CHUNKING);"
         " a ratio is the median of the ratios of runs side by side. Figures are medians, with the"
@@ -183,7 +198,9 @@ def performance() -> Iterator[str]:
     if before:
         yield from ("", "## Before", "")
         yield ("An older version, measured the same way ([its figures](data/bench-before.jsonl)).")
-        yield from ("", *_table([row for row in rows(before) if row.key[0] != "profile"]))
+        others = [row for row in rows(before) if row.key[0] != "profile"]
+        if others:
+            yield from ("", *_table(others))
         yield from _profile(before, "Then")
     yield ""
 

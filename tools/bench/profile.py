@@ -4,8 +4,7 @@ Contract. A full queue is drained as in ``drain``; one worker is looked at for a
 py-spy (beside the interpreter or in PATH) samples say what share of the process's CPU each function
 had itself, by thread; what waits is not sampled. Without, the workers run under cProfile (brought
 in by a ``sitecustomize`` of the measurement, the product knows nothing of it), which makes calls
-dearer than they are: shares then lean towards small functions. A row is a figure: ``case`` names
-thread and function, ``share`` is of the whole.
+dearer than they are: shares then lean towards small functions.
 """
 
 from __future__ import annotations
