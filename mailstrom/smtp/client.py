@@ -283,8 +283,7 @@ class ClientDialogue:
         if slot is Slot.MAIL:
             transaction.mail = reply
             transaction.opened = True
-            if reply.enhanced is None:
-                self._wording.to_envelope(reply)
+            self._wording.to_mail(reply)
         elif transaction.clearing:
             transaction.opened = False
             return self._endings.end(transaction, transaction.refused or Stage.DATA)
@@ -354,7 +353,7 @@ class ClientDialogue:
             # A reply that came twice before a BDAT, or none before commands behind content, would
             # put that to a MAIL or RCPT here.
             proved = transaction.chunked and self._liberties.proved
-            if self._wording.of_an_envelope(reply, proved):
+            if self._wording.of_an_envelope(reply, proved, marked=not transaction.chunked):
                 return self._endings.out_of_step(transaction, slot)
         transaction.dot = reply
         transaction.opened = not positive  # some keep the envelope of a refused content

@@ -49,8 +49,18 @@ class Endings:
         stage: Stage,
         fault: Fault | None = None,
         stumbled: Extension | None = None,
+        *,
+        behind: Fault = Fault.ENDED,
     ) -> list[Event]:
-        """The first of those running is over; with a broken session all of them are."""
+        """The first of those running is over; with a broken session all of them are.
+
+        Args:
+            transaction: the first of those running.
+            stage: where it was decided.
+            fault: None if replies decided it.
+            stumbled: the extension that is to blame.
+            behind: how the session ended for the others, where replies decided the first.
+        """
         if stumbled is None and (fault is Fault.GARBAGE or fault is Fault.TIMEOUT):
             stumbled = self._liberties.blamed(
                 transaction, stage, fault, followed=self._followed(), refused=self._refused
@@ -66,7 +76,7 @@ class Endings:
         for other in running:  # no reply to them can have come: replies come in order
             lost = Stage.DOT if other.dot_written else Stage.MAIL
             other.stale = transaction.clearing
-            events.append(other.end(lost, fault or Fault.CLOSED, None, False))
+            events.append(other.end(lost, fault or behind, None, False))
         self._pipeline.clear()
         return events
 
@@ -120,7 +130,7 @@ class Endings:
             if not missing or not self._liberties.pipelined:
                 # "550 go away" and a close: the reply decided, the close only ends the session.
                 # Nor does silence behind the last reply take it back: none was too many.
-                return self.end(transaction, refused)
+                return self.end(transaction, refused, behind=fault)
             transaction.disbelieve()  # a reply to the flight is missing: which, cannot be told
         return self.end(transaction, STAGES[awaited], fault, stumbled)
 
@@ -146,7 +156,8 @@ class Endings:
         """421 anywhere: kept for its stage, and nothing follows it (RFC 5321 section 3.8)."""
         self.broken = True
         transaction.keep(slot, index, reply)
-        return self.end(transaction, transaction.refused or STAGES[AWAITED[slot]])
+        stage = transaction.refused or STAGES[AWAITED[slot]]
+        return self.end(transaction, stage, behind=Fault.CLOSED)
 
     def out_of_step(self, transaction: Progress, slot: Slot) -> list[Event]:
         """What stands in the place of a reply is the answer to something else."""
@@ -170,7 +181,8 @@ class Endings:
         # The verdict on the content, before its dot left: a refusal holds, a consent cannot.
         if reply.transient or reply.permanent:
             running[0].dot = reply
-            return self.end(running[0], Stage.BODY)
+            closed = Fault.CLOSED if reply.code == CLOSING else Fault.ENDED
+            return self.end(running[0], Stage.BODY, behind=closed)
         return self.end(running[0], Stage.BODY, Fault.GARBAGE)
 
     def _unclear(self, transaction: Progress) -> list[Event]:

@@ -38,12 +38,17 @@ class Envelope(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Fault(StrEnum):
-    """How a session can end without a reply: by the peer's fault, or cut by ourselves."""
+    """How a session can end without a reply: by the peer's fault, or by ourselves.
+
+    ``CUT`` is the shell's doing; ``ENDED`` the dialogue's, to those in flight behind a transaction
+    whose replies leave none to be told behind it.
+    """
 
     CLOSED = "closed"
     TIMEOUT = "timeout"
     GARBAGE = "garbage"
     CUT = "cut"
+    ENDED = "ended"
 
 
 class Extension(StrEnum):

@@ -23,12 +23,20 @@ class Wording:
         apart: its last consent to content came in words that no other command had got.
     """
 
-    __slots__ = ("_to_content", "_to_envelope", "apart")
+    __slots__ = ("_of_mail", "_to_content", "_to_envelope", "apart")
 
     def __init__(self) -> None:
         self._to_envelope: set[tuple[str, ...]] = set()  # to MAIL and RCPT
         self._to_content: set[tuple[str, ...]] = set()
+        self._of_mail: set[str] = set()  # enhanced codes that MAIL got
         self.apart = False
+
+    def to_mail(self, reply: Reply) -> None:
+        """A consent to MAIL."""
+        if reply.enhanced is None:
+            self.to_envelope(reply)
+        elif len(self._of_mail) < _MOST:
+            self._of_mail.add(reply.enhanced)
 
     def to_envelope(self, reply: Reply) -> None:
         """A consent to MAIL or RCPT, without an enhanced code."""
@@ -43,15 +51,19 @@ class Wording:
         """Whether MAIL or RCPT got these words, and no enhanced code tells more."""
         return reply.enhanced is None and reply.lines in self._to_envelope
 
-    def of_an_envelope(self, reply: Reply, proved: bool) -> bool:
+    def of_an_envelope(self, reply: Reply, proved: bool, *, marked: bool) -> bool:
         """Whether a consent in the place of one to content answers a MAIL or RCPT.
 
         Args:
             reply: the consent.
             proved: the server is known to have words of its own for content like this.
+            marked: a 354 marked the place: only the MAIL behind can have been answered in it. Some
+                servers say 2.1.5 of content, which is none of MAIL's.
         """
         if reply.enhanced is not None:
-            return reply.enhanced.startswith(_OF_AN_ADDRESS)
+            if not reply.enhanced.startswith(_OF_AN_ADDRESS):
+                return False
+            return not marked or reply.enhanced in self._of_mail
         if reply.lines not in self._to_envelope or reply.lines in self._to_content:
             return False
         return self.apart or proved

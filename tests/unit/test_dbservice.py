@@ -369,3 +369,23 @@ def test_what_is_committed_and_cannot_be_told_is_not_done_again(
     assert store.steps == ["exchange", "close"]
     assert [type(error) for error in crashed] == [AnswerLost]
     assert [type(error) for error in told] == [StoreEnded, StoreEnded]
+
+
+@pytest.mark.parametrize("held_s", [0.0, MOST_FREE_S])
+def test_the_time_that_the_lock_is_left_free_is_no_time_of_verbs(held_s: float) -> None:
+    def story(db: Driven, store: Store) -> None:
+        store.held_s = held_s
+        db.post(opening(1), db.take("one"))
+        db.serve()
+        db.waits.clear()
+
+        def verb(_: WorkerStore) -> None:
+            store.now_s += 0.001
+
+        for _ in range(50):
+            db._ask(Request(lambda _result, _error: None, verb))
+        db.serve()
+        pauses = [wait for wait in db.waits if not wait.request]
+        assert 8 <= len(pauses) <= 10, "one behind each 5 ms"
+
+    driven(story)

@@ -218,9 +218,9 @@ class DBCore:
     def _call(self, store: WorkerStore, request: Request) -> Steps[None]:
         call = request.call
         assert call is not None
-        began = self._monotonic()
         if self.pace.series_over:
             yield from self._leave_free()
+        began = self._monotonic()
         try:
             if request.insisted:
                 result = yield from self._insisted(lambda: call(store))

@@ -223,8 +223,7 @@ class Engine:
     def hang_up(self) -> None:
         """Cut every connection at once and give up every lane and lookup: the worker is over."""
         for task, run in list(self._lanes.items()):
-            if run.connected is not None:
-                run.connected.session.abort()
+            run.hang_up()
             task.cancel()
         for route in list(self._routes):
             route.cancel()

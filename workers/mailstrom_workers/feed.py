@@ -74,6 +74,7 @@ class Feed:
         self._claiming = False  # a claim is in the exchange under way
         self._verdicts: set[int] = set()  # recipients that the first ones are about
         self._spread = False  # they are recorded: the site may have more lanes now
+        self._closed_s: float | None = None  # loop time when the session was found closed
         self._ending = False
         self.error: Exception | None = None
 
@@ -91,6 +92,7 @@ class Feed:
         session = connected.session
         self._supply.pace.resume(self._loop.time())
         self._supply.halted = False
+        self._closed_s = None
         self._exchanges.turn()
         session.feed(self)
         try:
@@ -167,7 +169,11 @@ class Feed:
             return
         connected = self._walk.connected
         if connected is not None and not connected.session.usable:
-            self.fail(SessionMute("the session is closed and did not tell how it ended"))
+            # Cut by ourselves it tells its end some turns of the loop later (TLS: two).
+            if self._closed_s is None:
+                self._closed_s = self._loop.time()
+            elif self._loop.time() - self._closed_s >= SILENT_S:
+                self.fail(SessionMute("the session is closed and did not tell how it ended"))
             return
         self._supply.halted = True
         pace.silent()
@@ -277,7 +283,7 @@ class Feed:
             self._settling.reclaim(stock.opened)
             self._exchanges.stir()
             return None
-        if stock.wire and transaction.on_doubt(self._ctx.settings.on_doubt) is OnDoubt.HOLD:
+        if stock.wire and (self._lonely(transaction) or self._lonely(stock.wire[-1])):
             return None
         stock.opened.popleft()  # what cannot even be prepared stays open: its loss is charged
         outgoing = self._outgoing(transaction)
@@ -290,6 +296,10 @@ class Feed:
         transaction.started_ms = self._ctx.machine.wall_ms()
         self._exchanges.stir()
         return outgoing
+
+    def _lonely(self, transaction: Transaction) -> bool:
+        """Whether it may not be sent twice: nothing may stand beside it on the wire."""
+        return transaction.on_doubt(self._ctx.settings.on_doubt) is OnDoubt.HOLD
 
     def _outgoing(self, transaction: Transaction) -> Outgoing:
         first = transaction.recipients[0]

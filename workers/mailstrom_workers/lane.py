@@ -88,6 +88,10 @@ class LaneRun:
         """A drain took too long: cut the connection. What was not sent goes back to the queue."""
         self.walk.break_off()
 
+    def hang_up(self) -> None:
+        """The worker is over: cut the connection, and nothing is written."""
+        self.walk.hang_up()
+
     # --- the end ----------------------------------------------------------------------------
 
     async def _end(self) -> None:

@@ -108,14 +108,16 @@ class Session:
     async def quit(self) -> None:
         """Ends the session politely if it is idle, at once if not; never raises for the peer."""
         pump = self._pump
-        if self.idle and self.usable:
-            pump.end_cause = pump.end_cause or "quit"
-            pump.quitting = True
-            pump.transport.write(commands.QUIT)
-            await self._within(pump.farewell)
-            pump.transport.close()
-            await self._within(pump.closed)
-        self.abort()
+        try:
+            if self.idle and self.usable:
+                pump.end_cause = pump.end_cause or "quit"
+                pump.quitting = True
+                pump.transport.write(commands.QUIT)
+                await self._within(pump.farewell)
+                pump.transport.close()
+                await self._within(pump.closed)
+        finally:
+            self.abort()  # also where whoever says goodbye is cancelled
 
     def abort(self) -> None:
         """Cuts the connection; running transactions end with ``fault=closed``."""

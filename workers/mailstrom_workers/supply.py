@@ -72,8 +72,10 @@ class Supply:
         if self.halted or self.fenced:
             return False
         ctx, stock = self._ctx, self.stock
+        # What waits for another host counts: where this one defers everybody all would be claimed.
+        in_hand = stock.ahead + len(stock.later)
         return (
-            self.pace.wants(stock.ahead, self._loop.time(), wire=bool(stock.wire), spent=ctx.spent)
+            self.pace.wants(in_hand, self._loop.time(), wire=bool(stock.wire), spent=ctx.spent)
             and self._walk.serves()
             and ctx.has_room()
         )

@@ -142,6 +142,12 @@ class Walk:
             if connected is not None:
                 connected.session.break_off()
 
+    def hang_up(self) -> None:
+        """As ``break_off``, where nothing is written any more."""
+        for connected in (self.connected, self._left):
+            if connected is not None:
+                connected.session.abort()
+
     async def suspend(self) -> None:
         """No host of the site can be used: one row, no recipient is written."""
         ctx, lane = self._ctx, self._lane
