@@ -42,7 +42,10 @@ class Pipelining(StrEnum):
 
 
 class Reason(StrEnum):
-    """Why a recipient has its status."""
+    """Why a recipient has its status.
+
+    ``policy``, ``suppressed`` and ``rate`` are reserved: nothing gives them yet.
+    """
 
     # failed
     BOUNCED = "bounced"
@@ -67,6 +70,10 @@ class Reason(StrEnum):
     # held
     USER = "user"
     POISON = "poison"
+
+
+RESERVED = (Reason.POLICY, Reason.SUPPRESSED, Reason.RATE)
+"""Reasons that nothing gives yet."""
 
 
 class Stage(StrEnum):
@@ -302,7 +309,10 @@ class QueueStats:
 
 @value
 class Suppression:
-    """An address that is not to be mailed, and why; one row of the ``suppressions`` view."""
+    """An address that is not to be mailed, and why; one row of the ``suppressions`` view.
+
+    Reserved: nothing fills the view yet.
+    """
 
     address: str
     scope: str

@@ -46,7 +46,9 @@ with Mailstrom(store, timeout=30) as ms, open(sys.argv[5], "w") as out:
 
 def main() -> int:
     """Run once; 0 when nothing was lost, doubled unmarked, or left over."""
-    options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    options = argparse.ArgumentParser(
+        prog="tools/flood", description=(__doc__ or "").splitlines()[0]
+    )
     options.add_argument("--messages", type=int, default=10_000, help="in all (default 10000)")
     options.add_argument("--clients", type=int, default=4, help="client processes (default 4)")
     options.add_argument("--workers", type=int, default=2, help="delivery workers (default 2)")

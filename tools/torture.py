@@ -70,7 +70,9 @@ def _tell(rows: list[Row]) -> int:
 
 
 def _options() -> argparse.Namespace:
-    options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    options = argparse.ArgumentParser(
+        prog="tools/torture", description=(__doc__ or "").splitlines()[0]
+    )
     options.add_argument("parts", nargs="*", metavar="PART", help=f"of: {' '.join(PARTS)}; or all")
     options.add_argument(
         "--long", action="store_true", help="the long form (up to two hours a part)"

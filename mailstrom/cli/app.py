@@ -76,8 +76,9 @@ class LazyGroup(click.Group):
 @click.group(
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit codes: 0 ok, 1 not found or failed, 64 usage, 65 bad message, 73 cannot create,"
-    " 74 done but not told, 75 try again, 78 configuration.",
+    epilog="Exit codes: 0 ok, 1 not found or failed, 64 usage, 65 bad message,"
+    " 73 spool cannot be created, opened or written, 74 done but not told, 75 try again,"
+    " 78 configuration.",
 )
 @click.version_option(__version__, prog_name="mailstrom", message="%(prog)s %(version)s")
 def root() -> None:

@@ -14,7 +14,7 @@ from mailstrom.cli.spool import json_option, opened, spool_options
 from mailstrom.cli.times import span_text
 from mailstrom.clock import wall_ms
 from mailstrom.errors import MailstromError
-from mailstrom.types import iso_ms
+from mailstrom.types import RouteResult, iso_ms
 
 if TYPE_CHECKING:
     from mailstrom.client import Mailstrom
@@ -187,6 +187,8 @@ def _tell(row: Any, domains: Sequence[Any], sessions: Sequence[Any], now: int) -
     click.echo("domains:")
     for domain in domains:
         known = f"{domain.result}, good until {domain.expires_at}"
+        if domain.result == RouteResult.RELAY:  # by configuration, which has no end
+            known = domain.result
         error = f": {domain.error}" if domain.error else ""
         fold("  ", cell(f"{domain.name} ({known}){error}"))
     if sessions:

@@ -30,11 +30,11 @@ MEANINGS: dict[Exit, str] = {
     Exit.USAGE: "The command line is wrong; so is SQL that is wrong, would write, or is more than"
     " one statement; an id's end that fits several; a change that nobody is there to confirm.",
     Exit.DATA: "The message cannot be sent as given, or its key was used for another message.",
-    Exit.CANNOT_CREATE: "The spool cannot be created or written.",
+    Exit.CANNOT_CREATE: "The spool cannot be created, opened or written.",
     Exit.OUTPUT: "What was to be printed could not be: standard output is full or closed, or the"
     " spool could not be asked for it. What the command was to change is changed, and standard"
     " error says what that was: do not repeat it. `send` has accepted the message, and names its"
-    " id there.",
+    " id there. `serve` alone never ends so: an engine whose log cannot be written goes on.",
     Exit.TEMPORARY: "Try again: the spool is busy or full, another supervisor runs or took over, a"
     " query took too long, the outcome is unknown, or `send --wait` ran out of time.",
     Exit.CONFIG: "The configuration is unusable, the file is not a spool of this version, or a"

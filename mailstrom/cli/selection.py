@@ -19,7 +19,7 @@ from mailstrom.cli.ids import full_ids
 from mailstrom.cli.times import ms_of, past
 from mailstrom.errors import InvalidAddress
 from mailstrom.printable import printable
-from mailstrom.types import FINAL, Reason, Status
+from mailstrom.types import FINAL, RESERVED, Reason, Status
 
 if TYPE_CHECKING:
     from mailstrom.client import Mailstrom
@@ -193,13 +193,16 @@ def characters(ctx: click.Context, param: click.Parameter | None, given: Text) -
     return given
 
 
-def _words(name: str, words: Sequence[str], text: str) -> Callable[[F], F]:
+def _words(
+    name: str, words: Sequence[str], text: str, reserved: Sequence[str] = ()
+) -> Callable[[F], F]:
+    told = (f"{word} (reserved)" if word in reserved else word for word in words)
     return click.option(
         f"--{name}",
         multiple=True,
         type=click.Choice(words),
         metavar="WORD",
-        help=f"{text}: {', '.join(words)}.",
+        help=f"{text}: {', '.join(told)}.",
     )
 
 
@@ -209,7 +212,7 @@ def filters(function: F) -> F:
         (
             click.argument("ids", nargs=-1, metavar="[ID]..."),
             _words("status", RECIPIENT_STATUSES, "Recipient status"),
-            _words("reason", REASONS, "Recipient reason"),
+            _words("reason", REASONS, "Recipient reason", RESERVED),
             click.option(
                 "--domain", multiple=True, metavar="D", callback=domains, help="Recipient domain."
             ),

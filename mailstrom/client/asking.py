@@ -183,7 +183,8 @@ class Asking(Handle):
 
         Args:
             status: recipient status words, or ``partial`` for messages.
-            reason: recipient reason words.
+            reason: recipient reason words; ``policy``, ``suppressed`` and ``rate`` are reserved,
+                nothing gives them yet.
             recipient: addresses.
             domain: domains of recipients, U-labels or A-labels.
             sender: envelope senders; ``""`` is the null sender.
@@ -317,7 +318,10 @@ class Asking(Handle):
 
     @property
     def suppressions(self) -> Suppressions:
-        """Addresses that are not to be mailed: ``.list()`` and ``.get(address)``."""
+        """Addresses that are not to be mailed: ``.list()`` and ``.get(address)``.
+
+        Reserved: nothing fills the list yet.
+        """
         return Suppressions(self)
 
     def query(

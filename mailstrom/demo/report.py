@@ -125,7 +125,7 @@ def print_exhibits(console: Console, client: Mailstrom) -> None:
             say(console, f"  {line}", "dim")
         say(console)
         table = _table(rows, console.width - INDENT, standing=exhibit.upright)
-        console.print(Padding(table, (0, 0, 0, INDENT)))
+        _print_table(console, Padding(table, (0, 0, 0, INDENT)))
 
 
 def print_elsewhere(console: Console, store: Path, log: Path, *, kept: bool) -> None:
@@ -157,6 +157,17 @@ def print_findings(console: Console, audit: Audit) -> None:
             say(console, f"  {printable(text)}")
         if len(findings) > MOST_SHOWN:
             say(console, f"  and {len(findings) - MOST_SHOWN} more")
+
+
+def _print_table(console: Console, table: Padding) -> None:
+    """Draw it; off a terminal without the blanks that fill lines up to the width."""
+    if console.is_terminal:
+        console.print(table)
+        return
+    with console.capture() as drawn:
+        console.print(table)
+    for line in drawn.get().splitlines():
+        say(console, line.rstrip())
 
 
 def _cell(value: object) -> str:

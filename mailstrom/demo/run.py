@@ -201,7 +201,7 @@ def _print_end(ending: Ending, console: Console, *, json: bool) -> None:
         say(
             console,
             f"{recipients} recipients in {ending.seconds:.1f} s over {ending.connections}"
-            f" connections; {account.marked} marked duplicates; all ended.",
+            f" connections; {account.marked} marked duplicates; all ended. In messages:",
         )
         say(console, account.line)
 

@@ -36,7 +36,9 @@ A recipient refused at RCPT keeps its own refusal whatever happens later. A defi
 the loss that follows it: a 5xx and then a close stays the 5xx, a 250 to the dot and then a close is
 delivered. A loss before the final dot is never in doubt, one after it always is; a 421 in reply to
 the dot is a refusal and leaves no doubt. A reply to the dot that came before the dot was sent can
-refuse, but never accept.
+refuse, but never accept. Where the wire ended the connection itself, behind a message that was
+refused whole, those in flight behind it are judged as by a loss, in words that do not blame the
+server.
 
 What the wire says of liberties taken with a server (``behind``, ``stumbled``), or of what came
 before (``stale``), where replies did not decide and the content was not taken; one that may have
@@ -85,7 +87,10 @@ _LOSSES: dict[Fault, str] = {
     Fault.TIMEOUT: "no reply in time",
     Fault.GARBAGE: "the server's answer was not SMTP",
     Fault.CUT: "cut at the end of the time to drain",
+    Fault.ENDED: "we ended the connection behind a message that was refused whole",
 }
+
+_OURS = (Fault.CUT, Fault.ENDED)
 
 
 def judge(
@@ -151,7 +156,7 @@ def judge(
     closing = next((r for r in end.rcpts if r is not None and r.code == SERVICE_CLOSING), None)
     if closing is not None:
         return _refused(closing, Stage.RCPT, last_host)
-    if end.fault is Fault.CUT:
+    if end.fault in _OURS:
         return _again_cut(end)
     return _lost(end, last_host)
 
@@ -204,12 +209,13 @@ def _too_large(reply: Reply, stage: Stage) -> bool:
 
 def _in_doubt(end: TransactionEnd, on_doubt: OnDoubt) -> Verdict:
     hold = on_doubt is OnDoubt.HOLD
+    where = "" if end.fault is Fault.ENDED else " after the final dot"
     return Verdict(
         action=Action.HOLD if hold else Action.DEFER,
         judgement=Judgement.HELD if hold else Judgement.DEFERRED,
         reason=Reason.IN_DOUBT,
         stage=Stage.DOT,
-        reply_text=f"{_loss(end)} after the final dot: it may have been delivered",
+        reply_text=f"{_loss(end)}{where}: it may have been delivered",
         in_doubt=True,
     )
 

@@ -25,8 +25,8 @@ SMTP_PORT = 25
 
 Family = Literal["ipv4", "ipv6"]
 
-# Suffix of the best host -> provider. Limits are shared by everyone behind the same suffix;
-# longest suffix first where one contains another.
+# Suffix of the best host -> provider; longest suffix first where one contains another. No limit is
+# shared by a provider's sites yet.
 PROVIDERS: tuple[tuple[str, str], ...] = (
     (".olc.protection.outlook.com", "outlook"),
     (".mail.protection.outlook.com", "microsoft365"),

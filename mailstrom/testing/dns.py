@@ -394,8 +394,8 @@ async def _run(host: str, port: int, path: Path, tls: ssl.SSLContext | None) -> 
         loop.add_signal_handler(signal.SIGHUP, reload)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopping.set)
-        ready = {"ready": True, "host": server.host, "port": server.port, "pid": os.getpid()}
-        print(json.dumps(ready), flush=True)
+        bound = [[server.host, server.port]]
+        print(json.dumps({"event": "ready", "pid": os.getpid(), "bound": bound}), flush=True)
         await stopping.wait()
 
 

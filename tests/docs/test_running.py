@@ -89,3 +89,20 @@ def test_the_generated_pages_agree_with_the_code(tmp_path: Path) -> None:
 def test_the_generator_says_how_it_is_used(tmp_path: Path) -> None:
     said = run([sys.executable, "-P", str(CHECKOUT / "tools" / "gendocs"), "--help"], tmp_path)
     assert "--check" in said
+
+
+@pytest.mark.parametrize(
+    ("tool", "script"),
+    [("torture", "torture.py"), ("flood", "flood.py"), ("bench/run", "bench")],
+)
+def test_tools_are_named_as_they_are_typed(tool: str, script: str, tmp_path: Path) -> None:
+    said = run([sys.executable, "-P", str(CHECKOUT / "tools" / script), "--help"], tmp_path)
+    assert said.startswith(f"usage: tools/{tool} ")
+    assert "--help." not in said  # nor does a description end in another name
+
+
+def test_the_check_says_what_it_is_and_runs_nothing(tmp_path: Path) -> None:
+    said = run(["sh", str(CHECKOUT / "tools" / "check"), "--help"], tmp_path)
+    assert "--lint" in said
+    assert "==" not in said  # no check began
+    assert "set -eu" not in said

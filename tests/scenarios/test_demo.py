@@ -82,7 +82,8 @@ def test_the_demonstration_accounts_for_every_message_and_leaves_nothing(tmp_pat
     with demonstration(tmp_path, "-n", "40") as process:
         out, err = process.communicate(timeout=LIMIT_S)
     assert (process.returncode, err) == (0, ""), out + err
-    assert out.endswith(f"\n{LINE}\n")
+    assert out.endswith(f" marked duplicates; all ended. In messages:\n{LINE}\n")
+    assert [line for line in out.splitlines() if line != line.rstrip()] == []
     assert "\x1b" not in out
     assert "550" in out
     assert "no such user here" in out

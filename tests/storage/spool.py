@@ -238,7 +238,8 @@ class Spool:
     ) -> RouteAnswer:
         """What a resolver would say about a domain; its site is ``mx.<domain>`` unless named."""
         key = site or f"mx.{domain}"
-        hosts = (Host(preference=10, name=key),) if result is RouteResult.MX else ()
+        led = result in (RouteResult.MX, RouteResult.RELAY)
+        hosts = (Host(preference=10, name=key),) if led else ()
         route = Route(domain=domain, result=result, hosts=hosts, error=None if hosts else "no")
         return RouteAnswer(
             route=route,

@@ -31,6 +31,7 @@ from mailstrom.config import load
 from mailstrom.demo.display import Snapshot, draw
 from mailstrom.demo.photograph import WIDTH
 from mailstrom.storage import open_worker_store
+from mailstrom.types import RESERVED, Reason
 from tests.docs.blocks import ALL, CHECKOUT, PAGES, Block, name_of, of_kind, prose
 
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)|^\[[^\]]+\]: (\S+)", re.MULTILINE)
@@ -127,6 +128,19 @@ def test_the_picture_of_the_demonstration_is_of_the_display_of_today() -> None:
     assert len(words) > 10
     assert sorted(word for word in words if not word.isnumeric() and word not in shown) == []
     assert re.search(r"demo: \d+ accepted, .* 0 lost, 0 unmarked duplicates", shown)
+
+
+def test_reserved_reasons_are_those_that_nothing_gives_and_are_told_as_such() -> None:
+    sources = [*(CHECKOUT / "mailstrom").rglob("*.py"), *(CHECKOUT / "workers").rglob("*.py")]
+    text = "\n".join(one.read_text("utf-8") for one in sources if one.name != "types.py")
+    given = {name.lower() for name in re.findall(r"\bReason\.([A-Z_]+)\b", text)}
+    for file in (CHECKOUT / "mailstrom").rglob("*.sql"):
+        given |= set(re.findall(r"'([a-z_]+)'", file.read_text("utf-8")))
+    assert sorted(set(Reason) - given) == sorted(RESERVED)
+    reference = CHECKOUT / "docs" / "reference"
+    for word in RESERVED:
+        assert f"`{word}` (reserved)" in (reference / "schema.md").read_text("utf-8")
+        assert f"{word} (reserved)" in (reference / "cli.md").read_text("utf-8")
 
 
 def test_the_readme_says_what_a_stranger_needs() -> None:

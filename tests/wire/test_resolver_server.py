@@ -88,12 +88,12 @@ def test_as_a_process_it_reads_its_zone_again_at_hup_and_ends_at_term(tmp_path: 
         try:
             assert server.stdout is not None
             ready = json.loads(server.stdout.readline())
-            assert ready["ready"] is True
-            assert ready["pid"] == server.pid
+            assert (ready["event"], ready["pid"]) == ("ready", server.pid)
+            [[host, port]] = ready["bound"]
 
             def address() -> str:
                 query = dns.message.make_query("d.test", "A")
-                answer = dns.query.udp(query, ready["host"], port=ready["port"], timeout=30)
+                answer = dns.query.udp(query, host, port=port, timeout=30)
                 return str(answer.answer[0][0])
 
             assert address() == "192.0.2.1"

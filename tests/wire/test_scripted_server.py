@@ -553,7 +553,7 @@ def test_as_a_process_it_records_before_answering_and_ends_on_sigterm(
         try:
             assert child.stdout is not None
             ready = json.loads(child.stdout.readline())
-            assert len(ready["bound"]) == 2
+            assert (ready["event"], ready["pid"], len(ready["bound"])) == ("ready", child.pid, 2)
             host, port = ready["bound"][0]
             with smtplib.SMTP(host, port, timeout=20) as session:
                 session.starttls(context=client_context)

@@ -1,8 +1,8 @@
-"""Measures Mailstrom beside its peers: tools/bench/run --help.
+"""Measures Mailstrom, alone or beside its peers, and prints a table of what was found.
 
 Names: accept drain connections e2e latency sites depth stalls idle memory profile, or all.
 Mailstrom is the one that this interpreter imports. Loopback only; each run has a temporary
-directory that is removed. What is recorded (``--record``) is what docs/performance.md is made of,
+directory that is removed. What is recorded (--record) is what docs/performance.md is made of,
 by tools/gendocs.
 """
 

@@ -143,6 +143,8 @@ def test_help_names_every_command(run: Any) -> None:
     for name in COMMANDS:
         assert f"\n  {name} " in done.out
         assert run(name, "--help").code == 0
+    _, _, codes = done.out.partition("Exit codes: ")
+    assert [int(code) for code in re.findall(r"(?<!\w)\d+", codes)] == sorted(MEANINGS)
 
 
 # -- send ----------------------------------------------------------------------------------------

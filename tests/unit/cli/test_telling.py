@@ -252,6 +252,12 @@ def test_a_destination_is_named_by_site_host_or_domain(run: Any, house: House) -
     assert "'nowhere.test'" in done.err
 
 
+def test_a_relays_domain_is_good_until_no_day(run: Any, house: House) -> None:
+    house.send("some", "a@x.test")
+    house.spool.route("x.test", now=house.now, result=RouteResult.RELAY)
+    assert "\n  x.test (relay)\n" in run("destinations", "show", "x.test").out
+
+
 def test_a_destination_tells_what_its_hosts_bear(run: Any, house: House) -> None:
     spool, now = house.spool, house.now
     house.send("some", "a@x.test")

@@ -153,10 +153,11 @@ def test_a_loss_before_the_dot_is_never_in_doubt(
 @pytest.mark.parametrize("reused", [True, False])
 @pytest.mark.parametrize("last_host", [True, False])
 @pytest.mark.parametrize("stage", [Stage.MAIL, Stage.RCPT, Stage.DATA, Stage.BODY])
+@pytest.mark.parametrize("fault", [Fault.CUT, Fault.ENDED])
 def test_what_we_cut_ourselves_before_the_dot_is_nobodys_fault(
-    stage: Stage, last_host: bool, reused: bool, excused: bool
+    fault: Fault, stage: Stage, last_host: bool, reused: bool, excused: bool
 ) -> None:
-    ended = at(stage, Fault.CUT)
+    ended = at(stage, fault)
     verdict = judge(
         ended, 0, last_host=last_host, reused=reused, on_doubt=OnDoubt.HOLD, excused=excused
     )
@@ -173,7 +174,7 @@ def test_a_refusal_stands_though_we_cut_behind_it() -> None:
 
 @pytest.mark.parametrize("reused", [True, False])
 @pytest.mark.parametrize("last_host", [True, False])
-@pytest.mark.parametrize("fault", [*FAULTS, Fault.CUT])
+@pytest.mark.parametrize("fault", list(Fault))
 def test_a_loss_after_the_dot_is_in_doubt_and_never_tries_another_host(
     fault: Fault, last_host: bool, reused: bool
 ) -> None:
@@ -185,6 +186,18 @@ def test_a_loss_after_the_dot_is_in_doubt_and_never_tries_another_host(
     for verdict in (retry, held):
         assert verdict.in_doubt
         assert (verdict.reason, verdict.stage) == (Reason.IN_DOUBT, Stage.DOT)
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (Fault.CLOSED, "connection closed by the server after the final dot: it may"),
+        (Fault.ENDED, "we ended the connection behind a message that was refused whole: it may"),
+    ],
+)
+def test_whoever_ended_the_connection_is_named(fault: Fault, words: str) -> None:
+    text = decide(at(Stage.DOT, fault)).reply_text
+    assert text == f"{words} have been delivered"
 
 
 @pytest.mark.parametrize("reused", [True, False])

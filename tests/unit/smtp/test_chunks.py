@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from mailstrom.smtp.capabilities import Capabilities
-from mailstrom.smtp.client import Dialect, Envelope, Extension, Fault, Pipelining
+from mailstrom.smtp.client import (
+    ClientDialogue,
+    Dialect,
+    Envelope,
+    Event,
+    Extension,
+    Fault,
+    Pipelining,
+)
 from mailstrom.smtp.framing import BareLineEnd
 from mailstrom.types import Stage
 from tests.unit.smtp.driving import (
@@ -312,9 +322,29 @@ def test_all_refused_in_a_flight_leaves_those_behind_it_in_doubt() -> None:
     first, second, third = drive.ends
     assert (codes(first)[3], first.usable) == (250, True)
     assert (codes(second), second.stage) == ((250, (550,), None, None), Stage.RCPT)
-    assert (third.stage, third.fault, third.dot_written) == (Stage.DOT, Fault.CLOSED, True)
+    # the server closed nothing
+    assert (third.stage, third.fault, third.dot_written) == (Stage.DOT, Fault.ENDED, True)
     assert not third.answered
     assert [second.usable, third.usable] == [False, False]
+
+
+@pytest.mark.parametrize(
+    ("how", "fault"),
+    [
+        (lambda d: d.receive(lines(421)), Fault.CLOSED),
+        (lambda d: d.receive_eof(), Fault.CLOSED),
+        (lambda d: d.fail(Fault.CUT), Fault.CUT),
+        (lambda d: d.fail(Fault.TIMEOUT), Fault.TIMEOUT),
+    ],
+)
+def test_what_ends_the_session_behind_a_refusal_is_told_to_those_behind(
+    how: Callable[[ClientDialogue], list[Event]], fault: Fault
+) -> None:
+    drive = Drive(DEEP).begin().begin().say(lines(250, 550))
+    drive.took(how(drive.dialogue))
+    first, second = drive.ends
+    assert (codes(first)[:2], first.stage) == ((250, (550,)), Stage.RCPT)
+    assert (second.fault, second.stage, second.dot_written) == (fault, Stage.DOT, True)
 
 
 @pytest.mark.parametrize("fault", list(Fault))
