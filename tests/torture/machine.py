@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import sys
 import time
+import traceback
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 from hypothesis import HealthCheck, Phase, seed, settings
@@ -128,6 +130,20 @@ PLAYS: tuple[Callable[[type[SpoolMachine], int], None], ...] = (walk, wander)
 """Of a round."""
 
 
+def _failures(error: BaseException) -> str:
+    """The error, and those that it came behind: a machine that failed ends with a model gone wrong,
+    and may fail at its end once more.
+    """
+    found: list[str] = []
+    while True:
+        frames = traceback.extract_tb(error.__traceback__)
+        place = f", line {frames[-1].lineno} of {Path(frames[-1].filename).name}" if frames else ""
+        found.append(f"{type(error).__name__}: {error}{place}")
+        if error.__context__ is None:
+            return "; behind ".join(found)
+        error = error.__context__
+
+
 def drive(name: str, first: int, rounds: int, until_s: float) -> Driven:
     """Rounds of a store from consecutive seeds, as many as fit in the time."""
     played = counted(STORES[name])
@@ -142,8 +158,7 @@ def drive(name: str, first: int, rounds: int, until_s: float) -> Driven:
             except Exception as error:
                 story = "\n".join(getattr(error, "__notes__", ()))[-NOTES:]
                 again = f"PYTHONPATH=.:workers python -P -m tests.torture.machine {name} {number}"
-                told = f"seed {number}: {type(error).__name__}: {error} ({again})\n{story}"
-                findings.append(told)
+                findings.append(f"seed {number}: {_failures(error)} ({again})\n{story}")
         done += 1
     row = Row(
         unit="step",

@@ -191,7 +191,8 @@ class Stage:
         Args:
             do: kill; raise an error; stop and go on after three seconds; stop, then kill.
             size: recipients of a message, in two domains of one site.
-            hit: at which visit the fault happens; so many messages are sent, and one more.
+            hit: at which visit the fault happens; so many messages are sent, and one more, and in
+                the scene ``mail`` others behind them, one by one, where several came in one visit.
             hold: send with ``on_doubt="hold"``.
         """
         self._numbers += 1
@@ -223,7 +224,7 @@ class Stage:
             result.findings.append("the point was not reached")
             return result
         result.hit = True
-        if scene in ("ahead", "spared", "give_back"):
+        if mail.rounds or scene == "give_back":
             number = len(mail.sent) // size
         try:
             stood = self._go_on(do, found["pid"], mail)
@@ -364,7 +365,9 @@ class Stage:
         if not late:
             self._arm(told)
         self._send(mail, scene, size, number, hold)
-        if scene == "supervisor":
+        if scene == "mail" and told["hit"] > 1:
+            self._more(mail, size, hold, self.control / told["token"])
+        elif scene == "supervisor":
             self.engine.start(wait=False, env=with_faults(self._faults))
         elif scene == "start":
             self._kill("delivery")
@@ -387,6 +390,25 @@ class Stage:
                 self.engine.signal(signal.SIGTERM)
             elif scene == "doubt" or told["point"] == "supervisor.restarting":
                 os.kill(self.engine.pid_at(f"mx1.{mail.domains[0]}"), signal.SIGKILL)
+
+    def _more(self, mail: _Mail, size: int, hold: bool, token: Path) -> None:
+        """Send one message more, and another, until the point is reached.
+
+        What waits behind the first is opened together, or by a claim: then all of it is one visit,
+        or none. A message that finds no lane is opened by itself once its lane has connected.
+        Visits are those of one process, and either of two may have the lane.
+        """
+
+        def over() -> bool:
+            lanes = "SELECT 1 AS n FROM destinations WHERE lanes > 0 LIMIT 1"
+            return token.exists() or (self._are_final(mail) and not self.engine.rows(lanes))
+
+        while True:
+            eventually(over, RECOVERY_S, what="the point or the end of a lane", interval=LOOK_S)
+            if token.exists() or mail.rounds == ROUNDS:
+                return
+            mail.rounds += 1
+            self._send(mail, "mail", size, len(mail.sent) // size + 1, hold)
 
     def _ahead(
         self, mail: _Mail, scene: Scene, size: int, hold: bool, told: dict[str, Any]

@@ -115,6 +115,7 @@ class Wire(asyncio.Transport):
     Attributes:
         session: id of the session that it was opened for.
         mails: times at which the client wrote a MAIL command.
+        chunk_refused: a BDAT had no recipients: the client reads no reply behind the one to it.
         written: all that the client wrote.
         open: whether the client's end is.
     """
@@ -131,6 +132,7 @@ class Wire(asyncio.Transport):
         self.mails: list[float] = []
         self.written = bytearray()
         self.attached = False
+        self.chunk_refused = False
         self._protocol: asyncio.Protocol | None = None
         self._closing = self._lost = False
         self._high = 65536

@@ -21,6 +21,8 @@ from tests.support.checker import Seen, content_digest
 from tests.torture.sim_net import Wire
 
 _ID = re.compile(rb"^Message-ID: (\S+)", re.M)
+_MAIL = re.compile(rb"^M(?:AIL FROM:|A?I?L? ?F?R?O?M?\Z)", re.M)
+"""A MAIL, or the head of the last one: of what is thrown away the rest is never heard as one."""
 _STAGES: dict[type, str] = {
     ev.Opened: "greeting",
     ev.Hello: "ehlo",
@@ -216,6 +218,8 @@ class Conversation:
         if self._over:
             return
         stage = _STAGES.get(type(event), "other")
+        if isinstance(event, ev.Refused) and event.verb == "BDAT":
+            self.wire.chunk_refused = True
         kind = "well" if stage == "other" else self._chance(stage)
         if isinstance(event, ev.MailFrom):
             self._mail_s = self.wire.mails[self._mails]
@@ -231,7 +235,7 @@ class Conversation:
             self._take(accepts and default.positive)
             if self.host.deaf and self._dialogue.discard():
                 self.host.count("dot deaf")
-                self._mails = self._heard.count(b"MAIL FROM:")
+                self._mails = len(_MAIL.findall(self._heard))
         if isinstance(event, ev.RcptTo) and accepts and default.positive:
             self._recipients.append(event.address)
         if kind == "hang":

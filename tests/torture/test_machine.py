@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from hypothesis.internal.conjecture import providers
 
 from mailstrom.storage.sqlite.sql import STATEMENTS
 from tests.storage.machine import DEATHS
+from tests.storage.spool import DAY
 from tests.torture import machine
 from tests.torture.plan import Plan
 
@@ -63,6 +65,39 @@ def test_a_walk_alone_meets_every_death(name: str, monkeypatch: pytest.MonkeyPat
     assert found.row.clean
     assert found.died == set(DEATHS)
     assert found.losses == Counter(LEAST)
+
+
+@pytest.mark.parametrize("name", machine.STORES)
+def test_a_key_that_a_purge_forgot_stays_forgotten_when_the_clock_is_put_back(name: str) -> None:
+    played = machine.STORES[name]()
+    played.start(0)
+    try:
+        played.send_once(0, "y", False)
+        played.clock_jumps(0, DAY)
+        played.time_passes(0, 1)  # nothing is purged for an hour after a jump
+        for one in played.invariants:
+            one.function(played)
+        played.purge(0)
+        played.clock_jumps(0, -DAY)
+        played.send_once(0, "y", True)
+        assert len(played.rows) == 2, "another message"
+    finally:
+        played.opened.close()
+
+
+def test_what_failed_first_is_told_with_what_failed_at_the_end() -> None:
+    try:
+        try:
+            raise AssertionError("a step")
+        finally:
+            {}["the end"]
+    except KeyError as error:
+        told = machine._failures(error)
+    assert re.fullmatch(
+        r"KeyError: 'the end', line \d+ of test_machine.py;"
+        r" behind AssertionError: a step, line \d+ of test_machine.py",
+        told,
+    )
 
 
 PLANTED = {

@@ -145,14 +145,14 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
 def test_planted_faults_on_an_engine_are_noticed(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = Stage._until_final
+    real = Stage._until_over
 
     def then(sql: str) -> None:
         def final(own: Stage, mail: named_stage._Mail) -> None:
             real(own, mail)
             assert own.engine.tamper(sql) > 0
 
-        monkeypatch.setattr(Stage, "_until_final", final)
+        monkeypatch.setattr(Stage, "_until_over", final)
 
     then("UPDATE attempt SET in_doubt = 0 WHERE in_doubt")
     unmarked = stage.case("wire.dot")
@@ -170,6 +170,12 @@ def test_planted_faults_on_an_engine_are_noticed(
     monkeypatch.setattr(Stage, "_arm", lambda own, told: None)
     nobody = stage.case("lane.claimed")
     assert (nobody.hit, nobody.findings) == (False, ["the point was not reached"])
+
+
+def test_a_visit_that_messages_at_once_do_not_bring_is_reached(stage: Stage) -> None:
+    """Those behind the first are opened together: two visits, however many they are."""
+    found = stage.case("open.open", hit=4)
+    assert (found.hit, found.findings) == (True, [])
 
 
 def test_a_row_that_is_gone_after_a_client_died_is_noticed(
