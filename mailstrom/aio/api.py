@@ -370,6 +370,8 @@ class AsyncMailstrom(AsyncSending):
             self._threads.close()
 
     async def __aenter__(self) -> AsyncMailstrom:
+        self._threads.require_open()
+        self._ms.__enter__()  # a given one may be closed
         return self
 
     async def __aexit__(

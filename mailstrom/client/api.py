@@ -21,6 +21,7 @@ from mailstrom.client.locate import locate_store
 from mailstrom.client.running import Running
 from mailstrom.client.sending import Pace, Sending, SendOptions
 from mailstrom.clock import wall_ms
+from mailstrom.errors import SpoolError
 from mailstrom.storage import open_client_store
 
 __all__ = ["Mailstrom", "SendOptions"]
@@ -87,6 +88,8 @@ class Mailstrom(Sending, Changing, Running):
                 self._committer.close()
 
     def __enter__(self) -> Mailstrom:
+        if not self._finalizer.alive:
+            raise SpoolError("this client is closed; open a new one")
         return self
 
     def __exit__(

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from mailstrom.policy.verdict import FaultOf
 from mailstrom.smtp.reply import Reply
+from mailstrom.smtp.states import CLOSING
 from mailstrom.types import Stage
-
-SERVICE_CLOSING = 421
 
 # Subject and detail of an enhanced code (RFC 3463, 7372, 7505) -> who is to blame. The longest
 # match counts: "1.2" before "1.".
@@ -58,7 +57,7 @@ def fault_of(reply: Reply, stage: Stage, *, permanent: bool) -> FaultOf:
         stage: what it answered.
         permanent: whether it is taken to be final.
     """
-    if reply.code == SERVICE_CLOSING:
+    if reply.code == CLOSING:
         return FaultOf.REMOTE
     if reply.enhanced is not None:
         detail = reply.enhanced.partition(".")[2]

@@ -62,12 +62,13 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from mailstrom.policy.blame import SERVICE_CLOSING, fault_of
+from mailstrom.policy.blame import fault_of
 from mailstrom.policy.hint import retry_hint_s
 from mailstrom.policy.limits import STORAGE_EXCEEDED, may_follow, refuses_session
 from mailstrom.policy.refusal import TOO_LARGE, judge_route, local_refusal
 from mailstrom.policy.verdict import Action, FaultOf, HostVerdict, Verdict
 from mailstrom.smtp.reply import Reply
+from mailstrom.smtp.states import CLOSING
 from mailstrom.smtp.transaction import Extension, Fault, TransactionEnd
 from mailstrom.types import Judgement, OnDoubt, Reason, Stage
 
@@ -131,7 +132,7 @@ def judge(
         return _unanswered(end, last_host=last_host, reused=reused)
     # In the order of the wire: the first reply that refuses is the one that stands.
     if end.mail is not None and end.mail.code >= 400:
-        if reused and end.mail.code == SERVICE_CLOSING:
+        if reused and end.mail.code == CLOSING:
             return _again(end.mail)
         if full and refuses_session(end.mail):
             return _again(end.mail)
@@ -153,7 +154,7 @@ def judge(
     if end.dot_written:
         # Also where the replies to RCPT never came: only a refusal proves that it was not taken.
         return _in_doubt(end, on_doubt)
-    closing = next((r for r in end.rcpts if r is not None and r.code == SERVICE_CLOSING), None)
+    closing = next((r for r in end.rcpts if r is not None and r.code == CLOSING), None)
     if closing is not None:
         return _refused(closing, Stage.RCPT, last_host)
     if end.fault in _OURS:

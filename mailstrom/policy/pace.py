@@ -72,10 +72,16 @@ class ClaimPace:
 
     # --- what is delivered ------------------------------------------------------------------
 
-    def resume(self, now_s: float) -> None:
-        """Another session is fed: what went before says nothing about its pace."""
-        self.progress_s = self._from_s = now_s
-        self._ends = 0
+    def resume(self, now_s: float, *, renewed: bool = False) -> None:
+        """Another session is fed: what went before says nothing about its pace.
+
+        Args:
+            renewed: only since the one before did not suit what is in hand. So it will be again:
+                the time from one to the next is part of the pace.
+        """
+        self.progress_s = now_s
+        if not renewed:
+            self._from_s, self._ends = now_s, 0
 
     def begun(self, now_s: float) -> None:
         """A message went to a wire that was empty."""

@@ -102,7 +102,7 @@ class Capabilities:
 
     @property
     def most_domains(self) -> int:
-        """Domains of one transaction's recipients (RCPTDOMAINMAX, RFC 9422 section 4.3); or 0."""
+        """Domains of one session's recipients (RCPTDOMAINMAX, RFC 9422 section 4.3); or 0."""
         return self.limits.get("RCPTDOMAINMAX", 0)
 
     def render(self) -> tuple[str, ...]:

@@ -16,13 +16,16 @@ told once RSET behind it got its 250, which no reply to the command before is (t
 leaves with it). So it is without PIPELINING, too, where DATA is sent behind several refused
 recipients to mark their places. A 421, a close or silence in RSET's place leaves the refusal
 standing: servers end sessions so. A recipient taken behind a refused MAIL, a reply to what has not
-left, and silence where a flight's DATA is to be refused, undo the envelope.
-Nothing marks the place of a BDAT's reply. None is believed where garbage came with it, where its
-enhanced code speaks of an address, or in words that MAIL or RCPT got in this session; a server
-that has no other words is spared BDAT. What cannot be seen: a missing reply to content in
-whose place stands that to the MAIL behind it; a reply too many before a refusal where 421 or a
-close came in place of what tells; and with BDAT, by a server without enhanced codes, one before the
-first content of a session, or whom a refusal meant.
+left, and silence where a flight's DATA is to be refused, or behind recipients of a BDAT, undo the
+envelope. Where all of those were refused before their BDAT left, DATA goes instead, as a mark.
+Nothing marks the place of a BDAT's reply. None is believed where garbage came with it, where it
+came before the BDAT left, where its enhanced code speaks of an address (a refusal by it: only of a
+lone recipient's), behind a 503 to a recipient, or in words that MAIL or RCPT got in this session; a
+server that has no other words is spared BDAT. With it no reply to its envelope is believed. What
+cannot be seen: a missing reply to content in whose place stands that to the MAIL behind it; a reply
+too many before a refusal where 421 or a close came in place of what tells; and with BDAT whom of
+several a refusal meant that speaks of no address, or, by a server without enhanced codes, one too
+many before the first content of a session.
 
 A loss before the last octet of the content was taken is "not sent", a loss after it is "maybe sent"
 (``dot_written``), and the two are never confused: each transaction in flight has its own. RSET is
@@ -44,7 +47,7 @@ from mailstrom.smtp.capabilities import Capabilities
 from mailstrom.smtp.ending import Endings
 from mailstrom.smtp.flight import flight
 from mailstrom.smtp.framing import DotStuffer, require_crlf, stuffed
-from mailstrom.smtp.liberties import Liberties, spoiled
+from mailstrom.smtp.liberties import BAD_SEQUENCE, Liberties, spoiled
 from mailstrom.smtp.pipeline import Pipeline
 from mailstrom.smtp.progress import Progress
 from mailstrom.smtp.reply import KINDS, BadReply, Reply, ReplyParser
@@ -62,7 +65,7 @@ from mailstrom.smtp.transaction import (
     UnmetNeed,
     unmet,
 )
-from mailstrom.smtp.wording import Wording
+from mailstrom.smtp.wording import Wording, refuses_address
 from mailstrom.types import Pipelining, Stage
 
 __all__ = [
@@ -376,6 +379,8 @@ class ClientDialogue:
     def _refuse_chunk(
         self, transaction: Progress, slot: Slot, index: int, reply: Reply
     ) -> Sequence[Event]:
+        if transaction.rcpts[1:] and self._of_an_envelope(transaction, reply):
+            return self._endings.out_of_step(transaction, slot)
         refused = transaction.refused
         if refused is not None:
             # Whether the octets were skipped, or read as commands, cannot be told.
@@ -388,6 +393,17 @@ class ClientDialogue:
         transaction.keep(slot, index, reply)
         self._liberties.chunk_answered = True
         return self._endings.end(transaction, Stage.DOT)
+
+    def _of_an_envelope(self, transaction: Progress, refusal: Reply) -> bool:
+        """Whether the refusal of a BDAT for several may show that a reply too many came before it.
+
+        One more puts the last recipient's there, or that to a refused MAIL at a recipient, before
+        503s to all others. Whose is it? By DATA, as the site is served then, a 354 marks the place.
+        What a lone recipient got is his own.
+        """
+        return refuses_address(refusal) or any(
+            reply is not None and reply.code == BAD_SEQUENCE for reply in transaction.rcpts
+        )
 
     def _out_of_step(
         self, transaction: Progress, slot: Slot, _index: int, _reply: Reply

@@ -90,8 +90,13 @@ class Endings:
         pipeline, groups = self._pipeline, transaction.groups
         if pipeline.awaits(transaction):
             groups.clear()  # replies of the flight are still to be read
-        elif transaction.opened and groups and not transaction.chunked and transaction.rcpts[1:]:
-            pipeline.send(transaction)
+        elif transaction.opened and groups and transaction.rcpts[1:]:
+            if transaction.chunked:  # its BDAT did not leave
+                transaction.chunked = False
+                groups.clear()
+                pipeline.add(transaction, commands.DATA, Slot.DATA)
+            else:
+                pipeline.send(transaction)
         else:
             groups.clear()
             transaction.clearing = True
@@ -125,14 +130,26 @@ class Endings:
         awaited = self._pipeline.awaited()
         transaction.stale = awaited is Awaited.RSET
         refused = transaction.refused
+        if fault is Fault.TIMEOUT and self._missing(transaction, awaited):
+            transaction.disbelieve()  # which of them cannot be told
+            refused = None
         if refused is not None:
-            missing = fault is Fault.TIMEOUT and awaited is Awaited.DATA
-            if not missing or not self._liberties.pipelined:
-                # "550 go away" and a close: the reply decided, the close only ends the session.
-                # Nor does silence behind the last reply take it back: none was too many.
-                return self.end(transaction, refused, behind=fault)
-            transaction.disbelieve()  # a reply to the flight is missing: which, cannot be told
+            # "550 go away" and a close: the reply decided, the close only ends the session. Nor
+            # does silence behind the last reply take it back: none was too many.
+            return self.end(transaction, refused, behind=fault)
         return self.end(transaction, STAGES[awaited], fault, stumbled)
+
+    def _missing(self, transaction: Progress, awaited: Awaited) -> bool:
+        """Whether silence may mean that a reply to the flight before is missing.
+
+        With DATA in the flight the reply to that shows it, unless there is nobody to go to.
+        """
+        if not self._liberties.pipelined:
+            return False
+        if transaction.chunked:
+            several = len(transaction.rcpts) > 1  # what a lone recipient got is his own
+            return several and awaited in (Awaited.RCPT, Awaited.DOT)
+        return awaited is Awaited.DATA and transaction.refused is not None
 
     # By a reply that is none to its command
 
@@ -143,7 +160,7 @@ class Endings:
     def not_due(self, reply: Reply) -> list[Event]:
         """A reply that no command on the wire waits for."""
         unsent = self._pipeline.unsent
-        if not unsent or unsent[0][1][0] in CONTENT:
+        if not unsent or (unsent[0][1][0] in CONTENT and not unsent[0][0].chunked):
             return self._unasked(reply)
         transaction, (slot, index) = unsent.popleft()
         if reply.code != CLOSING:
@@ -165,8 +182,8 @@ class Endings:
         if transaction.clearing:
             return self._unclear(transaction)
         transaction.stale = slot in (Slot.RSET, Slot.MAIL) and not transaction.answered
-        if slot in (Slot.RCPT, Slot.DATA):
-            # no earlier reply can be trusted to stand with its own recipient
+        if slot in (Slot.RCPT, Slot.DATA, Slot.BDAT):
+            # no earlier reply can be trusted to stand with its own recipient; behind a 354 they can
             transaction.disbelieve()
             if self._used or transaction.behind:
                 self._shifted(transaction)

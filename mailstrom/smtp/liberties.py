@@ -31,7 +31,8 @@ from mailstrom.smtp.transaction import (
 from mailstrom.smtp.wording import Wording
 from mailstrom.types import Pipelining, Stage
 
-_BAD_SEQUENCE = 503
+BAD_SEQUENCE = 503
+_NO_COMMAND = frozenset({500, 502, BAD_SEQUENCE})
 _OUT_OF_SYNC = re.compile(r"pipelin|synchroni[sz]", re.IGNORECASE)
 
 
@@ -112,10 +113,13 @@ def too_soon(
     if slot is Slot.MAIL:
         if not transaction.behind:
             # an envelope is still open there: this says nothing about the present one
-            return used and reply.code == _BAD_SEQUENCE
+            return used and reply.code == BAD_SEQUENCE
+        if reply.code in _NO_COMMAND:
+            # what is left of a command whose head was thrown away with what came with the content
+            return True
     elif slot is not Slot.DOT or followed is None:
         return False
-    return reply.code == _BAD_SEQUENCE or any(map(_OUT_OF_SYNC.search, reply.lines))
+    return reply.code == BAD_SEQUENCE or any(map(_OUT_OF_SYNC.search, reply.lines))
 
 
 def spoiled(events: Sequence[Event], wording: Wording) -> list[Event]:

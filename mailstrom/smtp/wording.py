@@ -1,9 +1,9 @@
-"""Whether a consent is to content, or to another command, as far as its words tell.
+"""Whether a reply is to content, or to another command, as far as its words tell.
 
 Contract: where a reply came twice, or not at all, what stands in the place of a consent to content
 may answer a MAIL or RCPT. An enhanced code tells: it speaks of an address there (RFC 3463 section
 3.2). Where there is none the words do, if the server has different ones: those that MAIL and RCPT
-got in this session, and content never did, are not believed.
+got in this session, and content never did, are not believed. Of a refusal only the code tells.
 
 Must not know: places, what follows from it.
 """
@@ -14,6 +14,7 @@ from mailstrom.smtp.reply import Reply
 
 _MOST = 64  # a server may name the recipient in each of its replies
 _OF_AN_ADDRESS = "2.1."
+_AGAINST_AN_ADDRESS = ("4.1.", "5.1.")
 
 
 class Wording:
@@ -67,6 +68,11 @@ class Wording:
         if reply.lines not in self._to_envelope or reply.lines in self._to_content:
             return False
         return self.apart or proved
+
+
+def refuses_address(reply: Reply) -> bool:
+    """Whether a refusal speaks of an address by its enhanced code: it may answer a RCPT."""
+    return reply.enhanced is not None and reply.enhanced.startswith(_AGAINST_AN_ADDRESS)
 
 
 def _remember(words: set[tuple[str, ...]], reply: Reply) -> None:

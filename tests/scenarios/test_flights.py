@@ -110,6 +110,29 @@ def test_chunking_that_is_offered_and_unknown_costs_nothing_and_is_remembered(
     assert flights.count(["mail", "rcpt"]) == flights.count(["bdat"]) == 1
 
 
+@pytest.mark.parametrize("chunking", [False, True], ids=["data", "bdat"])
+def test_a_host_that_takes_content_in_the_code_of_a_recipient_doubles_nothing(
+    network: Network, make_engine: MakeEngine, chunking: bool
+) -> None:
+    """But one: what a BDAT got may have been a RCPT's answer. From then on all goes by DATA."""
+    rule = Rule(stage="dot", code=250, enhanced="2.1.5", text="taken")
+    domain, (host,) = network.site(Script(rules=(rule,), chunking=chunking))
+    engine = make_engine(settings=SETTINGS)
+    ids = send(engine, domain)
+    engine.start()
+    if not chunking:
+        delivered_once(engine, ids, [host])
+        assert behind(host.connections) > 0
+        return
+    assert all(engine.final(id).succeeded for id in ids)
+    doubted = engine.rows("SELECT recipient FROM attempts WHERE in_doubt")
+    twice = [who for who, n in Counter(dot.recipients[0] for dot in host.dots).items() if n > 1]
+    assert twice == [row.recipient for row in doubted]
+    assert len(doubted) == 1
+    assert len(host.dots) == COUNT + 1
+    assert bdats([host]) == 1
+
+
 @pytest.mark.parametrize("act", [Act.CLOSE, Act.RESET, Act.SILENCE])
 @pytest.mark.parametrize("chunking", [False, True], ids=["data", "bdat"])
 def test_a_loss_behind_a_content_leaves_that_one_in_doubt(

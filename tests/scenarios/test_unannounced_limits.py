@@ -44,10 +44,12 @@ def test_a_host_that_takes_so_many_messages_of_a_connection_gets_new_connections
     assert engine.rows("SELECT 1 FROM events WHERE type = 'site.suspended'") == []
 
 
+@pytest.mark.parametrize("told", [True, False])
 def test_recipients_that_were_too_many_follow_at_once_and_are_not_charged(
-    network: Network, make_engine: MakeEngine
+    network: Network, make_engine: MakeEngine, told: bool
 ) -> None:
-    domain, (host,) = network.site(Script(recipient_limit=10))
+    """Also where a bare 452 does not say that they were, and might speak of full mailboxes."""
+    domain, (host,) = network.site(Script(recipient_limit=10, enhancedstatuscodes=told))
     settings: Tables = {**SETTINGS, "retry": {"schedule": ["1h"]}}
     engine = make_engine(workers=1, settings=settings)
     id = engine.send(*(f"r{number}@{domain}" for number in range(95)))
@@ -55,5 +57,20 @@ def test_recipients_that_were_too_many_follow_at_once_and_are_not_charged(
     recipients = engine.final(id).recipients
     assert [r.attempts for r in recipients.values()] == [1] * 95
     assert {str(r.status) for r in recipients.values()} == {"delivered"}
-    assert len(dots([host])) == 10, "the first shows the number, all others keep to it"
+    assert len(dots([host])) == 10, "the first shows the number, and all others keep to it"
     assert len(engine.rows("SELECT id FROM sessions")) == 1
+
+
+def test_a_limit_that_is_one_less_than_what_is_known_is_found_out_too(
+    network: Network, make_engine: MakeEngine
+) -> None:
+    """The session ends with its first refusal then, and nobody asks a second time."""
+    rule = Rule(stage="mail", code=451, per=Per.CONNECTION, first=2)
+    domain, (host,) = network.site(Script(rules=(rule,)))
+    settings = {**SETTINGS, "sites": {**SETTINGS["sites"], "messages_per_connection": 2}}
+    engine = make_engine(workers=1, settings=settings)
+    ids = engine.ms.send_many(mail(f"r{number}@{domain}") for number in range(COUNT))
+    engine.start()
+    assert all(engine.final(id).succeeded for id in ids)
+    assert len(engine.rows("SELECT 1 FROM attempts WHERE verdict <> 'delivered'")) == 1
+    assert len(dots([host])) == COUNT

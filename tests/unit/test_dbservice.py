@@ -9,6 +9,7 @@ from typing import NoReturn, cast
 
 import pytest
 
+from mailstrom.errors import SpoolCorrupt
 from mailstrom.storage.base import (
     MOST_ROWS,
     AnswerLost,
@@ -19,6 +20,7 @@ from mailstrom.storage.base import (
     Work,
     WorkerStore,
 )
+from mailstrom_workers.aside import ASIDE_S
 from mailstrom_workers.dbpace import FREE_LOCK_S, GATHER_S, MOST_FREE_S, SYNC_S
 from mailstrom_workers.dbrequest import LATE, Late, Request, StoreEnded, Wait
 from mailstrom_workers.dbservice import DBService
@@ -369,6 +371,56 @@ def test_what_is_committed_and_cannot_be_told_is_not_done_again(
     assert store.steps == ["exchange", "close"]
     assert [type(error) for error in crashed] == [AnswerLost]
     assert [type(error) for error in told] == [StoreEnded, StoreEnded]
+
+
+def damaged(store: Store, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """What opens recipients above 100 meets damage; which of them were tried, in order."""
+    tried: list[int] = []
+    taken = store.exchange
+
+    def exchange(work: Work, now_ms: int) -> Exchange:
+        recipients = [r for one in work.opens for r in one.recipients]
+        if any(r > 100 for r in recipients):
+            tried.extend(recipients)
+            raise SpoolCorrupt("a page")
+        return taken(work, now_ms)
+
+    monkeypatch.setattr(store, "exchange", exchange)
+    return tried
+
+
+def test_what_met_damage_has_its_turn_again_though_others_come_all_the_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def story(db: Driven, store: Store) -> None:
+        tried = damaged(store, monkeypatch)
+        began, number = store.now_s, 101
+        while tried.count(101) < 2:
+            assert store.now_s - began < 2 * ASIDE_S
+            db.post(opening(number), lambda *_: None)
+            db.serve()
+            number += 1
+            store.now_s += ASIDE_S / 4
+
+    driven(story)
+
+
+def test_a_drain_tries_what_met_damage_at_once_a_last_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[BaseException | None] = []
+
+    def story(db: Driven, store: Store) -> None:
+        tried = damaged(store, monkeypatch)
+        db.post(opening(101), lambda _result, error: told.append(error))
+        db.serve()
+        assert (tried, told) == ([101], [])
+        before = store.now_s
+        db.drain()
+        db.serve()
+        assert tried == [101, 101]
+        assert store.now_s - before < ASIDE_S / 2, "nobody else had to come, and no time to pass"
+
+    driven(story)
+    assert [type(error) for error in told] == [SpoolCorrupt]
 
 
 @pytest.mark.parametrize("held_s", [0.0, MOST_FREE_S])

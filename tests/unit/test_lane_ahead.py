@@ -13,7 +13,7 @@ import pytest
 from mailstrom.smtp.capabilities import Capabilities
 from mailstrom.smtp.transaction import Unmet
 from mailstrom.types import OnDoubt
-from mailstrom_workers.feed import FRESH_S
+from mailstrom_workers.feed import FRESH_S, OVERDUE_S
 from mailstrom_workers.lane import LaneRun
 from tests.unit.lane_rig import Rig, row, until
 
@@ -97,8 +97,13 @@ def test_only_as_many_recipients_as_the_server_takes(monkeypatch: pytest.MonkeyP
 
 def test_only_as_many_domains_as_the_server_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = row(2), row(3, message=3, domain="a.test"), row(4, message=3, domain="b.test")
-    rig = idle_rig(monkeypatch, {"limits": {"RCPTDOMAINMAX": 1}})
-    assert called_for(rig, *rows) == {2}
+    for most, opened in ((1, set()), (2, {2}), (3, {2})):
+        rig = idle_rig(monkeypatch, {"limits": {"RCPTDOMAINMAX": most}})
+        assert called_for(rig, *rows) == opened, "each may be of a domain that the session lacks"
+        assert set(rig.store.states.values()) == {"delivered"}
+    each = [row(n, domain=f"d{n}.test") for n in range(2, 8)]
+    rig = idle_rig(monkeypatch, {"limits": {"RCPTDOMAINMAX": 4}})
+    assert called_for(rig, *each) == {2, 3, 4}
     assert set(rig.store.states.values()) == {"delivered"}
     rig = idle_rig(monkeypatch, {})
     assert called_for(rig, *rows) == {2, 3, 4}
@@ -212,6 +217,27 @@ def test_what_was_told_long_after_the_lock_is_opened_again(
     rig.run(beside)
     assert rig.begun == [1, 3]
     assert rig.store.states[2] == "cancelled"
+
+
+def test_what_expires_while_it_waits_for_the_wire_is_asked_for_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The store says what is too old: it knows how the clock jumped."""
+    rig = Rig(monkeypatch, row(1), sites={"idle": "10s"})
+
+    async def beside(lane: LaneRun) -> None:
+        await until(lambda: lane.idle)
+        lane.supply.window.size = 31
+        rig.reply_s = OVERDUE_S * 2
+        soon = int((rig.loop.time() + OVERDUE_S) * 1000)
+        rig.store.add(row(2), row(3), *(row(n, expires_ms=soon) for n in (4, 5)), row(6))
+        lane.call()
+        await until(lambda: rig.store.states[5] == "sending")
+        rig.store.withdrawn = {4}
+        await until(lambda: 6 in rig.begun)
+
+    rig.run(beside)
+    assert rig.begun == [1, 2, 3, 5, 6]
 
 
 # How much of a claim is taken though other lanes find less

@@ -368,6 +368,20 @@ def test_a_doubled_reply_does_not_stand_for_that_to_a_bdat(way: str, stage: str)
     assert seen.unsound() == []
 
 
+@pytest.mark.parametrize("way", DIALECTS)
+def test_content_may_be_taken_in_the_code_of_a_recipient(way: str) -> None:
+    """Behind a 354 it is believed; a BDAT's reply might be the RCPT's: one is in doubt."""
+    seen = flown(way, playing(Rule(stage="dot", code=250, enhanced="2.1.5", text="taken")), FOUR)
+    assert seen.unsound() == []
+    if "bdat" not in way:
+        assert seen.words == ["taken"] * 4
+        return
+    assert seen.words[0] == "doubt"
+    assert set(seen.words[1:]) <= {"again", "doubt"}
+    assert seen.words.count("doubt") == 1 or way == "bdat-4", "as deep as the window is"
+    assert Extension.CHUNKING in {end.stumbled for end in seen.ends.values()}
+
+
 @pytest.mark.parametrize("code", [451, 554])
 @pytest.mark.parametrize("way", DIALECTS)
 def test_a_refused_content_that_leaves_its_envelope_open_harms_nobody_else(

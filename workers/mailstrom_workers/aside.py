@@ -1,8 +1,9 @@
 """What met damage in the spool (``SpoolCorrupt``), put aside to be tried again.
 
-Contract. Damage is often in one place: a request that meets it waits here, and is tried again each
-``ASIDE_S``, while the others have their turn; it is said, and not at each try. In a drain all of it
-is tried at once, a last time: who serves it tells whoever asked. Must not know: the store.
+Contract. Damage is often in one place: a request that meets it waits here while the others have
+their turn. All that is here is tried again ``ASIDE_S`` after the first of it came, whoever else
+came since: one that comes puts nobody off. It is said, and not at each try. In a drain who serves
+it takes all of it at once, for a last try, and tells whoever asked. Must not know: the store.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from mailstrom_workers.complaint import Complaint
 from mailstrom_workers.dbrequest import Request
 
 ASIDE_S = 1.0
-"""What met damage is tried again after this time."""
+"""What met damage is tried again after this time, at the latest."""
 
 
 class Aside:
@@ -35,13 +36,14 @@ class Aside:
         self._damage.say(str(error))
 
     def put(self, request: Request) -> None:
-        """Have it tried again later, and what is here already, too."""
+        """Have it tried again later, with what is here already: that waits no longer for it."""
+        if not self._requests:
+            self._until = self._monotonic() + ASIDE_S
         self._requests.append(request)
-        self._until = self._monotonic() + ASIDE_S
 
     def wait_s(self) -> float | None:
-        """At most so long nobody looks whether it is due; None: there is nothing."""
-        return ASIDE_S if self._requests else None
+        """What is left until it is due; None: there is nothing."""
+        return max(0.0, self._until - self._monotonic()) if self._requests else None
 
     def due(self) -> bool:
         """Whether there is something to be tried again by now."""

@@ -14,7 +14,7 @@ from math import inf
 
 from mailstrom import events
 from mailstrom.errors import ConfigError
-from mailstrom.policy.limits import SessionMails
+from mailstrom.policy.limits import SessionMails, SessionRecipients
 from mailstrom.policy.outcome import judge_session
 from mailstrom.policy.routing import order_hosts
 from mailstrom.policy.verdict import FaultOf, HostVerdict, Verdict
@@ -22,6 +22,7 @@ from mailstrom.smtp.transaction import Dialect
 from mailstrom.storage.base import Lane, SessionRow
 from mailstrom.types import Host, Reason, Stage
 from mailstrom_workers.context import Context, Settings
+from mailstrom_workers.domains import SessionDomains
 from mailstrom_workers.endpoint import SessionFacts, SessionFailure, Target
 from mailstrom_workers.ladder import Ladder
 from mailstrom_workers.machine import Machine
@@ -57,14 +58,19 @@ class Connected:
     most: float
     """Transactions of it, at most: the configuration's word, or the server's (RFC 9422 MAILMAX, or
     where it refused more before)."""
-    recipients: int
-    """Recipients of one transaction, at most; less once the server took no more than that."""
-    domains: int
-    """Different domains of one transaction, at most; 0: any number."""
+    rcpts: SessionRecipients
+    """What it answered to RCPT."""
+    domains: SessionDomains
+    """Those of its recipients."""
     mails: SessionMails
     """What it answered to MAIL."""
     transactions: int = 0
     """Transactions begun, refused ones too."""
+
+    @property
+    def recipients(self) -> int:
+        """Recipients of one transaction, at most; less once the server took no more than that."""
+        return self.rcpts.most
 
     @property
     def facts(self) -> SessionFacts:
@@ -175,6 +181,7 @@ class Connector:
         dialect = self._ladder.dialect(policy.dialect)
         if dialect != policy.dialect:
             policy = replace(policy, dialect=dialect)
+        moment = ctx.limits.moment
         opened = await Session.open(Target(host=host.name, address=address, port=port), policy)
         if isinstance(opened, SessionFailure):
             trouble = judge_session(opened.stage, opened.cause, opened.reply)
@@ -206,7 +213,7 @@ class Connector:
                 reply=None if opened.reply is None else opened.reply.text,
             )
             return None
-        connected = self._connected(session_id, opened, host, started_ms, policy.dialect)
+        connected = self._connected(session_id, opened, host, started_ms, policy.dialect, moment)
         self.rows.append(connected.row(self._lane, None))
         events.session_opened(
             session_id=session_id,
@@ -220,10 +227,18 @@ class Connector:
         return connected
 
     def _connected(
-        self, session_id: str, session: Session, host: Host, started_ms: int, dialect: Dialect
+        self,
+        session_id: str,
+        session: Session,
+        host: Host,
+        started_ms: int,
+        dialect: Dialect,
+        moment: int,
     ) -> Connected:
         settings, limits = self._ctx.settings, session.capabilities
         own = settings.config.sites.messages_per_connection
+        recipients = min(limits.most_recipients or MOST_RECIPIENTS, MOST_RECIPIENTS)
+        mails = SessionMails(host.name, self._ctx.limits, moment)
         return Connected(
             id=session_id,
             session=session,
@@ -232,14 +247,15 @@ class Connector:
             settings=settings,
             dialect=dialect,
             until=asyncio.get_running_loop().time() + SESSION_S,
-            most=min(own or inf, limits.most_transactions or inf, self._ctx.limits.most(host.name)),
-            recipients=min(limits.most_recipients or MOST_RECIPIENTS, MOST_RECIPIENTS),
-            domains=limits.most_domains,
-            mails=SessionMails(host.name, self._ctx.limits),
+            most=min(own or inf, limits.most_transactions or inf, mails.most),
+            rcpts=SessionRecipients(recipients),
+            domains=SessionDomains(limits.most_domains),
+            mails=mails,
         )
 
     async def disconnect(self, connected: Connected) -> None:
         """End a session politely and note its end."""
+        connected.mails.over()
         await connected.session.quit()
         ended_ms = self._ctx.now_ms()
         row = connected.row(self._lane, ended_ms)

@@ -176,8 +176,12 @@ class DBService(ABC):
         self._put(NOTHING)
 
     def drain(self) -> None:
-        """From now on damage is told to whoever asked, and not waited for; who watches is told."""
+        """From now on damage is told to whoever asked, and not waited for; who watches is told.
+
+        What waits because of it is tried at once, a last time.
+        """
         self._core.draining = True
+        self._put(NOTHING)  # behind the word: what is put aside meanwhile is seen, too
         if self._due.watcher is not None:
             self._due.watcher()
 

@@ -85,17 +85,18 @@ async def deliver(presence: Presence, resolver: Callable[[Config], Resolver] = r
     presence.break_off = engine.break_off
     try:
         told = presence.leads() and await _tell(presence)
-        beside = [
+        tasks = [
             asyncio.create_task(_reload(presence, ctx, resolver)),
             asyncio.create_task(_lead(presence, told)),
+            running := asyncio.create_task(engine.run()),
         ]
         try:
-            running = asyncio.create_task(engine.run())
             await presence.ready()
             await running
         finally:
-            for task in beside:
+            for task in tasks:
                 task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
     finally:
         await ctx.resolver.close()
 

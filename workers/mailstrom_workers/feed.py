@@ -37,6 +37,9 @@ from mailstrom_workers.walk import Walk
 FRESH_S = 5.0
 """What was opened longer ago is opened again before it is sent: this process may have stood still,
 and the lane be somebody else's."""
+OVERDUE_S = 0.25
+"""What expired since it was opened is opened again when that is longer ago: whether it is too old,
+the store says, which knows how the clock jumped."""
 SILENT_S = 5.0
 """A session that says nothing for so long keeps no other message waiting."""
 
@@ -80,8 +83,11 @@ class Feed:
 
     # --- the time of one session ------------------------------------------------------------
 
-    async def run(self) -> None:
+    async def run(self, *, renewed: bool = False) -> None:
         """Send on the present session until it, or what suits it, comes to an end.
+
+        Args:
+            renewed: the one before did not suit what is in hand.
 
         Raises:
             Exception: what went wrong in a call of the session or the store.
@@ -90,7 +96,7 @@ class Feed:
         assert connected is not None
         self._spoken_to = connected
         session = connected.session
-        self._supply.pace.resume(self._loop.time())
+        self._supply.pace.resume(self._loop.time(), renewed=renewed)
         self._supply.halted = False
         self._closed_s = None
         self._exchanges.turn()
@@ -187,7 +193,7 @@ class Feed:
     def _unbegun(self) -> tuple[deque[Transaction], ...]:
         """What is in hand and not begun."""
         stock = self._stock
-        return stock.opened, stock.waiting, stock.later
+        return stock.opened, stock.waiting, stock.apart, stock.later
 
     # --- the owner of the exchanges ---------------------------------------------------------
 
@@ -279,7 +285,10 @@ class Feed:
             return None
         transaction = stock.opened[0]
         now = self._loop.time()
-        if now - transaction.opened_at > FRESH_S:
+        wall_ms = self._ctx.machine.wall_ms()
+        age_s = now - transaction.opened_at
+        overdue = age_s > OVERDUE_S and transaction.recipients[0].expires_ms <= wall_ms
+        if overdue or age_s > FRESH_S:
             self._settling.reclaim(stock.opened)
             self._exchanges.stir()
             return None
@@ -293,7 +302,8 @@ class Feed:
         stock.wire.append(transaction)
         transaction.reused = connected.transactions > 0
         connected.transactions += 1
-        transaction.started_ms = self._ctx.machine.wall_ms()
+        connected.domains.begin(transaction.recipients)
+        transaction.started_ms = wall_ms
         self._exchanges.stir()
         return outgoing
 

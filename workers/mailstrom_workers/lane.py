@@ -168,12 +168,16 @@ class LaneRun:
         """
         stock, walk, settling = self.stock, self.walk, self.settling
         walk.begin()
+        renewed = False
         while True:
             if stock.opened and walk.serves():  # with their claim, for the present session
                 await self.feed.run()
                 await walk.part()
                 continue
             self.feed.reclaim()
+            if stock.rejoin(asyncio.get_running_loop().time()):
+                await walk.leave()  # nothing else in hand suits the session
+                renewed = True
             if not stock.waiting:
                 stock.waiting, stock.later = stock.later, stock.waiting
             if not stock.waiting:
@@ -183,7 +187,8 @@ class LaneRun:
                 return False
             first = stock.waiting[0]
             if await walk.reach(first.position):
-                await self.feed.run()
+                await self.feed.run(renewed=renewed)
+                renewed = False
                 await walk.part()
                 continue
             if self.ctx.draining.is_set():

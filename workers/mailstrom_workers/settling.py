@@ -12,11 +12,12 @@ claims, when an exchange is made.
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 
 from mailstrom import events
 from mailstrom.errors import SpoolError
-from mailstrom.policy.limits import recipients_taken, refuses_session
+from mailstrom.policy.limits import refuses_session
 from mailstrom.policy.outcome import judge
 from mailstrom.policy.refusal import local_refusal
 from mailstrom.policy.verdict import Action
@@ -53,6 +54,7 @@ class Settling:
         self._ledger = Ledger(ctx, lane)
         self._stock = stock
         self._walk = walk
+        self._loop = asyncio.get_running_loop()
         self._failing = lane.failing  # this lane then finds out for all
 
     # --- what is recorded -------------------------------------------------------------------
@@ -98,7 +100,7 @@ class Settling:
         """Opened and not sent: they wait again, before the others, and are opened anew."""
         for transaction in transactions:
             self._ledger.reclaim(transaction)
-        self._stock.put_back(transactions)
+        self._stock.put_back(transactions, self._loop.time())
         transactions.clear()
 
     def refused_here(self, transaction: Transaction, connected: Connected) -> bool:
@@ -135,7 +137,7 @@ class Settling:
             end: how it ended.
             connected: the session it was on.
         """
-        self._count(end, connected)
+        self._count(transaction, end, connected)
         if not end.usable:
             self.reclaim(self._stock.opened)  # so that what is left of this stands before them
         if end.stumbled is not None or end.chunked:
@@ -167,7 +169,7 @@ class Settling:
         self._stock.over(transaction)
         return known
 
-    def _count(self, end: TransactionEnd, connected: Connected) -> None:
+    def _count(self, transaction: Transaction, end: TransactionEnd, connected: Connected) -> None:
         """Find out what the server takes of a session, and of a transaction."""
         mail, mails = end.mail, connected.mails
         if mail is not None:
@@ -179,8 +181,8 @@ class Settling:
                 mails.refused(last=not end.usable)
                 if mails.full:
                     connected.most = 0
-        if len(end.rcpts) > 1 and (taken := recipients_taken(end)) is not None:
-            connected.recipients = min(connected.recipients, taken)
+        if len(end.rcpts) > 1 or connected.rcpts.suspects:
+            connected.rcpts.ended(end, [row.recipient for row in transaction.recipients])
 
     def _judge(
         self, transaction: Transaction, end: TransactionEnd, connected: Connected
@@ -225,6 +227,6 @@ class Settling:
             if number:  # both count for the budget now
                 stock.hold(left)
             if part.uncharged:
-                stock.put_back((left,))
+                stock.put_back((left,), self._loop.time())
             else:
                 stock.later.append(left)

@@ -10,7 +10,8 @@ Must not know: the store, sessions, verdicts.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
+from itertools import chain
 
 from mailstrom.storage.base import Claimed
 from mailstrom_workers.context import Context
@@ -29,6 +30,7 @@ class Stock:
     Attributes:
         waiting: claimed, for the present host or a later one.
         later: claimed, for another host than the present one.
+        apart: claimed, for another session than the present one; see ``rejoin``.
         opening: in the exchange that is to open them.
         opened: on disk as ``sending``, not on the wire.
         wire: given to the session, in this order.
@@ -40,6 +42,7 @@ class Stock:
         self._held = 0  # of the budget
         self.waiting: deque[Transaction] = deque()
         self.later: deque[Transaction] = deque()
+        self.apart: deque[Transaction] = deque()
         self.opening: list[Transaction] = []
         self.opened: deque[Transaction] = deque()
         self.wire: deque[Transaction] = deque()
@@ -49,6 +52,12 @@ class Stock:
     def ahead(self) -> int:
         """Transactions that the wire can go on with."""
         return len(self.waiting) + len(self.opening) + len(self.opened)
+
+    @property
+    def bound(self) -> Iterator[Claimed]:
+        """Recipients that are opened for the present session and not on its wire, or are to be."""
+        for transaction in chain(self.opened, self.opening):
+            yield from transaction.recipients
 
     def take_in(
         self,
@@ -96,23 +105,25 @@ class Stock:
         put(self.opened, transaction, now_s)
         self.starved = False
 
-    def split(self, transaction: Transaction, recipients: int, domains: int) -> None:
+    def split(
+        self, transaction: Transaction, recipients: int, domains: Container[str] | None
+    ) -> None:
         """Leave in a transaction what a server takes at once; the rest waits, first in line.
 
         Args:
             recipients: most of one transaction.
-            domains: most different domains of one (RFC 9422 RCPTDOMAINMAX); 0 is no limit.
+            domains: those that its session may be given; None: any.
         """
         own = transaction.recipients
         most = min(len(own), recipients)
-        if domains:
+        if domains is not None and any(row.domain not in domains for row in own):
             places: dict[str, int] = {}
             for row in own:
                 places.setdefault(row.domain, len(places))
-            if len(places) > domains:  # side by side, or domains in turn would part them all
-                own = sorted(own, key=lambda row: places[row.domain])
-                transaction.narrow(own)
-                most = min(most, sum(places[row.domain] < domains for row in own))
+            # side by side, or domains in turn would part them all
+            own = sorted(own, key=lambda row: (row.domain not in domains, places[row.domain]))
+            transaction.narrow(own)
+            most = min(most, sum(row.domain in domains for row in own))
         if most < len(own):
             rest = transaction.rest(most)
             self.hold(rest)
@@ -124,10 +135,14 @@ class Stock:
         self._held += octets
         self._ctx.hold(octets)
 
-    def put_back(self, transactions: Sequence[Transaction]) -> None:
-        """They wait again, before all others but those that a host left unanswered.
+    def put_back(self, transactions: Sequence[Transaction], now_s: float) -> None:
+        """They wait again, before all others but those that a host left unanswered, or pass them.
 
-        Those stay first: on a session's second place the next limit of the server would be theirs.
+        The unanswered stay first: on a session's second place the next limit of the server would be
+        theirs.
+
+        Args:
+            now_s: loop time.
         """
         waiting, index = self.waiting, 0
         for number, one in enumerate(waiting, 1):
@@ -135,9 +150,26 @@ class Stock:
                 index = number
             elif not transactions or one.priority >= transactions[0].priority:
                 break  # else it may be what came later and is more urgent, and passed them
-        waiting.rotate(-index)
-        waiting.extendleft(reversed(transactions))
-        waiting.rotate(index)
+        for transaction in transactions:
+            while index < len(waiting) and _passes(waiting[index], transaction, now_s):
+                index += 1
+            waiting.insert(index, transaction)
+            index += 1
+
+    def rejoin(self, now_s: float) -> bool:
+        """What does not suit the present session waits for the next one, before all others.
+
+        Args:
+            now_s: loop time.
+
+        Returns:
+            Whether there is such.
+        """
+        if not self.apart:
+            return False
+        self.put_back(self.apart, now_s)
+        self.apart.clear()
+        return True
 
     def over(self, transaction: Transaction) -> None:
         """Nothing of it is in hand any more."""
@@ -147,7 +179,8 @@ class Stock:
 
     def clear(self) -> None:
         """The lane is over: its budget is free, also of what an error took out of its queue."""
-        for queue in (self.waiting, self.later, self.opening, self.opened, self.wire):
+        waits = self.waiting, self.later, self.apart
+        for queue in (*waits, self.opening, self.opened, self.wire):
             queue.clear()
         self._ctx.free(self._held)
         self._held = 0
@@ -161,9 +194,16 @@ def put(queue: deque[Transaction], transaction: Transaction, now_s: float) -> No
         return
     index = len(queue)
     while index:
-        before = queue[index - 1]
-        passes = before.claimed_at < transaction.claimed_at and now_s - before.claimed_at < YIELD_S
-        if before.priority <= priority or not passes:
+        if not _passes(transaction, queue[index - 1], now_s):
             break
         index -= 1
     queue.insert(index, transaction)
+
+
+def _passes(one: Transaction, before: Transaction, now_s: float) -> bool:
+    """Whether it goes in front of one that stood before it."""
+    return (
+        one.priority < before.priority
+        and before.claimed_at < one.claimed_at
+        and now_s - before.claimed_at < YIELD_S
+    )

@@ -69,8 +69,8 @@ class Supply:
 
     def wants_claim(self) -> bool:
         """Whether the next exchange is to claim."""
-        if self.halted or self.fenced:
-            return False
+        if self.halted or self.fenced or self.stock.apart:
+            return False  # more and more for this session, and what waits for another would starve
         ctx, stock = self._ctx, self.stock
         # What waits for another host counts: where this one defers everybody all would be claimed.
         in_hand = stock.ahead + len(stock.later)
@@ -127,13 +127,16 @@ class Supply:
         if not self.heard and (stock.opened or stock.opening or stock.wire):
             return None
         room = self._room(connected) - len(stock.opened) - len(stock.opening)
+        domains = connected.domains
+        if domains.most:  # each message may be of another one
+            room = min(room, domains.most - len(domains.taken(stock.bound)))
         if room < 1 or self._ctx.settings.on_doubt is OnDoubt.HOLD:
             return None
         offered = connected.session.capabilities
         return Ahead(
             session=connected.id,
             messages=int(room) if self.heard else 1,
-            recipients=1 if connected.domains else connected.recipients,
+            recipients=1 if domains.most else connected.recipients,
             octets=offered.size or 0,
             encrypted=connected.session.facts.tls_reached != "none",
             eightbit=offered.eightbitmime,
@@ -151,6 +154,9 @@ class Supply:
             return opens, False
         room = self._room(connected)
         on_doubt = self._ctx.settings.on_doubt
+        domains = connected.domains
+        taken = domains.taken(stock.bound) if domains.most else set[str]()
+        suiting: set[str] | None = None
         while stock.waiting:
             transaction = stock.waiting[0]
             ahead = len(stock.opened) + len(stock.opening)
@@ -163,14 +169,21 @@ class Supply:
             if transaction.position > walk.index:
                 stock.later.append(stock.waiting.popleft())
                 continue
+            if domains.most:
+                suiting = domains.suiting(transaction.recipients, taken)
+                if not suiting:
+                    stock.apart.append(stock.waiting.popleft())
+                    continue
             hold = transaction.on_doubt(on_doubt) is OnDoubt.HOLD
             if hold and (stock.opened or stock.opening or stock.wire):
                 break
             stock.waiting.popleft()
             if len(transaction.recipients) > 1:
-                stock.split(transaction, connected.recipients, connected.domains)
+                stock.split(transaction, connected.recipients, suiting)
             if self._settling.refused_here(transaction, connected):
                 continue
+            if domains.most:
+                taken.update(row.domain for row in transaction.recipients)
             stock.opening.append(transaction)
             opens.append(self._opening(transaction, connected))
             if hold:

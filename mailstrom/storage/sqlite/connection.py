@@ -77,6 +77,7 @@ _NETWORK = frozenset(
         "ncpfs",
     }
 )
+_OF_THE_KERNEL = frozenset({"proc", "sysfs", "cgroup", "cgroup2", "debugfs", "tracefs"})
 
 _inherited: list[object] = []
 """What a child inherited open in spite of ``forks``: kept for ever, never closed there."""
@@ -213,11 +214,20 @@ def spool_errors(path: str, doing: str) -> Iterator[None]:
 
 def refuse_network_file_system(path: str) -> None:
     """Raise if the file's directory is on a network file system (WAL needs shared memory)."""
+    point, kind = _mounted(path)
+    if kind in _NETWORK:
+        raise SpoolError(
+            f"{path}: lies on a network file system ({kind} at {point}); a spool needs a local disk"
+        )
+
+
+def _mounted(path: str) -> tuple[str, str]:
+    """Where what holds the file's directory is mounted, and its kind; empty if that is unknown."""
     try:
         with open(MOUNT_TABLE, encoding="utf-8", errors="surrogateescape") as stream:
             lines = stream.read().splitlines()
     except OSError:
-        return
+        return "", ""
     real = os.path.realpath(os.path.dirname(os.path.abspath(path)))
     best, kind = "", ""
     for line in lines:
@@ -228,10 +238,7 @@ def refuse_network_file_system(path: str) -> None:
         inside = real == point or real.startswith(point.rstrip("/") + "/")
         if inside and len(point) >= len(best):
             best, kind = point, rest.split(" ")[0]
-    if kind in _NETWORK:
-        raise SpoolError(
-            f"{path}: lies on a network file system ({kind} at {best}); a spool needs a local disk"
-        )
+    return best, kind
 
 
 def _pragma(connection: apsw.Connection, name: str, value: str | int) -> None:
@@ -362,7 +369,9 @@ def require_file(path: str) -> None:
         return
     if stat.S_ISDIR(found.st_mode):
         raise NotASpool(f"{path}: is a directory; name a file in it, as {path}/spool.db")
-    if not stat.S_ISREG(found.st_mode):
+    # /proc/self/mem says that it is one, and empty; SQLite's words then are of a full disk
+    unreal = found.st_size == 0 and _mounted(path)[1] in _OF_THE_KERNEL
+    if unreal or not stat.S_ISREG(found.st_mode):
         raise NotASpool(f"{path}: is no regular file; a spool is one: name another")
     if not 0 < found.st_size < _SHORTEST:
         return

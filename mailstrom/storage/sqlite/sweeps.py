@@ -6,6 +6,11 @@ transaction of the caller's. So the lock is never held for tens of thousands of 
 between two pieces, or finds the lock taken, leaves a sweep that whoever comes next goes on with.
 Several may work at one at once. Rows that come meanwhile need none of it, and bear it.
 
+Jumps that come while a sweep is unfinished wait behind it, in their order; two that nobody has
+begun are one where that comes to the same. While others wait, a jump leaves alone what bears a
+stamp later than both its clocks: one of them has to do with that. Where more than ``MOST_ASKED``
+would wait, all cached answers are called off instead: one sweep, and each is looked up anew.
+
 Names are kept in hexadecimal digits: damage may have made them no text. A mark that damage made
 unreadable begins anew where a row may be changed twice (``expire``), else the sweep ends.
 """
@@ -21,6 +26,11 @@ from mailstrom.storage.sqlite.sql import run
 
 MOST = 500
 """Rows of each table in one piece: some milliseconds of the lock."""
+MOST_ASKED = 8
+"""Jumps that may wait to be worked off."""
+
+_LAST_MS = 253_402_300_799_000  # an answer that this is taken of is good no more
+_ANY_MS = 1 << 62
 
 _CLOCK, _ROUTES = "sweep_clock", "sweep_routes"
 
@@ -42,12 +52,38 @@ class Shift(NamedTuple):
     site: int = 0
     domain: str = ""
 
+    @property
+    def begun(self) -> bool:
+        """Whether some rows are done."""
+        return self.site != 0 or self.domain != ""
+
 
 def begin_shift(connection: apsw.Connection, asked: Shift) -> None:
-    """Note what a jump asks; what an earlier one asked and is not done yet is ended first."""
-    while shift(connection):
-        pass
-    _note(connection, _CLOCK, json.dumps(asked))
+    """Note what a jump asks; it is done behind what earlier ones asked."""
+    queue = _queue(connection)
+    both = _merged(queue[-1], asked) if queue else None
+    if both is not None:
+        queue[-1] = both
+    else:
+        queue.append(asked)
+    if len(queue) > MOST_ASKED:
+        at_ms = min(one.at_ms for one in queue)
+        queue = [Shift(at_ms, max(one.stamped_ms for one in queue), -_LAST_MS)]
+    _note(connection, _CLOCK, json.dumps(queue))
+
+
+def _merged(first: Shift, then: Shift) -> Shift | None:
+    """One that does what two do, in this order; None where none does in every case.
+
+    A jump back moves all answers, whatever their stamps; none is moved where the amount is 0.
+    """
+    if first.begun or then.begun or then.amount_ms > 0 or first.amount_ms > 0 > then.amount_ms:
+        return None
+    stamped_ms = first.stamped_ms
+    if first.amount_ms <= 0:
+        stamped_ms = max(stamped_ms, then.stamped_ms)
+    amount_ms = max(first.amount_ms + then.amount_ms, -_LAST_MS)
+    return Shift(min(first.at_ms, then.at_ms), stamped_ms, amount_ms)
 
 
 def shifting(connection: apsw.Connection) -> bool:
@@ -56,13 +92,12 @@ def shifting(connection: apsw.Connection) -> bool:
 
 
 def shift(connection: apsw.Connection) -> bool:
-    """A piece of what the last jump asks; whether more of it is left."""
-    found = run(connection, "meta_get", {"key": _CLOCK})
-    if not found:
-        return False
-    asked = _read(found[0][0])
-    if asked is not None:
-        values = {**asked._asdict(), "after": asked.site, "most": MOST}
+    """A piece of what the first of the jumps asks; whether anything is left."""
+    queue = _queue(connection)
+    if queue:
+        asked = queue.pop(0)
+        newest_ms = max(asked.at_ms, asked.stamped_ms) if queue else _ANY_MS
+        values = {**asked._asdict(), "newest_ms": newest_ms, "after": asked.site, "most": MOST}
         ((site, sites),) = run(connection, "sites_to", values)
         if sites:
             run(connection, "jump_sites", {**values, "until": site})
@@ -72,8 +107,10 @@ def shift(connection: apsw.Connection) -> bool:
             run(connection, "jump_domains", {**values, "until": domain})
         if MOST in (sites, domains):
             done = asked._replace(site=site or asked.site, domain=domain or asked.domain)
-            _note(connection, _CLOCK, json.dumps(done))
-            return True
+            queue.insert(0, done)
+    if queue:
+        _note(connection, _CLOCK, json.dumps(queue))
+        return True
     run(connection, "meta_delete", {"key": _CLOCK})
     return False
 
@@ -103,14 +140,19 @@ def _note(connection: apsw.Connection, key: str, value: str) -> None:
     run(connection, "meta_set", {"key": key, "value": value})
 
 
-def _read(text: object) -> Shift | None:
-    """What ``begin_shift`` wrote; None where damage made it something else."""
+def _queue(connection: apsw.Connection) -> list[Shift]:
+    """What jumps asked, and is not done; nothing where damage made it something else."""
+    found = run(connection, "meta_get", {"key": _CLOCK})
     try:
-        found = Shift(*json.loads(str(text)))
+        queue = [Shift(*one) for one in json.loads(str(found[0][0]))] if found else []
     except (ValueError, TypeError):
-        return None
-    whole = all(type(number) is int and abs(number) < 1 << 62 for number in found[:-1])
-    return found if whole and found.domain == _digits(found.domain) else None
+        return []
+    return queue if all(_whole(one) for one in queue) else []
+
+
+def _whole(one: Shift) -> bool:
+    numbers = all(type(number) is int and abs(number) < _ANY_MS for number in one[:-1])
+    return numbers and one.domain == _digits(one.domain)
 
 
 def _digits(text: object) -> str:

@@ -397,6 +397,21 @@ def test_create_opens_beside_the_loop_and_closes_what_it_opened(
     asyncio.run(main())
 
 
+def test_a_closed_client_is_not_entered(name: str) -> None:
+    async def main() -> None:
+        with Mailstrom(name) as given:
+            for ms in (AsyncMailstrom(name), AsyncMailstrom(given)):
+                async with ms:
+                    pass
+                with pytest.raises(SpoolError, match="closed"):
+                    await ms.__aenter__()
+            late = AsyncMailstrom(given)
+        with pytest.raises(SpoolError, match="closed"):
+            await late.__aenter__()
+
+    asyncio.run(main())
+
+
 def test_a_loop_that_ends_in_the_midst_of_sends_harms_nobody(name: str, message: bytes) -> None:
     with Mailstrom(name, timeout=30) as plain:
         plain.send(message)

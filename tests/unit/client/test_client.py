@@ -334,6 +334,7 @@ def test_a_closed_client_says_so_and_closing_again_is_fine(path: str, message: b
         lambda: client.status(id),
         lambda: client.cancel(id),
         lambda: client.query("SELECT 1"),
+        client.__enter__,
     ):
         with pytest.raises(SpoolError, match="closed"):
             step()

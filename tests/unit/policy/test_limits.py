@@ -10,8 +10,12 @@ import pytest
 from mailstrom.policy.limits import (
     LIMIT_S,
     MOST_KEPT,
+    MOST_REFUSED,
+    TRIED_EACH,
+    TRIED_FIRST,
     MailLimits,
     SessionMails,
+    SessionRecipients,
     may_follow,
     recipients_taken,
     refuses_session,
@@ -113,15 +117,64 @@ def test_what_became_of_the_others_content_does_not_matter(dot: str) -> None:
 def test_the_number_is_known_where_all_others_stand_behind_those_taken() -> None:
     bare = said("452 too many recipients")
     nobody = said("550 5.1.1 nobody")
-    assert recipients_taken(ended(OK, OK, TOO_MANY)) == 2
-    assert recipients_taken(ended(OK, nobody, OK, TOO_MANY, nobody, TOO_MANY)) == 2
-    assert recipients_taken(ended(OK, bare, bare)) == 1
+    assert recipients_taken(ended(OK, OK, TOO_MANY)) == (2, True)
+    several = ended(OK, nobody, OK, TOO_MANY, nobody, TOO_MANY)
+    assert recipients_taken(several) == (2, True)
+    assert recipients_taken(ended(OK, bare, bare)) == (1, False)
     assert recipients_taken(ended(OK, OK, bare)) is None, "its mailbox may be full"
     assert recipients_taken(ended(OK, bare, bare, OK)) is None
     assert recipients_taken(ended(OK, OK, nobody)) is None
     assert recipients_taken(ended(TOO_MANY, TOO_MANY)) is None
     assert recipients_taken(ended(OK, None, TOO_MANY)) is None
     assert recipients_taken(ended(OK, said("452 4.2.2 full"), said("452 4.2.2 full"))) is None
+
+
+BARE = said("452 mailbox is full, or too many recipients")
+
+
+def test_a_number_that_is_told_counts_at_once() -> None:
+    session = SessionRecipients(100)
+    session.ended(ended(OK, OK, TOO_MANY), (1, 2, 3))
+    assert (session.most, session.suspects) == (2, False)
+    session.ended(ended(OK, TOO_MANY), (4, 5))
+    session.ended(ended(OK, OK, TOO_MANY), (6, 7, 8))
+    assert session.most == 1, "the least"
+
+
+def test_a_number_that_full_mailboxes_may_have_made_counts_when_one_of_them_is_taken() -> None:
+    session = SessionRecipients(100)
+    session.ended(ended(OK, OK, BARE, BARE), (1, 2, 3, 4))
+    assert (session.most, session.suspects) == (100, True)
+    session.ended(ended(OK, OK, OK), (11, 12, 13))
+    assert (session.most, session.suspects) == (100, True), "not about them"
+    session.ended(ended(OK, BARE), (3, 4))
+    assert (session.most, session.suspects) == (2, False)
+
+
+@pytest.mark.parametrize(
+    "then",
+    [
+        ended(BARE, BARE, data=None, dot=None), ended(said("550 nobody"), BARE, data=None),
+        ended(None, None, mail=said("451 later"), data=None), ended(OK, OK),
+    ],
+)  # fmt: skip
+def test_full_mailboxes_make_no_limit(then: TransactionEnd) -> None:
+    """They refuse again; nor is it one where more are taken at once."""
+    session = SessionRecipients(100)
+    session.ended(ended(OK, BARE, BARE), (1, 2, 3))
+    session.ended(then, (2, 3))
+    session.ended(ended(OK), (2,))
+    assert (session.most, session.suspects) == (100, False)
+
+
+def test_only_so_many_recipients_are_remembered() -> None:
+    session = SessionRecipients(100)
+    for number in range(0, 2 * MOST_REFUSED, 10):
+        session.ended(ended(OK, *[BARE] * 9), range(number, number + 10))
+    session.ended(ended(OK), (1,))
+    assert session.most == 100
+    session.ended(ended(OK), (2 * MOST_REFUSED - 1,))
+    assert session.most == 1
 
 
 # Messages of a connection
@@ -156,8 +209,12 @@ class Clock:
         return self.now
 
 
+def opened(limits: MailLimits, host: str = "mx") -> SessionMails:
+    return SessionMails(host, limits, limits.moment)
+
+
 def filled(limits: MailLimits, taken: int, host: str = "mx") -> SessionMails:
-    mails = SessionMails(host, limits)
+    mails = opened(limits, host)
     for _ in range(taken):
         mails.took()
     mails.refused(last=False)
@@ -183,7 +240,7 @@ def test_a_session_that_ends_with_a_refusal_as_the_one_before_it_is_full() -> No
     limits = MailLimits(Clock())
 
     def ending(taken: int, host: str = "mx") -> bool:
-        mails = SessionMails(host, limits)
+        mails = opened(limits, host)
         for _ in range(taken):
             mails.took()
         mails.refused(last=True)
@@ -192,7 +249,7 @@ def test_a_session_that_ends_with_a_refusal_as_the_one_before_it_is_full() -> No
     assert [ending(2), ending(3), ending(2), ending(2, "other")] == [False] * 4
     filled(limits, 2)
     assert ending(2)
-    assert SessionMails("mx", limits).took()
+    assert opened(limits).took()
     assert limits.most("mx") == 2
     assert not ending(0)
     assert not ending(0), "a new one would take nothing either"
@@ -203,10 +260,10 @@ def test_a_limit_is_known_when_a_new_session_takes_a_message() -> None:
     mails = filled(limits, 3)
     mails.refused(last=False)
     assert limits.most("mx") == inf
-    other = SessionMails("other", limits)
+    other = opened(limits, "other")
     assert not other.took()
     assert limits.most("mx") == inf
-    fresh = SessionMails("mx", limits)
+    fresh = opened(limits)
     assert fresh.took(), "and it has the same limit"
     assert not fresh.took()
     assert (limits.most("mx"), limits.most("other")) == (3, inf)
@@ -216,17 +273,17 @@ def test_where_a_new_session_refuses_as_well_it_was_the_hour_and_no_limit() -> N
     limits = MailLimits(Clock())
     filled(limits, 3).refused(last=False)
     filled(limits, 0)
-    assert not SessionMails("mx", limits).took()
+    assert not opened(limits).took()
     assert limits.most("mx") == inf
 
 
 def test_a_session_that_was_open_before_is_full_at_its_first_refusal_behind_the_limit() -> None:
     limits = MailLimits(Clock())
     filled(limits, 2).refused(last=False)
-    SessionMails("mx", limits).took()
+    opened(limits).took()
     assert not filled(limits, 1).full
     assert filled(limits, 5).full
-    SessionMails("mx", limits).took()
+    opened(limits).took()
     assert limits.most("mx") == 2, "the least that was seen"
 
 
@@ -234,17 +291,114 @@ def test_a_limit_is_forgotten_after_a_while() -> None:
     clock = Clock()
     limits = MailLimits(clock)
     filled(limits, 1).refused(last=False)
-    SessionMails("mx", limits).took()
+    opened(limits).took()
     clock.now += LIMIT_S - 1
     assert limits.most("mx") == 1
     clock.now += 1
     assert limits.most("mx") == inf
 
 
+@pytest.mark.parametrize("takes", [True, False])
+def test_a_connection_from_before_says_nothing_of_a_suspicion(takes: bool) -> None:
+    """It might be of another count, or hour."""
+    limits = MailLimits(Clock())
+    before = opened(limits)
+    filled(limits, 3).refused(last=False)
+    if takes:
+        assert not before.took()
+    else:
+        before.refused(last=False)
+    assert limits.most("mx") == inf
+    assert opened(limits).took()
+    assert limits.most("mx") == 3
+
+
+def learn(limits: MailLimits, most: int) -> None:
+    """A session finds a limit, and the next one proves it."""
+    filled(limits, most).refused(last=False)
+    assert opened(limits).took()
+    assert limits.most("mx") == most
+
+
+def tries(limits: MailLimits, sessions: int) -> list[int]:
+    """Which of the next sessions may go further."""
+    most = limits.most("mx")
+    return [number for number in range(1, sessions + 1) if opened(limits).most > most]
+
+
+def use_up(mails: SessionMails) -> None:
+    for _ in range(int(mails.most)):
+        mails.took()
+
+
+def test_now_and_then_a_session_may_go_one_message_further() -> None:
+    limits = MailLimits(Clock())
+    learn(limits, 3)
+    assert tries(limits, 30) == [TRIED_FIRST + n * TRIED_EACH for n in range(3)]
+    assert opened(limits, "other").most == inf
+
+
+def test_a_limit_that_was_a_moments_trouble_is_forgotten_when_more_is_taken() -> None:
+    limits = MailLimits(Clock())
+    learn(limits, 3)
+    tries(limits, TRIED_FIRST - 1)
+    mails = opened(limits)
+    assert mails.most == 4
+    for _ in range(3):
+        mails.took()
+    assert limits.most("mx") == 3
+    mails.took()
+    assert limits.most("mx") == opened(limits).most == inf
+
+
+def test_a_limit_that_is_found_once_more_rises_by_one() -> None:
+    """A host whose limit goes up and down charges a message each time that it is found."""
+    limits = MailLimits(Clock())
+    learn(limits, 3)
+    for _ in range(TRIED_FIRST):
+        use_up(opened(limits))
+    assert limits.most("mx") == inf
+    assert tries(limits, 30) == [], "nothing is known"
+    learn(limits, 5)
+    for _ in range(TRIED_EACH):
+        use_up(opened(limits))
+    assert limits.most("mx") == 6
+
+
+def test_a_limit_that_holds_is_tried_and_charges_nobody() -> None:
+    clock = Clock()
+    limits = MailLimits(clock)
+    learn(limits, 3)
+    clock.now += LIMIT_S - 1
+    tries(limits, TRIED_FIRST - 1)
+    mails = opened(limits)
+    for _ in range(3):
+        mails.took()
+    mails.refused(last=False)
+    assert mails.full, "the refusal is no verdict"
+    assert opened(limits).took()
+    clock.now += LIMIT_S - 1
+    assert limits.most("mx") == 3, "found anew"
+    assert tries(limits, TRIED_EACH) == [TRIED_EACH - 1], "one of so many, as before"
+
+
+def test_a_session_that_may_try_shows_nothing_of_a_limit_that_changed_meanwhile() -> None:
+    clock = Clock()
+    limits = MailLimits(clock)
+    learn(limits, 3)
+    tries(limits, TRIED_FIRST - 1)
+    mails = opened(limits)
+    clock.now += LIMIT_S
+    use_up(mails)
+    assert limits.most("mx") == inf
+    learn(limits, 9)
+    assert limits.most("mx") == 9
+
+
 def test_only_so_many_hosts_are_kept() -> None:
     limits = MailLimits(Clock())
     for number in range(MOST_KEPT + 1):
         limits.suspect(f"h{number}", 1)
-        limits.decide(f"h{number}", takes=True)
+        limits.decide(f"h{number}", takes=True, moment=limits.moment)
     assert limits.most("h0") == inf
     assert limits.most("h1") == limits.most(f"h{MOST_KEPT}") == 1

@@ -238,6 +238,8 @@ ODD = {
     "503": b"503 5.5.1 bad sequence\r\n",
     "improper pipelining": b"554 5.5.0 improper use of SMTP command Pipelining\r\n",
     "out of sync": b"550-no\r\n550 SMTP synchronization error\r\n",
+    "half a MAIL": b"500 5.5.1 command not recognized\r\n",
+    "half a RCPT": b"502 5.5.1 not implemented\r\n",
     "a 354": lines(354),
     "no SMTP": b"HTTP/1.1 400 Bad Request\r\n",
 }

@@ -132,11 +132,36 @@ def test_refusals_in_a_flight(name: str, split: int) -> None:
 
 def test_the_first_bdat_is_never_sent_to_nobody() -> None:
     drive = Drive(FIRST_BDAT).begin(2).say(lines(250, 550, 450))
-    assert drive.wrote == mail(0) + rcpts(0, 2) + RSET
+    assert drive.wrote == mail(0) + rcpts(0, 2) + DATA  # the place of the last is not marked yet
+    assert drive.cleared().say(lines(503)).wrote == RSET
     (end,) = drive.say(lines(250)).ends
-    assert codes(end) == (250, (550, 450), None, None)
+    assert codes(end)[:2] == (250, (550, 450))
     assert (end.stage, end.usable, end.dot_written) == (Stage.RCPT, True, False)
     assert drive.cleared().begin().wrote == mail(1) + rcpts(1)
+    (end,) = Drive(FIRST_BDAT).begin().say(lines(250, 550)).say(lines(250)).ends
+    assert (codes(end), end.usable) == ((250, (550,), None, None), True)
+
+
+def test_nobody_is_refused_by_the_double_of_anothers_before_a_bdat() -> None:
+    drive = Drive(FIRST_BDAT).begin(2).say(lines(250, 550, 550))
+    (end,) = drive.say(lines(250)).ends  # to the second recipient
+    assert (codes(end), end.fault) == ((None, (None, None), None, None), Fault.GARBAGE)
+    assert (end.dot_written, end.usable) == (False, False)
+
+
+@pytest.mark.parametrize("dialect", [BDAT, FIRST_BDAT])
+def test_silence_at_a_bdat_for_several_may_be_a_reply_that_is_missing(dialect: Dialect) -> None:
+    proved = dialect is BDAT
+    drive = Drive(dialect).begin(2)
+    drive.say(lines(*([250, 550, 250] if proved else [250, 550])))
+    drive.took(drive.dialogue.fail(Fault.TIMEOUT))
+    (end,) = drive.ends
+    assert codes(end) == (None, (None, None), None, None)
+    assert (end.fault, end.stumbled, end.dot_written) == (
+        Fault.TIMEOUT,
+        Extension.CHUNKING,
+        proved,
+    )
 
 
 def test_an_envelope_follows_a_failed_bdat_behind_a_reset() -> None:

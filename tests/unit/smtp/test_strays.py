@@ -1,4 +1,4 @@
-"""One reply too many or too few, anywhere, by a server that gives no enhanced codes.
+"""One reply too many or too few, anywhere, by a server with enhanced codes or without.
 
 Contract. A model server takes commands in order, as the fates of its messages say, and doubles or
 withholds one reply. The dialogue must give no recipient another one's verdict: what is told is what
@@ -6,8 +6,8 @@ the server decided, or nothing is (in doubt where the content left, else sent ag
 many pairs of fates, replies in one piece or each by itself.
 
 What cannot be seen is named here, too: a reply to content that is missing while an envelope stands
-behind it, where the next one's reply is in its place; and where BDAT is in use, whom of several
-recipients a refusal meant.
+behind it, where the next one's reply is in its place; and where BDAT is in use, and no enhanced
+code tells, whom of several recipients a refusal meant.
 With one message at a time in flight none is lost by a reply too many that comes with its double.
 """
 
@@ -55,6 +55,7 @@ FATES: list[Fate] = [
 WORDS = {
     "bland": {"mail": "OK", "rcpt": "OK", "rset": "OK", "end": "OK"},
     "telling": {"mail": "OK", "rcpt": "Accepted", "rset": "Reset OK", "end": "OK id={}"},
+    "coded": {"mail": "2.1.0 OK", "rcpt": "2.1.5 OK", "rset": "2.0.0 OK", "end": "2.0.0 OK"},
 }
 STAGES = ("rset", "mail", "rcpt0", "rcpt1", "data", "end")
 TRANSACTION = Dialect(pipelining=Pipelining.TRANSACTION)
@@ -66,6 +67,7 @@ class Server:
 
     def __init__(self, fates: Sequence[Fate], words: str, number: int, stray: str, times: int):
         self.fates, self.words = fates, WORDS[words]
+        self.coded = words == "coded"
         self.stray, self.times, self.strayed = (number, stray), times, False
         self.said: list[bytes] = []
         self.kept: set[tuple[int, int]] = set()
@@ -86,7 +88,15 @@ class Server:
         times = 1
         if (self.number, what) == self.stray and not self.strayed:
             self.strayed, times = True, self.times
-        self.said += [b"%d %s\r\n" % (code, (words if code < 300 else "no").encode())] * times
+        if code >= 300:
+            words = self._refusal(what, code)
+        self.said += [b"%d %s\r\n" % (code, words.encode())] * times
+
+    def _refusal(self, what: str, code: int) -> str:
+        if not self.coded or code == 354:
+            return "no"
+        about = "5.1" if code == 503 else "1.1" if what.startswith("rcpt") else "7.1"
+        return f"{code // 100}.{about} no"
 
     def _end(self) -> None:
         code = self.fates[self.number][3] if self.accepted else 503
@@ -248,6 +258,15 @@ def test_a_reply_with_its_double_loses_no_message_sent_by_bdat(
     dialect: Dialect, words: str
 ) -> None:
     assert wrongs(dialect, words, 2, pieces="together")["lost"] == 0
+
+
+@pytest.mark.parametrize("pieces", ["together", "apart", "late"])
+@pytest.mark.parametrize("dialect", [BDAT, FIRST_BDAT], ids=["bdat", "first-bdat"])
+def test_with_enhanced_codes_bdat_gives_nobody_anothers_verdict(
+    dialect: Dialect, pieces: str
+) -> None:
+    assert wrongs(dialect, "coded", 2, pieces=pieces) == {}
+    assert wrongs(dialect, "coded", 0, pieces=pieces, stages=STAGES[:-1]) == {}
 
 
 def test_a_server_with_one_word_for_all_is_spared_bdat_once_it_showed_that() -> None:

@@ -237,7 +237,8 @@ UPDATE site SET next_due_ms = min(next_due_ms, :at_ms),
 
 -- name: jump_domains
 -- Answers stay good for what is left of their time to live; 0 is an answer that was called off. What
--- a clock that went ahead has stamped already is not moved ahead once more.
+-- a clock that went ahead has stamped already is not moved ahead once more. What has a later stamp than
+-- newest_ms was stamped after another jump, which has a turn of its own.
 UPDATE domain
    SET expires_ms = CASE WHEN expires_ms <= 0 THEN 0 ELSE max(1, min(253402300799000, expires_ms
          + iif(:amount_ms < 0 OR coalesce(resolved_ms, 0) <= :stamped_ms, :amount_ms, 0))) END,
@@ -246,6 +247,7 @@ UPDATE domain
        due_ms = min(due_ms, :at_ms), retry_ms = min(retry_ms, :at_ms),
        resolved_ms = min(resolved_ms, :at_ms)
  WHERE name > CAST(unhex(:after) AS TEXT) AND name <= CAST(unhex(:until) AS TEXT)
+   AND coalesce(resolved_ms, 0) <= :newest_ms
    AND (:amount_ms <> 0 AND max(expires_ms, usable_ms) > 0
         OR due_ms > :at_ms OR retry_ms > :at_ms OR resolved_ms > :at_ms);
 
