@@ -116,6 +116,7 @@ class Wire(asyncio.Transport):
         session: id of the session that it was opened for.
         mails: times at which the client wrote a MAIL command.
         chunk_refused: a BDAT had no recipients: the client reads no reply behind the one to it.
+        garbage: where in what the peer sent its line that is no reply begins.
         written: all that the client wrote.
         open: whether the client's end is.
     """
@@ -133,6 +134,8 @@ class Wire(asyncio.Transport):
         self.written = bytearray()
         self.attached = False
         self.chunk_refused = False
+        self.garbage: int | None = None
+        self._spoilt = range(0)
         self._protocol: asyncio.Protocol | None = None
         self._closing = self._lost = False
         self._high = 65536
@@ -148,6 +151,13 @@ class Wire(asyncio.Transport):
     def attach(self, protocol: asyncio.Protocol, server: Server) -> None:
         self._protocol, self._server, self.attached = protocol, server, True
         protocol.connection_made(self)
+
+    def heard(self, end: int) -> bool:
+        """Whether the client heard a reply, by where it ends in what the peer sent.
+
+        What came in the same piece as a line that is no reply need not be believed.
+        """
+        return self.down.arrived >= end and end not in self._spoilt
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         """The socket, which was never connected: nothing is read from it."""
@@ -225,7 +235,10 @@ class Wire(asyncio.Transport):
         if self._closing or protocol is None:
             return
         if isinstance(came, bytes):
-            self.down.arrived += len(came)
+            before, arrived = self.down.arrived, self.down.arrived + len(came)
+            self.down.arrived = arrived
+            if self.garbage is not None and before <= self.garbage < arrived:
+                self._spoilt = range(before + 1, arrived + 1)
             protocol.data_received(came)
         elif came is None:
             if not protocol.eof_received():

@@ -103,7 +103,7 @@ class Dot:
     @property
     def heard(self) -> bool:
         """Whether the client heard the answer."""
-        return self.answer is not None and self.wire.down.arrived >= self.answer
+        return self.answer is not None and self.wire.heard(self.answer)
 
 
 class MailHost:
@@ -245,6 +245,7 @@ class Conversation:
             self._close(ConnectionResetError(104, "reset by peer"), lose=False)
             return
         if kind == "garbage":
+            self.wire.garbage = self.wire.down.sent
             self.wire.down.send(b"what do you want?\r\n")
             self._close(None, lose=False)
             return

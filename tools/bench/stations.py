@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from io import FileIO
 from pathlib import Path
 
 import pytest
@@ -87,9 +88,13 @@ class Sink:
 
     def _read(self) -> None:
         assert self._started.process.stdout is not None
-        descriptor = self._started.process.stdout.fileno()
+        # Its own descriptor: stopping the program closes the other one, perhaps in mid-read.
+        with FileIO(os.dup(self._started.process.stdout.fileno())) as pipe:
+            self._follow(pipe)
+
+    def _follow(self, pipe: FileIO) -> None:
         rest = b""
-        while data := os.read(descriptor, 1 << 16):
+        while data := pipe.read(1 << 16):
             now = time.monotonic()
             rest = (rest + data)[-200:]
             numbers = _COUNT.findall(rest)
