@@ -23,6 +23,7 @@ LOOK_S = 0.25
 """For so long ``lets`` believes the limit that it read; the limit is the configuration's."""
 LASTING_S = 0.005
 """Between two looks at who is in the way: longer than a commit, or a short query, takes."""
+_LOOKS = 4
 EMPTY_S = 1.0
 """How often a client that is refused for a full log tries to empty it."""
 
@@ -94,11 +95,17 @@ class LogRoom:
     def _lasting(self, found: Pinned) -> Pinned:
         """Who is in the way at a second look, too: somebody who writes is there for a moment.
 
-        The system tells its locks piece by piece, so that one may slip through the first.
+        The system tells its locks piece by piece, so that one may slip through the first. Readers
+        that take turns are one of them each time: then nobody is named alone.
         """
-        time.sleep(LASTING_S)
-        again = wal.pinned(self._path)
-        both = tuple([one for one in again.holders if one in found.holders])
-        if both:
-            return Pinned(holders=both, sure=again.sure)
-        return again if again.holders else found
+        looks = [found]
+        while len(looks) < _LOOKS:
+            time.sleep(LASTING_S)
+            again = wal.pinned(self._path)
+            both = [one for one in again.holders if any(one in look.holders for look in looks)]
+            if both:
+                return Pinned(holders=tuple(both), sure=again.sure)
+            looks.append(again)
+        if any(look.sure and not look.holders for look in looks):
+            return Pinned(sure=True)
+        return Pinned(holders=tuple(one for look in looks for one in look.holders))
