@@ -279,18 +279,6 @@ class LaneContract:
         assert spool.open(lane, rows, "another") == frozenset(), "one session has it already"
         spool.sound()
 
-    def test_what_is_open_is_opened_again_for_its_session_while_its_lane_has_it(
-        self, spool: Spool
-    ) -> None:
-        id, lane, rows = spool.sending("a@example.org", "b@example.org")
-        assert spool.open(lane, rows, now=T0 + 10) == {row.recipient for row in rows}
-        spool.settle(lane, rows[0], "delivered", now=T0 + 20)
-        assert spool.open(lane, rows, now=T0 + 30) == {rows[1].recipient}
-        spool.engine.lapse(spool.worker, boot="boot-1", now_ms=T0 + 40)
-        assert spool.open(lane, rows, now=T0 + 50) == frozenset()
-        assert spool.status(id)["b@example.org"] == "deferred"
-        spool.sound()
-
     def test_what_sessions_learnt_of_a_site_holds_for_its_time_and_the_worse_of_two_stands(
         self, spool: Spool
     ) -> None:

@@ -21,7 +21,7 @@ from tests.storage.contract_lifecycle import LifecycleContract
 from tests.storage.contract_streams import StreamContract
 from tests.storage.contract_turns import TurnContract
 from tests.storage.machine import MACHINE_SETTINGS, SpoolMachine
-from tests.storage.spool import T0, Spool
+from tests.storage.spool import DAY, T0, Spool, submission
 from tests.storage.toy import toy_store
 
 _numbers = itertools.count(1)
@@ -101,3 +101,12 @@ def test_its_check_finds_a_row_in_nobodys_hands() -> None:
     (row,) = stores.spool.rows.values()
     row.lane = None
     assert spool.client.check() == [f"recipient {row.seq}: sending with due None and lane None"]
+
+
+def test_an_idempotency_key_lapses_with_its_window() -> None:
+    spool = ToySpool(ToyStores())
+    first = spool.send(idempotency=("key", b"1"))
+    late = {"created_ms": T0 + DAY, "send_ms": T0 + DAY}
+    soon = {**late, "created_ms": T0 + DAY - 1}
+    assert spool.client.enqueue([submission(idempotency=("key", b"1"), **soon)], T0) == [first]
+    assert spool.send(idempotency=("key", b"2"), **late) != first

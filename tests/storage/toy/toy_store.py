@@ -149,6 +149,7 @@ class Row:
     state: str = "queued"
     reason: str | None = None
     lane: int | None = None
+    session: str | None = None
     opened_ms: int = 0
     attempts: int = 0
     deferrals: int = 0
@@ -225,7 +226,7 @@ class Spool:
         weakref.finalize(self, shutil.rmtree, self.folder, True)
         self.messages: dict[str, Message] = {}
         self.rows: dict[int, Row] = {}
-        self.keys: dict[str, tuple[bytes, str]] = {}
+        self.keys: dict[str, tuple[bytes, str, int]] = {}  # hash, id, until when
         self.domains: dict[str, Domain] = {}
         self.sites: dict[int, Site] = {}
         self.lanes: dict[int, Held] = {}
@@ -310,11 +311,13 @@ class ToyClient:
 
     def _known(self, one: Submission) -> str | Exception | None:
         """An earlier id, or why it cannot be stored, or None."""
-        if one.idempotency is not None and one.idempotency[0] in self._spool.keys:
-            hash, id = self._spool.keys[one.idempotency[0]]
-            if hash == one.idempotency[1]:
+        if one.idempotency is not None:
+            key, hash = one.idempotency
+            first, id, until_ms = self._spool.keys.get(key, (b"", "", one.created_ms))
+            if until_ms > one.created_ms and first == hash:
                 return id
-            return IdempotencyConflict(f"{one.idempotency[0]!r} was used for another message")
+            if until_ms > one.created_ms:
+                return IdempotencyConflict(f"{key!r} was used for another message")
         stream = self._spool.streams.get(one.stream, StreamPolicy(name=one.stream))
         for rule, limit, found in (
             ("stream-max-size", stream.max_size, len(one.content)),
@@ -346,7 +349,10 @@ class ToyClient:
             spool.domains.setdefault(row.domain, Domain())
         spool.messages[one.id] = message
         if one.idempotency is not None:
-            spool.keys[one.idempotency[0]] = (one.idempotency[1], one.id)
+            key, hash = one.idempotency
+            window_ms = spool.facts.get("idempotency_window_ms", DAY_MS)
+            assert isinstance(window_ms, int)
+            spool.keys[key] = hash, one.id, one.created_ms + window_ms
         spool.tell("message.accepted", now_ms, message.rows[0], whole=True)
         spool.revision += 1
         return one.id
@@ -794,17 +800,18 @@ class ToyWorker:
             return sum(sum(self._end(lane, now_ms, on_doubt)) for lane in ended)
 
     def exchange(self, work: Work, now_ms: int) -> Exchange:
-        """See ``WorkerStore.exchange``; sessions are not kept."""
+        """See ``WorkerStore.exchange``; sessions' rows are not kept."""
         with self._spool.lock:
             settled = {s.recipient for s in work.settlements if self._settle(s, now_ms)}
             opened = set()
             for request in work.opens:
                 for seq in request.recipients:
                     row = self._spool.rows[seq]
-                    if (row.lane, row.state) == (request.lane, "claimed"):
+                    again = row.state == "sending" and row.session == request.session
+                    if row.lane == request.lane and (row.state == "claimed" or again):
                         if row.of.expires_ms <= now_ms:
                             continue
-                        row.state, row.opened_ms = "sending", now_ms
+                        row.state, row.session, row.opened_ms = "sending", request.session, now_ms
                         opened.add(seq)
             claimed: list[Claimed] = []
             ended, more = set(), set()
