@@ -14,16 +14,13 @@ from collections.abc import Callable
 import apsw
 
 from mailstrom.errors import SpoolFull
-from mailstrom.storage.pinned import Pinned, mebibytes
+from mailstrom.storage.pinned import mebibytes
 from mailstrom.storage.sqlite import wal
 from mailstrom.storage.sqlite.connection import spool_errors
 from mailstrom.storage.sqlite.place import Place
 
 LOOK_S = 0.25
 """For so long ``lets`` believes the limit that it read; the limit is the configuration's."""
-LASTING_S = 0.005
-"""Between two looks at who is in the way: longer than a commit, or a short query, takes."""
-_LOOKS = 4
 EMPTY_S = 1.0
 """How often a client that is refused for a full log tries to empty it."""
 
@@ -85,27 +82,9 @@ class LogRoom:
                 wal.empty(connection, busy_ms=self._busy_ms, ask=ask, shorten=True)
             size = self._place.log_bytes()
             if size >= limit:
-                found = self._lasting(found)
+                found = wal.lasting(self._path, found)
                 raise SpoolFull(
                     f"{self._path}: the write-ahead log has {mebibytes(size)} and its limit is"
                     f" {mebibytes(limit)} ([spool] wal_limit): {wal.sentence(found)} keeps it from"
                     " being emptied; end its read transaction, or the process; nothing was written"
                 )
-
-    def _lasting(self, found: Pinned) -> Pinned:
-        """Who is in the way at a second look, too: somebody who writes is there for a moment.
-
-        The system tells its locks piece by piece, so that one may slip through the first. Readers
-        that take turns are one of them each time: then nobody is named alone.
-        """
-        looks = [found]
-        while len(looks) < _LOOKS:
-            time.sleep(LASTING_S)
-            again = wal.pinned(self._path)
-            both = [one for one in again.holders if any(one in look.holders for look in looks)]
-            if both:
-                return Pinned(holders=tuple(both), sure=again.sure)
-            looks.append(again)
-        if any(look.sure and not look.holders for look in looks):
-            return Pinned(sure=True)
-        return Pinned(holders=tuple(one for look in looks for one in look.holders))

@@ -51,6 +51,9 @@ still, such as a report that was left open, is not waited for, not even at first
 HELD_S = 1.0
 """A write lock that one process kept for so long is worth a word."""
 _LOOKS = 10
+_LASTING_S, _MOST_LOOKS = 0.005, 4
+"""Between two looks at who is in the way: longer than a commit, or a short query, takes; and how
+many looks."""
 
 _CHECKPOINT, _FIRST_READ, _READS = 121, 123, 5
 _HEADER_BYTES = 48  # of the WAL-index; changed by each commit
@@ -210,6 +213,29 @@ def pinned(path: str) -> Pinned:
     return Pinned(holders=tuple(locks.named(pid) for pid in locks.openers(shm)))
 
 
+def lasting(path: str, found: Pinned) -> Pinned:
+    """Who keeps it for longer than a moment, by two looks: who is named may be ended by somebody.
+
+    A writer, or a short reader, is there for a moment; and the system tells its locks piece by
+    piece, so that one may slip through a look. Where nobody is seen twice they take turns: then
+    nobody is named alone, and nobody at all if one look found the log free.
+
+    Args:
+        found: what ``pinned`` just told.
+    """
+    looks = [found]
+    while len(looks) < _MOST_LOOKS:
+        time.sleep(_LASTING_S)
+        again = pinned(path)
+        twice = [one for one in again.holders if any(one in look.holders for look in looks)]
+        if twice:
+            return Pinned(holders=tuple(twice), sure=again.sure)
+        looks.append(again)
+    if any(look.sure and not look.holders for look in looks):
+        return Pinned(sure=True)
+    return Pinned(holders=tuple(one for look in looks for one in look.holders))
+
+
 def sentence(found: Pinned) -> str:
     """Who it is, for an error or a finding."""
     names = ", ".join(f"process {one.pid} ({one.command})" for one in found.holders)
@@ -228,7 +254,7 @@ def note(path: str, connection: apsw.Connection) -> list[str]:
         return []
     if size < LEAST_ALARM_BYTES or size < alarm_bytes(limit := limit_bytes(connection)):
         return []
-    found = pinned(path)
+    found = lasting(path, pinned(path))
     if found.sure and not found.holders:
         return []
     return [
