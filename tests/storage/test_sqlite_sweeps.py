@@ -62,6 +62,24 @@ def look(spool: Spool, wall: int, true: int) -> int:
     return spool.engine.keep_clock(wall_ms=wall, monotonic_ms=true, boot="b", limit=1_000)
 
 
+def cut_off(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch, wall: int, true: int, *, after: int = 1
+) -> None:
+    """A look whose process ends behind so many pieces."""
+    pieces = 0
+
+    def ends(seconds: float) -> None:
+        nonlocal pieces
+        pieces += 1
+        if pieces == after:
+            raise Cut
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mailstrom.storage.sqlite.worker.time.sleep", ends)
+        with pytest.raises(Cut):
+            look(spool, wall, true)
+
+
 @pytest.mark.parametrize("amount", [YEAR, -YEAR])
 def test_after_a_jump_others_write_between_its_pieces(
     spool: Spool, other: apsw.Connection, monkeypatch: pytest.MonkeyPatch, amount: int
@@ -113,16 +131,7 @@ def test_a_jump_that_was_cut_off_between_two_pieces_moves_each_row_once(
     amount: int,
     after: int,
 ) -> None:
-    def ends(seconds: float) -> None:
-        nonlocal after
-        after -= 1
-        if after == 0:
-            raise Cut
-
-    with monkeypatch.context() as patch:
-        patch.setattr("mailstrom.storage.sqlite.worker.time.sleep", ends)
-        with pytest.raises(Cut):
-            look(spool, T0 + 100 + amount, 100)
+    cut_off(spool, monkeypatch, T0 + 100 + amount, 100, after=after)
     assert len({row[1] for row in other.execute(ROUTES)}) == 2, "some are moved, some are not"
     spool.engine.close()
     spool.engine = stores.worker()
@@ -149,13 +158,7 @@ def test_a_policy_that_was_cut_off_between_two_pieces_is_ended_by_whoever_names_
 def test_a_second_jump_ends_what_the_first_has_left(
     spool: Spool, other: apsw.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def ends(seconds: float) -> None:
-        raise Cut
-
-    with monkeypatch.context() as patch:
-        patch.setattr("mailstrom.storage.sqlite.worker.time.sleep", ends)
-        with pytest.raises(Cut):
-            look(spool, T0 + YEAR, 100)
+    cut_off(spool, monkeypatch, T0 + YEAR, 100)
     look(spool, T0 + YEAR - DAY, 200)
     # What was left of an hour is left still, give or take the time between the looks.
     left = {row[1] - (T0 + YEAR - DAY + HOUR) for row in other.execute(ROUTES)}
@@ -165,13 +168,7 @@ def test_a_second_jump_ends_what_the_first_has_left(
 def test_a_second_jump_holds_the_lock_for_no_more_than_a_piece_either(
     spool: Spool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def ends(seconds: float) -> None:
-        raise Cut
-
-    with monkeypatch.context() as patch:
-        patch.setattr("mailstrom.storage.sqlite.worker.time.sleep", ends)
-        with pytest.raises(Cut):
-            look(spool, T0 + YEAR, 100)
+    cut_off(spool, monkeypatch, T0 + YEAR, 100)
     pieces: list[int] = []
 
     def counted(connection: apsw.Connection, name: str, values: Any) -> Any:

@@ -314,9 +314,9 @@ class ToyClient:
         if one.idempotency is not None:
             key, hash = one.idempotency
             first, id, until_ms = self._spool.keys.get(key, (b"", "", one.created_ms))
-            if until_ms > one.created_ms and first == hash:
-                return id
             if until_ms > one.created_ms:
+                if first == hash:
+                    return id
                 return IdempotencyConflict(f"{key!r} was used for another message")
         stream = self._spool.streams.get(one.stream, StreamPolicy(name=one.stream))
         for rule, limit, found in (
