@@ -115,7 +115,7 @@ class Wire(asyncio.Transport):
     Attributes:
         session: id of the session that it was opened for.
         mails: times at which the client wrote a MAIL command.
-        chunk_refused: a BDAT had no recipients: the client reads no reply behind the one to it.
+        unread: where in what the peer sent the client stops reading: a BDAT had no recipients.
         garbage: where in what the peer sent its line that is no reply begins.
         written: all that the client wrote.
         open: whether the client's end is.
@@ -133,7 +133,7 @@ class Wire(asyncio.Transport):
         self.mails: list[float] = []
         self.written = bytearray()
         self.attached = False
-        self.chunk_refused = False
+        self.unread: int | None = None
         self.garbage: int | None = None
         self._spoilt = range(0)
         self._protocol: asyncio.Protocol | None = None
@@ -157,6 +157,8 @@ class Wire(asyncio.Transport):
 
         What came in the same piece as a line that is no reply need not be believed.
         """
+        if self.unread is not None and end > self.unread:
+            return False
         return self.down.arrived >= end and end not in self._spoilt
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:

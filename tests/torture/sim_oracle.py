@@ -150,8 +150,6 @@ def _ended(wire: Wire) -> bool:
 
 
 def _heard(world: World, wire: Wire, message_id: str, address: str) -> bool:
-    if wire.chunk_refused:
-        return False
     own = [d for d in world.dots if d.wire is wire and d.seen.pair == (message_id, address)]
     return bool(own) and all(dot.heard for dot in own)
 

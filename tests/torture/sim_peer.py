@@ -218,8 +218,8 @@ class Conversation:
         if self._over:
             return
         stage = _STAGES.get(type(event), "other")
-        if isinstance(event, ev.Refused) and event.verb == "BDAT":
-            self.wire.chunk_refused = True
+        if isinstance(event, ev.Refused) and event.verb == "BDAT" and self.wire.unread is None:
+            self.wire.unread = self.wire.down.sent
         kind = "well" if stage == "other" else self._chance(stage)
         if isinstance(event, ev.MailFrom):
             self._mail_s = self.wire.mails[self._mails]
