@@ -268,11 +268,11 @@ def depth(plan: Plan) -> Iterator[Figure]:
 
 
 def _memory(plan: Plan, deep: Deep) -> Iterator[Figure]:
-    for uvloop in plan.loops:
-        blank = Figure(
-            bench="memory", case=f"{_steps(plan)[-1]:,} queued, delivering", uvloop=uvloop
-        )
-        yield attempt(blank, lambda blank: _held(plan, deep, blank))
+    blank = Figure(bench="memory", case=f"{_steps(plan)[-1]:,} queued, delivering")
+    for run in range(1, plan.runs + 1):
+        for uvloop in plan.loops:
+            some = replace(blank, run=run, uvloop=uvloop)
+            yield attempt(some, lambda blank: _held(plan, deep, blank))
 
 
 def _held(plan: Plan, deep: Deep, blank: Figure) -> Figure:

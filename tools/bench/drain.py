@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 from tests.support.sockets import eventually
@@ -132,12 +133,14 @@ def drain(plan: Plan) -> Iterator[Figure]:
 def connections(plan: Plan) -> Iterator[Figure]:
     """The same over fewer and over more connections, beside Postfix where that is asked for."""
     some = replace(plan, peers=tuple(peer for peer in plan.peers if peer == "postfix"))
-    for number in SWEEP if plan.scale == 1 else SWEEP[1:2]:
+    sweep = SWEEP if plan.scale == 1 else SWEEP[1:2]
+    for run, number in product(range(1, plan.runs + 1), sweep):
         for name, uvloop, make in contenders(some, connections=number):
             n = plan.many(SIZES[name][0] // 4 if number == 1 else SIZES[name][0] // 2)
             blank = Figure(
-                bench="connections", case=f"{number}", who=name, uvloop=uvloop, n=n, at=number
-            )
+                bench="connections", case=f"{number}", who=name,
+                uvloop=uvloop, run=run, n=n, at=number,
+            )  # fmt: skip
             yield attempt(blank, lambda blank, make=make, n=n: _drained(make, n, 0.0, blank))  # type: ignore[misc]
 
 
@@ -166,8 +169,8 @@ def latency(plan: Plan) -> Iterator[Figure]:
             plan, peers=tuple(peer for peer in plan.peers if peer == "postfix"),
             loops=(plan.fastest,),
         )  # fmt: skip
-        for rtt_ms in ROUND_TRIPS:
-            yield from _far(some, rtt_ms, 1, RTT_MS / rtt_ms)
+        for run, rtt_ms in product(range(1, plan.runs + 1), ROUND_TRIPS):
+            yield from _far(some, rtt_ms, run, RTT_MS / rtt_ms)
 
 
 def _through(make: Maker, messages: int, blank: Figure) -> Figure:
