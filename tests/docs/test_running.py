@@ -93,7 +93,12 @@ def test_the_generator_says_how_it_is_used(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("tool", "script"),
-    [("torture", "torture.py"), ("flood", "flood.py"), ("bench/run", "bench")],
+    [
+        ("torture", "torture.py"),
+        ("hostile", "hostile.py"),
+        ("flood", "flood.py"),
+        ("bench/run", "bench"),
+    ],
 )
 def test_tools_are_named_as_they_are_typed(tool: str, script: str, tmp_path: Path) -> None:
     said = run([sys.executable, "-P", str(CHECKOUT / "tools" / script), "--help"], tmp_path)

@@ -33,10 +33,10 @@ from tests.support.checker import History, Sent, check, content_digest
 from tests.support.engine import DEADLINE_S, Engine
 from tests.support.network import Network
 from tests.support.sockets import eventually
+from tests.support.trial import Plan
 from tests.support.witnesses import seen_by_server, spool_rows
 from tests.torture import copied
 from tests.torture.launch import with_faults
-from tests.torture.plan import Plan
 from tests.torture.table import Row
 
 HOUR = 3_600_000

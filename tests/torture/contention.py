@@ -22,10 +22,10 @@ from tests.support.embedded import application, tables
 from tests.support.engine import DEADLINE_S, Engine, environment
 from tests.support.network import Network
 from tests.support.sockets import eventually
+from tests.support.trial import Plan
 from tests.torture import contention_pins
 from tests.torture.contention_stage import Crowd
 from tests.torture.launch import with_faults
-from tests.torture.plan import Plan
 from tests.torture.table import Row
 
 PROCESSES = 32

@@ -21,8 +21,8 @@ from typing import Any
 from tests.support.engine import DEADLINE_S
 from tests.support.network import Network
 from tests.support.sockets import eventually
+from tests.support.trial import Plan
 from tests.torture.contention_stage import Crowd
-from tests.torture.plan import Plan
 from tests.torture.table import Row
 
 MIB = 1 << 20

@@ -23,7 +23,7 @@ from tests.support import leash
 from tests.support.engine import DEADLINE_S, Engine, environment
 from tests.support.network import Network
 from tests.support.sockets import eventually
-from tests.torture.plan import Plan
+from tests.support.trial import Plan
 from tests.torture.table import Row
 
 MAILS = 48

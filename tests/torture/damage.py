@@ -42,11 +42,11 @@ from mailstrom.storage.sqlite.salvage_pages import (
     record,
     shape,
 )
+from tests.support.trial import Plan
 from tests.torture.damage_envelope import COLUMNS, damage
 from tests.torture.damage_judge import MOST_FINDINGS, judge, misled, salvaged, strangers, told
 from tests.torture.damage_routes import flip, mislead, misname, route_pages
 from tests.torture.damage_spool import Truth, deliver, populate
-from tests.torture.plan import Plan
 from tests.torture.table import Row
 
 MESSAGES = 40

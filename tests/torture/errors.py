@@ -12,11 +12,11 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
+from tests.support.trial import Plan
 from tests.torture.errors_inject import Fault
 from tests.torture.errors_processes import run as run_processes
 from tests.torture.errors_world import VERBS, Verb, World
 from tests.torture.memory import in_memory
-from tests.torture.plan import Plan
 from tests.torture.table import Row
 
 EACH = 400

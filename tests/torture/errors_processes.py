@@ -27,9 +27,9 @@ from mailstrom.storage.sqlite.worker import SQLiteWorkerStore
 from tests.support.checker import History, Sent, check, content_digest
 from tests.support.engine import Engine, mail
 from tests.support.network import Network
+from tests.support.trial import Plan
 from tests.support.witnesses import seen_by_server, spool_rows
 from tests.torture.launch import with_faults
-from tests.torture.plan import Plan
 from tests.torture.table import Row
 
 CLIENT = Path(__file__).with_name("errors_client.py")

@@ -38,8 +38,8 @@ from tests.support.checker import History, Sent, check, content_digest
 from tests.support.engine import Engine, environment, mail
 from tests.support.network import Network, dots
 from tests.support.sockets import eventually
+from tests.support.trial import Plan
 from tests.support.witnesses import seen_by_server, spool_rows
-from tests.torture.plan import Plan
 from tests.torture.table import Row
 
 CYCLE_MB, CLIENT_MB = 24, 4

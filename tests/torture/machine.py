@@ -30,7 +30,7 @@ from tests.storage.machine import DEATHS, SpoolMachine
 from tests.storage.test_memory_machine import MemoryMachine
 from tests.storage.test_sqlite_machine import SQLiteMachine
 from tests.support.drawing import drawn_from_the_seed
-from tests.torture.plan import Plan
+from tests.support.trial import Plan
 from tests.torture.table import Row
 
 EXAMPLES = 10

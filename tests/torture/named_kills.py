@@ -22,10 +22,10 @@ from queue import Empty, SimpleQueue
 from random import Random
 from typing import cast
 
+from tests.support.trial import Plan
 from tests.torture.named_clients import Clients
 from tests.torture.named_points import CLIENT_SCENES, CLOCK_SCENES, ENDING_SCENES, POINTS, Scene
 from tests.torture.named_stage import Do, Result, Stage
-from tests.torture.plan import Plan
 from tests.torture.table import Row
 
 PART = "named kills"

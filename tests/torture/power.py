@@ -26,10 +26,10 @@ from typing import TypeVar
 
 from mailstrom.storage.sqlite import upkeep
 from mailstrom.storage.sqlite.client import SQLiteClientStore
+from tests.support.trial import Plan
 from tests.torture.disk_image import Disk, Image
 from tests.torture.disk_record import Recorder, recording
 from tests.torture.memory import in_memory
-from tests.torture.plan import Plan
 from tests.torture.power_copies import BACKUP, CopyWorld, judge_copy
 from tests.torture.power_known import Known
 from tests.torture.power_old import Old, of_old

@@ -20,8 +20,8 @@ from mailstrom.testing.script import Act, Rule, Script
 from tests.support.engine import DEADLINE_S
 from tests.support.network import HELD_S, Network
 from tests.support.sockets import eventually
+from tests.support.trial import Plan
 from tests.torture.launch import with_faults
-from tests.torture.plan import Plan
 from tests.torture.processes import (
     Process,
     descriptors,

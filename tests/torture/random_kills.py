@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from tests.support.engine import DEADLINE_S
 from tests.support.network import Network
 from tests.support.sockets import eventually
-from tests.torture.plan import Plan
+from tests.support.trial import Plan
 from tests.torture.process_faults import STORIES, together
 from tests.torture.processes import Process, freeze, look, strike
 from tests.torture.storm import DRAIN_S, KILL, SESSIONS, TERM, Storm, now

@@ -29,8 +29,8 @@ from pathlib import Path
 import apsw
 
 from mailstrom.storage.sqlite import schema
+from tests.support.trial import Plan
 from tests.torture.memory import in_memory
-from tests.torture.plan import Plan
 from tests.torture.sim_oracle import Judged, judge
 from tests.torture.sim_world import World
 from tests.torture.table import Row

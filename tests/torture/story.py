@@ -16,8 +16,8 @@ from tests.support.checker import History, Sent, check, content_digest
 from tests.support.engine import DEADLINE_S, Engine, Tables
 from tests.support.network import Network
 from tests.support.sockets import eventually
+from tests.support.trial import Plan
 from tests.support.witnesses import seen_by_server, spool_rows
-from tests.torture.plan import Plan
 from tests.torture.processes import Process, members, open_connections
 from tests.torture.storm import BEGUN, DRAIN_S, FEED, FEED_S, UNFINISHED
 from tests.torture.table import Row

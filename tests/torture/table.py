@@ -7,7 +7,7 @@ every row; ``clean`` says so, together with whatever else the part found wrong.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +46,15 @@ class Row:
     def clean(self) -> bool:
         """Nothing lost, doubled in silence, or otherwise wrong."""
         return not (self.lost or self.silent or self.findings)
+
+    @property
+    def title(self) -> str:
+        """What was done."""
+        return f"{self.part}: {self.fault}"
+
+    def told(self) -> str:
+        """What came of it."""
+        return f"{self.tried:,} tried, {self.lost} lost, {self.silent} silent, {self.marked} marked"
 
 
 def merged(rows: Iterable[Row]) -> list[Row]:
@@ -104,8 +113,3 @@ def markdown(rows: Iterable[Row]) -> str:
 def _many(count: int, unit: str) -> str:
     plural = "stories" if unit == "story" else f"{unit}s"
     return f"{count:,} {unit if count == 1 else plural}"
-
-
-def as_json(row: Row) -> dict[str, object]:
-    """The row for one line of JSON."""
-    return {**asdict(row), "clean": row.clean}

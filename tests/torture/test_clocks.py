@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.network import Network
+from tests.support.trial import Plan
 from tests.torture import clocks
 from tests.torture.clocks import GROUPS, HOUR, Bench, Mail, jump
-from tests.torture.plan import Plan
 
 MOVES = 3
 """Copies and moves of the short form."""

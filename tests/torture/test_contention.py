@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from tests.support.network import Network
+from tests.support.trial import Plan
 from tests.torture import contention, contention_pins
 from tests.torture.contention_stage import Crowd
 from tests.torture.launch import with_faults
-from tests.torture.plan import Plan
 from tests.torture.table import Row
 
 pytestmark = pytest.mark.timeout(300)

@@ -19,12 +19,12 @@ from tests.support.checker import History, Sent, check, content_digest
 from tests.support.engine import Engine, mail
 from tests.support.network import Network, dots
 from tests.support.sockets import eventually
+from tests.support.trial import Plan
 from tests.support.witnesses import seen_by_server
 from tests.torture import damage_judge
 from tests.torture.damage import KINDS, MESSAGES, Base, base_at, run
 from tests.torture.damage_judge import audit, judge, misled, strangers, unnamed
 from tests.torture.damage_spool import client_at, deliver
-from tests.torture.plan import Plan
 from tests.torture.table import Row
 
 

@@ -13,9 +13,9 @@ from mailstrom.storage.sqlite.client import SQLiteClientStore
 from mailstrom.storage.sqlite.durable import WalSync
 from mailstrom.storage.sqlite.worker import SQLiteWorkerStore
 from tests.storage.spool import T0, submission
+from tests.support.trial import Plan
 from tests.torture import errors, errors_processes, errors_world
 from tests.torture.errors_inject import Fault
-from tests.torture.plan import Plan
 
 IN_PROCESS = 1_500
 PROCESSES = 25

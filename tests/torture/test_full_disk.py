@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.trial import Plan
 from tests.torture import full_disk
 from tests.torture.full_disk import Disk, disk, run
-from tests.torture.plan import Plan
 
 LEAST = {
     "disk full at enqueue": 10,

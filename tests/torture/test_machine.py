@@ -12,8 +12,8 @@ from hypothesis.internal.conjecture import providers
 from mailstrom.storage.sqlite.sql import STATEMENTS
 from tests.storage.machine import DEATHS
 from tests.storage.spool import DAY
+from tests.support.trial import Plan
 from tests.torture import machine
-from tests.torture.plan import Plan
 
 LEAST = {"sending, lapse": 12, "sending, retire": 12, "sending, release": 12, "sending, boot": 12,
          "claimed, boot": 6, "held": 30}  # fmt: skip

@@ -18,6 +18,7 @@ import apsw
 import pytest
 
 from tests.support.engine import environment
+from tests.support.trial import Plan
 from tests.torture import named_stage
 from tests.torture.launch import INJECT, with_faults
 from tests.torture.named_clients import Clients
@@ -25,7 +26,6 @@ from tests.torture.named_exact import Pairs, inexact
 from tests.torture.named_kills import Case, cases, play, rows
 from tests.torture.named_points import CLIENT_SCENES, POINTS, settings
 from tests.torture.named_stage import Stage, unexpected
-from tests.torture.plan import Plan
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 QUEUE = CHECKOUT / "docs" / "design" / "queue.md"

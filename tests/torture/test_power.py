@@ -17,10 +17,10 @@ from mailstrom.storage.sqlite.durable import WalSync
 from mailstrom.storage.sqlite.poison import Mark
 from mailstrom.storage.sqlite.worker import SQLiteWorkerStore
 from mailstrom_workers.dbrequest import Request
+from tests.support.trial import Plan
 from tests.torture import power
 from tests.torture.disk_image import SECTOR, Disk, Image, Step
 from tests.torture.disk_record import recording
-from tests.torture.plan import Plan
 from tests.torture.power import (
     COPIES,
     CREATION,

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.network import Network
+from tests.support.trial import Plan
 from tests.torture import random_kills
-from tests.torture.plan import Plan
 from tests.torture.process_faults import STORIES, together
 from tests.torture.processes import freeze, strike
 from tests.torture.storm import SESSIONS, Storm

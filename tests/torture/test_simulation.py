@@ -23,8 +23,8 @@ from mailstrom_workers.dbservice import DBService
 from mailstrom_workers.ledger import Ledger
 from mailstrom_workers.supply import Supply
 from tests.support.engine import environment
+from tests.support.trial import Plan
 from tests.torture import simulation
-from tests.torture.plan import Plan
 from tests.torture.sim_fate import Fate
 from tests.torture.sim_loop import Real, VirtualLoop, unreal
 from tests.torture.simulation import spools, story
