@@ -8,10 +8,13 @@ store is correct when the conformance suite in ``tests/storage`` says so.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 from mailstrom.types import Change, Event, MessageStatus, OnDoubt, QueueStats, Suppression
 from mailstrom.value import value
+
+if TYPE_CHECKING:
+    from mailstrom.storage.facts import Facts
 
 CHUNK_BYTES = 256 * 1024
 """Largest piece of content in one row."""
@@ -232,6 +235,14 @@ class ClientStore(Protocol):
 
     def stats(self, now_ms: int) -> QueueStats:
         """Counters of the queue."""
+        ...
+
+    def facts(self, targets: Sequence[Target], now_ms: int) -> Facts:
+        """What is known of these recipients, and of the spool, that tells why they wait.
+
+        In the order of the targets, those of a whole message in that of its envelope; unknown ones
+        are left out. What it costs does not grow with the queue.
+        """
         ...
 
     def suppressions(self, addresses: Sequence[str], limit: int) -> list[Suppression]:

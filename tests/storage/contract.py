@@ -13,6 +13,7 @@ from tests.storage.contract_clients import ClientContract
 from tests.storage.contract_clock import ClockContract
 from tests.storage.contract_copies import CopyContract
 from tests.storage.contract_doubt import DoubtContract
+from tests.storage.contract_facts import FactsContract
 from tests.storage.contract_finding import FindingContract
 from tests.storage.contract_freshness import FreshnessContract
 from tests.storage.contract_lanes import LaneContract
@@ -30,6 +31,7 @@ class StoreContract(
     ClientContract,
     ChangeContract,
     FindingContract,
+    FactsContract,
     StreamContract,
     CopyContract,
     RouteContract,

@@ -34,6 +34,14 @@ class SQLiteStores:
         finally:
             connection.close()
 
+    def plan(self, sql: str, values: dict[str, Any]) -> list[str]:
+        """How SQLite would find the rows, a line for each step."""
+        connection = apsw.Connection(self.path)
+        try:
+            return [str(row[3]) for row in connection.execute(f"EXPLAIN QUERY PLAN {sql}", values)]
+        finally:
+            connection.close()
+
     def worker(self) -> SQLiteWorkerStore:
         """A new worker store."""
         store = SQLiteWorkerStore(self.path, sync=lambda fd: None)

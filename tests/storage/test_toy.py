@@ -16,6 +16,7 @@ import pytest
 
 from mailstrom.storage.base import Claimed, Lane
 from tests.storage.contract_changes import ChangeContract
+from tests.storage.contract_facts import FactsContract
 from tests.storage.contract_finding import FindingContract
 from tests.storage.contract_lifecycle import LifecycleContract
 from tests.storage.contract_streams import StreamContract
@@ -60,7 +61,9 @@ class ToySpool(Spool):
         return id, lane, rows
 
 
-class TestToy(LifecycleContract, TurnContract, ChangeContract, FindingContract, StreamContract):
+class TestToy(
+    LifecycleContract, TurnContract, ChangeContract, FindingContract, FactsContract, StreamContract
+):
     """What the toy claims."""
 
     # These ask the views.
@@ -69,6 +72,11 @@ class TestToy(LifecycleContract, TurnContract, ChangeContract, FindingContract, 
     test_the_streams_of_now_replace_those_before = None
     test_stats_count_what_waits_by_the_words_of_the_view = None
     test_statuses_and_reasons_are_those_of_the_view_for_the_same_recipient = None
+    # The toy keeps no sessions, no words of a suspension, and asks for routes at every claim.
+    test_facts_of_the_wire_name_worker_lane_and_session = None
+    test_facts_of_a_suspended_site_say_who_until_when_and_why = None
+    test_facts_tell_a_stamp_that_holds_no_more = None
+    test_facts_count_who_is_due_before = None
     # The toy shows what waits at a suspended site as what it is, queued.
     test_what_waits_at_a_suspended_site_is_found_as_deferred = None
 

@@ -29,11 +29,12 @@ import apsw
 from mailstrom import Mailstrom
 from mailstrom.errors import OutcomeUnknown, SpoolFull, SpoolReadOnly
 from mailstrom.storage.base import Retention
+from mailstrom.storage.facts import ROOM_BYTES
 from mailstrom.storage.sqlite import schema
 from mailstrom.storage.sqlite.connection import APPLICATION_ID, mark_new
 from mailstrom.storage.sqlite.worker import SQLiteWorkerStore
 from mailstrom.testing.script import Rule, Script
-from mailstrom_workers.context import ROOM_BYTES, ROOM_LOOK_S
+from mailstrom_workers.context import ROOM_LOOK_S
 from tests.support.checker import History, Sent, check, content_digest
 from tests.support.engine import Engine, environment, mail
 from tests.support.network import Network, dots

@@ -18,6 +18,7 @@ from mailstrom.policy.retry import RetrySchedule
 from mailstrom.policy.timeouts import Timeouts
 from mailstrom.smtp.transaction import Dialect
 from mailstrom.storage.base import Failure, RouteAnswer, WorkerStore
+from mailstrom.storage.facts import ROOM_BYTES
 from mailstrom.storage.pinned import mebibytes
 from mailstrom.types import OnDoubt, Pipelining
 from mailstrom_workers.dbservice import DBService
@@ -27,8 +28,6 @@ from mailstrom_workers.resolver import Resolver
 from mailstrom_workers.shared import Shared
 
 PAUSE_S = 5.0
-ROOM_BYTES = 8 * 1024 * 1024
-"""With less free space nothing is claimed: a delivery that cannot be recorded is a duplicate."""
 ROOM_LOOK_S = 1.0
 MOST_EXCUSES = 10_000
 READ_AHEAD_BYTES = 32 * 1024 * 1024

@@ -42,6 +42,7 @@ def resolver_of(config: Config) -> Resolver:
 def tell(store: WorkerStore, config: Config) -> None:
     """Facts of the configuration that clients and views read from the spool."""
     store.tell("lanes_limit", config.sites.connections)
+    store.tell("max_connections", config.delivery.max_connections)
     store.tell("max_age_ms", int(config.retry.max_age * 1000))
     store.tell("idempotency_window_ms", int(config.spool.idempotency_window * 1000))
     store.tell("wal_limit", config.spool.wal_limit)

@@ -30,6 +30,7 @@ from mailstrom.storage.base import (
     Work,
 )
 from mailstrom.storage.sqlite.encoding import encoded
+from mailstrom.storage.sqlite.facts import ROUTE_GRACE_MS
 from mailstrom.storage.sqlite.lanes import learn
 from mailstrom.storage.sqlite.rows import (
     SEALED,
@@ -50,8 +51,6 @@ EVEN_ROWS = 1_000
 """With so many due at a site a claim takes all that it asks for, whatever the other lanes find."""
 SKIP_ROWS = 500
 """Most rows a claim passes over in one priority, and most it sends back to the router."""
-ROUTE_GRACE_MS = 60_000
-"""So long after its route expired a domain's rows may still be claimed; the views know it, too."""
 PACK_BYTES = 1024 * 1024
 """About so much content is read by one statement; a chunk is never cut."""
 PAUSE_MS = 1_000

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import apsw
 
@@ -40,6 +40,9 @@ from mailstrom.storage.sqlite.sql import run
 from mailstrom.storage.sqlite.storing import Storing
 from mailstrom.storage.sqlite.submissions import Encoded
 from mailstrom.types import Change, Event, MessageStatus, QueueStats, Suppression
+
+if TYPE_CHECKING:
+    from mailstrom.storage.facts import Facts
 
 _T = TypeVar("_T")
 _MOST_PASSED = 64
@@ -271,6 +274,25 @@ class SQLiteClientStore(Storing):
         with self._snapshot() as connection:
             full = wal.full(connection, self._place.log_bytes())
             return asking.stats(connection, now_ms, log_full=full)
+
+    def facts(self, targets: Sequence[Target], now_ms: int) -> Facts:
+        """See ``ClientStore.facts``."""
+        from mailstrom.storage.sqlite import facts  # only who asks why loads it
+
+        trouble = None
+        try:
+            self._sync.check()
+        except SpoolError as error:
+            trouble = str(error)
+        with self._snapshot() as connection:
+            return facts.facts(
+                connection,
+                targets,
+                now_ms,
+                log_full=wal.full(connection, self._place.log_bytes()),
+                room_bytes=self._place.room_bytes(connection),
+                trouble=trouble,
+            )
 
     def suppressions(self, addresses: Sequence[str], limit: int) -> list[Suppression]:
         """See ``ClientStore.suppressions``."""

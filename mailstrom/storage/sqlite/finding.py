@@ -146,6 +146,8 @@ def targets(
         head, tail = "targets_sought", "targets_sought_tail"
     elif change in _HELD_CHANGES or set(selection.statuses) == {Status.HELD}:
         head = "targets_held"
+    elif selection.recipients and _few_unfinished(connection, selection):
+        head, tail = "targets_unfinished", "targets_sought_tail"
     parts = [STATEMENTS[head], *_of_messages(selection), *_of_recipients(selection)]
     if change is not None:
         parts.append(f"({touches(change)})")
@@ -153,6 +155,14 @@ def targets(
     values["boot"] = boot
     sql = " AND ".join(parts) + " " + STATEMENTS[tail]
     return [Target(*row) for row in connection.execute(sql, values)]
+
+
+def _few_unfinished(connection: apsw.Connection, selection: Selection) -> bool:
+    """Whether only waiting ones are meant, in messages so few that each is looked into."""
+    words = set(selection.statuses)
+    if not words or not words <= _WAITING:
+        return False
+    return len(run(connection, "few_unfinished", {"bound": FEW + 1})) <= FEW
 
 
 def _of_messages(selection: Selection) -> list[str]:

@@ -45,6 +45,14 @@ from mailstrom.storage.base import (
     WorkerRow,
 )
 from mailstrom.storage.client import Owner, Selection, Submission, Target
+from mailstrom.storage.facts import (
+    Facts,
+    LaneFacts,
+    RecipientFacts,
+    RouteFacts,
+    SiteFacts,
+    WorkerFacts,
+)
 from mailstrom.types import (
     DELIVERABLE,
     Change,
@@ -231,6 +239,7 @@ class Spool:
         self.sites: dict[int, Site] = {}
         self.lanes: dict[int, Held] = {}
         self.workers: dict[int, WorkerRow] = {}
+        self.beats: dict[int, tuple[str, int]] = {}  # state, when
         self.streams: dict[str, StreamPolicy] = {}
         self.facts: dict[str, object] = {}
         self.events: list[Event] = []
@@ -490,6 +499,96 @@ class ToyClient:
                 log_full=False,
             )
 
+    def facts(self, targets: Sequence[Target], now_ms: int) -> Facts:
+        """See ``ClientStore.facts``; who is due before whom is not counted."""
+        with self._spool.lock:
+            rows = [
+                row
+                for target in targets
+                if target.id in self._spool.messages
+                for row in self._spool.messages[target.id].rows
+                if target.address in (None, row.address)
+            ]
+            lanes = [held.worker for held in self._spool.lanes.values()]
+            most = self._spool.facts.get("max_connections")
+            return Facts(
+                workers=tuple(
+                    WorkerFacts(one.seq, one.pid, one.host, *self._spool.beats[one.seq], one.lock,
+                                lanes.count(one.seq))
+                    for one in self._spool.workers.values()
+                    if one.kind == "delivery"
+                ),
+                copied_ms=None,
+                copied_from=None,
+                log_full=False,
+                room_bytes=None,
+                trouble=None,
+                max_connections=most if isinstance(most, int) else None,
+                recipients=tuple(self._facts(row, now_ms) for row in rows),
+            )  # fmt: skip
+
+    def _facts(self, row: Row, now_ms: int) -> RecipientFacts:
+        spool, last, domain = self._spool, row.last or NO_ATTEMPT, self._spool.domains[row.domain]
+        seq = spool.site_of(row, now_ms)
+        found = lane = None
+        if seq is not None:
+            site, limit = spool.sites[seq], spool.facts.get("lanes_limit")
+            found = SiteFacts(
+                key=site.key,
+                suspended_until_ms=site.until_ms,
+                suspended_by=None,
+                suspended_reason=None,
+                last_reply=None,
+                failures=site.failures,
+                lanes=sum(held.site == seq for held in spool.lanes.values()),
+                limit=limit if isinstance(limit, int) else None,
+                cap=None,
+                canary=site.failures > 0 or not site.success_ms,
+            )
+        if row.lane is not None:
+            worker = spool.workers.get(spool.lanes[row.lane].worker)
+            lane = LaneFacts(
+                worker=spool.lanes[row.lane].worker,
+                pid=worker.pid if worker else None,
+                name=worker.host if worker else None,
+                lock=worker.lock if worker else None,
+                token=row.lane,
+                host=None,
+                address=None,
+                opened_ms=row.opened_ms if row.state == "sending" else None,
+            )
+        route = domain.route
+        return RecipientFacts(
+            message_id=row.of.given.id,
+            address=row.address,
+            domain=row.domain,
+            status=Status(row.shown),
+            reason=row.reason,
+            claimed=row.lane is not None,
+            due_ms=row.due_ms,
+            created_ms=row.of.given.created_ms,
+            send_ms=row.of.send_ms,
+            expires_ms=row.of.expires_ms,
+            finished_ms=last.ended_ms if row.state in FINAL else None,
+            attempts=row.attempts,
+            in_doubt=row.in_doubt,
+            mx=last.host,
+            reply_code=last.reply_code,
+            enhanced_code=last.enhanced_code,
+            reply_text=last.reply_text,
+            site=found,
+            route=RouteFacts(
+                result=route.result if route else None,
+                error=route.error if route else None,
+                expires_ms=domain.expires_ms,
+                retry_ms=domain.retry_ms,
+                router=domain.worker,
+            ),
+            stale=False,
+            lane=lane,
+            ahead=None,
+        )
+
     def suppressions(self, addresses: Sequence[str], limit: int) -> list[Suppression]:
         """See ``ClientStore.suppressions``."""
         return []
@@ -569,11 +668,13 @@ class ToyWorker:
                 seq=seq, kind=kind, pid=pid, host=host, state="starting", boot=boot, lock=lock
             )
             self._spool.workers[seq] = row
+            self._spool.beats[seq] = row.state, now_ms
             self._spool.tell("worker.started", now_ms, worker=seq)
             return row
 
     def beat(self, worker: int, *, state: str, sessions: int, now_ms: int) -> None:
-        """See ``WorkerStore.beat``; nobody could read it."""
+        """See ``WorkerStore.beat``."""
+        self._spool.beats[worker] = state, now_ms
 
     def retire(
         self, worker: int, *, state: str, now_ms: int, on_doubt: OnDoubt = OnDoubt.RETRY

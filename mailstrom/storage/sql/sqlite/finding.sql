@@ -1,7 +1,8 @@
 -- Messages and recipients of a selection: a head, fragments joined with AND, a tail. Only these
 -- fixed fragments make a statement; what a caller says is always a parameter.
 --
--- Sought: ids, tags, held ones, messages that are not finished. Everything else (sender, stream,
+-- Sought: ids, tags, held ones, messages that are not finished; waiting ones by their address, where
+-- few messages are unfinished. Everything else (sender, stream,
 -- domain, address, time, final statuses) walks: find from the newest message back and stops at the
 -- limit, targets in the spool's order from where the last page ended.
 --
@@ -30,6 +31,17 @@ SELECT m.id, r.address, r.seq
 SELECT m.id, r.address, r.seq
   FROM recipient r INDEXED BY recipient_held CROSS JOIN message m ON m.seq = r.message
  WHERE r.state = 'held' AND r.seq > :after
+
+-- name: targets_unfinished
+-- By the unique index of a message's addresses, which "recipients" seeks.
+SELECT m.id, r.address, r.seq
+  FROM (SELECT seq FROM message INDEXED BY message_expiry WHERE finished_ms IS NULL) u
+ CROSS JOIN message m ON m.seq = u.seq
+ CROSS JOIN recipient r ON r.message = m.seq
+ WHERE r.seq > :after
+
+-- name: few_unfinished
+SELECT 1 FROM message INDEXED BY message_expiry WHERE finished_ms IS NULL LIMIT :bound;
 
 -- name: targets_sought
 -- Recipients stand in the order of their messages.
