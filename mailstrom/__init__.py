@@ -10,6 +10,12 @@ TYPE_CHECKING = False  # true for type checkers; importing typing here would be 
 
 if TYPE_CHECKING:
     from mailstrom.aio import AsyncMailstrom as AsyncMailstrom
+    from mailstrom.causes import (
+        Cause as Cause,
+    )
+    from mailstrom.causes import (
+        Waiting as Waiting,
+    )
     from mailstrom.client import Mailstrom as Mailstrom
     from mailstrom.errors import (
         ConfigError as ConfigError,
@@ -94,6 +100,7 @@ if TYPE_CHECKING:
     )
 else:
     _HOME = {"AsyncMailstrom": "mailstrom.aio", "Mailstrom": "mailstrom.client"}
+    _HOME |= {"Cause": "mailstrom.causes", "Waiting": "mailstrom.causes"}
     _HOME |= dict.fromkeys(
         (
             "MailstromError", "InvalidMessage", "InvalidAddress", "IdempotencyConflict",

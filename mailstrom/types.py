@@ -152,7 +152,8 @@ def iso_ms(ms: int | None) -> str | None:
     return f"{moment:%Y-%m-%dT%H:%M:%S}.{ms % 1000:03d}Z"
 
 
-def _iso(moment: datetime | None) -> str | None:
+def iso(moment: datetime | None) -> str | None:
+    """ISO 8601 text of an aware UTC datetime, as ``iso_ms`` has it; None stays None."""
     if moment is None:
         return None
     return f"{moment:%Y-%m-%dT%H:%M:%S}.{moment.microsecond // 1000:03d}Z"
@@ -182,8 +183,8 @@ class RecipientStatus:
             "status": str(self.status),
             "reason": None if self.reason is None else str(self.reason),
             "attempts": self.attempts,
-            "next_attempt_at": _iso(self.next_attempt_at),
-            "last_attempt_at": _iso(self.last_attempt_at),
+            "next_attempt_at": iso(self.next_attempt_at),
+            "last_attempt_at": iso(self.last_attempt_at),
             "mx": self.mx,
             "reply_code": self.reply_code,
             "enhanced_code": self.enhanced_code,
@@ -230,10 +231,10 @@ class MessageStatus:
             "sender": self.sender,
             "subject": self.subject,
             "size": self.size,
-            "created_at": _iso(self.created_at),
-            "send_at": _iso(self.send_at),
-            "expires_at": _iso(self.expires_at),
-            "finished_at": _iso(self.finished_at),
+            "created_at": iso(self.created_at),
+            "send_at": iso(self.send_at),
+            "expires_at": iso(self.expires_at),
+            "finished_at": iso(self.finished_at),
             "tags": list(self.tags),
             "metadata": dict(self.metadata),
             "recipients": {a: r.to_dict() for a, r in self.recipients.items()},
@@ -261,7 +262,7 @@ class Event:
         """Plain values for JSON; times as ISO 8601 UTC."""
         return {
             "id": self.id,
-            "at": _iso(self.at),
+            "at": iso(self.at),
             "type": self.type,
             "message_id": self.message_id,
             "recipient": self.recipient,
@@ -299,7 +300,7 @@ class QueueStats:
         return {
             "waiting": dict(self.waiting),
             "finished": dict(self.finished),
-            "oldest_due_at": _iso(self.oldest_due_at),
+            "oldest_due_at": iso(self.oldest_due_at),
             "suspended_sites": self.suspended_sites,
             "workers": self.workers,
             "copied": self.copied,
@@ -327,8 +328,8 @@ class Suppression:
             "address": self.address,
             "scope": self.scope,
             "reason": self.reason,
-            "created_at": _iso(self.created_at),
-            "expires_at": _iso(self.expires_at),
+            "created_at": iso(self.created_at),
+            "expires_at": iso(self.expires_at),
             "evidence": self.evidence,
         }
 

@@ -20,7 +20,7 @@ from types import FunctionType
 from pieces import NOTE, cells, classes, prose, signature
 
 import mailstrom
-from mailstrom import errors, message, types
+from mailstrom import causes, errors, message, types
 from mailstrom.client import api
 from mailstrom.client.asking import Suppressions
 
@@ -64,7 +64,7 @@ CONCERNS: tuple[tuple[str, str, str, str], ...] = (
         "Asking",
         "What became of it. Everything here can also be asked in SQL, see"
         " [views](schema.md) and [reports](../howto/report-with-sql.md).",
-        "status statuses wait find recent message raw events follow stats suppressions query",
+        "status statuses wait why find recent message raw events follow stats suppressions query",
         """
         from mailstrom import Mailstrom, Status
 
@@ -75,6 +75,10 @@ CONCERNS: tuple[tuple[str, str, str, str], ...] = (
             status = ms.status(id)
             assert status.status is Status.QUEUED and not status.completed
             assert set(status.recipients) == {"alice@example.com", "bob@example.net"}
+
+            [reason] = ms.why("bob@example.net")
+            assert reason.cause == "no_worker"
+            assert reason.detail == "due, and no engine runs on this spool"
 
             [found] = ms.find(tag="greeting", domain="example.net", limit=10)
             assert found.id == id
@@ -299,12 +303,13 @@ def value_reference() -> Iterator[str]:
         "Frozen dataclasses; the words in them are those of the views.",
         "",
     )
-    found = [cls for cls in classes(types) if dataclasses.is_dataclass(cls)]
+    every = [*classes(types), *classes(causes)]
+    found = [cls for cls in every if dataclasses.is_dataclass(cls)]
     for cls in sorted(found, key=lambda cls: cls is not types.MessageStatus):
         if cls not in INNER_VALUES:
             yield from members(cls)
     yield from ("## Words", "", 'Each is a `str`: `status == "queued"` is true, too.', "")
-    for words in classes(types):
+    for words in every:
         if issubclass(words, enum.StrEnum) and words not in INNER_VALUES:
             listed = ", ".join(f"`{word}`" for word in words)
             yield from (f"### `{words.__name__}`", "", *prose(words), listed, "", *origin(words))

@@ -30,6 +30,8 @@ from mailstrom.types import Change, Event, MessageStatus, QueueStats, Suppressio
 if TYPE_CHECKING:
     from email.message import EmailMessage
 
+    from mailstrom.causes import Waiting
+
 _FOR_EVER_S = 1e8
 """A timeout beyond three years is none; some loops cannot count further."""
 
@@ -179,6 +181,10 @@ class AsyncMailstrom(AsyncSending):
     async def message(self, id: str) -> EmailMessage:
         """What goes on the wire as an ``EmailMessage``; see ``Mailstrom.message``."""
         return await self._threads.read(self._ms.message, id)
+
+    async def why(self, id_or_address: str, /, *, limit: int = 100) -> list[Waiting]:
+        """Why recipients were not sent by now; see ``Mailstrom.why``."""
+        return await self._threads.read(self._ms.why, id_or_address, limit=limit)
 
     async def events(
         self,

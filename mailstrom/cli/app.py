@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "send": ("mailstrom.cli.send", "Put a message into the spool and print its id."),
     "status": ("mailstrom.cli.status", "Show where a message and its recipients stand."),
     "show": ("mailstrom.cli.show", "Tell everything about a message, and what comes next."),
+    "why": ("mailstrom.cli.why", "Tell why mail was not sent yet, and what would change it."),
     "resolve": ("mailstrom.cli.resolve", "Decide about recipients that are held in doubt."),
     "queue": ("mailstrom.cli.queue", "List, count, hold, release, retry or cancel recipients."),
     "destinations": ("mailstrom.cli.destinations", "Show sites, what waits there, and why."),

@@ -11,9 +11,9 @@ import click
 from mailstrom.cli.output import cell, fold, print_json, print_table, terminal
 from mailstrom.cli.selection import characters
 from mailstrom.cli.spool import json_option, opened, spool_options
-from mailstrom.cli.times import span_text
 from mailstrom.clock import wall_ms
 from mailstrom.errors import MailstromError
+from mailstrom.spans import span_text
 from mailstrom.types import RouteResult, iso_ms
 
 if TYPE_CHECKING:

@@ -19,8 +19,9 @@ from mailstrom.cli.output import print_csv, print_json, print_json_array, print_
 from mailstrom.cli.selection import MOST_ROWS, characters
 from mailstrom.cli.selection import domains as domain_names
 from mailstrom.cli.spool import opened, spool_options
-from mailstrom.cli.times import ms_of, past, span_text
+from mailstrom.cli.times import ms_of, past
 from mailstrom.errors import SpoolBusy
+from mailstrom.spans import span_text
 from mailstrom.types import iso_ms
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -15,11 +15,11 @@ import click
 
 from mailstrom.cli.ids import full_id
 from mailstrom.cli.output import cell, fold, print_json
+from mailstrom.cli.selection import MOST_ROWS
 from mailstrom.cli.spool import json_option, opened, spool_options
-from mailstrom.cli.status import reply
-from mailstrom.cli.times import span_text
-from mailstrom.cli.waiting import engine, next_step, of_message
+from mailstrom.client.binding import reply
 from mailstrom.printable import printable
+from mailstrom.spans import span_text
 from mailstrom.types import Reason
 
 if TYPE_CHECKING:
@@ -90,8 +90,7 @@ def _tell(client: Mailstrom, id: str, as_json: bool) -> None:
     ((stream, priority, message_id, key),) = client.query(
         "select stream, priority, message_id, idempotency_key from messages where id = ?", (id,)
     )
-    spool = engine(client)
-    steps = {fact.address: next_step(fact, spool) for fact in of_message(client, id)}
+    steps = {one.address: one.sentence for one in client.why(id, limit=MOST_ROWS)}
     attempts: dict[str, list[Any]] = {}
     for row in client.query(_ATTEMPTS, (id,)):
         attempts.setdefault(row.recipient, []).append(row)

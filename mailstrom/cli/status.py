@@ -7,6 +7,7 @@ import click
 from mailstrom.cli.ids import full_id
 from mailstrom.cli.output import cell, print_json, print_table
 from mailstrom.cli.spool import json_option, opened, say_if_copied, spool_options
+from mailstrom.client.binding import reply
 from mailstrom.types import MessageStatus
 
 COLUMNS = ("recipient", "status", "reason", "attempts", "next attempt", "mx", "tls", "reply")
@@ -58,13 +59,3 @@ def show(status: MessageStatus) -> None:
         ],
         brief=True,
     )
-
-
-def reply(code: int | None, enhanced: str | None, text: str | None) -> str:
-    """The remote server's words on one line, as it said them."""
-    words = text or ""
-    if enhanced and not words.startswith(enhanced):
-        words = f"{enhanced} {words}"
-    if code is not None and not words.startswith(str(code)):
-        words = f"{code} {words}"
-    return words.strip()

@@ -1,15 +1,13 @@
 """Times and spans on the command line: ISO 8601 in UTC, durations as in the configuration.
 
 What a person writes: a moment (``2030-01-31T08:00:00Z``, local without an offset), or a span that
-counts from now, forward or back as the option says (``30m``, ``4h``, ``2d``). What is shown: UTC
-with milliseconds, and spans short enough for a column. Knows no command.
+counts from now, forward or back as the option says (``30m``, ``4h``, ``2d``). Knows no command.
 """
 
 from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, timedelta
-from itertools import pairwise
 
 import click
 
@@ -20,7 +18,6 @@ _SPAN = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)(ms|s|m|h|d)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 LONGEST = timedelta(days=36_500)
 """A span of more is a slip of the finger, and beyond what dates can be counted with."""
-_STEPS = ((86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1_000, "s"))
 
 
 def now() -> datetime:
@@ -84,17 +81,3 @@ def age(ctx: click.Context, param: click.Parameter, text: str | None) -> timedel
 def ms_of(moment: datetime) -> int:
     """Milliseconds since the epoch of an aware datetime."""
     return round(moment.timestamp() * 1000)
-
-
-def span_text(ms: int | float) -> str:
-    """A span in at most two units: ``850ms``, ``12.3s``, ``4m 10s``, ``3h 5m``, ``2d 4h``."""
-    left = max(int(ms), 0)
-    if left < 1_000:
-        return f"{left}ms"
-    if left < 60_000:
-        return f"{left / 1000:.1f}s".replace(".0s", "s")
-    for (size, unit), (smaller, small_unit) in pairwise(_STEPS):
-        if left >= size:
-            rest = left % size // smaller
-            return f"{left // size}{unit}" + (f" {rest}{small_unit}" if rest else "")
-    raise AssertionError(left)

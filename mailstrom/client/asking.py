@@ -25,6 +25,8 @@ from mailstrom.words import EVENT_WORDS
 if TYPE_CHECKING:
     from email.message import EmailMessage
 
+    from mailstrom.causes import Waiting
+
 PAGE = 500
 """Most messages of one read."""
 EVENT_PAGE = 1_000
@@ -129,6 +131,34 @@ class Asking(Handle):
         from mailstrom.client.lossless import LOSSLESS
 
         return message_from_bytes(content, policy=LOSSLESS)
+
+    def why(self, id_or_address: str, /, *, limit: int = 100) -> list[Waiting]:
+        """Why recipients were not sent by now: the first thing in each one's way, and what ends it.
+
+        As rows say it in this moment; a moment later it may be another reason. What it costs does
+        not grow with the queue, but for an address in a deep one: a million unfinished recipients
+        take half a second.
+
+        Args:
+            id_or_address: an id, for all recipients of a message, those that are not final first;
+                or an address, for all its unfinished recipients, oldest message first.
+            limit: most recipients.
+
+        Raises:
+            MessageNotFound: no such id here.
+            InvalidAddress: it holds an ``@`` and is no address.
+        """
+        from mailstrom.client import reasons  # with the words for it: only who asks loads them
+
+        arguments.text("id_or_address", id_or_address)
+        arguments.count("limit", limit)
+        if "@" in id_or_address:
+            key = selecting.address_key("id_or_address", id_or_address, self._timeout)
+            return reasons.of_address(self, key, limit)
+        found = reasons.of_message(self, id_or_address, limit) if id_or_address.isascii() else []
+        if not found:
+            raise self._unknown(id_or_address)
+        return found
 
     # --- many messages ----------------------------------------------------------------------
 

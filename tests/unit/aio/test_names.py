@@ -59,8 +59,8 @@ def test_every_method_has_a_docstring() -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "AsyncMailstrom", "Change", "EngineState", "Event", "Mailstrom", "OnDoubt", "Priority",
-        "QueueStats", "Suppression", "WorkerStatus",
+        "AsyncMailstrom", "Cause", "Change", "EngineState", "Event", "Mailstrom", "OnDoubt",
+        "Priority", "QueueStats", "Suppression", "Waiting", "WorkerStatus",
     ],
 )  # fmt: skip
 def test_the_package_gives_each_name_and_the_client_loads_no_loop(name: str) -> None:

@@ -6,10 +6,12 @@ asks of the spool it finds as an engine would have left it.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from mailstrom.clock import wall_ms
-from mailstrom.storage import open_client_store, open_worker_store
+from mailstrom.lockfile import LockFile
+from mailstrom.storage import open_client_store, open_worker_store, run_directory
 from tests.storage.spool import HOUR, Spool, attempt, session_row
 
 SECOND = 1_000
@@ -41,6 +43,7 @@ class House:
         self.spool = Spool(self.stores)
         self.ids: dict[str, str] = {}
         self.numbers = iter(range(1, 1000))
+        self.lock = LockFile(os.path.join(run_directory(path), "delivery.lock"))
 
     def send(self, name: str, *recipients: str, **changes: Any) -> str:
         id = f"{self.now:012x}-0000-7000-8000-{next(self.numbers):011x}"
@@ -68,6 +71,15 @@ class House:
         spool.exchange(sessions=[ended], now=now)
         spool.engine.release([lane.token], now)
 
+    def lives(self) -> None:
+        """From now on the worker's process is there: its lock file is held, its beat is fresh."""
+        assert self.lock.acquire()
+        self.beats(self.now)
+
+    def beats(self, at_ms: int, state: str = "ready") -> None:
+        self.spool.engine.beat(self.spool.worker, state=state, sessions=0, now_ms=at_ms)
+
     def close(self) -> None:
+        self.lock.release()
         for store in self.stores.opened:
             store.close()

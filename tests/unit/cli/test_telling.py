@@ -8,13 +8,11 @@ from __future__ import annotations
 import csv
 import io
 import json
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from mailstrom import Mailstrom
-from mailstrom.cli import waiting
 from mailstrom.clock import wall_ms
 from mailstrom.storage.base import Lesson, Work
 from mailstrom.types import Pipelining, RouteResult, iso_ms
@@ -110,44 +108,34 @@ def next_of(run: Any, id: str) -> str:
 def test_what_is_due_without_an_engine_says_so(run: Any, house: House) -> None:
     id = house.send("due", "a@x.test")
     house.spool.engine.retire(house.spool.worker, state="stopped", now_ms=house.now)
-    assert next_of(run, id) == "due, and no engine runs on this spool: start 'mailstrom serve'"
+    assert next_of(run, id) == "due, and no engine runs on this spool; start 'mailstrom serve'"
 
 
 def test_what_is_due_beside_a_silent_worker_says_since_when(run: Any, house: House) -> None:
     id = house.send("due", "a@x.test")
     silent = house.now - HOUR
-    house.spool.engine.beat(house.spool.worker, state="ready", sessions=0, now_ms=silent)
+    house.lives()
+    house.beats(silent)
     assert f"no delivery worker gave a sign of life since {iso_ms(silent)}" in next_of(run, id)
-
-
-def test_while_the_log_is_full_it_says_who_tells_more() -> None:
-    fact = SimpleNamespace(status="queued", next_attempt_ms=5, suspended_until_ms=None, site="s")
-    spool = waiting.Engine(now_ms=9, workers=1, silent_ms=None, copied=False, log_full=True)
-    assert "'mailstrom store check' names it" in waiting.next_step(fact, spool)
-
-
-def test_what_is_damaged_gets_no_advice_that_cannot_work() -> None:
-    fact = SimpleNamespace(status="failed", reason="damaged", finished_at="then", message_id="m")
-    spool = waiting.Engine(now_ms=9, workers=1, silent_ms=None, copied=False, log_full=False)
-    said = waiting.next_step(fact, spool)
-    assert "retry" not in said
-    assert "send it anew" in said
 
 
 def test_what_is_due_waits_for_a_route_a_connection_or_its_turn(run: Any, house: House) -> None:
     spool, now = house.spool, house.now
-    spool.engine.beat(spool.worker, state="ready", sessions=0, now_ms=now)
+    house.lives()
     id = house.send("due", "a@x.test")
     assert "the mail hosts of x.test are to be looked up first" in next_of(run, id)
     spool.route("x.test", now=now)
-    assert next_of(run, id) == "due; it goes out as soon as a worker comes to it"
-    spool.engine.tell("lanes_limit", 1)
+    spool.engine.tell("max_connections", 5)
+    assert next_of(run, id) == (
+        "due; no connection to mx.x.test is open yet; it goes out as soon as a worker comes to it"
+    )
     lane = spool.lane(now=now)
-    assert "all 1 connections that mx.x.test may have are in use" in next_of(run, id)
+    assert "one connection finds out about mx.x.test before more are opened" in next_of(run, id)
     rows = spool.claim(lane, now=now)
-    assert next_of(run, id) == "a worker has it and sends it next"
+    who = f"worker {spool.worker} (pid 4711 on machine)"
+    assert next_of(run, id).startswith(f"{who} has it for a connection to mx.x.test (lane ")
     spool.open(lane, rows, now=now)
-    assert next_of(run, id) == "on the wire now"
+    assert next_of(run, id).startswith(f"on the wire now: {who} sends it to mx.x.test since ")
 
 
 def test_what_may_not_go_yet_says_until_when(run: Any, house: House) -> None:
@@ -163,7 +151,8 @@ def test_a_suspended_site_says_since_why(run: Any, house: House) -> None:
     spool.suspend(spool.lane(now=now), now + HOUR, since=now, now=now)
     said = next_of(run, id)
     assert said.startswith(f"its site mx.x.test is left alone until {iso_ms(now + HOUR)}")
-    assert said.endswith("connect; worker 1; connection refused")
+    assert "no host would talk: connect; worker 1; connection refused" in said
+    assert said.endswith(f"'mailstrom queue retry {id}' tries at once")
 
 
 def test_dns_that_fails_says_so(run: Any, house: House) -> None:
@@ -171,6 +160,7 @@ def test_dns_that_fails_says_so(run: Any, house: House) -> None:
     house.spool.route("x.test", now=house.now, result=RouteResult.TEMPORARY)
     said = next_of(run, id)
     assert said.startswith("the mail hosts of x.test cannot be looked up (no); asked again at ")
+    assert said.endswith(f"'mailstrom queue retry {id}' asks at once")
 
 
 @pytest.mark.parametrize(
@@ -178,7 +168,7 @@ def test_dns_that_fails_says_so(run: Any, house: House) -> None:
     [
         ("delivered", "nothing more, it was delivered at "),
         ("failed", "nothing more, it failed at "),
-        ("held", "nobody knows whether it was delivered: "),
+        ("held", "nobody knows whether it was delivered; ask its reader, "),
     ],
 )
 def test_what_is_settled_says_what_a_person_can_do(
@@ -188,12 +178,6 @@ def test_what_is_settled_says_what_a_person_can_do(
     told = next_of(run, house.ids["done"])
     assert told.startswith(said)
     assert ("mailstrom " in told) == (state != "delivered")
-
-
-def test_every_status_has_a_sentence() -> None:
-    from mailstrom.cli.selection import RECIPIENT_STATUSES
-
-    assert {*waiting.SETTLED, "queued", "deferred"} == set(RECIPIENT_STATUSES)
 
 
 def test_queue_next_is_in_the_order_of_time_and_takes_filters(run: Any, house: House) -> None:

@@ -27,6 +27,10 @@ WRONG: list[tuple[str, tuple[Any, ...], dict[str, Any], str, type[Exception]]] =
         for verb in ("status", "wait", "raw", "message", "cancel", "hold", "release", "retry")
         for value in (None, 5, b"x", ["x"], object())
     ],
+    *[("why", (value,), {}, "id_or_address", TypeError) for value in (None, 5, b"x", ["x"])],
+    ("why", ("@",), {}, "id_or_address", InvalidMessage),
+    ("why", (ID,), {"limit": 0}, "limit", ValueError),
+    ("why", (ID,), {"limit": "5"}, "limit", TypeError),
     ("wait", (ID,), {"timeout": "x"}, "timeout", TypeError),
     ("wait", (ID,), {"timeout": b"5"}, "timeout", TypeError),
     ("wait", (ID,), {"timeout": True}, "timeout", TypeError),

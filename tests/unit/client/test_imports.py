@@ -9,6 +9,7 @@ from pathlib import Path
 HEAVY = """
 asyncio dns aiosmtplib structlog msgspec click rich cryptography email idna tomllib ssl sqlite3
 logging mailstrom.config mailstrom.smtp mailstrom_workers mailstrom.message
+mailstrom.causes mailstrom.client.binding mailstrom.client.reasons mailstrom.storage.facts
 """
 
 SCRIPT = """
