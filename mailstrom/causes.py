@@ -68,7 +68,7 @@ class Waiting:
         site: where it goes, or None while that is not known.
         lanes: connections that are open to the site, or None.
         lanes_limit: most of them now, or None where no engine told.
-        ahead: others that are due there before it, counted to 1,000; None: nobody counted.
+        ahead: others that are due there before it, counted to 100; None: nobody counted.
     """
 
     at: datetime

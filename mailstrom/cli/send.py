@@ -20,7 +20,7 @@ from mailstrom.cli.output import print_json
 from mailstrom.cli.spool import json_option, opened, spool_options
 from mailstrom.cli.streams import Untold, telling
 from mailstrom.cli.times import future, parse_span
-from mailstrom.client.binding import reply
+from mailstrom.client.look import reply
 from mailstrom.errors import MailstromError
 from mailstrom.printable import printable
 from mailstrom.types import MessageStatus, OnDoubt, Priority, Status

@@ -17,7 +17,7 @@ from mailstrom.cli.ids import full_id
 from mailstrom.cli.output import cell, fold, print_json
 from mailstrom.cli.selection import MOST_ROWS
 from mailstrom.cli.spool import json_option, opened, spool_options
-from mailstrom.client.binding import reply
+from mailstrom.client.look import reply
 from mailstrom.printable import printable
 from mailstrom.spans import span_text
 from mailstrom.types import Reason

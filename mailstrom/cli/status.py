@@ -7,7 +7,7 @@ import click
 from mailstrom.cli.ids import full_id
 from mailstrom.cli.output import cell, print_json, print_table
 from mailstrom.cli.spool import json_option, opened, say_if_copied, spool_options
-from mailstrom.client.binding import reply
+from mailstrom.client.look import reply
 from mailstrom.types import MessageStatus
 
 COLUMNS = ("recipient", "status", "reason", "attempts", "next attempt", "mx", "tls", "reply")

@@ -9,8 +9,9 @@ import os
 from collections.abc import Sequence
 
 from mailstrom.causes import Waiting
-from mailstrom.client.binding import Look, reason
+from mailstrom.client.binding import reason
 from mailstrom.client.handle import Handle
+from mailstrom.client.look import Look
 from mailstrom.clock import wall_ms
 from mailstrom.lockfile import is_free
 from mailstrom.storage import run_directory

@@ -12,7 +12,7 @@ from mailstrom.types import RouteResult, Status
 
 ROOM_BYTES = 8 * 1024 * 1024
 """With less free space nothing is claimed: a delivery that cannot be recorded is a duplicate."""
-COUNTED = 1_000
+COUNTED = 100
 """Recipients that are due at a site before another are counted this far."""
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from mailstrom.causes import Cause
-from mailstrom.client.binding import NEGATIVE, SIGN_OF_LIFE_MS, Look, reason
+from mailstrom.client.binding import reason
+from mailstrom.client.look import NEGATIVE, SIGN_OF_LIFE_MS, Look
 from mailstrom.storage.facts import (
     COUNTED,
     ROOM_BYTES,
@@ -179,7 +180,7 @@ CASES: list[tuple[Cause, dict[str, Any], dict[str, Any], str]] = [
         Cause.NO_LANE, {}, {"max_connections": None},
         "workers have 2 open elsewhere, and this spool does not say how many they may have",
     ),
-    (Cause.NO_LANE, {"ahead": COUNTED}, {}, "1,000 or more others are due there before it"),
+    (Cause.NO_LANE, {"ahead": COUNTED}, {}, "100 or more others are due there before it"),
     (Cause.NO_LANE, {"ahead": 1}, {}, "one other is due there before it"),
     (Cause.NO_LANE, {"ahead": None}, {}, "open yet; it goes out"),
     (Cause.IN_LINE, {"site": SITE._replace(lanes=3)}, {}, "3 of 20 connections to mx.x.test are"),
