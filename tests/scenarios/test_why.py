@@ -24,7 +24,8 @@ from mailstrom.storage.sqlite.poison import poison_path
 from mailstrom.storage.sqlite.wal import LEAST_LIMIT_BYTES
 from mailstrom.testing.script import Rule, Script
 from tests.scenarios.conftest import MakeEngine
-from tests.support.engine import DEADLINE_S, Engine, environment
+from tests.support.embedded import tables
+from tests.support.engine import DEADLINE_S, Engine, environment, mail
 from tests.support.network import HELD_S, Network
 from tests.support.sockets import eventually
 
@@ -45,10 +46,15 @@ sys.stdin.read()
 
 def because(engine: Engine, name: str, cause: Cause, *, by: str = "") -> Waiting:
     """Wait until this is why the only recipient waits, by somebody whose name begins so."""
+    return waits(engine.ms, name, cause, by=by)
+
+
+def waits(ms: Mailstrom, name: str, cause: Cause, *, by: str = "") -> Waiting:
+    """The same, asked of any client."""
     seen: list[Waiting] = []
 
     def probe() -> Waiting | None:
-        seen[:] = engine.ms.why(name)
+        seen[:] = ms.why(name)
         (found,) = seen
         return found if found.cause is cause and (found.by or "").startswith(by) else None
 
@@ -233,6 +239,38 @@ def test_while_a_worker_stands_still_what_is_due_says_what_it_would_meet(
 
     assert engine.final(due[2]).succeeded
     assert because(engine, due[0], Cause.FINAL_FAILED).detail.endswith("(expired)")
+
+
+def test_behind_an_idle_connection_what_is_due_waits_for_its_turn(
+    make_engine: MakeEngine, network: Network
+) -> None:
+    domain, _ = network.site(Script())
+    engine = make_engine(workers=1, settings={"sites": {"idle": "60s", "connections": 4}}).start()
+    assert engine.final(engine.send(f"first@{domain}")).succeeded
+    with stopped(*engine.live()):
+        id = engine.send(f"a@{domain}")
+        found = because(engine, id, Cause.IN_LINE)
+        assert (found.lanes, found.lanes_limit, found.ahead) == (1, 4, 0)
+    assert engine.final(id).succeeded
+
+
+def test_an_engine_inside_the_application_is_seen_to_live(network: Network, ms: Mailstrom) -> None:
+    domain, (host,) = network.site(HELD_DOT)
+    config = tables(network, sites={"connections": 1})
+    ms.start(config=config)
+    first = ms.send(mail(f"a@{domain}"), on_doubt="hold")
+    found = waits(ms, first, Cause.SENDING)
+    assert f"(pid {os.getpid()} on " in str(found.by)
+    eventually(lambda: host.dots, DEADLINE_S, what="the first dot")
+    second = ms.send(mail(f"b@{domain}"), on_doubt="hold")
+    found = waits(ms, second, Cause.SITE_LIMIT)
+    assert "one connection finds out about " in found.detail
+    later = ms.send(mail(f"c@{domain}"), send_at=_soon())
+    assert "no engine runs" not in waits(ms, later, Cause.SCHEDULED).detail
+    network.pass_time()
+    assert ms.wait(first, DEADLINE_S).succeeded
+    ms.stop()
+    assert "no engine runs" in waits(ms, later, Cause.SCHEDULED).detail
 
 
 def test_a_log_at_its_limit_says_that_nothing_is_claimed(

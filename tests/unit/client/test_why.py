@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,11 +14,14 @@ from mailstrom import AsyncMailstrom, Cause, Mailstrom, Waiting
 from mailstrom.client import reasons
 from mailstrom.errors import InvalidAddress, MessageNotFound
 from mailstrom.storage.client import Selection, Target
+from mailstrom.storage.facts import ROOM_BYTES
 from mailstrom.storage.sqlite import finding
+from mailstrom.storage.sqlite.place import FilePlace
 from mailstrom.storage.sqlite.sql import STATEMENTS
 from mailstrom.types import Change
 from tests.storage.files import SQLiteStores
 from tests.storage.spool import Spool
+from tests.unit.cli.house import House
 
 HEAD = b"From: s@example.org\r\n\r\nhi\r\n"
 ROOT = Path(__file__).parents[3]
@@ -96,6 +100,25 @@ def test_why_writes_nothing(tmp_path: Path) -> None:
         assert ms.why(id)
         assert ms.why("a@x.test")
         assert [file.read_bytes() for file in files] == before
+
+
+def test_a_full_disk_and_a_worker_that_is_gone_are_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker lives by its lock; what it would meet is asked of the place where results go."""
+    with contextlib.closing(House(str(tmp_path / "spool.db"))) as house:
+        id = house.send("due", "a@x.test")
+        house.spool.route("x.test", now=house.now)
+        with Mailstrom(house.stores.path) as ms:
+            assert [one.cause for one in ms.why(id)] == [Cause.NO_WORKER]
+            house.lives()
+            assert [one.cause for one in ms.why(id)] == [Cause.NO_LANE]
+            monkeypatch.setattr(FilePlace, "room_bytes", lambda *_: ROOM_BYTES - 1)
+            assert [one.cause for one in ms.why(id)] == [Cause.DISK_LOW]
+            house.beats(house.now - 60_000)
+            assert [one.cause for one in ms.why(id)] == [Cause.WORKER_SILENT]
+            house.lock.release()
+            assert [one.cause for one in ms.why(id)] == [Cause.NO_WORKER]
 
 
 SCANNED = re.compile(r"SCAN (j VIRTUAL|wanted$|chosen$|n$|CONSTANT ROW|\(subquery)")
