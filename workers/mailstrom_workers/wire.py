@@ -2,7 +2,8 @@
 
 Contract: the only module that imports aiosmtplib. The socket is ours (family, source address,
 connect timeout); aiosmtplib speaks on it up to the last EHLO or AUTH reply, then its transport is
-handed up. Each stage has its own timeout. Every way to fail is a ``SessionFailure`` value: one
+handed up. It hears replies only as our own parser reads them, whole and one at a time. Each stage
+has its own timeout. Every way to fail is a ``SessionFailure`` value: one
 table turns aiosmtplib's, ssl's and the system's exceptions into causes, and no foreign exception
 passes. TLS is never relaxed below the policy (RFC 3207, RFC 7672 section 1.3's "no silent
 downgrade"); bytes that came in clear behind the 220 of STARTTLS do not survive the handshake
@@ -26,9 +27,10 @@ from dataclasses import dataclass, replace
 from typing import cast
 
 import aiosmtplib
+from aiosmtplib.protocol import SMTPProtocol
 
 from mailstrom.smtp.capabilities import Capabilities
-from mailstrom.smtp.reply import Reply, visible
+from mailstrom.smtp.reply import BadReply, Reply, ReplyParser, visible
 from mailstrom.types import Stage
 from mailstrom_workers.credentials import discreet, prompt
 from mailstrom_workers.endpoint import Cause, SessionFacts, SessionFailure, SessionPolicy, Target
@@ -47,6 +49,8 @@ __all__ = [
 _CLOSING = 421
 _AUTHENTICATED = 235
 _CONTINUE = 334
+_READY = 220
+_MOST_OCTETS = 32000  # of a reply; aiosmtplib takes 32 KiB
 _IP_BIND_ADDRESS_NO_PORT = 24  # Linux: the port is chosen at connect, so sources do not run out
 
 
@@ -118,6 +122,55 @@ def _lines(message: str) -> tuple[str, ...]:
     return tuple(text.split("\n"))
 
 
+class _Hearing(SMTPProtocol):
+    """aiosmtplib's protocol, told whole replies that our own parser read.
+
+    Its own reader begins anew with each segment: 32 KiB of short lines, a segment each, keep it
+    busy for ten seconds. It takes for a reply what is none, too: codes that change from line to
+    line, any octet behind them. What comes before a command left is no reply to it, and is dropped.
+
+    Attributes:
+        bad: what was no reply to the last command.
+    """
+
+    def __init__(self, lost: Callable[[SMTPProtocol], None]) -> None:
+        super().__init__(asyncio.get_running_loop(), lost)
+        self.bad: BadReply | None = None
+        self._parser = self._fresh()
+
+    @staticmethod
+    def _fresh() -> ReplyParser:
+        return ReplyParser(max_bytes=_MOST_OCTETS)
+
+    def write(self, data: bytes) -> None:
+        """A command: the reply to it begins behind it."""
+        self.bad, self._parser = None, self._fresh()
+        super().write(data)
+
+    def data_received(self, data: bytes) -> None:
+        """Any octets; the first whole reply is handed on, more than one is dropped."""
+        try:
+            replies = [] if self.bad else self._parser.feed(data)
+        except BadReply as bad:
+            self.bad, replies = bad, bad.replies
+        whole = _rendered(replies[0]) if replies else b""
+        if whole and len(whole) <= _MOST_OCTETS:
+            super().data_received(whole)
+        elif whole or self.bad:
+            super().data_received(_NO_REPLY)
+
+
+_NO_REPLY = b"no reply\r\n"
+
+
+def _rendered(reply: Reply) -> bytes:
+    *before, last = (line.encode() for line in reply.lines)
+    code = str(reply.code).encode()
+    return b"".join(
+        (*(b"%b-%b\r\n" % (code, line) for line in before), b"%b %b\r\n" % (code, last))
+    )
+
+
 class _Opening:
     """One attempt to open a session: holds the stage and the facts while it runs."""
 
@@ -127,6 +180,7 @@ class _Opening:
         self.stage = Stage.CONNECT
         self.socket: socket.socket | None = None
         self.smtp: aiosmtplib.SMTP | None = None
+        self.hearing: _Hearing | None = None
         self.capabilities = Capabilities()
         self.facts = SessionFacts(
             host=target.host,
@@ -190,24 +244,29 @@ class _Opening:
         policy = self.policy
         implicit = policy.tls == "implicit"
         self.stage = Stage.STARTTLS if implicit else Stage.GREETING
-        self.smtp = smtp = aiosmtplib.SMTP(
+        context = await self._tls_context() if implicit else None
+        seconds = policy.timeouts.greeting
+        smtp = aiosmtplib.SMTP(
             hostname=self.target.host,
-            sock=connected,
             local_hostname=policy.ehlo_name,
-            use_tls=implicit,
             start_tls=False,
-            tls_context=await self._tls_context() if implicit else None,
-            timeout=policy.timeouts.greeting,
+            timeout=seconds,
         )
-        try:
-            await smtp.connect()
-        except aiosmtplib.SMTPException as problem:
-            # aiosmtplib tells the handshake from the greeting only by what it wraps
-            if isinstance(problem, aiosmtplib.SMTPResponseException) or isinstance(
-                problem.__cause__, aiosmtplib.SMTPException
-            ):
-                self.stage = Stage.GREETING
-            raise
+        self.hearing = hearing = _Hearing(lambda _: smtp.close())
+        self.smtp = smtp  # from here on the socket is the transport's
+        async with asyncio.timeout(seconds):
+            transport, _ = await asyncio.get_running_loop().create_connection(
+                lambda: hearing,
+                sock=connected,
+                ssl=context,
+                server_hostname=self.target.host if implicit else None,
+                ssl_handshake_timeout=seconds if implicit else None,
+            )
+        smtp.protocol, smtp.transport = hearing, transport
+        self.stage = Stage.GREETING
+        response = await hearing.read_response(timeout=seconds)
+        if response.code != _READY:
+            raise aiosmtplib.SMTPResponseException(response.code, response.message)
         if implicit:
             self._learn_tls(smtp)
         return smtp
@@ -244,6 +303,8 @@ class _Opening:
             refused = _reply(refusal.code, refusal.message)
             if refused is None or refused.code == _CLOSING or self.policy.tls == "required":
                 raise
+            if not (refused.transient or refused.permanent):
+                raise  # no refusal: the server may go on in TLS, or be out of step
             return  # opportunistic: in clear on the same connection; the facts say so
         except AttributeError:
             # aiosmtplib drops its protocol when the connection is lost behind the handshake
@@ -338,8 +399,13 @@ class _Opening:
             message = self._told(problem.code, problem.message)
             reply = _reply(problem.code, message)
             if reply is None or not (reply.transient or reply.permanent):
-                words = visible("; ".join(_lines(message)))[:200]
-                cause, detail = "garbage", f"not an answer to what was asked: {words}"
+                bad = self.hearing.bad if self.hearing is not None else None
+                if bad is None or reply is not None:
+                    words = visible("; ".join(_lines(message)))[:200]
+                    cause, detail = "garbage", f"not an answer to what was asked: {words}"
+                else:
+                    words = visible(self._told(0, bad.line.decode("utf-8", "backslashreplace")))
+                    cause, detail = "garbage", f"not an SMTP reply ({bad.rule}): {words}"
             else:
                 cause = "auth" if self.stage is Stage.AUTH and reply.code != _CLOSING else "reply"
                 detail = str(reply)
@@ -383,7 +449,7 @@ class _Opening:
             if isinstance(self.smtp.transport, asyncio.WriteTransport):
                 self.smtp.transport.abort()
             self.smtp.close()
-        if self.socket is not None and (self.smtp is None or self.smtp.loop is None):
+        if self.socket is not None and self.smtp is None:
             self.socket.close()
 
 
