@@ -138,6 +138,13 @@ class ClientDialogue:
 
     # What the shell tells
 
+    def call_back(self) -> None:
+        """The last octet that was taken did not leave, and never will: ``fail`` follows.
+
+        A content that ends with it cannot have been taken by the server.
+        """
+        self._pipeline.call_back()
+
     def begin(self, envelope: Envelope, body: bytes | None = None) -> None:
         """Starts a transaction.
 

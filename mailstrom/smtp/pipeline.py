@@ -3,7 +3,8 @@
 Contract: octets leave in the order in which they were put here, each once; replies are owed in the
 order of their commands (RFC 5321 section 4.1.1, RFC 2920 section 3.1), and due once their command
 was taken for the wire. Transactions end in the order in which they began. The end of a content
-counts as written from the moment it is taken: from then on its message may arrive.
+counts as written from the moment it is taken: from then on its message may arrive, unless it is
+called back.
 
 Must not know: what a reply says, what it leads to.
 """
@@ -29,7 +30,7 @@ class Pipeline:
         unsent: the same, of commands that were not.
     """
 
-    __slots__ = ("_finished", "_output", "due", "running", "unsent")
+    __slots__ = ("_finished", "_output", "_tail", "due", "running", "unsent")
 
     def __init__(self) -> None:
         self.running: deque[Progress] = deque()
@@ -37,6 +38,7 @@ class Pipeline:
         self.unsent: deque[tuple[Progress, Place]] = deque()
         self._output: list[bytes] = []
         self._finished: list[Progress] = []  # content that is whole in the output
+        self._tail: Progress | None = None  # whose content ends with the last octet of all
 
     def take(self) -> bytes:
         """What is to be written now, each octet once; empty if there is nothing."""
@@ -59,6 +61,7 @@ class Pipeline:
         if not groups or (line and line[0][0] is transaction):
             return
         group = groups.popleft()
+        self._tail = None
         self._output.append(group.octets)
         self.unsent.extend(zip(repeat(transaction), group.places))
         if transaction.chunked and not groups:
@@ -66,6 +69,7 @@ class Pipeline:
 
     def add(self, transaction: Progress, octets: bytes, slot: Slot) -> None:
         """A command of a transaction that stands in none of its groups."""
+        self._tail = None
         self._output.append(octets)
         self.unsent.append((transaction, (slot, 0)))
 
@@ -83,6 +87,12 @@ class Pipeline:
         """The end of its content is among what is to be written."""
         transaction.given = True
         self._finished.append(transaction)
+        self._tail = transaction
+
+    def call_back(self) -> None:
+        """The last octet that was taken did not leave, and never will."""
+        if self._tail is not None and not self._output:
+            self._tail.dot_written = False
 
     def awaits(self, transaction: Progress) -> bool:
         """Whether the next reply is to be one to this transaction."""

@@ -502,6 +502,44 @@ def test_a_peer_that_stops_reading_is_cut_by_the_body_timeout() -> None:
     run(body)
 
 
+@pytest.mark.parametrize("octets", [250_000, 1_000_000])
+@pytest.mark.parametrize("more", [True, False])
+def test_content_that_a_peer_did_not_read_is_not_in_doubt(octets: int, more: bool) -> None:
+    """However much of it the system might hold: its end never left. Nor did what stands behind."""
+
+    async def body() -> None:
+        stop = asyncio.Event()
+
+        async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            peer = Peer()
+            peer.on_content = lambda _reader: stop.wait()
+            await peer(reader, writer)
+
+        async with serving(script) as target:
+            policy = replace(quick(body=0.5, dot=0.5), dialect=FLIGHT if more else SERIAL)
+            session = await opened(target, policy)
+            # The peer's own buffer: what it holds has been sent.
+            content = b"x" * 78 + b"\r\n"
+            end = await transact(session, ENVELOPE, content * (octets // 80))
+            stop.set()
+            assert end.fault is Fault.TIMEOUT
+            assert not end.dot_written
+
+    async def small() -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            serve = asyncio.start_server
+
+            async def narrow(connected, host, port, **more):  # type: ignore[no-untyped-def]
+                listening = socket.create_server((host, port))
+                listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
+                return await serve(connected, sock=listening, limit=4096)
+
+            patch.setattr(asyncio, "start_server", narrow)
+            await body()
+
+    run(small)
+
+
 def test_a_half_close_during_the_body_ends_the_transaction() -> None:
     async def body() -> None:
         stop = asyncio.Event()

@@ -195,6 +195,7 @@ class Pump(asyncio.Protocol):
         """Cuts the connection at once; what runs on it ends with this fault."""
         self._cut = self._cut or fault
         self._disarm()
+        self._call_back()
         self.transport.abort()
 
     def disarm_timer(self) -> None:
@@ -318,6 +319,12 @@ class Pump(asyncio.Protocol):
         finally:
             self._waiter = None
 
+    def _call_back(self) -> None:
+        """The connection is about to be cut: what the system did not take never leaves."""
+        transport = self.transport
+        if not transport.is_closing() and transport.get_write_buffer_size():
+            self.dialogue.call_back()
+
     # One timer per session: a later deadline costs an assignment, only an earlier one a new timer.
 
     def _arm(self, seconds: float) -> None:
@@ -337,4 +344,5 @@ class Pump(asyncio.Protocol):
         if self._loop.time() < self._deadline:
             self._timer = self._loop.call_at(self._deadline, self._expire)
             return
+        self._call_back()
         self._take(self.dialogue.fail(Fault.TIMEOUT))

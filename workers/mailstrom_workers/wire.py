@@ -51,6 +51,10 @@ _AUTHENTICATED = 235
 _CONTINUE = 334
 _READY = 220
 _MOST_OCTETS = 32000  # of a reply; aiosmtplib takes 32 KiB
+_NOTSENT_LOWAT: int | None = getattr(socket, "TCP_NOTSENT_LOWAT", None)
+_LEAST_UNSENT = 65536
+"""Octets that the system holds for a server that does not read. Megabytes otherwise: content would
+count as sent that is far from it, and its final dot be timed while the server still reads."""
 _IP_BIND_ADDRESS_NO_PORT = 24  # Linux: the port is chosen at connect, so sources do not run out
 
 
@@ -219,6 +223,9 @@ class _Opening:
             socket.AF_INET6 if six else socket.AF_INET, socket.SOCK_STREAM
         )
         connected.setblocking(False)
+        if _NOTSENT_LOWAT is not None:
+            with contextlib.suppress(OSError):  # a system may know the name and not the option
+                connected.setsockopt(socket.IPPROTO_TCP, _NOTSENT_LOWAT, _LEAST_UNSENT)
         if policy.source is not None:
             try:
                 if not six:

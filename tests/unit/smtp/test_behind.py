@@ -340,3 +340,12 @@ def test_commands_behind_are_overdue_only_once_the_content_is_answered() -> None
 def test_no_reset_goes_behind_a_dot() -> None:
     drive = warm(BEHIND).begin()
     assert b"RSET" not in drive.wrote
+
+
+@pytest.mark.parametrize("behind", [True, False])
+def test_a_dot_that_never_left_leaves_no_doubt(behind: bool) -> None:
+    """Of what stands at the end: with something behind it, it may have left before that."""
+    drive = two() if behind else warm()
+    drive.dialogue.call_back()
+    drive.took(drive.dialogue.fail(Fault.TIMEOUT))
+    assert (drive.ends[0].fault, drive.ends[0].dot_written) == (Fault.TIMEOUT, behind)
