@@ -155,7 +155,14 @@ class Endings:
 
     def too_soon(self, transaction: Progress, slot: Slot, reply: Reply) -> bool:
         """Whether a refusal only says that commands came too soon, or in the wrong place."""
-        return too_soon(transaction, slot, reply, used=self._used, followed=self._followed())
+        return too_soon(
+            transaction,
+            slot,
+            reply,
+            used=self._used,
+            followed=self._followed(),
+            flown=self._liberties.pipelined,
+        )
 
     def not_due(self, reply: Reply) -> list[Event]:
         """A reply that no command on the wire waits for."""

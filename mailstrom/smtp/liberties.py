@@ -33,6 +33,7 @@ from mailstrom.types import Pipelining, Stage
 
 BAD_SEQUENCE = 503
 _NO_COMMAND = frozenset({500, 502, BAD_SEQUENCE})
+_ENVELOPE = frozenset({Slot.MAIL, Slot.RCPT, Slot.DATA})
 _OUT_OF_SYNC = re.compile(r"pipelin|synchroni[sz]", re.IGNORECASE)
 
 
@@ -97,11 +98,18 @@ class Liberties:
 
 
 def too_soon(
-    transaction: Progress, slot: Slot, reply: Reply, *, used: bool, followed: Extension | None
+    transaction: Progress,
+    slot: Slot,
+    reply: Reply,
+    *,
+    used: bool,
+    followed: Extension | None,
+    flown: bool,
 ) -> bool:
     """Whether a refusal only says that commands came too soon, or in the wrong place.
 
-    It stands in the place of the first of those commands, or already in that of the content.
+    It stands in the place of the first of those commands, or already in that of the content. Of a
+    flight's own commands only words tell: 503 may be meant there.
 
     Args:
         transaction: whose command was refused.
@@ -109,7 +117,11 @@ def too_soon(
         reply: the refusal.
         used: a transaction ended on this session before.
         followed: what stands behind its content.
+        flown: its commands left in one flight.
     """
+    if flown and slot in _ENVELOPE and any(map(_OUT_OF_SYNC.search, reply.lines)):
+        # behind a taken recipient a BDAT in the flight may have been taken, too
+        return slot is Slot.MAIL or not transaction.chunked
     if slot is Slot.MAIL:
         if not transaction.behind:
             # an envelope is still open there: this says nothing about the present one

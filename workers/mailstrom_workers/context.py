@@ -148,6 +148,8 @@ class Context:
     unanswered: dict[int, None] = field(default_factory=dict)
     """Messages whose transaction a host ended unanswered, so that a site was left alone for it:
     the excuse holds once, or one message could keep a site from all others."""
+    cut_short: dict[int, None] = field(default_factory=dict)
+    """Messages whose flight a host cut short, once."""
     unserved: frozenset[int] = frozenset()
     """Sites with due work that the last look found no lane for, neither new nor idle."""
     crowded: bool = False
@@ -205,9 +207,13 @@ class Context:
 
     def excuse(self, message: int) -> None:
         """Remember that this message had its excuse."""
-        self.unanswered[message] = None
-        if len(self.unanswered) > MOST_EXCUSES:
-            del self.unanswered[next(iter(self.unanswered))]
+        _remember(self.unanswered, message)
+
+    def again_cut_short(self, message: int) -> bool:
+        """Remember that this message's flight was cut short; whether one of its was before."""
+        before = message in self.cut_short
+        _remember(self.cut_short, message)
+        return before
 
     def reserve(self, messages: int, most: int) -> int:
         """Octets of content that a claim may read; to be freed when it did.
@@ -275,3 +281,9 @@ class Context:
             del self.resting[host]
             return False
         return True
+
+
+def _remember(messages: dict[int, None], message: int) -> None:
+    messages[message] = None
+    if len(messages) > MOST_EXCUSES:
+        del messages[next(iter(messages))]

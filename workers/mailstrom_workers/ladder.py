@@ -5,7 +5,8 @@ it: nothing behind the final dot, then no pipelining at all; no BDAT. The first 
 remembered as well: from then on it may share a flight. What was learnt is a ``Lesson`` for the
 site's row, and what is bad of it holds for a time: for days where the server's own words told, for
 an hour where it only fell silent or went away, as healthy ones and the networks between do, too.
-Then everything is tried again.
+Then everything is tried again. A flight that was cut short is the server's trouble the first time;
+where it is the same message's a second time, it may be the flight.
 
 Must not know: sockets, the store, recipients.
 """
@@ -22,6 +23,7 @@ LESSON_MS = 3 * 86_400_000
 """So long a site is spared what it answered out of step."""
 SUSPICION_MS = 3_600_000
 """So long it is spared behind what it fell silent, or closed."""
+_BEFORE_CONTENT = (Stage.MAIL, Stage.RCPT, Stage.DATA)
 _RUNGS = (Pipelining.FULL, Pipelining.TRANSACTION, Pipelining.NONE)
 
 
@@ -70,6 +72,16 @@ class Ladder:
             self._chunking = True
             self._note(Lesson(site=self._site, chunking=True))
 
+    def suspect(self, now_ms: int) -> None:
+        """Spare the site flights for an hour: it went away, or fell silent, before a whole one.
+
+        Args:
+            now_ms: wall milliseconds.
+        """
+        self._pipelining = Pipelining.NONE
+        until_ms = now_ms + SUSPICION_MS
+        self._note(Lesson(site=self._site, pipelining=Pipelining.NONE, until_ms=until_ms))
+
     def take(self) -> list[Lesson]:
         """What is to be kept with the site; each once."""
         taken, self._lessons = self._lessons, []
@@ -77,6 +89,24 @@ class Ladder:
 
     def _note(self, lesson: Lesson) -> None:
         self._lessons.append(lesson)
+
+
+def cut_short(end: TransactionEnd, used: Dialect, *, offered: bool, reused: bool) -> bool:
+    """Whether a flight's envelope was met with silence or a close, and nothing else is to blame.
+
+    Args:
+        end: how the transaction ended.
+        used: the dialect of its session.
+        offered: the server offers PIPELINING.
+        reused: the session took a message before, or sat idle: servers close such.
+    """
+    if end.stumbled is not None or end.behind or end.dot_written or end.dot is not None:
+        return False
+    flown = offered and used.pipelining is not Pipelining.NONE
+    lost = end.fault is Fault.TIMEOUT or (
+        end.fault is Fault.CLOSED and (end.answered or not reused)
+    )
+    return flown and lost and end.stage in _BEFORE_CONTENT
 
 
 def _lower(one: Pipelining, other: Pipelining) -> Pipelining:

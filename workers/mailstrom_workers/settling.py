@@ -26,7 +26,7 @@ from mailstrom.storage.base import Claimed, Lane, Work
 from mailstrom.types import Judgement
 from mailstrom_workers.connector import Connected
 from mailstrom_workers.context import Context
-from mailstrom_workers.ladder import Ladder
+from mailstrom_workers.ladder import Ladder, cut_short
 from mailstrom_workers.ledger import UNREADABLE_MS, Again, Ledger, Transaction
 from mailstrom_workers.stock import Stock
 from mailstrom_workers.walk import Walk
@@ -142,6 +142,13 @@ class Settling:
             self.reclaim(self._stock.opened)  # so that what is left of this stands before them
         if end.stumbled is not None or end.chunked:
             self._ladder.learn(end, connected.dialect, self._ctx.now_ms())
+        elif cut_short(
+            end,
+            connected.dialect,
+            offered=connected.session.capabilities.pipelining,
+            reused=transaction.reused,
+        ) and self._ctx.again_cut_short(transaction.recipients[0].message):
+            self._ladder.suspect(self._ctx.now_ms())
         if end.behind and not end.answered and not end.dot_written:
             # The server read none of it: what became of the one before says nothing about this.
             self.reclaim(deque((transaction,)))

@@ -266,10 +266,26 @@ def test_the_same_words_for_the_content_before_refuse_nobody(odd: str) -> None:
 
 @pytest.mark.parametrize("odd", ["503", "improper pipelining", "out of sync"])
 def test_the_same_words_where_nothing_was_sent_ahead_are_a_refusal(odd: str) -> None:
-    (end,) = Drive().begin().say(ODD[odd] + lines(503, 503)).say(lines(250)).ends
+    serial = Drive(Dialect(pipelining=Pipelining.NONE))
+    (end,) = serial.begin().say(ODD[odd]).say(lines(250)).ends
     assert (end.stage, end.fault, end.stumbled) == (Stage.MAIL, None, None)
     (end,) = warm().say(ODD[odd]).ends
     assert (end.stage, end.fault, end.stumbled) == (Stage.DOT, None, None)
+
+
+def test_a_bare_503_to_the_mail_of_a_flight_of_its_own_is_a_refusal() -> None:
+    (end,) = Drive().begin().say(ODD["503"] + lines(503, 503)).say(lines(250)).ends
+    assert (end.stage, end.fault, end.stumbled) == (Stage.MAIL, None, None)
+
+
+@pytest.mark.parametrize(("before", "stage"), [(0, Stage.MAIL), (1, Stage.RCPT), (2, Stage.DATA)])
+@pytest.mark.parametrize("odd", ["improper pipelining", "out of sync"])
+def test_who_offers_pipelining_and_calls_a_flight_improper_refuses_nobody(
+    odd: str, before: int, stage: Stage
+) -> None:
+    (end,) = Drive().begin().say(lines(*[250] * before) + ODD[odd]).ends
+    assert (end.stage, end.fault, end.stumbled) == (stage, Fault.GARBAGE, Extension.PIPELINING)
+    assert (end.answered, end.dot_written, end.usable) == (before > 0, False, False)
 
 
 def test_a_refusal_in_other_words_is_the_senders() -> None:
