@@ -21,7 +21,7 @@ import ssl
 import threading
 from collections.abc import Callable, Coroutine, Iterable
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import trustme
 
@@ -32,6 +32,17 @@ from mailstrom.testing.smtp import SMTPServer
 from tests.support.sockets import free_port, loopback_addresses
 
 T = TypeVar("T")
+
+
+class Server(Protocol):
+    """What can be started and stopped on the network's loop."""
+
+    async def start(self) -> object:
+        """Listen."""
+
+    async def stop(self) -> None:
+        """Stop listening and cut what is open."""
+
 
 SETUP_S = 30.0
 HELD_S = 3600.0
@@ -61,6 +72,7 @@ class Network:
         self.port = free_port()
         self.dns = DNSServer({})
         self.servers: list[SMTPServer] = []
+        self._others: list[Server] = []
         self._numbers = itertools.count(1)
         self._authority: trustme.CA | None = None
         self._loop = _Loop()
@@ -80,7 +92,7 @@ class Network:
     ) -> None:
         """Cut every connection and end the loop."""
         try:
-            for server in self.servers:
+            for server in (*self.servers, *self._others):
                 self._run(server.stop())
             self._run(self.dns.__aexit__(kind, error, trace))
         finally:
@@ -171,6 +183,11 @@ class Network:
         self._run(server.start())
         self.servers.append(server)
         return server
+
+    def serve(self, other: Server) -> None:
+        """Start a server of another kind; it is stopped with the rest."""
+        self._run(other.start())
+        self._others.append(other)
 
     def site(
         self, *scripts: Script, domain: str | None = None, tls: bool = False, keep: bool = False
