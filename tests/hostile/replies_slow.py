@@ -67,8 +67,8 @@ def rows(stand: Stand, plan: Plan) -> Iterator[Row]:
     if plan.long:
         for case, wanted, trials in shut_on:
             yield judged(stand, case, wanted, trials)
-        few.append(("content taken at twice the least rate", "delivered",
-                    [sipped(RATE * 2, 16 * BLOCK, DELIVERED)]))  # fmt: skip
+        few.append(("content taken at three times the least rate", "delivered",
+                    [sipped(RATE * 3, 16 * BLOCK, DELIVERED)]))  # fmt: skip
     else:
         few += shut_on[1:]
     few.append(("content taken at four times the least rate", "delivered",

@@ -152,8 +152,9 @@ def spoilt(stand: Stand, kinds: Mapping[str, Sequence[str]]) -> list[Row]:
     return rows
 
 
-_REFUSING = frozenset({"a refusal more before it", "another's in its place"})
-"""Where a reply in its place refuses somebody: by the order of replies it may be so."""
+_REFUSING = frozenset({"a refusal more before it", "another's in its place", "three times"})
+"""Where a reply in its place refuses somebody: by the order of replies it may be so. Two replies
+too many may put a neighbour's refusal in the place of DATA's (decision 0035 speaks of one)."""
 
 
 def _judged(stand: Stand, one: Spoilt) -> Iterator[str]:
