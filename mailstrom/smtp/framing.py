@@ -104,8 +104,9 @@ class DotUnstuffer:
     Attributes:
         done: the end of data was seen.
         rest: bytes behind the end of data (pipelined commands), valid once ``done``.
-        violation: ``BARE_CR`` or ``BARE_LF``, one that was found, or None. Such content still ends
-            only at CRLF.CRLF; what to answer is the server's choice, storing it is not.
+        violation: ``BARE_LF`` where there is one, else ``BARE_CR`` where there is one, else None,
+            whatever the pieces. Such content still ends only at CRLF.CRLF; what to answer is the
+            server's choice, storing it is not.
     """
 
     __slots__ = ("_held", "_skip", "done", "rest", "violation")
@@ -140,8 +141,8 @@ class DotUnstuffer:
             cut = len(block) - held
             block, self._held = block[:cut], block[cut:]
         # A held tail starts with its CR, so that no CRLF is ever cut in two here.
-        if self.violation is None:
-            self.violation = bare_line_end(block)
+        if self.violation != BARE_LF:
+            self.violation = bare_line_end(block) or self.violation
         content = block.replace(b"\r\n.", b"\r\n")
         if self._skip and content:
             content, self._skip = content[self._skip :], 0

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 
-from mailstrom.smtp.framing import BARE_CR, bare_line_end
+from mailstrom.smtp.framing import BARE_CR, BARE_LF, bare_line_end
 from mailstrom.smtp.server_events import Refused
 
 _SIZE = re.compile(r"([0-9]{1,20})( +LAST)?", re.IGNORECASE)
@@ -32,7 +32,7 @@ class ChunkReader:
         last: the present chunk ends the content.
         refusal: why the present chunk is thrown away, or None.
         octets: content taken so far.
-        violation: ``BARE_CR`` or ``BARE_LF``, one that was found, or None.
+        violation: ``BARE_LF`` where there is one, else ``BARE_CR`` where there is one, else None.
     """
 
     __slots__ = ("_held", "last", "left", "octets", "refusal", "violation")
@@ -66,7 +66,8 @@ class ChunkReader:
         block = self._held + chunk
         ended = self.last and not self.left
         self._held = b"\r" if block.endswith(b"\r") and not ended else b""
-        if self.violation is None:
-            self.violation = bare_line_end(block[: len(block) - len(self._held)])
+        if self.violation != BARE_LF:
+            found = bare_line_end(block[: len(block) - len(self._held)])
+            self.violation = found or self.violation
         if ended and block.endswith(b"\r"):
             self.violation = self.violation or BARE_CR
