@@ -12,6 +12,8 @@ from __future__ import annotations
 import binascii
 import re
 
+from mailstrom.message.charset import codec_of
+
 WORD_LIMIT = 75
 
 _PREFIX_Q, _PREFIX_B, _SUFFIX = "=?utf-8?q?", "=?utf-8?b?", "?="
@@ -118,6 +120,6 @@ def _decoded(pieces: list[bytes], charset: str, sources: list[str]) -> str:
     if not charset:
         return ""
     try:
-        return b"".join(pieces).decode(charset, "replace")
+        return b"".join(pieces).decode(codec_of(charset), "replace")
     except (LookupError, ValueError):
         return "".join(sources)

@@ -14,6 +14,7 @@ from typing import Any
 from mailstrom.errors import InvalidAddress, InvalidMessage
 from mailstrom.message.address import Address, parse_address, quote_local
 from mailstrom.message.address_list import Entries, Group, Mailbox, parse_address_list
+from mailstrom.message.charset import codec_of
 from mailstrom.message.encoded_word import encode_words
 from mailstrom.message.grammar import LINE_BREAK, refusal
 from mailstrom.message.parameters import Parameterised, parse_parameterised
@@ -186,7 +187,7 @@ def _from_header(name: str, value: Any) -> str:
                 pieces.append(str(octets.decode("ascii")))
             else:
                 codec = "utf-8" if charset == "unknown-8bit" else charset
-                text = str(octets.decode(codec))
+                text = str(octets.decode(codec_of(codec)))
                 if LINE_BREAK.search(text):
                     return text
                 pieces.extend(encode_words(text))

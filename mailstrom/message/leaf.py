@@ -15,6 +15,7 @@ import re
 from functools import lru_cache
 
 from mailstrom.errors import InvalidMessage
+from mailstrom.message.charset import codec_of
 from mailstrom.message.header import LINE_LIMIT
 from mailstrom.message.parameters import Parameterised
 
@@ -119,7 +120,7 @@ def _octets(payload: object, content_type: Parameterised) -> bytes:
         charset = content_type.get("charset")
     try:
         if charset is not None:
-            return payload.encode(charset)
+            return payload.encode(codec_of(charset))
     except (LookupError, ValueError):
         pass
     raise _refusal(
@@ -154,7 +155,7 @@ def _may_rewrite_lines(content_type: Parameterised) -> bool:
 @lru_cache(maxsize=64)
 def _has_ascii_lines(charset: str) -> bool:
     try:
-        return "\r\n".encode(charset) == CRLF
+        return "\r\n".encode(codec_of(charset)) == CRLF
     except (LookupError, ValueError):  # unknown: octets over ASCII lines, as nearly all are
         return True
 
@@ -178,7 +179,7 @@ def _check_text(octets: bytes, encoding: str, content_type: Parameterised) -> No
             octets = binascii.a2b_base64(octets)
         elif encoding == "quoted-printable":
             octets = binascii.a2b_qp(octets)
-        octets.decode(charset)
+        octets.decode(codec_of(charset))
     except (binascii.Error, LookupError, ValueError) as error:
         reason = str(error)
     else:

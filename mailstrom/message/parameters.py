@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from mailstrom.errors import InvalidMessage
+from mailstrom.message.charset import codec_of
 from mailstrom.message.grammar import LINE_BREAK, quote, quoted_string, refusal, skip_cfws
 
 # Narrower than RFC 2045's token by * ' %: readers that know RFC 2231 stumble over them unquoted.
@@ -188,7 +189,7 @@ def _decode(parts: list[tuple[str, bool]], header: str, text: str) -> str:
         for piece, escaped in [(first, extended), *parts[1:]]
     )
     try:
-        return octets.decode(charset or "utf-8")
+        return octets.decode(codec_of(charset or "utf-8"))
     except (LookupError, ValueError):
         raise _refusal_syntax(header, text) from None
 

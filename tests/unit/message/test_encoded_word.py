@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import encodings
 from email.header import decode_header, make_header
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mailstrom.errors import InvalidMessage
 from mailstrom.message import encoded_word, parameters
+from mailstrom.message.charset import codec_of
 from mailstrom.message.encoded_word import WORD, decode_words, encode_words
 
 TEXT = st.text(
@@ -99,3 +102,28 @@ def test_a_long_parameter_is_joined_once(monkeypatch: pytest.MonkeyPatch) -> Non
 @given(st.text(max_size=60), st.sampled_from(["q", "b", "Q", "B"]), st.text(max_size=10))
 def test_no_word_makes_the_decoder_fail(payload: str, encoding: str, charset: str) -> None:
     decode_words(f"x =?{charset}?{encoding}?{payload}?= y")
+
+
+@pytest.mark.parametrize("name", ["punycode", "idna", "unicode_escape", "undefined", "rot13"])
+def test_a_codec_that_is_no_charset_is_none(name: str) -> None:
+    word = f"=?{name}?q?abc-?="
+    assert decode_words(word) == word
+    with pytest.raises(InvalidMessage):
+        parameters.parse_parameterised(f"a/b; n*={name}''abc-", header="Content-Type")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["utf-8", "UTF8", "US-ASCII", "iso-8859-1", "ISO-8859-15", "windows-1252", "koi8-r", "koi8-u",
+     "gb18030", "shift_jis", "iso-2022-jp", "euc-kr", "ks_c_5601-1987", "big5", "cp874", "utf-7",
+     "macintosh", "ansi_x3.4-1968"],
+)  # fmt: skip
+def test_the_charsets_of_mail_are_known_as_the_interpreter_knows_them(name: str) -> None:
+    assert b"abc".decode(codec_of(name)) == b"abc".decode(name)
+
+
+def test_unknown_charsets_are_not_remembered_by_the_interpreter() -> None:
+    before = len(encodings._cache)  # type: ignore[attr-defined]
+    text = " - ".join(f"=?x-none-{number}?q?a?=" for number in range(500))
+    assert decode_words(text) == text
+    assert len(encodings._cache) == before  # type: ignore[attr-defined]
