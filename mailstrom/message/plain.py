@@ -18,7 +18,7 @@ from mailstrom.message.grammar import CONTROL
 from mailstrom.message.header import Field
 from mailstrom.message.leaf import CRLF, too_long_line
 
-_FIELD = re.compile(rb"(([!-9;-~]{1,200}):[^\r\n]*(?:\r\n[ \t][^\r\n]*)*\r\n)")
+_FIELD = re.compile(rb"([!-9;-~]{1,200}+):[^\r\n]*+(?:\r\n[ \t][^\r\n]*+)*+\r\n")
 _BLANK_FOLD = re.compile(rb"\r\n[ \t]+\r\n")
 _STARTS = re.compile(rb"^([!-9;-~]{1,200}):", re.MULTILINE)
 _BARE = re.compile(rb"\r(?!\n)|(?<!\r)\n")
@@ -159,36 +159,42 @@ def _values(head: bytes) -> dict[str, str]:
 
 def _unfold(lines: list[str], values: dict[str, str]) -> int:
     """Values of fields of which some are folded; returns the number of continuations."""
-    key = value = ""
+    key = ""
     folds = 0
+    # Joined at their end: thousands of folds of one field would copy its value each time.
+    pieces: list[str] = []
     for line in lines:
         if line[0] in " \t" and key:
-            value += line
+            pieces.append(line)
             folds += 1
         else:
             name, value = line.split(":", 1)
+            if key:
+                values[key] = "".join(pieces).strip(" \t")
             key = _key(name)
-        values[key] = value.strip(" \t")
+            pieces = [value]
+    if key:
+        values[key] = "".join(pieces).strip(" \t")
     return folds
 
 
 def _fields(head: bytes) -> tuple[Field, ...]:
-    found = _FIELD.findall(head)
-    if sum([len(wire) for wire, _ in found]) != len(head):
-        at = 0
-        for wire, _ in found:
-            if not head.startswith(wire, at):
-                break
-            at += len(wire)
-        line = head[at : head.find(CRLF, at)]
-        raise _refusal(
-            f"header line {line[:80]!r} is not 'Name: value' nor a continuation of one",
-            "write one field a line, names without spaces, continuations indented",
-            "header-syntax",
-            line,
-            at,
-        )
-    return tuple([Field(name.decode("ascii").lower(), wire) for wire, name in found])
+    found: list[Field] = []
+    at = 0
+    while at < len(head):
+        field = _FIELD.match(head, at)
+        if field is None:
+            line = head[at : head.find(CRLF, at)]
+            raise _refusal(
+                f"header line {line[:80]!r} is not 'Name: value' nor a continuation of one",
+                "write one field a line, names without spaces, continuations indented",
+                "header-syntax",
+                line,
+                at,
+            )
+        found.append(Field(field[1].decode("ascii").lower(), field[0]))
+        at = field.end()
+    return tuple(found)
 
 
 def _check_characters(head: bytes) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from mailstrom.errors import InvalidMessage
 from mailstrom.message import Prepared, compose
+from mailstrom.message.plain import read_plain
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 FULL = (
@@ -417,3 +418,9 @@ def _read(content: bytes) -> Prepared | InvalidMessage:
 def _without(content: bytes, more: bytes) -> bytes:
     """Content without those fields, and without the random half of a Message-ID that was added."""
     return re.sub(rb"<[0-9a-f]{32}\.", b"<", content.replace(more, b""))
+
+
+def test_a_field_of_thousands_of_folds_is_one_value() -> None:
+    found = read_plain(b"From: a@b.example\r\nSubject:" + b"\r\n a" * 20_000 + b"\r\n\r\n")
+    assert found.values == {"from": "a@b.example", "subject": "a" + " a" * 19_999}
+    assert [one.key for one in found.fields()] == ["from", "subject"]
