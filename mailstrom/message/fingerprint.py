@@ -23,7 +23,7 @@ from mailstrom.message.parameters import Parameterised, parse_parameterised
 if TYPE_CHECKING:
     from mailstrom.message.compose import Prepared
 
-_FIELD = re.compile(rb"([^:\r\n]+):((?:[^\r\n]|\r\n[ \t])*)\r\n")
+_FIELD = re.compile(rb"([^:\r\n]++):((?:[^\r\n]++|\r\n[ \t])*+)\r\n").match
 _IGNORED = frozenset({"mime-version", "content-transfer-encoding"})
 # What compose adds where it is missing: a second try of the same mail gets other values.
 _IGNORED_AT_TOP = _IGNORED | {"date", "message-id", "resent-date", "resent-message-id"}
@@ -62,7 +62,15 @@ def _entity(digest: blake2b, content: bytes, ignored: frozenset[str], depth: int
     content_type = Parameterised(value="text/plain")
     encoding = ""
     values: list[tuple[str, bytes]] = []
-    for match in _FIELD.finditer(head):
+    at = 0
+    while at < len(head):
+        match = _FIELD(head, at)
+        if match is None:  # a part's header may hold anything: such a line counts as it stands
+            end = head.find(b"\n", at) + 1 or len(head)
+            _feed(digest, b"line", head[at:end])
+            at = end
+            continue
+        at = match.end()
         key = match[1].decode("ascii", "replace").lower().strip()
         text = match[2].replace(b"\r\n", b"").decode("utf-8", "surrogateescape").strip(" \t")
         if key == "content-transfer-encoding":

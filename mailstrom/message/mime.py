@@ -13,6 +13,8 @@ from mailstrom.message.parameters import Parameterised, parse_parameterised
 
 NESTED_LIMIT = 50  # multiparts inside each other that are looked into
 
+# Behind a delimiter: whether it closes, and nothing but white space up to the line's end.
+_DELIMITED = re.compile(rb"(--)?+[ \t]*+(?=\r\n|\Z)").match
 _CONTENT_TYPE = re.compile(rb"^content-type:((?:[^\r\n]|\r\n[ \t])*+)\r\n", re.IGNORECASE | re.M)
 
 
@@ -28,14 +30,24 @@ def split_parts(body: bytes, boundary: str | None) -> tuple[list[bytes], bool]:
     """
     if not boundary:
         return [], False
-    delimiter = re.escape(b"\r\n--" + boundary.encode("utf-8", "surrogatepass"))
-    pieces = re.split(delimiter + rb"(--)?[ \t]*(?=\r\n|\Z)", b"\r\n" + body)
+    delimiter = b"\r\n--" + boundary.encode("utf-8", "surrogatepass")
+    whole = b"\r\n" + body
     parts: list[bytes] = []
-    # pieces: preamble, closing?, part, closing?, part, ..., closing "--", epilogue
-    for closing, part in zip(pieces[1::2], pieces[2::2], strict=True):
-        if closing:
+    start = -1  # of the part that is open
+    at = whole.find(delimiter)
+    while at >= 0:
+        found = _DELIMITED(whole, at + len(delimiter))
+        if found is None:
+            at = whole.find(delimiter, at + 1)
+            continue
+        if start >= 0:
+            parts.append(whole[start:at])
+        if found[1]:
             return parts, True
-        parts.append(part[2:])
+        start = found.end() + 2
+        at = whole.find(delimiter, found.end())
+    if start >= 0:
+        parts.append(whole[start:])
     return parts, False
 
 
