@@ -11,12 +11,16 @@ ValueError for an integer of thousands of digits or a date that no calendar has.
 from __future__ import annotations
 
 import os
+import re
 from codecs import BOM_UTF8
 from typing import Any
 
 from mailstrom.errors import ConfigError
 
 LARGEST_FILE = 1 << 20  # bytes; more is not a configuration
+# The parser takes time by the square of a dotted key's parts: half an hour for one of 100 KB. No
+# host name, which a string may hold, has so many labels either.
+_DOTTED = re.compile(r"""(?<![\w-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){128}""")
 
 
 def tables(file: str | os.PathLike[str], *, whole: bool = False) -> dict[str, Any]:
@@ -34,14 +38,19 @@ def tables(file: str | os.PathLike[str], *, whole: bool = False) -> dict[str, An
 
     data = _read(file)
     try:
-        found = tomllib.loads(data.removeprefix(BOM_UTF8).decode("utf-8"))
+        text = data.removeprefix(BOM_UTF8).decode("utf-8")
+        if _DOTTED.search(text) is not None:
+            raise RecursionError
+        found = tomllib.loads(text)
     except UnicodeDecodeError as error:
         place = error.start + (len(BOM_UTF8) if data.startswith(BOM_UTF8) else 0)
         raise ConfigError(f"{file}: not UTF-8 at byte {place}; save it as UTF-8") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{file}: not TOML: {error}") from error
     except RecursionError:
-        raise ConfigError(f"{file}: not usable: brackets are nested too deeply") from None
+        raise ConfigError(
+            f"{file}: not usable: brackets or dotted keys are nested too deeply"
+        ) from None
     except ValueError as error:
         raise ConfigError(f"{file}: not usable: {error}") from error
     if whole and not found:

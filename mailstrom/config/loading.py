@@ -21,6 +21,7 @@ from mailstrom.config.names import is_fqdn
 from mailstrom.config.places import LONGEST_PATH, default_store, find_file, plain_path
 from mailstrom.config.settings import Config, Table
 from mailstrom.errors import ConfigError
+from mailstrom.printable import printable
 from mailstrom.storage.schemes import FILES, path_of, require_known
 from mailstrom.tomlfile import tables as read_tables
 
@@ -162,7 +163,13 @@ def _dotted(table: str, key: str) -> str:
 
 
 def _shown(table: str, key: str) -> str:
-    return f"[{table}] {key}" if table else key
+    key = _name(key)
+    return f"[{_name(table)}] {key}" if table else key
+
+
+def _name(foreign: str) -> str:
+    """A key or table as the file has it, for an error: it may be as long, and hold escapes."""
+    return printable(foreign, 100)
 
 
 def _table(
@@ -170,7 +177,9 @@ def _table(
 ) -> dict[str, Any]:
     """Converted values of one table's keys; nested tables as dicts of the same shape."""
     if not isinstance(raw, dict):
-        raise ConfigError(f"{source.name}: {table} is a table: write [{table}] and its keys below")
+        raise ConfigError(
+            f"{source.name}: {_name(table)} is a table: write [{_name(table)}] and its keys below"
+        )
     known = {key.name: key for key in schema.keys(cls)}
     values: dict[str, Any] = {}
     for name, value in raw.items():
@@ -183,7 +192,9 @@ def _table(
             values[name] = _table(key.table, value, dotted, source, sources)
         elif inner is not None:
             if not isinstance(value, dict):
-                raise ConfigError(f"{source.name}: {dotted} is a table: write [{dotted}.NAME]")
+                raise ConfigError(
+                    f"{source.name}: {_name(dotted)} is a table: write [{_name(dotted)}.NAME]"
+                )
             values[name] = {
                 label: inner(**_table(inner, body, f"{dotted}.{label}", source, sources))
                 for label, body in value.items()
@@ -295,7 +306,7 @@ def _built(cls: type[Table], values: dict[str, Any]) -> dict[str, Any]:
 def _unknown(cls: type[Table], name: str, table: str, source: _Source) -> str:
     names = [key.name for key in schema.keys(cls)]
     text = f"{source.name}: unknown key {_shown(table, name)}"
-    near = get_close_matches(name, names, n=1)
+    near = get_close_matches(name[:100], names, n=1)
     if near:
         return f"{text}; did you mean {_shown(table, near[0])}?"
     homes = [

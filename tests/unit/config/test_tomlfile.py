@@ -20,6 +20,8 @@ DEEP = 5_000
 BROKEN: dict[str, tuple[bytes, str]] = {
     "nested lists": (b"x = " + b"[" * DEEP + b"]" * DEEP, "nested too deeply"),
     "nested tables": (b"x = " + b"{a=" * DEEP + b"1" + b"}" * DEEP, "nested too deeply"),
+    "nested keys": (b".".join([b"x"] * 200_000) + b" = 1", "nested too deeply"),
+    "quoted keys": (b"x = {" + b'"". ' * 5_000 + b"y = 1}", "nested too deeply"),
     "digits": (b"x = " + b"9" * 5_000, "4300 digits"),
     "no such day": (b"x = 2026-02-31", "not TOML"),
     "nul": (b"\0" * 100, "not TOML"),
