@@ -290,7 +290,7 @@ class Resolver:
             if links > MAX_LINKS:
                 return _trouble(name, kind, f"more than {MAX_LINKS} CNAME records in a row")
             target = _text(response.name)
-            if target is None:
+            if target is None or not is_host_name(target):  # the root, too, and IP text
                 return _trouble(name, kind, "a CNAME record points to no host name")
             if response.records:
                 return Answer(
