@@ -16,7 +16,9 @@ from msgspec.structs import replace
 from mailstrom.config import names
 from mailstrom.config.settings import Config
 from mailstrom.errors import ConfigError
+from mailstrom.printable import printable
 
+MOST_TOLD = 50
 SECRET_LIMIT = 4096  # bytes of a password file that are read
 CONNECT_KEYS = ("timeouts.connect", "delivery.connect_timeout")  # two spellings of one setting
 
@@ -25,12 +27,16 @@ def checked(config: Config) -> Config:
     """``config`` with what follows from it: one connect timeout, and ``verify`` as ``require``.
 
     Raises:
-        ConfigError: naming every broken rule, the first one first.
+        ConfigError: naming every broken rule (of very many the first), a line each, the first one
+            first; foreign values as they may go to a terminal.
     """
     broken = [sentence for rule in RULES for sentence in rule(config)]
     if broken:
         place = config.origin or "configuration"
-        raise ConfigError("\n".join(f"{place}: {sentence}" for sentence in broken))
+        told = [f"{place}: {printable(sentence, 1000)}" for sentence in broken[:MOST_TOLD]]
+        if len(broken) > MOST_TOLD:
+            told.append(f"{place}: and {len(broken) - MOST_TOLD} more")
+        raise ConfigError("\n".join(told))
     return _verify_requires(_one_connect_timeout(config))
 
 

@@ -261,3 +261,19 @@ def test_worker_count(tmp_path: Path) -> None:
     assert worker_count(loaded(tmp_path, "[delivery]\nworkers = 5")) == 5
     assert worker_count(loaded(tmp_path, "[delivery]\nworkers = 5"), 2) == 2
     assert worker_count(loaded(tmp_path, "")) >= 1
+
+
+def test_an_error_repeats_foreign_values_harmlessly_and_not_without_end(tmp_path: Path) -> None:
+    servers = ", ".join(f"'x{number}'" for number in range(300))
+    with pytest.raises(ConfigError) as caught:
+        loaded(tmp_path, f'[tls]\nca_file = "a\\u001b[2Jb"\n[dns]\nnameservers = [{servers}]')
+    text = str(caught.value)
+    assert "\x1b" not in text
+    assert "\\x1b[2Jb" in text or "more" in text
+    assert len(text.splitlines()) <= 51
+    assert "more" in text.splitlines()[-1]
+
+
+def test_a_control_character_in_a_path_does_not_reach_a_terminal(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"ca_file .*a\\x1b\[2Jb: No such file"):
+        loaded(tmp_path, '[tls]\nca_file = "a\\u001b[2Jb"')
