@@ -18,8 +18,8 @@ from typing import Any
 from mailstrom.errors import ConfigError
 
 LARGEST_FILE = 1 << 20  # bytes; more is not a configuration
-# The parser takes time by the square of a dotted key's parts: half an hour for one of 100 KB. No
-# host name, which a string may hold, has so many labels either.
+# The parser takes time by the square of a dotted key's parts: half an hour for one as long as that.
+# No host name, which a string may hold, has so many labels either.
 _DOTTED = re.compile(r"""(?<![\w-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){128}""")
 
 
