@@ -17,8 +17,9 @@ from enum import StrEnum
 
 from msgspec import Struct
 
-_ENHANCED = re.compile(r"([245])\.(\d{1,3})\.(\d{1,3})(?:\s+|$)")
-_ENHANCED_CODE = re.compile(r"[245]\.\d{1,3}\.\d{1,3}")
+# Digits of ASCII alone: those of other scripts are text.
+_ENHANCED = re.compile(r"([245])\.([0-9]{1,3})\.([0-9]{1,3})(?:\s+|$)")
+_ENHANCED_CODE = re.compile(r"[245]\.[0-9]{1,3}\.[0-9]{1,3}")
 _MOST_KNOWN = 16
 _LINE_BREAKERS = re.compile(r"[\r\n\x00]")
 

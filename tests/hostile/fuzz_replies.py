@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import re
 
+from mailstrom.policy.hint import CAP_S, retry_hint_s
+from mailstrom.policy.outcome import judge_session
+from mailstrom.smtp.capabilities import Capabilities
 from mailstrom.smtp.framing import (
     LINE_TOO_LONG,
     BareLineEnd,
@@ -18,7 +21,8 @@ from mailstrom.smtp.framing import (
     require_crlf,
     stuffed,
 )
-from mailstrom.smtp.reply import BadReply, Reply, ReplyParser, render_reply
+from mailstrom.smtp.reply import BadReply, Reply, ReplyParser, render_reply, visible
+from mailstrom.types import Stage
 from tests.hostile.fuzz_choices import Choices, cut
 
 MAX_LINE, MAX_LINES, MAX_BYTES = 4096, 100, 65536
@@ -82,9 +86,8 @@ def naive_replies(stream: bytes) -> tuple[list[tuple[int, int]], bool]:
 def _one_reply(one: Reply) -> None:
     assert one.text.isprintable(), one.text
     assert str(one).isprintable()
-    if one.enhanced is not None:
-        assert re.fullmatch(r"[245]\.\d{1,3}\.\d{1,3}", one.enhanced, re.ASCII), one.enhanced
-        assert one.enhanced[0] == str(one.code)[0]
+    assert one.enhanced == naive_enhanced(one), one
+    _understood(one)
     try:
         wire = render_reply(one.code, None, *one.lines)
     except ValueError:
@@ -92,6 +95,32 @@ def _one_reply(one: Reply) -> None:
         return
     again = ReplyParser(max_line=1 << 20, max_bytes=1 << 24).feed(wire)
     assert again == [one], (one, again)
+
+
+def naive_enhanced(one: Reply) -> str | None:
+    """The first word of a line that is three numbers of its class (RFC 3463 section 2)."""
+    for line in one.lines:
+        if line[:1].strip():
+            parts = line.split(maxsplit=1)[0].split(".")
+            numbers = [part for part in parts if part.isascii() and part.isdigit()]
+            fitting = len(parts) == len(numbers) == 3 and max(map(len, parts)) <= 3
+            if fitting and parts[0] == str(one.code)[0] and parts[0] in "245":
+                return ".".join(str(int(part)) for part in parts)
+    return None
+
+
+def _understood(one: Reply) -> None:
+    """What else is read out of a server's words: its offer, a delay, a verdict on the host."""
+    delay = retry_hint_s(one.text)
+    assert delay is None or 0 < delay <= CAP_S
+    offer = Capabilities.parse(one.lines)
+    assert offer.raw.replace("\n", "").isprintable()
+    assert offer.name.isprintable()
+    assert offer.size is None or 0 <= offer.size < 10**20
+    assert all(0 < limit < 10**6 for limit in offer.limits.values())
+    for stage in (Stage.GREETING, Stage.EHLO, Stage.AUTH):
+        verdict = judge_session(stage, "reply", one)
+        assert visible(str(verdict)) == str(verdict)
 
 
 def framing(data: bytes) -> None:

@@ -27,7 +27,7 @@ _LONG_PIECE = 8
 
 Prompt = Literal["username", "password"]
 
-_STATUS = re.compile(r"^[245]\.\d{1,3}\.\d{1,3}(?:\s+|$)", re.MULTILINE)
+_STATUS = re.compile(r"^[245]\.[0-9]{1,3}\.[0-9]{1,3}(?:\s+|$)", re.MULTILINE)
 _PROMPTS: dict[str, Prompt] = {"user": "username", "login": "username", "pass": "password"}
 
 
