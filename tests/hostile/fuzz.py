@@ -31,7 +31,7 @@ from tests.support.drawing import drawn_from_the_seed
 from tests.support.trial import Plan
 
 MINUTES = float(os.environ.get("MAILSTROM_FUZZ_MINUTES", "1.2"))
-EXAMPLES = 600
+EXAMPLES = 400
 WANTED = "no finding"
 GROWTH = "in proportion"
 LONGEST = 4096  # octets of an input

@@ -184,32 +184,29 @@ def hoarding(n: int) -> fuzz_shapes.Done:
     return lambda: bytearray(n * n * 8)
 
 
-def copying(n: int) -> fuzz_shapes.Done:
-    def done() -> None:
-        for _ in range(n // 16):
-            bytes(n)
-
-    return done
-
-
-@pytest.mark.parametrize(
-    ("made", "words", "long"),
-    [
-        (squared, "steps, then", False),
-        (hoarding, "octets, then", False),
-        (copying, " s for ", True),
-    ],
-)
+@pytest.mark.parametrize(("made", "words"), [(squared, "steps, then"), (hoarding, "octets, then")])
 def test_what_grows_by_the_square_is_found(
-    made: Callable[[int], fuzz_shapes.Done], words: str, long: bool, monkeypatch: Patch
+    made: Callable[[int], fuzz_shapes.Done], words: str, monkeypatch: Patch
 ) -> None:
     monkeypatch.setattr(fuzz_growth, "SMALL", 1 << 9)
-    monkeypatch.setattr(fuzz_growth, "GREAT", 1 << (17 if long else 9))
+    monkeypatch.setattr(fuzz_growth, "GREAT", 1 << 9)
     shape = Shape(target="mime", name="planted", octets=1, made=made)
-    found = fuzz_growth.tried(shape, long=long)
+    found = fuzz_growth.tried(shape, long=False)
     assert [text for text in found.wrong if words in text]
     row = fuzz.grown("mime", [(shape.name, found)])
     assert not row.clean
+
+
+@pytest.mark.parametrize(("power", "found"), [(1, False), (2, True)])
+def test_time_by_the_square_is_found_and_time_in_proportion_is_not(
+    power: int, found: bool, monkeypatch: Patch
+) -> None:
+    monkeypatch.setattr(fuzz_growth, "_cpu_s", lambda done: done())  # by no clock
+    shape = Shape(
+        target="mime", name="planted", octets=1, made=lambda n: lambda: 1e-6 * float(n) ** power
+    )
+    wrong = fuzz_growth.tried(shape, long=True).wrong
+    assert bool([text for text in wrong if " s for 16 times" in text]) is found
 
 
 def test_a_child_that_hangs_is_told_and_the_next_shape_is_tried() -> None:

@@ -20,7 +20,9 @@ def test_enhanced_code_is_split_off_every_line() -> None:
     assert reply.lines == ("5.1.1 no such user", "5.1.1  here")
 
 
-@pytest.mark.parametrize("text", ["4.1.1 odd", "5.1 odd", "5.1.1odd", "5.1.1111 odd", "x 5.1.1", "5.١.١ odd"])
+@pytest.mark.parametrize(
+    "text", ["4.1.1 odd", "5.1 odd", "5.1.1odd", "5.1.1111 odd", "x 5.1.1", "5.١.١ odd"]
+)
 def test_what_is_no_enhanced_code_of_this_class_stays_text(text: str) -> None:
     (reply,) = parse(f"550 {text}\r\n".encode())
     assert reply.enhanced is None
