@@ -205,6 +205,8 @@ def test_opportunistic_goes_on_in_clear_and_says_so(
         ("close", "required", "closed", None),
         ("junk", "opportunistic", "garbage", None),
         ("250 ok", "required", "garbage", 250),
+        ("250 ok", "opportunistic", "garbage", 250),
+        ("354 go on", "opportunistic", "garbage", 354),
         ("hang", "opportunistic", "timeout", None),
     ],
 )
@@ -223,6 +225,19 @@ def test_required_starttls_is_never_relaxed(
         assert (failure.reply.code if failure.reply else None) == reply_code
         assert failure.facts.tls_reached == "none"
         assert peer.commands[-1] == "STARTTLS"
+
+    run(body)
+
+
+def test_an_ehlo_reply_that_comes_twice_does_not_refuse_tls() -> None:
+    """The second one stands where the answer to STARTTLS belongs, whose 220 is on its way."""
+
+    async def body() -> None:
+        peer = Peer(EHLO=f"{OFFER}\r\n{OFFER}", STARTTLS="220 go")
+        async with serving(peer) as target:
+            failure = await refused(target, wanting("opportunistic"))
+        assert (failure.stage, failure.cause) == (Stage.STARTTLS, "garbage")
+        assert not any(command.startswith("MAIL") for command in peer.commands)
 
     run(body)
 

@@ -121,6 +121,15 @@ def _reply(code: int, message: str) -> Reply | None:
     return Reply.of(code, _lines(message))
 
 
+def _refuses(answer: aiosmtplib.SMTPResponseException) -> bool:
+    """Whether it refuses what was asked, and no more: it neither closes nor answers out of step.
+
+    A 250 where a 220 belongs may be the reply to something else, and the 220 be on its way.
+    """
+    reply = _reply(answer.code, answer.message)
+    return reply is not None and reply.code >= 400 and reply.code != _CLOSING
+
+
 def _lines(message: str) -> tuple[str, ...]:
     text = message.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return tuple(text.split("\n"))
@@ -307,8 +316,7 @@ class _Opening:
                 raise _Refused("tls", "the server closed during the TLS handshake") from problem
             raise
         except aiosmtplib.SMTPResponseException as refusal:
-            refused = _reply(refusal.code, refusal.message)
-            if refused is None or refused.code == _CLOSING or self.policy.tls == "required":
+            if self.policy.tls == "required" or not _refuses(refusal):
                 raise
             if not (refused.transient or refused.permanent):
                 raise  # no refusal: the server may go on in TLS, or be out of step
