@@ -427,7 +427,7 @@ class Rig:
         self.behind = 1
         self.offers = Capabilities(name="mx", pipelining=True, eightbitmime=True)
         self.script: dict[int, list[TransactionEnd | Exception | None]] = {}
-        self.refuses: list[SessionFailure | None] = []
+        self.refuses: list[SessionFailure | Exception | None] = []
         self.begun: list[int] = []
         self.envelopes: list[tuple[str, ...]] = []
         self.sessions: list[Server] = []
@@ -450,6 +450,8 @@ class Rig:
             async def open(target: Target, policy: SessionPolicy) -> Server | SessionFailure:
                 await asyncio.sleep(rig.reply_s)
                 if rig.refuses and (failure := rig.refuses.pop(0)) is not None:
+                    if isinstance(failure, Exception):
+                        raise failure
                     return failure
                 server = Server(rig, target.host, policy)
                 rig.opened.append(server)

@@ -739,6 +739,23 @@ def test_no_host_at_all_suspends_the_site_and_writes_no_recipient(
     assert len(rig.store.due) == 12, "a site that was not heard yet gets no more than a few"
 
 
+def test_what_nobody_thought_of_costs_a_host_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(monkeypatch, *rows(1))
+    rig.refuses = [KeyError("what is this"), None]
+    rig.run()
+    assert rig.store.suspended == []
+    assert rig.opened[0].facts.host == "mx2.test"
+    assert [fields["where"] for word, fields in rig.lines if word == "engine.failed"] == [
+        "session with mx1.test"
+    ]
+
+    rig = Rig(monkeypatch, *rows(1))
+    rig.refuses = [KeyError("what is this"), KeyError("and this")]
+    rig.run()
+    assert [one.reason for one in rig.store.suspended] == ["remote"]
+    assert set(rig.store.states.values()) == {"queued"}
+
+
 def test_this_machines_trouble_with_one_host_is_forgotten_when_another_fails_by_itself(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

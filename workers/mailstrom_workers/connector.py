@@ -23,7 +23,7 @@ from mailstrom.storage.base import Lane, SessionRow
 from mailstrom.types import Host, Reason, Stage
 from mailstrom_workers.context import Context, Settings
 from mailstrom_workers.domains import SessionDomains
-from mailstrom_workers.endpoint import SessionFacts, SessionFailure, Target
+from mailstrom_workers.endpoint import SessionFacts, SessionFailure, SessionPolicy, Target
 from mailstrom_workers.ladder import Ladder
 from mailstrom_workers.machine import Machine
 from mailstrom_workers.session import Session
@@ -182,7 +182,7 @@ class Connector:
         if dialect != policy.dialect:
             policy = replace(policy, dialect=dialect)
         moment = ctx.limits.moment
-        opened = await Session.open(Target(host=host.name, address=address, port=port), policy)
+        opened = await _opened(Target(host=host.name, address=address, port=port), policy)
         if isinstance(opened, SessionFailure):
             trouble = judge_session(opened.stage, opened.cause, opened.reply)
             if opened.reply is None and opened.text:
@@ -268,6 +268,30 @@ class Connector:
             messages=row.messages,
             cause=row.end_cause,
             elapsed_ms=ended_ms - row.started_ms,
+        )
+
+
+async def _opened(target: Target, policy: SessionPolicy) -> Session | SessionFailure:
+    """A session, or why there is none.
+
+    What a host says that nobody thought of costs the host its turn, as any trouble it makes: a
+    lane that ended by it would be leased anew at once, and meet it again, without a pause.
+    """
+    try:
+        return await Session.open(target, policy)
+    except Exception as error:
+        events.engine_failed(where=f"session with {target.host}", error=error)
+        return SessionFailure(
+            stage=Stage.GREETING,
+            cause="garbage",
+            reply=None,
+            text=f"what the server said was not foreseen: {type(error).__name__}",
+            facts=SessionFacts(
+                host=target.host,
+                address=target.address,
+                port=target.port,
+                tls_wanted=policy.tls_wanted,
+            ),
         )
 
 

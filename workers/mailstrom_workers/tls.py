@@ -48,6 +48,6 @@ def peer_names(certificate: bytes | None) -> str | None:
             names += [str(a) for a in extension.value.get_values_for_type(x509.IPAddress)[:2]]
         except x509.ExtensionNotFound:
             pass
-    except ValueError:
+    except Exception:  # a foreign parser on foreign octets: each release has errors of its own
         return "unreadable certificate"
     return visible(", ".join(dict.fromkeys(names)))[:200] or None
