@@ -342,6 +342,20 @@ def test_an_unreadable_ca_file_is_this_machines_failure(
     run(body)
 
 
+@pytest.mark.parametrize("verify", [True, False])
+def test_tls_that_was_reached_is_told_where_the_greeting_fails(
+    verify: bool, server_tls: ssl.SSLContext, ca_file: str
+) -> None:
+    async def body() -> None:
+        async with serving(Peer(greeting="close"), tls=server_tls) as target:
+            failure = await refused(target, wanting("implicit", verify=verify, ca_file=ca_file))
+        assert (failure.stage, failure.cause) == (Stage.GREETING, "closed")
+        assert failure.facts.tls_reached == ("verified" if verify else "encrypted")
+        assert failure.facts.tls_verified is verify
+
+    run(body)
+
+
 def test_an_old_protocol_is_refused(authority: trustme.CA) -> None:
     async def body() -> None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

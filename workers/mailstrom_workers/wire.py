@@ -279,12 +279,12 @@ class _Opening:
                 ssl_handshake_timeout=seconds if implicit else None,
             )
         smtp.protocol, smtp.transport = hearing, transport
+        if implicit:
+            self._learn_tls(smtp)
         self.stage = Stage.GREETING
         response = await hearing.read_response(timeout=seconds)
         if response.code != _READY:
             raise aiosmtplib.SMTPResponseException(response.code, response.message)
-        if implicit:
-            self._learn_tls(smtp)
         return smtp
 
     async def _ehlo(self, smtp: aiosmtplib.SMTP) -> None:
@@ -318,8 +318,6 @@ class _Opening:
         except aiosmtplib.SMTPResponseException as refusal:
             if self.policy.tls == "required" or not _refuses(refusal):
                 raise
-            if not (refused.transient or refused.permanent):
-                raise  # no refusal: the server may go on in TLS, or be out of step
             return  # opportunistic: in clear on the same connection; the facts say so
         except AttributeError:
             # aiosmtplib drops its protocol when the connection is lost behind the handshake
@@ -346,13 +344,19 @@ class _Opening:
         if not isinstance(tls, ssl.SSLObject | ssl.SSLSocket):
             raise _Refused("tls", "the transport is not encrypted after its handshake")
         cipher = tls.cipher()
+        self._reach_tls()
+        self.facts = replace(
+            self.facts,
+            tls_version=tls.version(),
+            tls_cipher=cipher[0] if cipher else None,
+            tls_peer=peer_names(tls.getpeercert(binary_form=True)),
+        )
+
+    def _reach_tls(self) -> None:
         verified = self.policy.verify
         self.facts = replace(
             self.facts,
             tls_reached="verified" if verified else "encrypted",
-            tls_version=tls.version(),
-            tls_cipher=cipher[0] if cipher else None,
-            tls_peer=peer_names(tls.getpeercert(binary_form=True)),
             tls_verified=verified,
         )
 
@@ -447,6 +451,9 @@ class _Opening:
             inner.__cause__, Exception
         ):
             inner = inner.__cause__  # a wrapper: what it wraps says what happened
+        if isinstance(inner.__cause__, ssl.SSLError):
+            # TLS 1.3: a server may refuse us once our side of the handshake is done
+            inner = inner.__cause__
         cause = next((c for kind, c in _CLASS_CAUSES if isinstance(inner, kind)), None)
         if cause is None and isinstance(inner, OSError):
             cause = _ERRNO_CAUSES.get(inner.errno or 0, "unreachable")
