@@ -74,6 +74,9 @@ def test_a_next_host_that_is_not_asked_fits_no_word() -> None:
     assert word_of(WAITS) == "host"
     assert word_of(WAITS, spared=True) not in WORDS
     assert passed_on(WAITS, "host") == "host"
+    lost = Facts("delivered", "", "", 1, "", "", "TLS", "closed")
+    assert passed_on(lost, "bounced") == "lost"
+    assert passed_on(lost._replace(charged=0), "bounced") == "mail"
     assert passed_on(WAITS._replace(end="quit"), "host") not in ("host", "clear", "tls")
 
 

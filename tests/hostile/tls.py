@@ -36,6 +36,7 @@ MOST = 48 * MIB
 _VERIFY: dict[str, object] = {"verify": True}
 _MX = (
     Policy(name="opportunistic", column="may"),
+    Policy(name="opportunistic, require_tls", column="may", demand=True),
     Policy(name="require", column="must", tls={"require": True}),
     Policy(name="verify", column="sure", tls=_VERIFY),
 )
@@ -53,7 +54,13 @@ POLICIES = (
     *_RELAYS,
     *(replace(one, name=f"{one.name}, login", login=True) for one in _RELAYS[2:]),
 )
-SHORT = {"opportunistic": 2, "verify": 1, "relay implicit, verify": 1, "relay required, login": 2}
+SHORT = {
+    "opportunistic": 2,
+    "opportunistic, require_tls": 1,
+    "verify": 1,
+    "relay implicit, verify": 1,
+    "relay required, login": 2,
+}
 """Policies of the short form, and how many variants of a case."""
 WAITED = frozenset({"mute", "unsure"})
 """Outcomes that come when a stage was waited for to its end: not in the short form."""
@@ -169,6 +176,8 @@ def _cases(policy: Policy, long: bool) -> list[tuple[str, Case, tuple[str, ...]]
         for name, columns in expected(table).items()
         if policy.column in columns
     ]
+    if policy.demand:
+        return [(name, case, ("asked",)) for name, case, wanted in cases if wanted == ("clear",)]
     if long:
         return cases
     quick = [case for case in cases if not WAITED.intersection(case[2])]

@@ -7,6 +7,8 @@ a word for each of ``COLUMNS``: ``none`` (TLS not used), ``may`` (opportunistic)
 verification). A dash: not tried, since it would try nothing new, or cannot be. Where the wire
 decides by a hair between outcomes that are all right, the word is one of ``EITHER``.
 
+A message sent with ``require_tls`` is ``asked`` for under ``may`` where others go in ``clear``.
+
 ``WORDS`` says what each word stands for, fact by fact: for a domain whose only host it is the
 recipient's status, reason, doubt, attempts charged, and why the site waits; whether the next host
 was asked where there is one; whether TLS was reached; how the session ended (None: any way).
@@ -98,6 +100,7 @@ WORDS = {
     "tls": _SENT._replace(end="quit"),
     "taken": _SENT,
     "host": _HOST,
+    "asked": _HOST._replace(charged=1, waits="", end=None),
     "late": _HOST._replace(tls="TLS", end="ehlo"),
     "early": _HOST._replace(tls="TLS", end="greeting"),
     "ehlo": _EHLO,
@@ -127,6 +130,7 @@ SAID = {
     "tls": "delivered under TLS",
     "taken": "delivered under TLS",
     "host": "never in clear: next host, else waits (tls)",
+    "asked": "not in clear: next host, else deferred (tls)",
     "late": "next host, else waits (tls)",
     "early": "next host, else waits (tls)",
     "ehlo": "next host, else waits (remote)",

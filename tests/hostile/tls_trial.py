@@ -40,6 +40,7 @@ class Policy:
         tls: the table [tls].
         relay: the table [relay], without its hosts; None: to MX hosts.
         login: whether it is about credentials, and nothing else.
+        demand: each message is sent with ``require_tls``; about that, and nothing else.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Policy:
     tls: dict[str, object] = field(default_factory=dict)
     relay: dict[str, object] | None = None
     login: bool = False
+    demand: bool = False
 
     @property
     def wanted(self) -> str:
@@ -99,7 +101,8 @@ class Trial:
         return Host(address, self.stand.network.port, act, window=window)
 
     def send(self, address: str, text: str) -> str:
-        return self.engine.send(address, text=text, sender="a@sender.test")
+        demand = self.policy.demand
+        return self.engine.send(address, text=text, sender="a@sender.test", require_tls=demand)
 
     def verdict(self, id: str) -> Verdict:
         """The first verdict on a message: status, reason, doubt, attempts."""
@@ -173,13 +176,16 @@ def passed_on(facts: Facts, word: str) -> str:
     """The word for a host behind which the next one was asked.
 
     Args:
-        facts: of the first host; the message went on, so only how its session ended counts.
+        facts: of the first host; the message went on, so only how its session ended counts, and
+            ``charged``: the attempts that name it.
         word: of its twin that is the only host: where that waited, it was for the same.
     """
     alike = [
         name
         for name, wanted in WORDS.items()
-        if wanted.next_host == "next" and (wanted.tls, wanted.end) == (facts.tls, facts.end)
+        if wanted.next_host == "next"
+        and (wanted.charged, wanted.tls) == (facts.charged, facts.tls)
+        and wanted.end in (None, facts.end)
     ]
     return word if word in alike else (alike or ["passed on"])[0]
 
@@ -240,12 +246,18 @@ class Site(Trial):
                 if (spare.status, spare.in_doubt) != ("delivered", 0):
                     told.findings.append(f"{name}: {spare.status} though the next host is well")
             also = self.facts(verdicts[two], two, self.sessions(first)[-1])
-            told.words[f"{name}, with a next host"] = (
-                passed_on(also, word) if passed else word_of(also, spared=True)
-            )
+            if passed:
+                charged = self.engine.rows(
+                    "SELECT 1 FROM attempts WHERE message_id = ? AND address = ?",
+                    ids[two], first.address,
+                )  # fmt: skip
+                word = passed_on(also._replace(charged=len(charged)), word)
+            else:
+                word = word_of(also, spared=True)
+            told.words[f"{name}, with a next host"] = word
             wrong = [text for row in sessions for text in self.wrong(row)]
             for host in (only, first, second):
-                wrong += spoken(host, word == "clear")
+                wrong += spoken(host, told.words[name] == "clear")
             told.findings += [f"{name}: {text}" for text in dict.fromkeys(wrong)]
 
 
