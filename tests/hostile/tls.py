@@ -22,7 +22,7 @@ from tests.hostile.tls_certificates import Issuer
 from tests.hostile.tls_table import AUTH, EXPECTED, SAID, expected
 from tests.hostile.tls_talk import Make
 from tests.hostile.tls_trial import RELAY, Policy, Site, Smart, Told, Tried, chosen
-from tests.support.engine import STAGES, Engine, Tables
+from tests.support.engine import PEERS, STAGES, Engine
 from tests.support.network import Network
 from tests.support.sockets import loopback_addresses
 from tests.support.trial import Plan
@@ -30,7 +30,8 @@ from tests.support.trial import Plan
 GROUP = "tls"
 assert GROUP in GROUPS
 WAIT = "6s"
-"""For each stage; longer than a machine with many sessions stands still."""
+"""For each stage in the long form; longer than a machine with many sessions stands still. In the
+short form no host is waited for."""
 MOST = 48 * MIB
 """A worker grows by no more than this, whatever it meets."""
 _VERIFY: dict[str, object] = {"verify": True}
@@ -152,7 +153,7 @@ def tried(
     most = SHORT.get(policy.name, 1)
     if plan.long:
         most = ALL if policy.relay is None or policy.login else FEW[policy.column]
-    with _engaged(policy, issuer, folder) as (stand, kind):
+    with _engaged(policy, issuer, folder, WAIT if plan.long else PEERS) as (stand, kind):
         for name, case, wanted in _cases(policy, plan.long):
             variants = chosen(case.variants, plan.long, most)
             if not variants or (only and name not in only):
@@ -185,11 +186,14 @@ def _cases(policy: Policy, long: bool) -> list[tuple[str, Case, tuple[str, ...]]
 
 
 @contextmanager
-def _engaged(policy: Policy, issuer: Issuer, folder: Path) -> Iterator[tuple[Stand, Tried]]:
+def _engaged(
+    policy: Policy, issuer: Issuer, folder: Path, wait: str
+) -> Iterator[tuple[Stand, Tried]]:
     """An engine under a policy, and how cases are tried with it."""
     (address,) = loopback_addresses()
     with Network() as network:
         tables = _tables(policy, issuer, folder, network.port)
+        tables["timeouts"] = dict.fromkeys(STAGES, wait) | {"quit": "1s"}
         with Engine(network, folder, workers=1, settings=tables) as engine:
             stand = Stand(network=network, engine=engine)
             if policy.relay is None:
@@ -201,10 +205,11 @@ def _engaged(policy: Policy, issuer: Issuer, folder: Path) -> Iterator[tuple[Sta
             assert engine.ms.check() == []
 
 
-def _tables(policy: Policy, issuer: Issuer, folder: Path, port: int) -> Tables:
+def _tables(
+    policy: Policy, issuer: Issuer, folder: Path, port: int
+) -> dict[str, dict[str, object]]:
     pause = "1h" if policy.relay is None else "500ms"  # a relay is well again behind each case
     tables: dict[str, dict[str, object]] = {
-        "timeouts": dict.fromkeys(STAGES, WAIT) | {"quit": "1s"},
         "tls": dict(policy.tls),
         "delivery": {"max_connections": 400},
         "sites": {"idle": "0s", "suspend": [pause]},
