@@ -229,11 +229,11 @@ def test_required_starttls_is_never_relaxed(
     run(body)
 
 
-def test_an_ehlo_reply_that_comes_twice_does_not_refuse_tls() -> None:
-    """The second one stands where the answer to STARTTLS belongs, whose 220 is on its way."""
+def test_a_second_ehlo_reply_that_comes_late_does_not_refuse_tls() -> None:
+    """It stands where the answer to STARTTLS belongs, whose 220 is on its way."""
 
     async def body() -> None:
-        peer = Peer(EHLO=f"{OFFER}\r\n{OFFER}", STARTTLS="220 go")
+        peer = Peer(EHLO=OFFER, STARTTLS=f"{OFFER}\r\n220 go")
         async with serving(peer) as target:
             failure = await refused(target, wanting("opportunistic"))
         assert (failure.stage, failure.cause) == (Stage.STARTTLS, "garbage")

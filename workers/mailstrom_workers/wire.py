@@ -343,21 +343,14 @@ class _Opening:
         tls = smtp.get_transport_info("ssl_object")
         if not isinstance(tls, ssl.SSLObject | ssl.SSLSocket):
             raise _Refused("tls", "the transport is not encrypted after its handshake")
-        cipher = tls.cipher()
-        self._reach_tls()
-        self.facts = replace(
-            self.facts,
-            tls_version=tls.version(),
-            tls_cipher=cipher[0] if cipher else None,
-            tls_peer=peer_names(tls.getpeercert(binary_form=True)),
-        )
-
-    def _reach_tls(self) -> None:
-        verified = self.policy.verify
+        cipher, verified = tls.cipher(), self.policy.verify
         self.facts = replace(
             self.facts,
             tls_reached="verified" if verified else "encrypted",
             tls_verified=verified,
+            tls_version=tls.version(),
+            tls_cipher=cipher[0] if cipher else None,
+            tls_peer=peer_names(tls.getpeercert(binary_form=True)),
         )
 
     async def _auth(self, smtp: aiosmtplib.SMTP, username: str) -> None:
