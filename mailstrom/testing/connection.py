@@ -354,6 +354,8 @@ class Shell(asyncio.Protocol):
         self.muted = True
         if rule.act is Act.GARBAGE:
             self.transport.write(rule.data.encode("latin-1"))
+            if rule.close:
+                self._finish("script")
         elif rule.act is Act.STALL:
             self.transport.pause_reading()
         elif rule.act is Act.RESET:

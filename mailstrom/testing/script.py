@@ -5,16 +5,17 @@ decides, else a magic local part does, else the server behaves. A rule names a s
 
     greeting ehlo helo starttls auth mail rcpt data bdat body dot rset quit
 
-and an act: ``reply`` (a code, or the normal reply, after ``delay`` seconds, closing behind it
-where ``close`` is set), ``close`` (FIN, no reply), ``reset`` (RST, no reply), ``silence`` (no
-reply, keeps reading), ``stall`` (no reply, stops reading), ``garbage`` (``data`` in place of the
-reply, then silence). ``bdat`` is the end of any BDAT's octets, ``dot`` the end of the content
-however it came: behind a ``BDAT n LAST`` both are asked, ``bdat`` first. A rule may be narrowed to
-recipients, a sender, a local address, to commands that came ``behind`` a content that was not
-answered yet, to some of its matches (``first`` .. ``last``, counted per ``per``), to ``lasting``
-seconds from the first match, and for ``body`` to the moment when ``after`` octets of content have
-come. A reply may be missing or come again (``times``), and what came behind the command before its
-answer may be thrown away (``deaf``); a refused content may leave its envelope open (``held``).
+and an act: ``reply`` (a code, or the normal reply, after ``delay`` seconds, closing behind it where
+``close`` is set), ``close`` (FIN, no reply), ``reset`` (RST, no reply), ``silence`` (no reply,
+keeps reading), ``stall`` (no reply, stops reading), ``garbage`` (``data`` in place of the reply,
+then silence, or a close where ``close`` is set). ``bdat`` is the end of any BDAT's octets, ``dot``
+the end of the content however it came: behind a ``BDAT n LAST`` both are asked, ``bdat`` first. A
+rule may be narrowed to recipients, a sender, a local address, to commands that came ``behind`` a
+content that was not answered yet, to some of its matches (``first`` .. ``last``, counted per
+``per``), to ``lasting`` seconds from the first match, and for ``body`` to the moment when ``after``
+octets of content have come. A reply may be missing or come again (``times``), and what came behind
+the command before its answer may be thrown away (``deaf``); a refused content may leave its
+envelope open (``held``).
 
 Magic local parts (``NAME@...`` and ``NAME+anything@...``): the table ``MAGIC``.
 
@@ -67,7 +68,7 @@ class Rule:
         enhanced: enhanced status code of the reply.
         text: of the reply; LF separates lines.
         delay: seconds before the act.
-        close: close (FIN) behind the reply.
+        close: close (FIN) behind the reply, or behind the garbage.
         times: how often the reply is written: 0 is a missing one, 2 a doubled one. The server
             goes on as if it had been written once.
         deaf: throw away what came behind the command before its answer, unread.

@@ -9,7 +9,6 @@ message before it on the same session, that goes to the same domains first, and 
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +31,7 @@ from tests.scenarios.stage_table import (
 )
 from tests.support.engine import STAGES, Engine, Tables, mail
 from tests.support.network import Network
-from tests.support.sockets import eventually, loopback_addresses
+from tests.support.sockets import eventually
 
 PAGE = Path(__file__).parents[2] / "docs" / "design" / "stage-table.md"
 BIG_LINES = 110_000  # about 8 MiB: more than a sender's buffer (4 MiB) can take unread
@@ -57,24 +56,11 @@ class Tried:
     hosts: tuple[SMTPServer, ...]
 
 
-@pytest.fixture(scope="module")
-def deaf(network: Network) -> Iterator[str]:
-    """An address whose queue of connections is full: a connect gets no answer."""
-    address = loopback_addresses()[0]
-    with socket.create_server((address, network.port), backlog=0):
-        waiting = [socket.socket() for _ in range(4)]
-        for one in waiting:
-            one.setblocking(False)
-            one.connect_ex((address, network.port))
-        yield address
-        for one in waiting:
-            one.close()
-
-
-def _prepare(network: Network, cell: Cell, deaf: str) -> Tried:
+def _prepare(network: Network, cell: Cell) -> Tried:
     hosts: list[SMTPServer] = []
     if cell.stage == "connect":
-        addresses = [deaf, deaf] if cell.fault == "timeout" else [network.nobody() for _ in "12"]
+        nobody = network.deaf if cell.fault == "timeout" else network.nobody
+        addresses = [nobody() for _ in "12"]
     else:
         tls = cell.stage == "starttls"
         how = script(cell)
@@ -96,9 +82,9 @@ def engine(network: Network, folder: Path) -> Iterator[Engine]:
 
 
 @pytest.fixture(scope="module")
-def tried(network: Network, deaf: str) -> dict[Cell, Tried]:
+def tried(network: Network) -> dict[Cell, Tried]:
     """Hosts and domains of every cell."""
-    return {cell: _prepare(network, cell, deaf) for cell in expected()}
+    return {cell: _prepare(network, cell) for cell in expected()}
 
 
 @pytest.fixture(scope="module")

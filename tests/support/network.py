@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import socket
 import ssl
 import threading
 from collections.abc import Callable, Coroutine, Iterable
@@ -73,6 +74,8 @@ class Network:
         self.dns = DNSServer({})
         self.servers: list[SMTPServer] = []
         self._others: list[Server] = []
+        self._listeners: list[asyncio.Server] = []
+        self._deaf: tuple[str, list[socket.socket]] | None = None
         self._numbers = itertools.count(1)
         self._authority: trustme.CA | None = None
         self._loop = _Loop()
@@ -94,8 +97,12 @@ class Network:
         try:
             for server in (*self.servers, *self._others):
                 self._run(server.stop())
+            for listener in self._listeners:
+                self.on_loop(listener.close)
             self._run(self.dns.__aexit__(kind, error, trace))
         finally:
+            for one in self._deaf[1] if self._deaf is not None else ():
+                one.close()
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
             self._loop.close()
@@ -210,9 +217,31 @@ class Network:
         self.route(domain, [server.host for server in servers])
         return domain, servers
 
+    def listen(self, protocol: Callable[[], asyncio.BaseProtocol]) -> str:
+        """Start a server that is no mail host of ours: one protocol a connection; its address."""
+        address = loopback_addresses()[0]
+
+        async def begin() -> asyncio.Server:
+            return await self._loop.create_server(protocol, address, self.port)
+
+        self._listeners.append(self._run(begin()))
+        return address
+
     def nobody(self) -> str:
         """An address where nothing listens: connections are refused."""
         return loopback_addresses()[0]
+
+    def deaf(self) -> str:
+        """An address whose queue of connections is full: a connect gets no answer."""
+        if self._deaf is None:
+            address = loopback_addresses()[0]
+            listening = socket.create_server((address, self.port), backlog=0)
+            waiting = [socket.socket() for _ in range(4)]
+            for one in waiting:
+                one.setblocking(False)
+                one.connect_ex((address, self.port))
+            self._deaf = address, [listening, *waiting]
+        return self._deaf[0]
 
     @property
     def authority(self) -> trustme.CA:

@@ -250,6 +250,14 @@ def test_garbage_at_every_stage(stage: str) -> None:
         assert answer == b"\x00\xffzz\n"
 
 
+@pytest.mark.parametrize("stage", sorted(STAGES))
+def test_garbage_may_be_followed_by_a_close(stage: str) -> None:
+    half = Rule(stage=stage, act=Act.GARBAGE, data="25", close=True)
+    with serving(half) as server, Raw(server) as raw:
+        answer = walk(raw, stage)
+        assert answer + raw.to_the_end() == b"25"
+
+
 @pytest.mark.parametrize("stage", sorted(set(STAGES) - {"greeting"}))
 def test_reset_at_every_stage(stage: str) -> None:
     with serving(Rule(stage=stage, act=Act.RESET)) as server, Raw(server) as raw:
