@@ -175,6 +175,7 @@ class ClientDialogue:
                 chunk, body = body, None
             else:
                 body = stuffed(body)
+        unclear = self._endings.reset_due or (bool(running) and not behind)
         transaction = Progress(
             rcpts=[None] * len(envelope.recipients),
             groups=flight(
@@ -182,7 +183,8 @@ class ClientDialogue:
                 self.capabilities,
                 reset=self._endings.reset_due or (behind and running[-1].chunked),
                 chunk=chunk,
-                proved=liberties.proved,
+                # some close behind a refusal, or refuse RSET: what follows must not be in doubt
+                proved=liberties.proved and not unclear,
                 pipelined=liberties.pipelined,
             ),
             behind=behind,

@@ -112,8 +112,9 @@ class Endings:
         if running and running[0].chunked:
             # It closes at a BDAT, maybe, or behind each message: all of them by BDAT, or each
             # second one, would be in doubt.
+            first = running[0]
             at_bdat = at_content and not self._liberties.chunk_answered
-            if at_bdat or (self._used and not running[0].answered):
+            if at_bdat or (self._used and first.dot_written and not first.answered):
                 stumbled = Extension.CHUNKING
         return self.fail(Fault.CLOSED, stumbled)
 

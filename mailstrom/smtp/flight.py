@@ -55,7 +55,7 @@ def flight(
         offered: what the server announced.
         reset: RSET goes first.
         chunk: the content, where it goes by BDAT.
-        proved: a BDAT is known to work here.
+        proved: a BDAT is known to work here, and nothing before is unclear.
         pipelined: commands may leave ahead of replies.
 
     Returns:

@@ -82,7 +82,9 @@ class Liberties:
             followed: what stands behind its content, see ``waiting``.
             refused: the last content that was answered was refused.
         """
-        if transaction.chunked and (fault is Fault.TIMEOUT or stage is Stage.DOT):
+        # silence before MAIL was answered is none of a BDAT that did not leave
+        shown = transaction.dot_written or stage is not Stage.MAIL
+        if transaction.chunked and shown and (fault is Fault.TIMEOUT or stage is Stage.DOT):
             return Extension.CHUNKING
         if not self.pipelined:
             return None

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from mailstrom.policy.outcome import Action, judge
 from mailstrom.smtp.capabilities import Capabilities
 from mailstrom.smtp.client import (
     ClientDialogue,
@@ -17,7 +18,7 @@ from mailstrom.smtp.client import (
     Pipelining,
 )
 from mailstrom.smtp.framing import BareLineEnd
-from mailstrom.types import Stage
+from mailstrom.types import OnDoubt, Stage
 from tests.unit.smtp.driving import (
     BDAT,
     DATA,
@@ -164,9 +165,34 @@ def test_silence_at_a_bdat_for_several_may_be_a_reply_that_is_missing(dialect: D
     )
 
 
-def test_an_envelope_follows_a_failed_bdat_behind_a_reset() -> None:
+def test_an_envelope_follows_a_failed_bdat_behind_a_reset_and_its_content_later() -> None:
     drive = Drive(BDAT).begin().say(lines(250, 250, 452))
-    assert drive.cleared().begin().wrote == flight(1, reset=True)
+    assert drive.cleared().begin().wrote == RSET + mail(1) + rcpts(1)
+    drive.cleared().say(lines(250, 250, 250))
+    assert drive.wrote == bdat(1)
+    drive.cleared().say(lines(250)).begin()
+    assert drive.wrote == flight(2), "one flight again"
+
+
+@pytest.mark.parametrize(
+    "ends",
+    [
+        lambda drive: drive.took(drive.dialogue.receive_eof()),
+        lambda drive: drive.took(drive.dialogue.fail(Fault.TIMEOUT)),
+        lambda drive: drive.say(lines(450)),
+        lambda drive: drive.say(lines(421)),
+    ],
+    ids=["close", "silence", "450", "421"],
+)
+def test_who_ends_a_session_behind_a_refused_bdat_leaves_nobody_in_doubt(
+    ends: Callable[[Drive], Drive],
+) -> None:
+    """Servers that close behind what they refused are common."""
+    drive = Drive(BDAT).begin().say(lines(250, 250, 554)).begin()
+    (_, end) = ends(drive).ends
+    assert (end.dot_written, end.stumbled) == (False, None), "no BDAT left"
+    verdict = judge(end, 0, last_host=True, reused=True, on_doubt=OnDoubt.RETRY)
+    assert verdict.action is Action.AGAIN
 
 
 @pytest.mark.parametrize("dialect", [BDAT, FIRST_BDAT, SERIAL])
