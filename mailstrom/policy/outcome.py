@@ -295,6 +295,10 @@ def _lost(end: TransactionEnd, last_host: bool) -> Verdict:
 
 
 def _loss(end: TransactionEnd) -> str:
+    if end.fault is None and any(
+        reply is not None and reply.code == CLOSING for reply in end.rcpts
+    ):
+        return "421 to another recipient of the same flight"
     # No fault and yet no usable reply: the replies themselves made no sense.
     return _LOSSES[end.fault if end.fault is not None else Fault.GARBAGE]
 

@@ -414,6 +414,16 @@ def test_mail_refused_in_one_flight_decides_for_everyone() -> None:
     assert [decide(ended, i).action for i in range(2)] == [Action.DEFER, Action.DEFER]
 
 
+def test_421_to_one_recipient_leaves_those_in_doubt_whose_content_is_out() -> None:
+    """It may have gone on with them; no host said anything that was not SMTP."""
+    rcpts = (OK, reply(550), reply(421, "4.3.2 closing"), None)
+    ended = end(mail=OK, rcpts=rcpts, stage=Stage.RCPT, dot_written=True)
+    verdicts = [decide(ended, index) for index in range(4)]
+    assert [one.in_doubt for one in verdicts] == [True, False, False, True]
+    assert [one.reply_code for one in verdicts] == [None, 550, 421, None]
+    assert "421 to another recipient" in str(verdicts[0].reply_text)
+
+
 def test_421_to_one_recipient_is_recorded_for_those_left_unsent() -> None:
     ended = end(mail=OK, rcpts=(OK, reply(421, "4.3.2 closing"), None), stage=Stage.RCPT)
     for index in range(3):
