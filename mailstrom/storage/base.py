@@ -452,7 +452,8 @@ class WorkerStore(Protocol):
         ...
 
     def use_routes(self, policy: str, now_ms: int) -> bool:
-        """Tell which routing policy holds; another one than before calls every cached route off.
+        """Tell which routing policy holds; another one than before calls every cached route off,
+        and lets no suspension hold the mail that waits where they led.
 
         True if it was another one. In pieces, of which the policy is the first: where a later one
         fails, whoever names this policy next does the rest, and is told False.

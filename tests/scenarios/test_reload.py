@@ -15,7 +15,7 @@ import pytest
 
 from mailstrom.testing.script import Act, Rule, Script
 from tests.scenarios.conftest import MakeEngine
-from tests.support.engine import DEADLINE_S, Engine, Tables
+from tests.support.engine import DEADLINE_S, Engine, Tables, mail
 from tests.support.network import Network
 from tests.support.sockets import eventually
 
@@ -103,6 +103,31 @@ def test_the_logs_level_changes(network: Network, make_engine: MakeEngine) -> No
         return count == before
 
     eventually(quiet, DEADLINE_S, what="silence of the worker")
+
+
+def test_mail_that_waits_for_a_dead_relay_goes_to_the_new_one(
+    network: Network, make_engine: MakeEngine
+) -> None:
+    """It does not wait until the dead one would be tried again."""
+    dead, alive = network.nobody(), network.host()
+
+    def through(host: str) -> Tables:
+        return {
+            "delivery": {"mode": "relay"},
+            "relay": {"hosts": [f"{host}:{network.port}"]},
+            "sites": {"suspend": ["1h"]},
+        }
+
+    engine = make_engine(workers=1, settings=through(dead)).start()
+    ids = engine.ms.send_many(mail(f"a@d{number}.test") for number in range(3))
+    waits = "SELECT 1 FROM recipients WHERE message_id = ? AND reason = 'connect'"
+    for id in ids:
+        engine.until(waits, id)
+
+    reload(engine, through(alive.host))
+
+    assert all(engine.final(id).succeeded for id in ids)
+    assert len(alive.dots) == 3
 
 
 def test_the_relay_changes(network: Network, make_engine: MakeEngine) -> None:

@@ -129,6 +129,7 @@ def expire(connection: apsw.Connection) -> bool:
     ((domain, domains),) = run(connection, "domains_to", values)
     if domains:
         run(connection, "expire_routes", {**values, "until": domain})
+        run(connection, "free_sites", {**values, "until": domain})
     if domains == MOST:
         _note(connection, _ROUTES, domain)
         return True

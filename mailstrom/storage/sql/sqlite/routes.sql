@@ -121,6 +121,13 @@ UPDATE domain SET expires_ms = 0, usable_ms = 0, retry_ms = 0
  WHERE name > CAST(unhex(:after) AS TEXT) AND name <= CAST(unhex(:until) AS TEXT)
    AND (expires_ms > 0 OR usable_ms > 0 OR retry_ms > 0);
 
+-- name: free_sites
+-- Where these domains lead is looked up anew: a suspension of where they led must not hold their mail.
+UPDATE site SET suspended_until_ms = 0
+ WHERE suspended_until_ms > 0
+   AND seq IN (SELECT site FROM domain
+                WHERE name > CAST(unhex(:after) AS TEXT) AND name <= CAST(unhex(:until) AS TEXT));
+
 -- name: expire_waiting
 -- Some domains of these recipients are looked up before their answer is used again: any answer writes
 -- their site anew. One whose DNS fails is looked up as it is, once its pause is over.
