@@ -134,6 +134,18 @@ class RouteContract:
         assert due.cached is None
         spool.sound()
 
+    def test_another_routing_policy_lets_no_suspension_hold_what_waits(self, spool: Spool) -> None:
+        """Who changes a dead relay wants its mail at the new one now."""
+        spool.send("a@example.org")
+        spool.route(ttl=DAY)
+        lane = spool.lane()
+        spool.suspend(lane, T0 + DAY)
+        spool.engine.release([lane.token], T0)
+        assert spool.engine.due_sites(T0) == []
+        assert spool.engine.use_routes("relay", T0)
+        assert spool.engine.due_sites(T0) == [lane.site]
+        spool.sound()
+
     def test_stamping_is_bounded_and_goes_on_from_the_cache(self, spool: Spool) -> None:
         spool.send(*(f"r{n}@example.org" for n in range(1_001)))
         assert spool.route() is True, "some are left"

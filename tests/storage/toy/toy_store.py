@@ -760,6 +760,8 @@ class ToyWorker:
                 return False
             for domain in self._spool.domains.values():
                 domain.expires_ms = domain.retry_ms = 0
+                if domain.site is not None:
+                    self._spool.sites[domain.site].until_ms = 0
             return True
 
     def _unrouted(self) -> dict[str, int]:
