@@ -29,6 +29,7 @@ RECORDS = {
     "MX": st.tuples(st.integers(0, 65535), NAMES).map(lambda mx: f"{mx[0]} {mx[1]}."),
     "A": st.ip_addresses(v=4).map(str),
     "AAAA": st.ip_addresses(v=6).map(str),
+    "PTR": NAMES.map(lambda name: f"{name}."),
 }
 
 
@@ -88,6 +89,8 @@ def test_records_are_read_as_another_implementation_wrote_them(
     if kind == "MX":
         wanted = {(int(text.split()[0]), labels(text.split()[1][:-1])) for text in texts}
         assert set(response.records) == wanted
+    elif kind == "PTR":
+        assert set(response.records) == {(0, labels(text[:-1])) for text in texts}
     else:
         found = {ip_address(str(what)) for _, what in response.records}
         assert found == {ip_address(text) for text in texts}

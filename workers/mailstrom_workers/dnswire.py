@@ -1,4 +1,4 @@
-"""DNS messages as bytes: a question for MX, A or AAAA records, and what its answer says.
+"""DNS messages as bytes: a question for MX, A, AAAA or PTR records, and what its answer says.
 
 Contract. Pure: bytes in, values out. What does not fit the question (another id, another name) is
 nobody's answer; what cannot be read raises ``Unreadable``. A CNAME chain inside the answer is
@@ -22,7 +22,7 @@ from typing import Literal, NamedTuple
 import dns.name
 from dns.exception import DNSException
 
-Kind = Literal["MX", "A", "AAAA"]
+Kind = Literal["MX", "A", "AAAA", "PTR"]
 Labels = tuple[bytes, ...]
 
 MAX_LINKS = 16
@@ -37,11 +37,14 @@ class _Type(IntEnum):
     A = 1
     CNAME = 5
     SOA = 6
+    PTR = 12
     MX = 15
     AAAA = 28
 
 
-_TYPES: dict[Kind, int] = {"MX": _Type.MX, "A": _Type.A, "AAAA": _Type.AAAA}
+_TYPES: dict[Kind, int] = {
+    "MX": _Type.MX, "A": _Type.A, "AAAA": _Type.AAAA, "PTR": _Type.PTR,
+}  # fmt: skip
 _IN = 1
 _RESPONSE, _TRUNCATED, _RECURSE = 0x8000, 0x0200, 0x0100
 _HEADER = struct.Struct("!HHHHHH")
@@ -64,7 +67,8 @@ class Response:
         truncated: it is cut off: what is missing could be anything.
         name: the end of the CNAME chain, labels in lower case.
         links: CNAME records on the way.
-        records: (preference, exchange's labels) for MX, (0, address as text) for A and AAAA.
+        records: (preference, exchange's labels) for MX, (0, address as text) for A and AAAA, (0,
+            labels) for PTR.
         ttl_s: the shortest time to live on the way; for a denial that of its SOA.
     """
 
@@ -175,6 +179,8 @@ def _data(wire: bytes, record: _Record) -> tuple[int, Labels | str]:
         if end - at < 3:
             raise Unreadable("an MX record without a name")
         return wire[at] << 8 | wire[at + 1], _only_name(wire, at + 2, end)
+    if record.type == _Type.PTR:
+        return 0, _only_name(wire, at, end)
     four = record.type == _Type.A
     if end - at != (4 if four else 16):
         raise Unreadable("an address of no length")
