@@ -19,6 +19,9 @@ from mailstrom.errors import MailstromError
 SUPERVISOR_LOCK = "supervisor.lock"
 """The file in a spool's run directory that its supervisor holds locked."""
 
+JANITOR_LOCK = "janitor.lock"
+"""The file there that whoever has the janitor's role holds locked."""
+
 COMMAND_LIMIT = 1 << 20
 """Longest command line in bytes, newline included; a whole configuration must fit."""
 

@@ -15,9 +15,11 @@ from mailstrom.storage.schemes import provider_of
 if TYPE_CHECKING:
     from mailstrom.storage.base import WorkerStore
     from mailstrom.storage.client import ClientStore
+    from mailstrom.storage.examined import Examined
 
 __all__ = [
     "canonical",
+    "examine",
     "open_client_store",
     "open_worker_store",
     "prepare",
@@ -99,3 +101,21 @@ def run_directory(path: str) -> str:
         ConfigError: no store has names like this one.
     """
     return provider_of(path).run_directory(canonical(path))
+
+
+def examine(path: str, *, check_s: float) -> Examined | None:
+    """Look at a spool from outside, whatever state it is in; None where its store cannot.
+
+    Args:
+        path: the spool.
+        check_s: how long the check of its invariants may take; 0 leaves it out.
+
+    Raises:
+        ConfigError: no store has names like this one.
+    """
+    from mailstrom.storage.provider import ExaminedProvider
+
+    provider = provider_of(path)
+    if not isinstance(provider, ExaminedProvider):
+        return None
+    return provider.examine(path, check_s=check_s)

@@ -9,11 +9,12 @@ do). Nothing is imported before a spool of that scheme is named.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from mailstrom.storage.base import WorkerStore
     from mailstrom.storage.client import ClientStore
+    from mailstrom.storage.examined import Examined
 
 ENTRY_POINTS = "mailstrom.stores"
 
@@ -61,4 +62,20 @@ class StoreProvider(Protocol):
 
     def run_directory(self, name: str) -> str:
         """A local directory for the lock files of this machine's engine processes."""
+        ...
+
+
+@runtime_checkable
+class ExaminedProvider(Protocol):
+    """A ``StoreProvider`` may offer this, too: then ``mailstrom doctor`` can look at its spools."""
+
+    def examine(self, name: str, *, check_s: float) -> Examined:
+        """Look at a spool from outside: nothing is written or made, and nobody waits.
+
+        Args:
+            check_s: how long the check of its invariants may take; 0 leaves it out.
+
+        Raises:
+            ConfigError: the name cannot be one of this scheme. Whatever else is wrong is a fact.
+        """
         ...

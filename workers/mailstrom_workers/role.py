@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 
+from mailstrom.control import JANITOR_LOCK
 from mailstrom.lockfile import LockFile, is_free
 from mailstrom.storage import run_directory
 from mailstrom_workers.presence import Presence
@@ -32,7 +33,7 @@ class Role:
 
     def __init__(self, presence: Presence) -> None:
         self._presence = presence
-        self._lock = LockFile(os.path.join(run_directory(presence.store), "janitor.lock"))
+        self._lock = LockFile(os.path.join(run_directory(presence.store), JANITOR_LOCK))
         self._free_since_ms: int | None = None
 
     def take(self) -> bool:

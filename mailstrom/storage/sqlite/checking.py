@@ -8,8 +8,9 @@ knows no lock and no engine (``owners`` says who should be alive, the client loo
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import apsw
 
@@ -17,6 +18,7 @@ from mailstrom.storage.client import Owner
 from mailstrom.storage.sqlite.rows import checksum, digest, readable, seal_fits
 from mailstrom.storage.sqlite.sql import STATEMENTS, run
 
+_STEPS = 10_000  # of SQLite's machine between two looks at the clock
 MOST = 100
 """Sentences of a kind; who has more needs no list."""
 
@@ -57,6 +59,14 @@ _REMEDIES = {
 is always that."""
 
 
+class Checked(NamedTuple):
+    """What was found, of how many questions, and how many of them were not answered in time."""
+
+    findings: list[str]
+    asked: int
+    left: int
+
+
 def check(connection: apsw.Connection, path: str) -> list[str]:
     """Broken invariants, a sentence each with what to do; empty where the spool is sound.
 
@@ -64,32 +74,54 @@ def check(connection: apsw.Connection, path: str) -> list[str]:
         connection: reads only; in no transaction.
         path: the spool's name, for what is to be done.
     """
+    return _asked(connection, path, None).findings
+
+
+def check_for(connection: apsw.Connection, path: str, seconds: float) -> Checked:
+    """As ``check``, for so long; SQLite's own check, which reads every page, comes last.
+
+    Args:
+        connection: reads only; in no transaction.
+        path: the spool's name, for what is to be done.
+        seconds: what is not answered by then is left.
+    """
+    return _asked(connection, path, time.monotonic() + seconds)
+
+
+def _asked(connection: apsw.Connection, path: str, deadline: float | None) -> Checked:
     findings: list[str] = []
     recover = _RECOVER.format(path=path)
+    left = 0
     connection.create_scalar_function("digest_of", _digest, 1, deterministic=True)
     connection.create_scalar_function("checksum_of", _checksum, 3, deterministic=True)
     connection.create_scalar_function("sealed", _sealed, 11, deterministic=True)
     connection.create_scalar_function("text_of", _text, 1, deterministic=True)
+    if deadline is not None:
+        connection.set_progress_handler(lambda: time.monotonic() > deadline, _STEPS)
     try:
-        statements = {"integrity": f"PRAGMA integrity_check({MOST})"}
-        statements |= {name: sql for name, sql in STATEMENTS.items() if name.startswith("check_")}
+        statements = {name: sql for name, sql in STATEMENTS.items() if name.startswith("check_")}
         statements["check_seal"] = (
             f"WITH seals AS ({STATEMENTS['seals']}) {STATEMENTS['check_seal']}"
         )
-        for name, sql in statements.items():
+        integrity = {"integrity": f"PRAGMA integrity_check({MOST})"}
+        ordered = integrity | statements if deadline is None else statements | integrity
+        for name, sql in ordered.items():
             remedy = _REMEDIES.get(name, _RECOVER).format(path=path)
             try:
                 findings += [f"{text}: {remedy}" for text in _sentences(connection, sql)]
+            except apsw.InterruptError:
+                left += 1
             except (apsw.CorruptError, apsw.IOError, apsw.NotADBError, UnicodeDecodeError) as error:
                 asked = name.removeprefix("check_").replace("_", " ")
                 where = f"where the check of '{asked}' reads it"
                 findings.append(f"the file is damaged {where} ({error}): {recover}")
     finally:
+        connection.set_progress_handler(None)
         connection.create_scalar_function("digest_of", None, 1)
         connection.create_scalar_function("checksum_of", None, 3)
         connection.create_scalar_function("sealed", None, 11)
         connection.create_scalar_function("text_of", None, 1)
-    return findings
+    return Checked(findings, len(ordered), left)
 
 
 def owners(connection: apsw.Connection) -> list[Owner]:

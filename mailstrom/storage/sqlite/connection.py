@@ -320,7 +320,7 @@ def connect(
             connection.set_busy_timeout(busy_ms)
             if create and connection.execute("PRAGMA page_count").fetchall()[0][0] == 0:
                 mark_new(connection)
-            _require_ours(connection, path, create)
+            require_ours(connection, path, create)
             _require_unmoved(connection, path)
             left = names.require_one(path)
             mode = connection.execute("PRAGMA journal_mode = WAL").fetchall()[0][0]
@@ -437,13 +437,21 @@ def looking(path: str) -> Iterator[apsw.Connection | None]:
     with spool_errors(path, "looking at it"):
         connection = apsw.Connection(f"file:{quoted}?immutable=1", flags=flags)
         try:
-            _require_ours(connection, path, create=True)
+            require_ours(connection, path, create=True)
             yield connection
         finally:
             connection.close()
 
 
-def _require_ours(connection: apsw.Connection, path: str, create: bool) -> None:
+def require_ours(connection: apsw.Connection, path: str, create: bool = False) -> None:
+    """Raise unless what was opened is a spool.
+
+    Args:
+        create: an empty database will do: it is about to become one.
+
+    Raises:
+        NotASpool: says what it is.
+    """
     if not _is_spool(connection, create):
         raise NotASpool(
             f"{path}: is an SQLite database but not a Mailstrom spool; name another file"

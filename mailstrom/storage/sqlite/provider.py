@@ -18,6 +18,7 @@ from mailstrom.storage.sqlite.place import FilePlace, Place
 if TYPE_CHECKING:
     from mailstrom.storage.base import WorkerStore
     from mailstrom.storage.client import ClientStore
+    from mailstrom.storage.examined import Examined
 
 
 class Files:
@@ -51,6 +52,12 @@ class Files:
     def run_directory(self, name: str) -> str:
         """Beside the file; made with the spool."""
         return FilePlace(self.canonical(name)).run_directory()
+
+    def examine(self, name: str, *, check_s: float) -> Examined:
+        """See ``ExaminedProvider.examine``."""
+        from mailstrom.storage.sqlite import examining
+
+        return examining.examine(self.canonical(name), check_s=check_s)
 
 
 class Memory:

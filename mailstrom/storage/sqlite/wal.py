@@ -188,7 +188,7 @@ def pinned(path: str) -> Pinned:
     except OSError:
         return Pinned()
     held = _held(found)
-    marks = _marks(found)
+    marks = read_marks(found)
     if marks:
         *marks, last = marks
         held = [
@@ -304,7 +304,7 @@ def _held(shm: os.stat_result) -> list[tuple[int, int]]:
     ]
 
 
-def _marks(shm: os.stat_result) -> list[int]:
+def read_marks(shm: os.stat_result) -> list[int]:
     """How far each reader's slot reads, and the log's end, in frames; empty if unknown."""
     if not sys.platform.startswith("linux"):
         return []
