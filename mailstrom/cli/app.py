@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "destinations": ("mailstrom.cli.destinations", "Show sites, what waits there, and why."),
     "report": ("mailstrom.cli.report", "Sum up outcomes, domains, and how long it took."),
     "tail": ("mailstrom.cli.tail", "Print events as they come."),
+    "doctor": ("mailstrom.cli.doctor", "Look at everything mail needs here; say what to do."),
     "sql": ("mailstrom.cli.sql", "Ask the public views in SQL, read only."),
     "store": ("mailstrom.cli.store", "Create, check, copy or clean a spool."),
     "config": ("mailstrom.cli.config", "Show or check the configuration."),

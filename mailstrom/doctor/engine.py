@@ -1,0 +1,234 @@
+"""The engine: does it run, is each of its processes alive, and may each open what it needs?
+
+Pure. Life is judged by locks, as everywhere: a process whose lock is free has ended, whatever its
+row says. The heartbeat in a row is written every five seconds; one that is held by a lock and stays
+out belongs to a process that stands still.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from mailstrom.doctor.finding import Finding, Scalar, note, ok, plural, problem, span, warning
+from mailstrom.storage.examined import Contents, WorkerFacts
+
+BEAT_MS = 30_000
+OWN_FILES = 64
+"""Descriptors of a worker beside its connections."""
+OFTEN = 5
+_START = "Start it: 'mailstrom serve', or 'systemctl start mailstrom' where it is a service."
+_LOG = "Read why in the engine's log ('worker.lost', 'engine.failed')."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Process:
+    """An engine process: its row, and what the system says of it.
+
+    Args:
+        held: whether its lock is held: it lives.
+        stopped: whether it was stopped by a signal.
+        files, most_files: descriptors that it has open and may have; None where nobody tells.
+    """
+
+    row: WorkerFacts
+    held: bool
+    stopped: bool = False
+    files: int | None = None
+    most_files: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    """What the system says of an engine.
+
+    Args:
+        visible: whether its locks may be looked at by this user.
+        supervisor: who holds the supervisor's lock, for a sentence; None: nobody.
+        janitor: whether somebody has the janitor's role.
+        wanted: delivery workers of the configuration; None where it cannot be read.
+        connections: that a worker may have open.
+        files: descriptors that a process of this user may open.
+        installed_ms: when this Mailstrom was installed; 0: unknown.
+    """
+
+    visible: bool
+    supervisor: str | None
+    janitor: bool
+    processes: tuple[Process, ...]
+    wanted: int | None
+    connections: int | None
+    files: int | None
+    installed_ms: int = 0
+
+
+def checks(engine: Engine, rows: Contents, now_ms: int) -> Iterator[Finding]:
+    """All about the engine."""
+    alive = [one for one in engine.processes if _lives(one, engine, now_ms)]
+    delivering = [one for one in alive if one.row.kind == "delivery"]
+    if not alive:
+        yield _none_runs(engine, rows, now_ms)
+    else:
+        yield from _running(engine, alive, delivering)
+        yield from _gone(engine, now_ms)
+        yield from _silent(alive, now_ms)
+        yield from _older(engine, alive)
+    if rows.lost_lately >= OFTEN or any(one.row.restarts >= OFTEN for one in alive):
+        most = max((one.row.restarts for one in alive), default=0)
+        yield warning(
+            "engine.restarts",
+            f"{plural(rows.lost_lately, 'process', 'es')} of the engine died within a day"
+            f" (restarts of one place: up to {most})",
+            f"{_LOG} 'signal 9' is often the kernel's memory killer: 'dmesg | grep -i oom'.",
+            lost=rows.lost_lately,
+            restarts=most,
+        )
+    yield from _descriptors(engine, delivering)
+
+
+def _lives(one: Process, engine: Engine, now_ms: int) -> bool:
+    if engine.visible:
+        return one.held
+    return now_ms - one.row.heartbeat_ms < BEAT_MS
+
+
+def _none_runs(engine: Engine, rows: Contents, now_ms: int) -> Finding:
+    waiting = rows.unsent
+    evidence: dict[str, Scalar] = {"waiting": waiting, "left_behind": len(engine.processes)}
+    if engine.supervisor is not None:
+        return warning(
+            "engine.running",
+            f"the supervisor runs ({engine.supervisor}) and none of its processes does",
+            f"{_LOG} It starts them again with growing pauses.",
+            **evidence,
+        )
+    died = ""
+    if engine.processes:
+        died = f"; {plural(len(engine.processes), 'process', 'es')} of it died without a word"
+    if rows.oldest_due_ms is not None and rows.oldest_due_ms <= now_ms:
+        return problem(
+            "engine.running",
+            f"no engine runs{died}, and mail has been due for {span(now_ms - rows.oldest_due_ms)}"
+            f" ({plural(waiting, 'recipient')} waiting)",
+            _START,
+            due_ms=rows.oldest_due_ms,
+            **evidence,
+        )
+    return warning(
+        "engine.running", f"no engine runs{died}; nothing is due yet", _START, **evidence
+    )
+
+
+def _running(
+    engine: Engine, alive: Sequence[Process], delivering: Sequence[Process]
+) -> Iterator[Finding]:
+    evidence: dict[str, Scalar] = {
+        "delivery": len(delivering),
+        "processes": len(alive),
+        "wanted": engine.wanted,
+    }
+    by = f"supervisor {engine.supervisor}" if engine.supervisor else "an engine in an application"
+    wanted = engine.wanted or 0
+    if engine.supervisor is not None and len(delivering) < wanted:
+        yield (problem if not delivering else warning)(
+            "engine.running",
+            f"{len(delivering)} of {wanted} delivery workers run under {by}",
+            f"{_LOG} A change of [delivery] workers needs a restart of the engine.",
+            **evidence,
+        )
+    elif not delivering:
+        yield problem("engine.running", "no delivery worker runs", f"{_LOG} {_START}", **evidence)
+    else:
+        sessions = sum(one.row.sessions for one in delivering)
+        yield ok(
+            "engine.running",
+            f"{plural(len(delivering), 'delivery worker')} with"
+            f" {plural(sessions, 'connection')} ({by})",
+            **evidence,
+        )
+    if engine.visible and not engine.janitor:
+        yield warning(
+            "engine.janitor",
+            "nobody has the janitor's role: claims of the dead do not lapse, nothing expires, the"
+            " log is not emptied",
+            f"It is taken within seconds; if it stays so, restart the engine. {_LOG}",
+        )
+    elif engine.visible:
+        yield ok("engine.janitor", "somebody has the janitor's role")
+
+
+def _gone(engine: Engine, now_ms: int) -> Iterator[Finding]:
+    gone = [one for one in engine.processes if not _lives(one, engine, now_ms)]
+    for one in gone:
+        row = one.row
+        yield warning(
+            "engine.gone",
+            f"{row.kind} worker {row.worker} (pid {row.pid} on {row.host}) is gone, with"
+            f" {plural(row.lanes, 'lane')} and {plural(row.recipients, 'claimed recipient')}",
+            f"The janitor takes them back within seconds; if this stays, restart it. {_LOG}",
+            worker=row.worker,
+            pid=row.pid,
+        )
+
+
+def _silent(alive: Sequence[Process], now_ms: int) -> Iterator[Finding]:
+    for one in alive:
+        row, silent_ms = one.row, now_ms - one.row.heartbeat_ms
+        if silent_ms <= BEAT_MS and not one.stopped:
+            continue
+        who = f"{row.kind} worker {row.worker} (pid {row.pid} on {row.host})"
+        lets_go = (
+            f"It was stopped by a signal: 'kill -CONT {row.pid}' lets it go on."
+            if one.stopped
+            else "It lives and stands still: a disk that hangs, or a machine that swaps"
+            f" ('cat /proc/{row.pid}/stack' as root tells)."
+        )
+        yield problem(
+            "engine.heartbeat",
+            f"{who} gave no sign of life for {span(silent_ms)}",
+            f"{lets_go} The supervisor's watchdog ends it after [supervisor] watchdog.",
+            worker=row.worker,
+            pid=row.pid,
+            silent_ms=silent_ms,
+            stopped=one.stopped,
+        )
+
+
+def _older(engine: Engine, alive: Sequence[Process]) -> Iterator[Finding]:
+    oldest_ms = min(one.row.started_ms for one in alive)
+    if 0 < oldest_ms < engine.installed_ms:
+        yield note(
+            "engine.older",
+            "the engine was started before this Mailstrom was installed, and runs what was there"
+            " before",
+            "Restart it: 'systemctl restart mailstrom', or TERM and 'mailstrom serve'.",
+            started_ms=oldest_ms,
+        )
+
+
+def _descriptors(engine: Engine, delivering: Sequence[Process]) -> Iterator[Finding]:
+    if engine.connections is None:
+        return
+    needed = engine.connections + OWN_FILES
+    limits = [one.most_files for one in delivering if one.most_files is not None]
+    least = min(limits, default=engine.files)
+    if least is None:
+        return
+    whose = "a delivery worker" if limits else "a process of this user"
+    used = max((one.files for one in delivering if one.files is not None), default=None)
+    evidence: dict[str, Scalar] = {"limit": least, "needed": needed, "open": used}
+    if least < needed:
+        yield warning(
+            "engine.descriptors",
+            f"{whose} may open {least:,} files, and {engine.connections:,} connections"
+            f" ([delivery] max_connections) need {needed:,}",
+            f"Raise the limit ('LimitNOFILE={needed * 2}' in the unit, 'ulimit -n {needed * 2}' in"
+            " a shell), or lower max_connections.",
+            **evidence,
+        )
+    else:
+        yield ok(
+            "engine.descriptors",
+            f"{whose} may open {least:,} files; {needed:,} are needed at most",
+            **evidence,
+        )
