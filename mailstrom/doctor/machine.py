@@ -11,6 +11,7 @@ import os
 import resource
 import socket
 import sys
+from collections.abc import Sequence
 
 import mailstrom
 from mailstrom.config import Config, worker_count
@@ -50,7 +51,7 @@ def engine(run: str, rows: Contents, config: Config | None) -> Engine:
         run: the spool's run directory.
         config: the configuration in force, if it is usable.
     """
-    visible = os.access(run, os.X_OK, effective_ids=os.access in os.supports_effective_ids)
+    visible = _visible(run, [SUPERVISOR_LOCK, JANITOR_LOCK, *(row.lock for row in rows.workers)])
     return Engine(
         visible=visible,
         supervisor=_supervisor(run) if visible else None,
@@ -61,6 +62,16 @@ def engine(run: str, rows: Contents, config: Config | None) -> Engine:
         files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         installed_ms=_installed_ms(),
     )
+
+
+def _visible(run: str, names: Sequence[str]) -> bool:
+    """Whether this user may ask these lock files; one that is not there may be asked."""
+
+    def may(path: str, mode: int) -> bool:
+        return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
+
+    paths = [os.path.join(run, name) for name in names]
+    return may(run, os.X_OK) and all(may(path, os.R_OK) for path in paths if os.path.lexists(path))
 
 
 def _supervisor(run: str) -> str | None:

@@ -206,26 +206,18 @@ def _modes(seen: Examined) -> Iterator[Finding]:
     if database is None or folder is None:
         return
     shared = bool(folder.mode & stat.S_ISGID)
-    open_to_all = [one for name, one in files.items() if name != "directory" and one.mode & _OTHERS]
-    bad = False
-    for one in open_to_all:
-        bad = True
-        wanted = ("2770" if shared else "700") if stat.S_ISDIR(one.mode) else (
-            "660" if shared else "600")  # fmt: skip
-        yield warning(
-            "spool.modes",
-            f"every user of this machine may {_may(one)} {one.path} (mode {_octal(one)})",
-            f"chmod {wanted} {shlex.quote(one.path)}",
-            mode=_octal(one),
-        )
+    others = [one for name, one in files.items() if name != "directory" and one.mode & _OTHERS]
     if folder.mode & stat.S_IWOTH and not folder.mode & stat.S_ISVTX:
-        bad = True
+        others.append(folder)
+    bad = bool(others)
+    if others:
+        change = any(one.mode & stat.S_IWOTH for one in others)
+        told = ", ".join(f"{one.path} (mode {_octal(one)})" for one in others)
         yield warning(
             "spool.modes",
-            f"every user of this machine may replace files in {folder.path}"
-            f" (mode {_octal(folder)})",
-            f"chmod {'2770' if shared else '700'} {shlex.quote(folder.path)}",
-            mode=_octal(folder),
+            f"every user of this machine may {'read or change' if change else 'read'} {told}",
+            f"chmod o-rwx {' '.join(shlex.quote(one.path) for one in others)}",
+            files=len(others),
         )
     for name in ("log", "index", "run"):
         other = files.get(name)
@@ -248,11 +240,6 @@ def _modes(seen: Examined) -> Iterator[Finding]:
     if not bad:
         whom = "its group, by the setgid directory" if shared else "its owner"
         yield ok("spool.modes", f"its files are open to {whom} alone (mode {_octal(database)})")
-
-
-def _may(one: FileFacts) -> str:
-    both = (bool(one.mode & stat.S_IROTH), bool(one.mode & stat.S_IWOTH))
-    return {(True, True): "read and change", (True, False): "read", (False, True): "change"}[both]
 
 
 def _octal(one: FileFacts) -> str:

@@ -274,7 +274,7 @@ def test_a_clock_that_was_moved_since_an_engine_looked(make_engine: MakeEngine) 
     engine = make_engine().start()
     engine.until("SELECT 1 FROM workers WHERE state = 'ready'")
     assert engine.stop() == 0
-    at = wall_ms() - 7_200_000
+    at = wall_ms() - 9_000_000  # 2.5 hours: said in whole ones
     sql = (
         "INSERT INTO clock (one, wall_ms, monotonic_ms, boot, last) VALUES (1, ?1, ?2, ?3, 0)"
         " ON CONFLICT (one) DO UPDATE SET wall_ms = ?1, monotonic_ms = ?2, boot = ?3"

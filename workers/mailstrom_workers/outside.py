@@ -161,6 +161,8 @@ class _Look:
             if (found := local_address(target.address, target.port)) != _WITHOUT_ROUTE
             or ip_address(target.address).is_loopback
         ]
+        if self.config.delivery.mode == "relay":  # on this very machine it asks for no name
+            local = [address for address in local if not ip_address(address).is_loopback]
         wanted = dict.fromkeys(local, True)
         if not any(ip_address(address).is_global for address in local):
             for address in self.hostname.addresses:

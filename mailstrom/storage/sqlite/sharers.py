@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import time
 from collections.abc import Iterator
 from functools import cache
 
@@ -26,6 +27,9 @@ _VERSION = re.compile(rb"\x00(3\.\d{1,2}\.\d{1,2})\x00")
 _LONGEST_LIBRARY = 32 << 20
 _WRITES = os.O_WRONLY | os.O_RDWR
 
+LOOK_S = 2.0
+"""On a machine with very many processes: those that hold locks on the spool are looked at first."""
+
 File = tuple[int, int]
 
 
@@ -36,18 +40,21 @@ def sharers(path: str) -> tuple[tuple[Sharer, ...], tuple[int, ...]]:
         path: the database file.
     """
     files = {name: _file(f"{path}{name}") for name in ("", "-shm")}
+    try:
+        locking = {pid for pid, _, _ in locks.locked(os.stat(f"{path}-shm"))} - {os.getpid()}
+    except OSError:
+        locking = set()
     found, seen = [], set()
-    for pid in _processes():
+    deadline = time.monotonic() + LOOK_S
+    for pid in (*sorted(locking), *(pid for pid in _processes() if pid not in locking)):
+        if time.monotonic() > deadline:
+            break
         opened = _opened(pid, files)
         if opened is not None:
             seen.add(pid)
             if opened != (0, 0, False):
                 found.append(_sharer(pid, *opened))
-    try:
-        locking = {pid for pid, _, _ in locks.locked(os.stat(f"{path}-shm"))}
-    except OSError:
-        locking = set()
-    return tuple(found), tuple(sorted(locking - seen - {os.getpid()}))
+    return tuple(found), tuple(sorted(locking - seen))
 
 
 def _sharer(pid: int, copies: int, databases: int, writes: bool) -> Sharer:

@@ -123,6 +123,12 @@ def test_files_that_others_may_read_or_change_are_a_warning(
     assert one.path in next(found.advice for found in findings if found.check == check)
 
 
+def test_files_with_wrong_modes_are_one_finding_and_one_command() -> None:
+    files = {**FILES, "database": file("spool.db", 0o644), "log": file("spool.db-wal", 0o644)}
+    found = only(spool.checks(sick(files=files)), "spool.modes")
+    assert found.advice == "chmod o-rwx /s/spool.db /s/spool.db-wal"
+
+
 def test_a_shared_spool_is_its_groups_affair() -> None:
     shared = {name: replace(one, mode=one.mode | 0o060) for name, one in FILES.items()}
     shared["directory"] = file("", 0o2770)
