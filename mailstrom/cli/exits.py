@@ -23,7 +23,7 @@ class Exit(IntEnum):
 MEANINGS: dict[Exit, str] = {
     Exit.OK: "Done; also an engine that drained after TERM or INT.",
     Exit.FAILED: "Not found (the message, or a spool to ask), a check failed, the spool is damaged,"
-    " not all of it could be salvaged,"
+    " not all of it could be salvaged, `doctor` has a problem or a warning to tell of,"
     " `send --wait` saw a recipient fail, no recipient matched a change, a question was answered"
     " with no, the demo did not end as planned, or the engine did not drain whole: a second TERM"
     " stopped it at once, or a process of it was lost or killed at the drain timeout.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pytest
 from mailstrom import Mailstrom
 from mailstrom.clock import boot_id, monotonic_ms, wall_ms
 from mailstrom.testing.script import Rule, Script
+from tests.docs.blocks import ALL
 from tests.scenarios.conftest import MakeEngine
 from tests.support.engine import Engine, environment
 from tests.support.network import Network
@@ -330,3 +332,47 @@ def test_a_disk_that_is_nearly_full(tmp_path: Path) -> None:
         assert (told.levels["spool.room"], told.code) == ("problem", 1)
     finally:
         subprocess.run(["umount", str(small)], timeout=30, check=True)
+
+
+# --- the page -------------------------------------------------------------------------------------
+
+BY_MACHINE = {"clock.sync", "spool.room", "tls.library", "tls.authorities", "engine.descriptors"}
+"""What another machine than the page's may say otherwise."""
+
+
+def shown(number: int) -> list[tuple[str, str]]:
+    """(level, check) of the page's first or second sample, in order."""
+    texts = [b.text for b in ALL if b.page == "docs/howto/doctor.md" and b.kind == "text"]
+    heads = re.findall(r"^(PROBLEM|WARNING|NOTE|OK) +([a-z]+\.[a-z]+)", texts[number], re.MULTILINE)
+    return [(level.lower(), check) for level, check in heads if check not in BY_MACHINE]
+
+
+def told_in_order(told: Told) -> list[tuple[str, str]]:
+    return [
+        (one["level"], one["check"])
+        for one in told.record["findings"]
+        if one["check"] not in BY_MACHINE
+    ]
+
+
+def test_the_pages_samples_are_what_doctor_says(network: Network, make_engine: MakeEngine) -> None:
+    names(network)
+    domain, _ = network.site(Script())
+    dead = network.new_domain()
+    network.route(dead, [network.nobody()])
+    engine = make_engine(settings={"sites": {"suspend": ["1h"]}}).start()
+    assert engine.final(engine.send(f"a@{domain}")).succeeded
+    assert told_in_order(doctor(engine, "--probe", domain, network=True)) == shown(0)
+
+    engine.send(f"a@{dead}")
+    engine.until("SELECT 1 FROM destinations WHERE suspended_until_ms IS NOT NULL")
+    with program(_WRITER, str(engine.store)):
+        assert engine.stop() == 0
+        engine.send(f"a@{domain}")
+        engine.store.chmod(0o644)
+        names(network, "vps-7.hosting.test.")
+        try:
+            sick = doctor(engine, "--probe", dead, network=True)
+        finally:
+            names(network)
+    assert told_in_order(sick) == shown(1)
