@@ -225,6 +225,21 @@ def test_a_writer_that_commits_nothing_is_named_and_keeps_nobody_from_looking(sp
         assert f"process {pid} " in (found.log.writer or "")
 
 
+def test_a_spool_that_somebody_has_alone_is_busy_and_not_waited_for(
+    spool: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mailstrom.storage.sqlite import examining
+
+    monkeypatch.setattr(examining, "BUSY_MS", 100)
+    alone = _WRITE.replace('"BEGIN IMMEDIATE"', '"PRAGMA locking_mode = EXCLUSIVE"').replace(
+        'print("ready"', 'connection.execute("BEGIN EXCLUSIVE")\nprint("ready"'
+    )
+    with beside(alone, str(spool)):
+        found = seen(spool)
+    assert found.trouble is not None
+    assert found.trouble.kind is TroubleKind.BUSY
+
+
 def test_who_shares_the_spool_and_how(spool: Path) -> None:
     with Mailstrom(spool) as ms:
         ms.stats()

@@ -197,6 +197,18 @@ def test_a_relay_whose_certificate_is_refused() -> None:
     assert "certificate" in (host.error or "")
 
 
+def test_a_relay_that_says_nothing_more_is_given_up() -> None:
+    async def run() -> Outside:
+        script = Script(rules=(Rule(stage="ehlo", act=Act.SILENCE),))
+        async with DNSServer(zone("127.0.0.1")) as dns, SMTPServer(script=script) as server:
+            relay = {"hosts": [f"127.0.0.1:{server.port}"], "tls": "none"}
+            more = {"delivery": {"mode": "relay"}, "relay": relay}
+            return await look(question(dns.port, 25, seconds=3.0, **more))
+
+    [host] = asyncio.run(run()).hosts
+    assert host.error == "no session within 1.5 s"
+
+
 def test_nothing_is_left_to_look_at_when_the_time_is_over() -> None:
     slow = {"values": ["127.0.0.1"], "delay": 60.0}
     found = seen({"mail.sender.test": {"A": slow}}, seconds=0.5)

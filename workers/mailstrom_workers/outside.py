@@ -247,8 +247,19 @@ class _Look:
         )
 
     async def _note(self, target: Target, look: Callable[[Target], Awaitable[Host]]) -> None:
-        began = asyncio.get_running_loop().time()
-        host = await look(target)
+        began, seconds = asyncio.get_running_loop().time(), self.seconds / 2
+        try:
+            async with asyncio.timeout(seconds):
+                host = await look(target)
+        except TimeoutError:
+            host = Host(
+                host=target.host,
+                address=target.address,
+                port=target.port,
+                stage="connect",
+                ms=0.0,
+                error=f"no session within {seconds:g} s",
+            )
         ms = (asyncio.get_running_loop().time() - began) * 1000
         self.hosts.append(structs.replace(host, ms=ms))
 

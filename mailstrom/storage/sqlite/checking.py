@@ -9,7 +9,7 @@ knows no lock and no engine (``owners`` says who should be alive, the client loo
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import apsw
@@ -83,12 +83,12 @@ def check_for(connection: apsw.Connection, path: str, seconds: float) -> Checked
     Args:
         connection: reads only; in no transaction.
         path: the spool's name, for what is to be done.
-        seconds: what is not answered by then is left.
+        seconds: what is not answered by then is left; one question has a fifth of it.
     """
-    return _asked(connection, path, time.monotonic() + seconds)
+    return _asked(connection, path, seconds)
 
 
-def _asked(connection: apsw.Connection, path: str, deadline: float | None) -> Checked:
+def _asked(connection: apsw.Connection, path: str, seconds: float | None) -> Checked:
     findings: list[str] = []
     recover = _RECOVER.format(path=path)
     left = 0
@@ -96,17 +96,19 @@ def _asked(connection: apsw.Connection, path: str, deadline: float | None) -> Ch
     connection.create_scalar_function("checksum_of", _checksum, 3, deterministic=True)
     connection.create_scalar_function("sealed", _sealed, 11, deterministic=True)
     connection.create_scalar_function("text_of", _text, 1, deterministic=True)
-    if deadline is not None:
-        connection.set_progress_handler(lambda: time.monotonic() > deadline, _STEPS)
+    began = time.monotonic()
     try:
         statements = {name: sql for name, sql in STATEMENTS.items() if name.startswith("check_")}
         statements["check_seal"] = (
             f"WITH seals AS ({STATEMENTS['seals']}) {STATEMENTS['check_seal']}"
         )
         integrity = {"integrity": f"PRAGMA integrity_check({MOST})"}
-        ordered = integrity | statements if deadline is None else statements | integrity
+        ordered = integrity | statements if seconds is None else statements | integrity
         for name, sql in ordered.items():
             remedy = _REMEDIES.get(name, _RECOVER).format(path=path)
+            if seconds is not None:
+                until = min(began + seconds, time.monotonic() + seconds / 5)
+                connection.set_progress_handler(_over(until), _STEPS)
             try:
                 findings += [f"{text}: {remedy}" for text in _sentences(connection, sql)]
             except apsw.InterruptError:
@@ -122,6 +124,11 @@ def _asked(connection: apsw.Connection, path: str, deadline: float | None) -> Ch
         connection.create_scalar_function("sealed", None, 11)
         connection.create_scalar_function("text_of", None, 1)
     return Checked(findings, len(ordered), left)
+
+
+def _over(until: float) -> Callable[[], bool]:
+    """Asked by SQLite between steps: whether the time is over."""
+    return lambda: time.monotonic() > until
 
 
 def owners(connection: apsw.Connection) -> list[Owner]:
