@@ -140,6 +140,8 @@ def _soundness(seen: Examined) -> Iterator[Finding]:
 def _poison(seen: Examined) -> Iterator[Finding]:
     for sentence in seen.poisoned:
         text, _, remedy = sentence.partition(", and is not repaired: ")
+        if not remedy:
+            text, _, remedy = sentence.rpartition(": ")
         yield problem(
             "spool.disk",
             text,

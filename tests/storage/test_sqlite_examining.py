@@ -225,6 +225,30 @@ def test_a_writer_that_commits_nothing_is_named_and_keeps_nobody_from_looking(sp
         assert f"process {pid} " in (found.log.writer or "")
 
 
+_POISONED = """
+import sys
+from mailstrom import Mailstrom
+from mailstrom.storage.sqlite import poison
+poison._write = lambda path, error: False
+ms = Mailstrom(sys.argv[1])
+ms.send(b"From: a@x.test\\r\\nTo: b@y.test\\r\\n\\r\\nhello\\r\\n")
+poison.poison(ms.path, OSError(5, "input/output error"))
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="locks of open descriptions")
+def test_a_disk_error_is_told_by_its_flag_and_by_who_cannot_write_one(spool: Path) -> None:
+    with beside(_POISONED, str(spool)):
+        [sentence] = seen(spool, 0).poisoned
+        assert "another process saw a disk error" in sentence
+    assert seen(spool, 0).poisoned == ()
+    Path(f"{spool}-run/poisoned").write_text("EIO\n")
+    [sentence] = seen(spool, 0).poisoned
+    assert "a disk error was seen" in sentence
+
+
 def test_a_spool_that_somebody_has_alone_is_busy_and_not_waited_for(
     spool: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

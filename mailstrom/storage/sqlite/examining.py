@@ -86,7 +86,7 @@ def examine(path: str, *, check_s: float) -> Examined:
         "files": files,
         "room": _room(path),
         "clock": _clock(),
-        "poisoned": tuple(poison.finding(path)),
+        "poisoned": (*poison.finding(path), *_poisoned_by_a_lock(path)),
     }
     try:
         with _opened(path, files) as connection:
@@ -167,6 +167,26 @@ def _room(path: str) -> RoomFacts | None:
         free_files=space.f_favail if space.f_files else None,
         network=network,
     )
+
+
+def _poisoned_by_a_lock(path: str) -> list[str]:
+    """A sentence where a process saw a disk error and cannot write its flag.
+
+    The -wal file is opened by its path, which loses nobody's lock: SQLite has none on it.
+    """
+    try:
+        fd = os.open(f"{path}-wal", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return []
+    try:
+        poison.check_others(path, fd)
+    except SpoolError as error:
+        return [str(error)]
+    except OSError:
+        return []
+    finally:
+        os.close(fd)
+    return []
 
 
 def _clock() -> ClockFacts:

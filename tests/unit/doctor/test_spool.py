@@ -82,6 +82,10 @@ def test_a_disk_error_that_is_not_repaired_is_a_problem() -> None:
     found = only(spool.checks(sick(poisoned=(flag,))), "spool.disk")
     assert found.level == "problem"
     assert found.advice.endswith("do this.")
+    lock = "/s: another process saw a disk error and cannot write /f; so: make that writable"
+    found = only(spool.checks(sick(poisoned=(lock,))), "spool.disk")
+    assert found.advice.endswith("make that writable.")
+    assert "another process saw a disk error" in found.found
 
 
 @pytest.mark.parametrize(
