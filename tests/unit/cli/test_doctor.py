@@ -16,6 +16,7 @@ from mailstrom.doctor import examination
 from mailstrom.doctor.examination import Examination
 from mailstrom.doctor.finding import Finding, note, ok, ordered, problem, warning
 from tests.support.engine import environment
+from tests.unit.cli.test_process import on_terminal
 
 ESCAPE = "\x1b[2J\u202e"
 LONG = "word " * 60
@@ -292,3 +293,14 @@ def test_the_whole_network_half_is_bounded_and_its_silence_is_a_finding(
         [silent] = [one for one in told if one.check == "outgoing.looked"]
         assert silent.level == "problem"
         assert words in silent.found
+
+
+def test_on_a_terminal_it_fits_and_nothing_to_copy_is_broken(tmp_path: Path) -> None:
+    store = tmp_path / "a-folder-with-a-long-name" / "spool.db"
+    store.parent.mkdir()
+    Mailstrom(store).close()
+    store.chmod(0o644)
+    lines = on_terminal(["doctor", "--no-network", "--store", str(store)], 80)
+    assert [line for line in lines if len(line) > 80 and str(store) not in line] == []
+    assert "WARNING  spool.modes" in lines
+    assert any(str(store) in line for line in lines[1:])
