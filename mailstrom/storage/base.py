@@ -15,7 +15,7 @@ anything that could stand by itself.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -473,8 +473,8 @@ class WorkerStore(Protocol):
         """
         ...
 
-    def give_back(self, worker: int, domain: str, retry_ms: int) -> None:
-        """Leave a taken domain unresolved until ``retry_ms``."""
+    def give_back(self, worker: int, domains: Mapping[str, int]) -> None:
+        """Leave taken domains unresolved, each until its time."""
         ...
 
     def due_sites(self, now_ms: int) -> list[int]:

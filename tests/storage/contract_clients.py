@@ -251,7 +251,7 @@ class ClientContract:
         assert len(spool.lease(now=T0 + 5)) == 1
         dns = spool.send("a@example.net")
         (domain,) = spool.engine.due_domains(spool.worker, 10, T0 + 5)
-        spool.engine.give_back(spool.worker, domain.name, T0 + HOUR)
+        spool.engine.give_back(spool.worker, {domain.name: T0 + HOUR})
         assert spool.engine.due_domains(spool.worker, 10, T0 + 5) == []
         assert change(spool.client, "retry", [dns], None, T0 + 5) == 1
         assert [d.name for d in spool.engine.due_domains(spool.worker, 10, T0 + 5)] == [

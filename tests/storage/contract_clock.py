@@ -240,7 +240,7 @@ class ClockContract:
         self.keep(spool, back, 1_000)
         spool.settle(lane, rows[late], "deferred", due_ms=T0 + 60_000)
         spool.settle(lane, rows[still], "queued", due_ms=T0)
-        spool.engine.give_back(spool.worker, "example.org", T0 + 60_000)
+        spool.engine.give_back(spool.worker, {"example.org": T0 + 60_000})
         assert spool.only(late).next_attempt_at == from_ms(T0 + 60_000)
         now = back + 16_000
         self.keep(spool, now, 17_000)

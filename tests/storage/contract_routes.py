@@ -30,7 +30,7 @@ class RouteContract:
         answer = spool.answer("example.org", result=RouteResult.NULL_MX, refusal=refusal)
         assert spool.engine.put_routes(other, [answer], T0) == [False]
         assert spool.rows("SELECT status FROM recipients") == [("queued",)]
-        spool.engine.give_back(other, "example.org", T0 + DAY)
+        spool.engine.give_back(other, {"example.org": T0 + DAY})
         assert spool.engine.put_routes(spool.worker, [answer], T0) == [False]
         assert spool.rows("SELECT status, reason FROM recipients") == [("failed", "null_mx")]
         spool.sound()
@@ -102,9 +102,22 @@ class RouteContract:
     def test_a_domain_given_back_is_due_again_later(self, spool: Spool) -> None:
         spool.send("a@example.org")
         assert spool.engine.due_domains(spool.worker, 10, T0)
-        spool.engine.give_back(spool.worker, "example.org", T0 + 500)
+        spool.engine.give_back(spool.worker, {"example.org": T0 + 500})
         assert spool.engine.due_domains(spool.worker, 10, T0 + 499) == []
         assert spool.engine.due_domains(spool.worker, 10, T0 + 500)
+
+    def test_domains_given_back_together_have_a_time_each(self, spool: Spool) -> None:
+        other = spool.register()
+        spool.send("c@c.test")
+        assert spool.engine.due_domains(other, 10, T0)
+        spool.send("a@a.test", "b@b.test")
+        assert len(spool.engine.due_domains(spool.worker, 10, T0)) == 2
+        spool.engine.give_back(
+            spool.worker,
+            {"a.test": T0 + 500, "b.test": T0 + 900, "c.test": T0, "unknown.test": T0},
+        )
+        due = [spool.engine.due_domains(other, 10, T0 + at) for at in (499, 500, 899, 900)]
+        assert [[one.name for one in found] for found in due] == [[], ["a.test"], [], ["b.test"]]
 
     def test_mail_moves_with_its_domain_to_another_site(self, spool: Spool) -> None:
         spool.send("a@example.org", send_ms=T0)

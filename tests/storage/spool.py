@@ -259,7 +259,7 @@ class Spool:
                 answer = self.answer(domain, now=now, **kind)
                 (left,) = self.engine.put_routes(self.worker, [answer], now)
             else:
-                self.engine.give_back(self.worker, name, 0)
+                self.engine.give_back(self.worker, {name: 0})
         assert domain in taken, f"{domain} was not due for routing, only {taken}"
         return left
 

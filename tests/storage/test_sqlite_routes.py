@@ -132,7 +132,7 @@ def test_a_text_of_a_domain_that_is_none_stops_nobody(
     assert (due["example.org"].cached is None) == (column != "error")
     spool.engine.put_routes(spool.worker, [spool.answer("example.org")], T0)
     assert spool.lane().hosts[0].name == "mx.example.org"
-    spool.engine.give_back(spool.worker, "example.net", 0)
+    spool.engine.give_back(spool.worker, {"example.net": 0})
     spool.sound()
 
 

@@ -54,7 +54,7 @@ class ToySpool(Spool):
             if due.name in ours:
                 self.engine.put_routes(self.worker, [self.answer(due.name)], T0)
             else:
-                self.engine.give_back(self.worker, due.name, 0)
+                self.engine.give_back(self.worker, {due.name: 0})
         lane = self.lane()
         rows = self.claim(lane)
         assert self.open(lane, rows) == {row.recipient for row in rows}

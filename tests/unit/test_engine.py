@@ -14,8 +14,10 @@ from mailstrom.errors import SpoolBusy
 from mailstrom.storage.base import DueDomain, Lane
 from mailstrom.types import Host
 from mailstrom_workers import engine as engine_module
+from mailstrom_workers import router
 from mailstrom_workers.context import Context, Settings
 from mailstrom_workers.engine import Engine
+from mailstrom_workers.router import Patience
 from tests.torture.sim_loop import VirtualLoop
 
 DEAD = 9
@@ -134,7 +136,7 @@ class Rig:
         settings = Settings.of(from_tables(tables))
         self.ctx = Context(
             worker=1, db=cast(Any, self.db), settings=settings,
-            resolver=cast(Any, SimpleNamespace()),
+            resolver=cast(Any, SimpleNamespace(places=1024, first_s=0.7)),
         )  # fmt: skip
         self.engine = Engine(self.ctx)
 
@@ -234,10 +236,10 @@ def test_domains_that_were_taken_are_routed_though_the_lease_failed(
 ) -> None:
     routed: list[str] = []
 
-    async def route(ctx: Context, due: DueDomain) -> None:
+    async def route(ctx: Context, due: DueDomain, patience: Patience) -> None:
         routed.append(due.name)
 
-    monkeypatch.setattr(engine_module.router, "route", route)
+    monkeypatch.setattr(router, "route", route)
 
     async def story(rig: Rig) -> None:
         rig.store.sites = [1]

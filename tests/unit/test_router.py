@@ -39,7 +39,12 @@ def test_dns_trouble_is_looked_at_again_soon_and_then_ever_later(
         wake=lambda: None,
     )
     due = DueDomain(name="d.test", cached=None, failures=failures)
-    asyncio.run(router.route(cast(Any, ctx), due))
+
+    async def go() -> None:
+        patience = router.Patience(asyncio.get_running_loop())
+        await router.route(cast(Any, ctx), due, patience)
+
+    asyncio.run(go())
     (answer,) = kept
     assert answer.expires_ms == 1_000 + seconds * 1000
     assert (answer.site_key, answer.refusal) == (None, None)

@@ -6,6 +6,7 @@ One file past 400 lines: it is one table of zones and what they mean, with its f
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -503,17 +504,37 @@ def test_one_cancelled_caller_does_not_take_the_answer_from_the_others() -> None
     assert names(with_dns(zone, ask)) == ["a.test"]
 
 
-def test_lookups_in_flight_are_bounded() -> None:
-    async def ask(resolver: Resolver, server: DNSServer) -> None:
-        asking = [asyncio.ensure_future(resolver.route(f"d{i}.test")) for i in range(200)]
-        await server.asked(128)
-        assert server.total == 128
-        for question in asking:
-            question.cancel()
-        await asyncio.gather(*asking, return_exceptions=True)
+def test_hosts_that_are_looked_for_at_once_are_bounded_and_hold_up_no_domain() -> None:
+    async def ask() -> list[str]:
+        zone: Zone = {f"h{i}.test": "TIMEOUT" for i in range(200)}
+        async with DNSServer(zone) as server:
+            resolver = Resolver([(server.host, server.port)], PATIENCE_S, tcp=True)
+            asking = [asyncio.ensure_future(resolver.addresses(f"h{i}.test")) for i in range(200)]
+            await server.asked(2 * resolver.places)  # A and AAAA
+            assert server.total == 2 * resolver.places == 2 * 128
+            zone["d.test"] = {"MX": ["10 a.test"]}
+            found = await resolver.route("d.test")
+            for one in asking:
+                one.cancel()
+            await asyncio.gather(*asking, return_exceptions=True)
+            return names(found)
 
-    zone: Zone = {f"d{i}.test": {"MX": {"values": ["10 a.test"], "delay": 30}} for i in range(200)}
-    with_dns(zone, ask)
+    assert asyncio.run(ask()) == ["a.test"]
+
+
+def test_a_lookup_that_nobody_waits_for_ends_and_who_comes_then_asks_anew() -> None:
+    async def ask(resolver: Resolver, server: DNSServer) -> list[str]:
+        first = asyncio.ensure_future(resolver.route("d.test"))
+        await server.asked(1)
+        open_then = len(os.listdir("/proc/self/fd"))
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        server.zone["d.test"] = {"MX": ["10 a.test"]}
+        found = names(await resolver.route("d.test"))
+        assert len(os.listdir("/proc/self/fd")) < open_then
+        return found
+
+    assert with_dns({"d.test": "TIMEOUT"}, ask, timeout=600) == ["a.test"]
 
 
 def test_dns_over_tls_checks_the_name(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from mailstrom_workers.complaint import Complaint
 from mailstrom_workers.context import Context
 from mailstrom_workers.dbrequest import StoreEnded
 from mailstrom_workers.lane import LaneRun
+from mailstrom_workers.lookups import Lookups
 
 AGAIN_S = 0.05
 """So soon it looks again after a look that found more due than one look serves."""
@@ -27,7 +28,6 @@ QUIET_S = 1.0
 """So often where nothing is due: for room on the disk, and in case a word was lost."""
 SATURATED_S = 0.25
 """How often due sites are tried that gave no lane last time, for want of free ones."""
-MOST_ROUTES = 256
 
 
 @dataclass(slots=True, kw_only=True)
@@ -64,7 +64,7 @@ class Engine:
     def __init__(self, ctx: Context) -> None:
         self.ctx = ctx
         self._lanes: dict[asyncio.Task[None], LaneRun] = {}
-        self._routes: dict[asyncio.Task[None], None] = {}  # in order
+        self._lookups = Lookups(ctx, self._route_ended)
         self._due = False
         self._barren = False
         self._told_at = 0.0  # loop time from which it is heeded that something is due
@@ -118,20 +118,20 @@ class Engine:
     async def _look(self) -> None:
         """Route what waits for a route, lease where work is due."""
         look = Look(
-            routes=max(MOST_ROUTES - len(self._routes), 0),
+            routes=self._lookups.room(),
             lanes=self._wanted(),
             idle=frozenset(run.lane.site for run in self._lanes.values() if run.idle),
         )
         try:
             await self.ctx.db.call(lambda store: self._ask(store, look))
         finally:  # what was taken is ours, whatever came behind it
-            for domain in look.domains:
-                self._start_route(domain)
+            self._lookups.take(look.domains)
             for lane in look.leased:
                 self._start_lane(lane)
         served = self._serve(look)
         self._due = look.due
-        self._barren = look.due and not served
+        full = 0 < look.routes == len(look.domains)  # more domains may wait
+        self._barren = look.due and not served and not full
         self._told_at = asyncio.get_running_loop().time() + AGAIN_S
 
     def _wanted(self) -> int | None:
@@ -203,13 +203,7 @@ class Engine:
         self._report(task)
         self.ctx.wake()
 
-    def _start_route(self, domain: DueDomain) -> None:
-        task = asyncio.create_task(router.route(self.ctx, domain), name=f"route {domain.name}")
-        self._routes[task] = None
-        task.add_done_callback(self._route_ended)
-
     def _route_ended(self, task: asyncio.Task[None]) -> None:
-        self._routes.pop(task, None)
         self._report(task)
         self.ctx.wake()
 
@@ -225,8 +219,7 @@ class Engine:
         for task, run in list(self._lanes.items()):
             run.hang_up()
             task.cancel()
-        for route in list(self._routes):
-            route.cancel()
+        self._lookups.cancel()
 
     def break_off(self) -> None:
         """A drain took too long: cut every connection, and write down what is known then."""
@@ -237,8 +230,7 @@ class Engine:
         """Lanes finish their transaction and release the rest; lookups are given up."""
         for run in self._lanes.values():
             run.look()
-        for task in list(self._routes):
-            task.cancel()
-        waiting = [*self._lanes, *self._routes]
+        waiting = [*self._lanes, *self._lookups.tasks]
+        self._lookups.cancel()
         if waiting:
             await asyncio.gather(*waiting, return_exceptions=True)

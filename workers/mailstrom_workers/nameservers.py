@@ -34,6 +34,7 @@ DNS_PORT = 53
 DNS_TLS_PORT = 853  # RFC 7858 section 3.1, which forbids TLS on port 53
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 2.0
 _ROUNDS = 3
+LONGEST_FIRST_S = 1.0
 """A lost datagram costs the first patience, not half of the question's time; each round is twice as
 patient as the one before, so that a slow nameserver is heard as well."""
 _LONGEST = 65535  # octets of a datagram
@@ -211,6 +212,10 @@ class Nameservers:
     Args:
         each: the servers, at least one.
         timeout: seconds for one question, all of them together.
+
+    Attributes:
+        first_s: after so long each was given a chance; longer is patience with a lost datagram or a
+            slow server, up to ``LONGEST_FIRST_S``.
     """
 
     def __init__(self, each: Sequence[Nameserver], timeout: float) -> None:
@@ -219,6 +224,13 @@ class Nameservers:
         turns = min(len(self.each), 4)
         self._turn_s = timeout / max(turns, 2)  # over a stream
         self._patience_s = timeout / (turns * (2**_ROUNDS - 1))
+        first_s = self._turn_s if self.streams else self._patience_s * turns
+        self.first_s = min(first_s, LONGEST_FIRST_S)
+
+    @property
+    def streams(self) -> bool:
+        """Whether they are asked over streams from the beginning."""
+        return any(server.streams for server in self.each)
 
     @classmethod
     def of(

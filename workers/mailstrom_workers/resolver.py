@@ -7,7 +7,9 @@ Contract: answers ``types.Route`` and ``Addresses``; trouble is a value, never a
 * A CNAME is followed and its target is processed instead; more than 8 links, a loop, SERVFAIL,
   REFUSED, silence and broken answers are temporary trouble and nothing else.
 * Addresses that mail never goes to are refused (``policy.routing.refused_address``).
-* Bounds: 50 MX, 100 addresses, 8 CNAME links, 128 lookups in flight, one question at a time each.
+* Bounds: 50 MX, 100 addresses, 8 CNAME links; each name is asked for once at a time. Not more than
+  ``places`` hosts' names are asked for at once; of domains the caller must bound the number
+  (``lookups``): neither waits for the other's silence. What nobody waits for any more ends.
 
 Addresses are kept in this process by their TTL; routes are the shared table's, not kept here.
 Answers are not validated (no DNSSEC). Must not know: the database, sessions, messages.
@@ -17,7 +19,8 @@ from __future__ import annotations
 
 import asyncio
 import random as random_source
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -43,7 +46,10 @@ from mailstrom_workers.dnswire import NXDOMAIN, Kind, Labels, Response
 from mailstrom_workers.nameservers import Nameservers, Unanswered
 from mailstrom_workers.standstill import Standstill
 
-MAX_IN_FLIGHT = 128
+MAX_IN_FLIGHT = 1024
+"""Questions at once, a descriptor each."""
+MAX_STREAMS = 128
+"""The same over TCP or TLS: connections that a nameserver must bear."""
 MAX_LINKS = 8
 MAX_RECORDS = 100
 MAX_CACHED = 10_000
@@ -87,6 +93,14 @@ class _Cached:
     text: str | None
 
 
+@dataclass(slots=True)
+class _Lookup:
+    """A question under way, and how many wait for its answer."""
+
+    task: asyncio.Task[Answer]
+    waiting: int = 0
+
+
 class Resolver:
     """Asks the DNS; one per process, used from one event loop.
 
@@ -102,6 +116,10 @@ class Resolver:
         prefer: the address family that begins. IPv4 by default: many receivers judge mail over
             IPv6 more severely, and IPv6 has its turn second in any case.
         random: numbers from 0 to below 1, for the order among a host's addresses.
+
+    Attributes:
+        places: how many questions may be under way at once.
+        first_s: after so long without an answer each nameserver was given a chance.
 
     Raises:
         ConfigError: see ``Nameservers.of``.
@@ -134,16 +152,18 @@ class Resolver:
             tls_hostname=tls_hostname,
             tls_ca_file=tls_ca_file,
         )
-        self._in_flight = asyncio.Semaphore(MAX_IN_FLIGHT)
-        self._asking: dict[tuple[str, Kind], asyncio.Task[Answer]] = {}
+        self.places = MAX_STREAMS if self._nameservers.streams else MAX_IN_FLIGHT
+        self.first_s = self._nameservers.first_s
+        self._hosts = asyncio.Semaphore(self.places)
+        self._asking: dict[tuple[str, Kind], _Lookup] = {}
         self._standstill: Standstill | None = None
         self._cache: dict[str, _Cached] = {}
 
     async def close(self) -> None:
         """End lookups that are still under way; call when nobody waits for an answer."""
-        asking = list(self._asking.values())
-        for lookup in asking:
-            lookup.cancel()
+        asking = [lookup.task for lookup in self._asking.values()]
+        for task in asking:
+            task.cancel()
         await asyncio.gather(*asking, return_exceptions=True)
 
     async def route(self, domain: str) -> Route:
@@ -166,9 +186,8 @@ class Resolver:
         return route_from_addresses(domain, mx, v4, v6, self._own_names)
 
     async def _ask_both(self, name: str) -> tuple[Answer, Answer]:
-        # Both on their way before the first is awaited.
-        v4, v6 = self._asked(name, "A"), self._asked(name, "AAAA")
-        return await asyncio.shield(v4), await asyncio.shield(v6)
+        with self._asked(name, "A") as v4, self._asked(name, "AAAA") as v6:
+            return await asyncio.shield(v4), await asyncio.shield(v6)
 
     async def addresses(self, host: str, allow_loopback: bool | None = None) -> Addresses:
         """Where a host is; answered from this process's memory while its TTL lasts.
@@ -192,7 +211,8 @@ class Resolver:
         now = asyncio.get_running_loop().time()
         known = self._cache.get(name)
         if known is None or known.until <= now:
-            known = await self._find(name)
+            async with self._hosts:
+                known = await self._find(name)
             self._remember(name, known)
         return self._usable(name, known, loopback)
 
@@ -250,29 +270,42 @@ class Resolver:
         self._cache[name] = known
 
     async def _ask(self, name: str, kind: Kind) -> Answer:
-        # Shielded: one caller's cancellation must not take the answer from the others.
-        return await asyncio.shield(self._asked(name, kind))
+        with self._asked(name, kind) as answer:
+            return await asyncio.shield(answer)
 
-    def _asked(self, name: str, kind: Kind) -> asyncio.Task[Answer]:
+    @contextmanager
+    def _asked(self, name: str, kind: Kind) -> Iterator[asyncio.Task[Answer]]:
+        """A lookup, begun if need be; to be shielded, as others may wait for it, too."""
         key = (name, kind)
         lookup = self._asking.get(key)
         if lookup is None:
-            lookup = asyncio.get_running_loop().create_task(self._look_up(name, kind))
-            self._asking[key] = lookup
-            lookup.add_done_callback(lambda _: self._asking.pop(key, None))
-        return lookup
+            task = asyncio.get_running_loop().create_task(self._look_up(name, kind))
+            lookup = self._asking[key] = _Lookup(task)
+            task.add_done_callback(lambda task: self._forget(key, task))
+        lookup.waiting += 1
+        try:
+            yield lookup.task
+        finally:
+            lookup.waiting -= 1
+            if not lookup.waiting and not lookup.task.done():
+                self._forget(key, lookup.task)  # who asks now must not wait for what was ended
+                lookup.task.cancel()
+
+    def _forget(self, key: tuple[str, Kind], task: asyncio.Task[Answer]) -> None:
+        lookup = self._asking.get(key)
+        if lookup is not None and lookup.task is task:
+            del self._asking[key]
 
     async def _look_up(self, name: str, kind: Kind) -> Answer:
         loop = asyncio.get_running_loop()
         if self._standstill is None:
             self._standstill = Standstill(loop)
-        async with self._in_flight:
-            began = loop.time()
-            with self._standstill.watched():
-                answer = await self._follow(name, kind)
-                if answer.outcome is Outcome.TEMPORARY and self._standstill.since(began):
-                    answer = await self._follow(name, kind)  # it was us who were not there
-            return answer
+        began = loop.time()
+        with self._standstill.watched():
+            answer = await self._follow(name, kind)
+            if answer.outcome is Outcome.TEMPORARY and self._standstill.since(began):
+                answer = await self._follow(name, kind)  # it was us who were not there
+        return answer
 
     async def _follow(self, name: str, kind: Kind) -> Answer:
         deadline = asyncio.get_running_loop().time() + self._timeout

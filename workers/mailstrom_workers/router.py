@@ -8,9 +8,12 @@ and no name is looked up.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
+from typing import TypeVar
 
 from mailstrom import events
 from mailstrom.config import nameserver_name, relay_hosts
+from mailstrom.policy.answers import TEMPORARY_TTL_S, nowhere
 from mailstrom.policy.refusal import judge_route
 from mailstrom.policy.routing import provider, site_key
 from mailstrom.policy.verdict import Action
@@ -24,6 +27,46 @@ TEMPORARY_S, MOST_TEMPORARY_S = 15, 300
 each time: one lookup may have been lost, while a DNS that fails again and again is left alone."""
 UNFORESEEN_S = 30
 """A domain whose look-up ended by an error that nobody foresaw is looked up again after this."""
+
+
+_T = TypeVar("_T")
+
+
+class Patience:
+    """How long a lookup goes on: to its own end, unless it is cut short.
+
+    Attributes:
+        began: loop time.
+        took_s: how long it went on, once it is over.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._limit: asyncio.Timeout | None = None
+        self.began = loop.time()
+        self.took_s: float | None = None
+
+    def cut(self) -> bool:
+        """Cut it short; whether there was anything to cut."""
+        limit, self._limit = self._limit, None
+        if limit is None:
+            return False
+        limit.reschedule(self._loop.time())
+        return True
+
+    async def bear(self, lookup: Awaitable[_T]) -> _T | None:
+        """Its answer; None where it was cut short."""
+        try:
+            async with asyncio.timeout(None) as limit:
+                self._limit = limit
+                return await lookup
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            return None
+        finally:
+            self._limit = None
+            self.took_s = self._loop.time() - self.began
 
 
 def policy_name(settings: Settings) -> str:
@@ -47,29 +90,31 @@ async def use_routes(ctx: Context) -> None:
     await ctx.db.insist(lambda store: store.use_routes(policy, now_ms))
 
 
-async def route(ctx: Context, due: DueDomain) -> None:
+async def route(ctx: Context, due: DueDomain, patience: Patience) -> None:
     """Find a domain's route (unless the cached one still holds) and stamp it on recipients.
 
-    Whatever goes wrong, the domain is given back: it must not stay taken by a living worker.
+    What is cut short is DNS trouble like any other. Whatever goes wrong, the domain is given back:
+    it must not stay taken by a living worker.
     """
     try:
-        await _route(ctx, due)
+        await _route(ctx, due, patience)
     except Exception:
         retry_ms = ctx.now_ms() + UNFORESEEN_S * 1000
-        await ctx.db.insist(lambda store: store.give_back(ctx.worker, due.name, retry_ms))
+        await ctx.db.insist(lambda store: store.give_back(ctx.worker, {due.name: retry_ms}))
         raise
 
 
-async def _route(ctx: Context, due: DueDomain) -> None:
+async def _route(ctx: Context, due: DueDomain, patience: Patience) -> None:
     loop = asyncio.get_running_loop()
     started = loop.time()
     found = due.cached
+    if found is None and ctx.settings.relay:
+        found = _relay_route(ctx, due.name)
+    elif found is None:
+        found = await patience.bear(ctx.resolver.route(due.name))
     if found is None:
-        found = (
-            _relay_route(ctx, due.name)
-            if ctx.settings.relay
-            else (await ctx.resolver.route(due.name))
-        )
+        text = f"no answer about {due.name} in {loop.time() - started:.1f} s, and others wait"
+        found = nowhere(due.name, RouteResult.TEMPORARY, TEMPORARY_TTL_S, text)
     answer = _answer(ctx, due, found)
     if due.cached is None:
         events.mx_resolved(

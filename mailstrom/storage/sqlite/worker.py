@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -48,6 +48,7 @@ from mailstrom.storage.sqlite import (
 )
 from mailstrom.storage.sqlite.connection import FREE_LOCK_S, spool_errors
 from mailstrom.storage.sqlite.durable import Sync, system_sync
+from mailstrom.storage.sqlite.encoding import encoded
 from mailstrom.storage.sqlite.logkeeper import LogKeeper
 from mailstrom.storage.sqlite.place import FilePlace, Place
 from mailstrom.storage.sqlite.rows import digest
@@ -223,10 +224,10 @@ class SQLiteWorkerStore:
         """See ``WorkerStore.put_routes``."""
         return self._write("storing routes", lambda c: routes.put(c, worker, answers, now_ms))
 
-    def give_back(self, worker: int, domain: str, retry_ms: int) -> None:
+    def give_back(self, worker: int, domains: Mapping[str, int]) -> None:
         """See ``WorkerStore.give_back``."""
-        values = {"worker": worker, "name": domain, "retry_ms": retry_ms}
-        self._write("giving a domain back", lambda c: run(c, "give_back", values))
+        values = {"worker": worker, "rows": encoded(list(domains.items()))}
+        self._write("giving domains back", lambda c: run(c, "give_back", values))
 
     # --- lanes and claims -------------------------------------------------------------------
 

@@ -830,12 +830,13 @@ class ToyWorker:
         self._spool.sites[seq] = Site(answer.site_key, answer.route.hosts, answer.provider)
         return seq
 
-    def give_back(self, worker: int, domain: str, retry_ms: int) -> None:
+    def give_back(self, worker: int, domains: Mapping[str, int]) -> None:
         """See ``WorkerStore.give_back``."""
         with self._spool.lock:
-            found = self._spool.domains.get(domain)
-            if found is not None and found.worker == worker:
-                found.worker, found.retry_ms = None, retry_ms
+            for domain, retry_ms in domains.items():
+                found = self._spool.domains.get(domain)
+                if found is not None and found.worker == worker:
+                    found.worker, found.retry_ms = None, retry_ms
 
     # --- lanes and claims ---
 

@@ -113,7 +113,10 @@ UPDATE domain
 UPDATE domain SET router = NULL WHERE name = :name;
 
 -- name: give_back
-UPDATE domain SET router = NULL, retry_ms = :retry_ms WHERE name = :name AND router = :worker;
+-- Rows: [name, retry_ms].
+UPDATE domain SET router = NULL, retry_ms = j.retry_ms
+  FROM (SELECT value ->> 0 AS name, value ->> 1 AS retry_ms FROM json_each(:rows)) j
+ WHERE domain.name = j.name AND router = :worker;
 
 -- name: expire_routes
 -- Names in hexadecimal digits.
