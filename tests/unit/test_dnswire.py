@@ -6,6 +6,7 @@ value, nobody's answer, or ``Unreadable``; nothing else escapes, and nothing tak
 
 from __future__ import annotations
 
+import struct
 from ipaddress import ip_address
 from typing import Any, get_args
 
@@ -206,6 +207,78 @@ def test_a_name_that_cannot_be_is_not_read(name: bytes) -> None:
     record = name + b"\0\x0f\0\x01\0\0\0\x3c\0\x04\0\x0a\xc0\x0c"
     with pytest.raises(Unreadable):
         dnswire.read(head + record, ASKED)
+
+
+_PIECES = st.one_of(
+    st.binary(max_size=3),
+    st.binary(min_size=1, max_size=63).map(lambda label: bytes([len(label)]) + label),
+    st.integers(0, 90).map(lambda at: struct.pack("!H", 0xC000 | at)),
+    st.just(b"\0"),
+)
+
+
+@given(st.lists(_PIECES, max_size=12).map(b"".join))
+def test_a_name_is_read_as_another_implementation_reads_it(data: bytes) -> None:
+    """As the target of an alias, so that pointers have something to lead to."""
+    record = b"\xc0\x0c\0\x05\0\x01\0\0\0\x3c" + struct.pack("!H", len(data)) + data
+    wire = ASKED[:2] + b"\x81\x80\0\x01\0\x01\0\0\0\0" + ASKED[12:] + record
+    try:
+        name, octets = dns.name.from_wire(wire, len(wire) - len(data))
+    except dns.exception.DNSException:
+        name, octets = None, 0
+    if name is None or octets != len(data):
+        with pytest.raises(Unreadable):
+            dnswire.read(wire, ASKED)
+    else:
+        assert read(wire, ASKED).name == tuple(label.lower() for label in name.labels[:-1])
+
+
+@pytest.mark.parametrize("own", [b"", b"\x01b"])
+def test_a_long_name_that_everybody_points_to_is_read_once(
+    own: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_labels = 0
+    original = dnswire._Names._read
+
+    def counted(names: Any, at: int, hops: int) -> Any:
+        nonlocal read_labels
+        found = original(names, at, hops)
+        read_labels += found[2] - at  # octets that were gone through
+        return found
+
+    monkeypatch.setattr(dnswire._Names, "_read", counted)
+    tail = b"\0\x10\0\x01\0\0\0\x3c\0\0"  # TXT, empty
+    deep = b"\x01a" * 110 + b"\xc0\x0c"
+    records = [deep + tail, *([own + struct.pack("!H", 0xC000 | len(ASKED)) + tail] * 4_000)]
+    head = ASKED[:2] + b"\x81\x80\0\x01" + struct.pack("!HHH", len(records), 0, 0)
+    wire = head + ASKED[12:] + b"".join(records)
+    with pytest.raises(Unreadable):  # nothing in it is about what was asked
+        dnswire.read(wire, ASKED)
+    assert read_labels < len(wire)
+
+
+def test_a_referral_is_no_denial() -> None:
+    """RFC 2308 section 2.2: NS records and no SOA."""
+    other = ("test", 60, "NS", ["ns.test."])
+    soa = ("test", 60, "SOA", [SOA])
+    alias = [("d.test", 60, "CNAME", ["e.test."])]
+    assert read(answer(ASKED, sections={"authority": [other]}), ASKED).lame
+    assert not read(answer(ASKED, sections={"authority": [other, soa]}), ASKED).lame
+    assert not read(answer(ASKED), ASKED).lame
+    followed = read(answer(ASKED, sections={"answer": alias, "authority": [other]}), ASKED)
+    assert (followed.lame, followed.name) == (False, labels("e.test"))
+
+
+def test_an_answer_about_another_name_cannot_be_read() -> None:
+    sections = {"answer": [("e.test", 60, "MX", ["10 evil.test."])]}
+    with pytest.raises(Unreadable):
+        dnswire.read(answer(ASKED, sections=sections), ASKED)
+
+
+def test_an_answer_to_another_kind_of_message_is_nobodys() -> None:
+    wire = bytearray(answer(ASKED))
+    wire[2] |= 5 << 3  # opcode UPDATE
+    assert dnswire.read(bytes(wire), ASKED) is None
 
 
 @given(st.binary(max_size=300), st.integers(0, 255))
