@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -21,8 +21,9 @@ from mailstrom.config.settings import Dns
 from mailstrom.errors import ConfigError
 from mailstrom.testing.dns import DNSServer, Zone
 from mailstrom.types import Route, RouteResult
-from mailstrom_workers.nameservers import Nameservers
+from mailstrom_workers.nameservers import MOST_STRANGE, Nameservers
 from mailstrom_workers.resolver import AddressError, Resolver
+from tests.hostile.dns_peer import NS, Out, Peer, Question, message, mx, record, spelled
 from tests.support.sockets import free_port
 
 T = TypeVar("T")
@@ -700,3 +701,42 @@ def test_tls_needs_a_name_and_readable_certificates(tmp_path: Path) -> None:
 def test_tls_without_name_servers_is_refused() -> None:
     with pytest.raises(ConfigError, match="nameservers"):
         Resolver(None, tls=True)
+
+
+def test_who_guesses_answers_is_not_heard_for_long_and_the_question_goes_by_tcp() -> None:
+    def guesses(question: Question) -> Iterator[Out]:
+        if question.tcp:
+            yield Out(message(question, mx("a.test")))
+            return
+        number = int.from_bytes(question.id, "big")
+        for other in range(1, 2 * MOST_STRANGE):
+            wrong = ((number + other) % 65536).to_bytes(2, "big")
+            yield Out(message(question, mx("evil.test"), id=wrong))
+        yield Out(message(question, mx("late.test")))
+
+    async def ask(peer: Peer) -> list[str]:
+        return names(await Resolver([(peer.host, peer.port)], PATIENCE_S).route("d.test"))
+
+    with Peer() as peer:
+        peer.says("d.test", guesses)
+        assert asyncio.run(ask(peer)) == ["a.test"]
+        assert [question.tcp for question in peer.asked] == [False, True]
+
+
+def test_a_server_that_only_names_others_is_passed_over() -> None:
+    def refers(question: Question) -> Iterator[Out]:
+        yield Out(message(question, authority=[record(NS, spelled("ns.test"))]))
+
+    async def ask(*servers: tuple[str, int]) -> Route:
+        return await Resolver(servers, PATIENCE_S).route("d.test")
+
+    async def both(lame: Peer) -> None:
+        alone = await ask((lame.host, lame.port))
+        assert alone.result is RouteResult.TEMPORARY
+        assert "referral" in (alone.error or "")
+        async with DNSServer(MAIL) as good:
+            assert names(await ask((lame.host, lame.port), (good.host, good.port))) == ["a.test"]
+
+    with Peer() as lame:
+        lame.says("d.test", refers)
+        asyncio.run(both(lame))

@@ -8,7 +8,8 @@ length: what is missing could be anything, and an empty one is no "there are non
 section 9). A server that is silent has another turn, with growing pauses; one that failed has none
 for this question. Each datagram has a socket of its own, so a port that nobody can guess, connected
 to the server, so that the kernel drops what comes from elsewhere (RFC 5452 section 9); what fits
-the question neither by id nor by name is passed over.
+the question neither by id nor by name is passed over, so many times: then somebody guesses, and the
+question goes by TCP.
 
 dnspython reads the system's configuration. Must not know: what an answer means for mail, nor how a
 message is written.
@@ -17,6 +18,7 @@ message is written.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import random
@@ -38,6 +40,9 @@ LONGEST_FIRST_S = 1.0
 """A lost datagram costs the first patience, not half of the question's time; each round is twice as
 patient as the one before, so that a slow nameserver is heard as well."""
 _LONGEST = 65535  # octets of a datagram
+MOST_STRANGE = 50
+"""So many datagrams that are no answer to it may come to one question: more were a chance to hit
+its id, of 65,536 (RFC 5452 section 9.1)."""
 _numbers = random.SystemRandom()
 _LATE = "no answer in time"
 _MUTE = "no TLS handshake in time; does it offer DNS over TLS on this port?"
@@ -52,6 +57,10 @@ class Unanswered(Exception):
 
 class _Failed(Exception):
     """A nameserver that is not asked again for this question."""
+
+
+class _Guessed(Exception):
+    """Somebody sends answers to what was not asked."""
 
 
 class _Tls(NamedTuple):
@@ -95,6 +104,7 @@ class Nameserver:
         Raises:
             TimeoutError: nobody answered in time, or nobody listens, perhaps for a moment.
             OSError: it cannot be reached.
+            _Guessed: somebody tries to answer for it.
         """
         with self._socket(socket.SOCK_DGRAM) as datagrams:
             try:
@@ -161,22 +171,32 @@ async def _heard(datagrams: socket.socket, asked: bytes, seconds: float) -> Resp
     Raises:
         TimeoutError: it did not come in time.
         OSError: what the socket says.
+        _Guessed: too much came that is no answer.
     """
     loop = asyncio.get_running_loop()
     heard: asyncio.Future[Response] = loop.create_future()
+    strange = 0
 
     def hear() -> None:
+        nonlocal strange
         if heard.done():
             return
+        response = None
         try:
-            response = dnswire.read(datagrams.recv(_LONGEST), asked)
-        except (BlockingIOError, InterruptedError, Unreadable):  # anybody may have sent it
+            wire = datagrams.recv(_LONGEST)
+            with contextlib.suppress(Unreadable):  # anybody may have sent it
+                response = dnswire.read(wire, asked)
+        except (BlockingIOError, InterruptedError):
             return
         except Exception as error:
             heard.set_exception(error)
             return
         if response is not None:
             heard.set_result(response)
+            return
+        strange += 1
+        if strange > MOST_STRANGE:
+            heard.set_exception(_Guessed)
 
     def expire() -> None:
         if not heard.done():
@@ -315,12 +335,15 @@ class Nameservers:
         response: Response | None = None
         if not server.streams:
             seconds = min(patience_s, deadline - loop.time())
-            response = await server.by_datagram(asked, seconds)
+            with contextlib.suppress(_Guessed):
+                response = await server.by_datagram(asked, seconds)
         if response is None or response.truncated:
             seconds = min(self._turn_s, deadline - loop.time())
             response = await server.by_stream(asked, seconds)
         if response.rcode not in (dnswire.NOERROR, dnswire.NXDOMAIN):
             raise _Failed(dnswire.RCODES.get(response.rcode, f"response code {response.rcode}"))
+        if response.lame:
+            raise _Failed("it only names other servers (a referral)")
         return response
 
 
