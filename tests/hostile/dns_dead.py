@@ -1,0 +1,77 @@
+"""Thousands of domains of a dead DNS, and good new ones that were handed in behind them."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+
+from mailstrom_workers.lookups import MOST_PLACES
+from tests.hostile.dns_peer import MX, mx, only, right
+from tests.hostile.dns_world import world
+from tests.hostile.table import MIB, Row
+from tests.support.engine import DEADLINE_S, mail
+from tests.support.sockets import eventually
+from tests.support.trial import Plan
+
+GOOD = 50
+TIMEOUT_S = 60.0
+"""Long, so that who waited for silence to end would be seen: 5,000 times 60 s in 1,024 places."""
+MOST_MEMORY = 64 * MIB
+MOST_FILES = 2 * MOST_PLACES + 464
+"""Lookups, connections with their own, and what a worker has in any case."""
+
+
+def rows(plan: Plan) -> Iterator[Row]:
+    """New ones behind those that nobody knows yet, then behind those that failed."""
+    dead = plan.pick(1_500, 5_000)
+    settings = {"dns": {"timeout": f"{TIMEOUT_S}s"}}
+    with world(plan, "dead", settings) as names:
+        engine = names.stand.engine
+        names.peer.says("dead.test", lambda question: ())
+        host = names.well("mx.good.test")
+        names.peer.says("good.test", only(MX, lambda question: right(question, mx(host))))
+        most_files = 0
+
+        def routed(turn: str) -> str:
+            nonlocal most_files
+            (pid,) = engine.live()
+            sql = (
+                "SELECT count(*) AS n FROM recipients"
+                f" WHERE status = 'delivered' AND domain LIKE '{turn}%.good.test'"
+            )
+            deadline = time.monotonic() + DEADLINE_S
+
+            def probe() -> bool:
+                nonlocal most_files
+                most_files = max(most_files, len(os.listdir(f"/proc/{pid}/fd")))
+                return bool(engine.rows(sql)[0].n == GOOD)
+
+            eventually(probe, deadline - time.monotonic(), what=f"{GOOD} deliveries")
+            failed = engine.rows("SELECT count(*) AS n FROM recipients WHERE status = 'failed'")
+            return f"{GOOD} delivered, {failed[0].n} failed"
+
+        def behind(turn: str, *, new: bool) -> str:
+            if new:
+                engine.ms.send_many(mail(f"a@d{n}.dead.test") for n in range(dead))
+            engine.ms.send_many(mail(f"a@{turn}{n}.good.test") for n in range(GOOD))
+            return routed(turn)
+
+        wanted = f"{GOOD} delivered, 0 failed"
+        yield names.many(
+            f"{GOOD} good domains behind {dead:,} of a dead DNS", wanted,
+            lambda: behind("new", new=True), MOST_MEMORY,
+        )  # fmt: skip
+        sql = "SELECT count(*) AS n FROM domains WHERE result = 'temporary'"
+        at_least = dead - MOST_PLACES
+        eventually(lambda: engine.rows(sql)[0].n >= at_least, 60, what="domains that failed")
+        row = names.many(
+            "the same, when those are known to fail", wanted,
+            lambda: behind("late", new=False), MOST_MEMORY,
+        )  # fmt: skip
+        yield row
+        yield Row(
+            case="descriptors of the worker meanwhile", wanted="bounded",
+            seen="bounded" if most_files <= MOST_FILES else f"{most_files} open",
+            tried=dead,
+        )  # fmt: skip
