@@ -75,7 +75,13 @@ class Delivery(Table, frozen=True, kw_only=True):
         Wait, Meta(description="One TCP connect; the same setting as `[timeouts] connect`.")
     ] = 30.0
     max_connections: Annotated[
-        int, Meta(ge=1, le=10000, description="Open SMTP connections of one worker, all sites.")
+        int,
+        Meta(
+            ge=1,
+            le=10000,
+            description="SMTP connections of one worker, all sites, that work at a time. Those that"
+            " their hosts keep waiting come on top: in all at most 15 times as many.",
+        ),
     ] = 200
     on_doubt: Annotated[
         OnDoubt,

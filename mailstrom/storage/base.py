@@ -487,10 +487,23 @@ class WorkerStore(Protocol):
         """Those where ``lease`` would give the worker a lane, at most ``most``; reads only."""
         ...
 
-    def lease(self, worker: int, *, want: int, limit: int, workers: int, now_ms: int) -> list[Lane]:
+    def lease(
+        self,
+        worker: int,
+        *,
+        want: int,
+        limit: int,
+        workers: int,
+        now_ms: int,
+        proven: bool = False,
+    ) -> list[Lane]:
         """Lease up to ``want`` lanes at sites with due work, at most ``limit`` a site in all.
 
         A worker that has lapsed or retired gets none: nobody would take them back.
+
+        Args:
+            proven: only at sites that took mail last time, of those that are due longest; where
+                there is none, nothing is written.
         """
         ...
 

@@ -143,6 +143,38 @@ class LaneContract:
             "mx.early.example", "mx.middle.example", "mx.late.example"
         ]  # fmt: skip
 
+    def test_proven_sites_get_lanes_ahead_of_others_that_are_due_longer(self, spool: Spool) -> None:
+        for domain in ("failing.example", "fine.example"):
+            busy_site(spool, 0, domain)
+        for number, domain in enumerate(("new.example", "failing.example", "fine.example")):
+            at = T0 - HOUR + number
+            spool.send(f"a@{domain}", created_ms=at, send_ms=at)
+            spool.send(f"b@{domain}", created_ms=at, send_ms=at)
+        spool.route("new.example")
+        keys = {lane.site_key: lane for lane in spool.lease(want=9, limit=1)}
+        assert len(keys) == 3
+        assert spool.suspend(keys["mx.failing.example"], T0 + 1, since=T0 - 1) == 1
+        spool.engine.release([lane.token for lane in keys.values()], T0)
+
+        def proven(**facts: int) -> list[str]:
+            lanes = spool.lease(proven=True, now=T0 + 1, **facts)
+            assert not any(lane.canary or lane.failing for lane in lanes)
+            return [lane.site_key for lane in lanes]
+
+        assert proven(want=9, limit=1) == ["mx.fine.example"]
+        assert proven(want=9, limit=1) == [], "all lanes that it may have are in use"
+        assert proven(want=9, limit=4, workers=2) == ["mx.fine.example"], "a share of it is ours"
+        assert len(spool.lease(want=9, now=T0 + 1, limit=1)) == 2
+        spool.sound()
+
+    def test_where_no_site_is_proven_nothing_is_leased_or_written(self, spool: Spool) -> None:
+        spool.send("a@example.org")
+        spool.route()
+        before = spool.engine.version()
+        assert spool.lease(want=9, proven=True) == []
+        assert spool.engine.version() == before
+        assert len(spool.lease(want=9)) == 1
+
     # --- suspension ---
 
     def test_a_suspended_site_is_not_leased_before_its_time(self, spool: Spool) -> None:

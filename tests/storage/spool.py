@@ -265,12 +265,13 @@ class Spool:
 
     def lease(
         self, *, worker: int | None = None, want: int = 1, limit: int = 20, workers: int = 1,
-        now: int = T0,
+        now: int = T0, proven: bool = False,
     ) -> list[Lane]:  # fmt: skip
         """Lease lanes for a worker."""
         return self.engine.lease(
-            worker or self.worker, want=want, limit=limit, workers=workers, now_ms=now
-        )
+            worker or self.worker, want=want, limit=limit, workers=workers, now_ms=now,
+            proven=proven,
+        )  # fmt: skip
 
     def lane(self, *, now: int = T0, worker: int | None = None) -> Lane:
         """Exactly one lane."""

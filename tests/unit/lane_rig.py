@@ -109,6 +109,13 @@ async def until(done: Callable[[], object]) -> None:
     raise AssertionError("it never came")
 
 
+HUNG = SessionFailure(
+    stage=Stage.GREETING, cause="timeout", reply=None, text="greeting: no answer in time",
+    facts=SessionFacts(host="mx", address="192.0.2.1", port=25, tls_wanted="none"),
+)  # fmt: skip
+"""What comes of a host whose greeting was not waited for to its end."""
+
+
 class Store:
     """What is due, and what became of it.
 
@@ -285,6 +292,7 @@ class Server:
         )
         self.capabilities = rig.offers
         self.begun = 0
+        self.wrote_s = -inf
         self.domains: set[str] = set()
         self.source: Source | None = None
         self.wire: deque[Outgoing] = deque()
@@ -409,6 +417,7 @@ class Rig:
     """A lane, its store and its servers.
 
     Attributes:
+        greet_s: how long the next servers keep their sessions waiting.
         script: recipient -> ends of its transactions, in order; then all is well.
         begun: recipients, in the order in which they went to a session.
         lacking: needs of what was given to a session that does not meet them.
@@ -428,6 +437,7 @@ class Rig:
         self.offers = Capabilities(name="mx", pipelining=True, eightbitmime=True)
         self.script: dict[int, list[TransactionEnd | Exception | None]] = {}
         self.refuses: list[SessionFailure | Exception | None] = []
+        self.greet_s: list[float] = []
         self.begun: list[int] = []
         self.envelopes: list[tuple[str, ...]] = []
         self.sessions: list[Server] = []
@@ -447,8 +457,14 @@ class Rig:
 
         class Opener:
             @staticmethod
-            async def open(target: Target, policy: SessionPolicy) -> Server | SessionFailure:
-                await asyncio.sleep(rig.reply_s)
+            async def open(
+                target: Target, policy: SessionPolicy, patience: asyncio.Timeout
+            ) -> Server | SessionFailure:
+                try:
+                    async with patience:
+                        await asyncio.sleep(rig.greet_s.pop(0) if rig.greet_s else rig.reply_s)
+                except TimeoutError:
+                    return HUNG
                 if rig.refuses and (failure := rig.refuses.pop(0)) is not None:
                     if isinstance(failure, Exception):
                         raise failure

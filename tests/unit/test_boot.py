@@ -51,3 +51,28 @@ def test_a_lack_of_descriptors_is_one_line_of_the_log_and_try_again(tmp_path: Pa
         assert (line["event"], line["where"]) == ("engine.failed", "start")
         assert "Too many open files" in line["error"]
         assert "limit of open files" in line["error"]
+
+
+RAISE = """
+import resource, sys
+from mailstrom_workers import boot
+soft, hard, most = map(int, sys.argv[1:])
+resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+boot.MOST_FILES = most
+boot._raise_limit_of_files()
+print(*resource.getrlimit(resource.RLIMIT_NOFILE))
+"""
+
+
+def test_a_process_raises_its_limit_of_descriptors_as_far_as_it_may() -> None:
+    def limits(*numbers: int) -> list[int]:
+        ran = subprocess.run(
+            [sys.executable, "-P", "-c", RAISE, *map(str, numbers)],
+            env={"PYTHONPATH": ":".join(filter(None, sys.path))},
+            capture_output=True, text=True, timeout=60, check=True,
+        )  # fmt: skip
+        return [int(word) for word in ran.stdout.split()]
+
+    assert limits(100, 300, 1000) == [300, 300]
+    assert limits(100, 300, 200) == [200, 300]
+    assert limits(300, 300, 200) == [300, 300], "what is more already stays"

@@ -14,7 +14,7 @@ from mailstrom.errors import SpoolBusy
 from mailstrom.storage.base import DueDomain, Lane
 from mailstrom.types import Host
 from mailstrom_workers import engine as engine_module
-from mailstrom_workers import router
+from mailstrom_workers import places, router
 from mailstrom_workers.context import Context, Settings
 from mailstrom_workers.engine import Engine
 from mailstrom_workers.router import Patience
@@ -38,6 +38,7 @@ class Store:
     Attributes:
         leases: given by the calls to come; an exception is raised.
         leasing: how often lanes were asked for.
+        proven: for each lease, whether only sites that took mail last time were meant.
     """
 
     log_full = False
@@ -48,6 +49,7 @@ class Store:
         self.domains: list[DueDomain] = []
         self.leases: list[list[Lane] | Exception] = []
         self.leasing = 0
+        self.proven: list[bool] = []
 
     def room_bytes(self) -> None:
         return None
@@ -71,8 +73,9 @@ class Store:
     def live_workers(self) -> int:
         return 1
 
-    def lease(self, worker: int, *, want: int, **_: int) -> list[Lane]:
+    def lease(self, worker: int, *, want: int, proven: bool = False, **_: int) -> list[Lane]:
         self.leasing += 1
+        self.proven.append(proven)
         found = self.leases.pop(0) if self.leases else []
         if isinstance(found, Exception):
             raise found
@@ -109,7 +112,9 @@ class Run:
 
     made: list[Run]
     connected = None
-    parted = False
+    parted = opening = unproven = False
+    waits_s = 0.0
+    cut = False
 
     def __init__(self, ctx: Context, lane: Lane, lanes: int) -> None:
         self.lane, self.idle, self.over = lane, False, asyncio.Event()
@@ -120,6 +125,13 @@ class Run:
         self.called += 1
 
     def look(self) -> None:
+        self.over.set()
+
+    def waited_s(self, now_s: float) -> float:
+        return self.waits_s
+
+    def cut_short(self) -> None:
+        self.cut = True
         self.over.set()
 
     async def run(self) -> None:
@@ -302,6 +314,68 @@ def test_beside_a_full_site_what_others_commit_is_looked_at_soon_and_not_at_once
         rig.store.leases, rig.store.sites = [[lane(1)]], [DEAD, 1]
         rig.db.tell()
         await asyncio.sleep(engine_module.AGAIN_S)
+        assert rig.store.leasing == 1
+
+    tell(story)
+
+
+def hang(seconds: float = 60.0) -> None:
+    """The hosts of all lanes say nothing, and never did."""
+    for run in Run.made:
+        run.opening = run.unproven = True
+        run.waits_s = seconds
+
+
+def test_hosts_that_say_nothing_take_no_connection_from_others(tell: Tell) -> None:
+    async def story(rig: Rig) -> None:
+        rig.store.sites, rig.store.leases = [1, 2], [[lane(1), lane(2)]]
+        await rig.looked(1)
+        rig.store.sites, rig.store.leases = [3], [[lane(3)]]
+        await rig.looked(1)
+        assert len(Run.made) == 2, "both have just begun"
+        hang()
+        await rig.looked(1)
+        assert [run.lane.site for run in Run.made] == [1, 2, 3]
+        assert not any(run.over.is_set() for run in Run.made), "they are waited for all the same"
+
+    tell(story)
+
+
+def test_where_no_room_is_left_those_waited_for_longest_give_theirs(
+    tell: Tell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(places, "WIDTH", 2)  # four in all, of which one is kept
+
+    async def story(rig: Rig) -> None:
+        for first in (1, 3):
+            rig.store.sites, rig.store.leases = [first, 9], [[lane(first)]]
+            await rig.looked(1)
+            hang(3.0)
+        rig.store.sites, rig.store.leases = [2], [[lane(2)]]
+        await rig.looked(1)
+        hang(3.0)
+        rig.store.sites = rig.store.open = [4]
+        before = len(rig.store.proven)
+        await rig.looked(1)
+        asked = rig.store.proven[before:]
+        assert asked
+        assert all(asked), "the last one is for sites that took mail"
+        assert not any(run.cut for run in Run.made), "no host was waited for long enough"
+        Run.made[1].waits_s = 30.0
+        await rig.looked(1)
+        assert [run.cut for run in Run.made] == [False, True, False]
+
+    tell(story)
+
+
+def test_a_drain_and_a_pause_lease_nothing_whatever_is_free(tell: Tell) -> None:
+    async def story(rig: Rig) -> None:
+        rig.ctx.paused_until = asyncio.get_running_loop().time() + 5
+        rig.store.sites, rig.store.leases = [1], [[lane(1)]]
+        await rig.looked()
+        assert rig.store.leasing == 0
+        await asyncio.sleep(5)
+        await rig.looked(1)
         assert rig.store.leasing == 1
 
     tell(story)

@@ -756,6 +756,72 @@ def test_what_nobody_thought_of_costs_a_host_its_turn(monkeypatch: pytest.Monkey
     assert set(rig.store.states.values()) == {"queued"}
 
 
+def test_a_host_whose_wait_is_cut_short_is_left_for_the_next_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rig = Rig(monkeypatch, *rows(3))
+    rig.greet_s = [300.0]
+    waits: list[float] = []
+
+    async def beside(lane: LaneRun) -> None:
+        await until(lambda: lane.opening)
+        await asyncio.sleep(12.0)
+        waits.append(lane.waited_s(rig.loop.time()))
+        assert lane.unproven
+        lane.cut_short()
+        await until(lambda: lane.connected)
+        assert not lane.opening
+        lane.cut_short()  # it has a session: nothing is cut
+
+    rig.run(beside, canary=True)
+    assert 11.9 < waits[0] < 12.2
+    assert [one.facts.host for one in rig.opened] == ["mx2.test"]
+    assert set(rig.store.states.values()) == {"delivered"}
+    assert rig.store.suspended == []
+    (failed,) = [fields for word, fields in rig.lines if word == "session.closed"][:1]
+    assert (failed["stage"], failed["cause"]) == (Stage.GREETING, "timeout")
+    assert not rig.lanes[0].unproven
+
+
+def test_where_all_hosts_are_cut_short_the_site_rests_and_nobody_is_charged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rig = Rig(monkeypatch, *rows(3))
+    rig.greet_s = [300.0, 300.0]
+
+    async def beside(lane: LaneRun) -> None:
+        for _ in rig.hosts:
+            await until(lambda: lane.waited_s(rig.loop.time()) > 10.0)
+            lane.cut_short()
+            await until(lambda: lane.waited_s(rig.loop.time()) < 1.0)
+
+    rig.run(beside)
+    assert len(rig.store.suspended) == 1
+    assert set(rig.store.states.values()) == {"queued"}
+    assert [one for one in rig.store.settled if one.attempt] == []
+
+
+def test_a_lane_waits_from_when_its_host_last_let_something_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rig = Rig(monkeypatch, *rows(3))
+    rig.script = {2: [None]}
+    seen: list[float] = []
+
+    async def beside(lane: LaneRun) -> None:
+        await until(lambda: rig.store.states[1] == "delivered")
+        ended = rig.store.told[1]
+        await asyncio.sleep(3.0)
+        seen.append(lane.waited_s(rig.loop.time()) - (rig.loop.time() - ended))
+        rig.opened[0].wrote_s = rig.loop.time()  # a block of content was taken
+        seen.append(lane.waited_s(rig.loop.time()))
+        rig.opened[0].lose()
+
+    rig.run(beside)
+    assert -0.1 < seen[0] < 0.1
+    assert seen[1] == 0.0
+
+
 def test_this_machines_trouble_with_one_host_is_forgotten_when_another_fails_by_itself(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -800,6 +866,25 @@ def test_the_budget_is_shared_and_free_in_the_end(monkeypatch: pytest.MonkeyPatc
     rig.run()
     assert set(rig.store.states.values()) == {"delivered"}
     assert max(most) <= 1_000_000 + 3 * 100_002, "one is always claimed, or it would stand"
+
+
+def test_beyond_the_budget_content_is_not_held_while_a_host_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rig = Rig(monkeypatch, *rows(2, body=b"x" * 100_000 + b"\r\n"))
+    rig.store.chunks = [b"A: b\r\n\r\nc\r\n"]
+    monkeypatch.setattr("mailstrom_workers.context.READ_AHEAD_BYTES", 0)
+    rig.greet_s = [60.0]
+    held: list[int] = []
+
+    async def beside(lane: LaneRun) -> None:
+        await until(lambda: lane.opening)
+        await asyncio.sleep(1)
+        held.append(lane.ctx._held_bytes)
+
+    rig.run(beside)
+    assert held == [0]
+    assert set(rig.store.states.values()) == {"delivered"}
 
 
 def test_what_could_not_be_read_is_given_back_and_what_is_damaged_fails(

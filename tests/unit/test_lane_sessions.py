@@ -93,11 +93,11 @@ def late(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     opener: Any = connector_module.Session
     real, opened = opener.open, []
 
-    async def open(target: Any, policy: Any) -> Any:
+    async def open(target: Any, policy: Any, patience: Any) -> Any:
         opened.append(target)
         if len(opened) > 1:
             await asyncio.sleep(seconds)
-        return await real(target, policy)
+        return await real(target, policy, patience)
 
     monkeypatch.setattr(opener, "open", staticmethod(open))
 

@@ -312,6 +312,27 @@ def test_a_full_backlog_is_a_connect_timeout() -> None:
     run(body)
 
 
+@pytest.mark.parametrize("hung", ["greeting", "EHLO"])
+def test_a_host_that_hangs_is_waited_for_no_longer_than_whoever_waits_wants(hung: str) -> None:
+    async def body() -> None:
+        peer = Peer(**{hung: "hang"})
+        patience = asyncio.timeout(None)
+        async with serving(peer) as target:
+            opening = asyncio.create_task(Session.open(target, POLICY, patience))
+            await peer.hanging.wait()
+            for _ in range(100):  # connected as it is, it comes to wait for the greeting
+                await asyncio.sleep(0)
+            assert not opening.done()
+            patience.reschedule(asyncio.get_running_loop().time())
+            failure = await opening
+            assert isinstance(failure, SessionFailure)
+            assert (str(failure.stage), failure.cause) == (hung.lower(), "timeout")
+            peer.hang.set()
+            await peer.closed.wait()
+
+    run(body)
+
+
 def test_a_close_before_the_first_reply_charges_no_message() -> None:
     async def body() -> None:
         peer = Peer(EHLO="250 mx|close")

@@ -104,6 +104,7 @@ class Connector:
         self._ctx = ctx
         self._lane = lane
         self._ladder = ladder
+        self._loop = asyncio.get_running_loop()
         self.hosts = self._order()
         self.rows: list[SessionRow] = []
         """Rows of connections, to be carried by the lane's next exchange."""
@@ -113,6 +114,9 @@ class Connector:
         """Whether that was this machine's own trouble (no descriptors left, say)."""
         self.trouble: HostVerdict | None = None
         """Why the last host could not be used."""
+        self.since: float | None = None
+        """Loop time since which an address, or a host's name, is waited for; None: none is."""
+        self._patience: asyncio.Timeout | None = None
 
     def _order(self) -> list[Host]:
         hosts = order_hosts(self._lane.hosts, self._ctx.random)
@@ -138,14 +142,27 @@ class Connector:
     def _note(self, trouble: HostVerdict, *, crowded: bool = False, local: bool = False) -> None:
         self.trouble, self.crowded, self.local = trouble, crowded, local
 
+    def cut_short(self) -> None:
+        """The address that is waited for had its time; the next one, if any, has its own."""
+        if self._patience is not None:
+            self._patience.reschedule(self._loop.time())
+            self._patience = None
+
     async def connect(self, position: int) -> tuple[int, Connected] | None:
         """A session with the first usable host from ``position`` on, or None: all failed."""
+        try:
+            return await self._connect(position)
+        finally:
+            self.since = None
+
+    async def _connect(self, position: int) -> tuple[int, Connected] | None:
         tried = 0
         for index in range(position, len(self.hosts)):
             if tried >= MOST_ADDRESSES:
                 break  # not rested: these hosts are among the first of the next pass
             host = self.hosts[index]
             relay = self._ctx.settings.relay
+            self.since = self._loop.time()
             found = await self._ctx.resolver.addresses(host.name, True if relay else None)
             if found.error is not None:
                 self._note(
@@ -182,7 +199,13 @@ class Connector:
         if dialect != policy.dialect:
             policy = replace(policy, dialect=dialect)
         moment = ctx.limits.moment
-        opened = await _opened(Target(host=host.name, address=address, port=port), policy)
+        target = Target(host=host.name, address=address, port=port)
+        self.since = self._loop.time()
+        self._patience = patience = asyncio.timeout(None)
+        try:
+            opened = await _opened(target, policy, patience)
+        finally:
+            self._patience = None
         if isinstance(opened, SessionFailure):
             trouble = judge_session(opened.stage, opened.cause, opened.reply)
             if opened.reply is None and opened.text:
@@ -271,14 +294,16 @@ class Connector:
         )
 
 
-async def _opened(target: Target, policy: SessionPolicy) -> Session | SessionFailure:
+async def _opened(
+    target: Target, policy: SessionPolicy, patience: asyncio.Timeout
+) -> Session | SessionFailure:
     """A session, or why there is none.
 
     What a host says that nobody thought of costs the host its turn, as any trouble it makes: a
     lane that ended by it would be leased anew at once, and meet it again, without a pause.
     """
     try:
-        return await Session.open(target, policy)
+        return await Session.open(target, policy, patience)
     except Exception as error:
         events.engine_failed(where=f"session with {target.host}", error=error)
         return SessionFailure(

@@ -21,11 +21,14 @@ from mailstrom_workers.context import Context
 from mailstrom_workers.dbrequest import StoreEnded
 from mailstrom_workers.lane import LaneRun
 from mailstrom_workers.lookups import Lookups
+from mailstrom_workers.places import Bounds, Free, bounds, free, longest
 
 AGAIN_S = 0.05
 """So soon it looks again after a look that found more due than one look serves."""
 QUIET_S = 1.0
 """So often where nothing is due: for room on the disk, and in case a word was lost."""
+AT_ONCE = 64
+"""So many hosts that hang a look waits for no longer, at most, where others need their room."""
 SATURATED_S = 0.25
 """How often due sites are tried that gave no lane last time, for want of free ones."""
 
@@ -36,22 +39,25 @@ class Look:
 
     Args:
         routes: domains to take, at most.
-        lanes: lanes to lease, at most; None: none is wanted, whatever is due.
+        free: lanes to lease, at most; None: none is wanted, whatever is due.
         idle: sites that have a lane of ours without work.
         due: whether anything is due.
         domains: taken, to be routed; nobody else will.
         sites: with due work.
         crowded: whether one of them has room for a lane, and we have no connection left for it.
+        shut_out: how many such there are, counted no further than ``AT_ONCE``, where what is
+            lacking is room for hosts that hang.
     """
 
     routes: int
-    lanes: int | None
+    free: Free | None
     idle: frozenset[int]
     due: bool = False
     domains: Sequence[DueDomain] = ()
     sites: frozenset[int] = frozenset()
     leased: Sequence[Lane] = ()
     crowded: bool = False
+    shut_out: int = 0
 
 
 class Engine:
@@ -117,9 +123,10 @@ class Engine:
 
     async def _look(self) -> None:
         """Route what waits for a route, lease where work is due."""
+        most = bounds(self.ctx.settings.config.delivery.max_connections)
         look = Look(
             routes=self._lookups.room(),
-            lanes=self._wanted(),
+            free=self._free(most),
             idle=frozenset(run.lane.site for run in self._lanes.values() if run.idle),
         )
         try:
@@ -134,16 +141,12 @@ class Engine:
         self._barren = look.due and not served and not full
         self._told_at = asyncio.get_running_loop().time() + AGAIN_S
 
-    def _wanted(self) -> int | None:
+    def _free(self, most: Bounds) -> Free | None:
         """How many lanes may be leased now; None: it is no time for it."""
-        ctx = self.ctx
-        paused = asyncio.get_running_loop().time() < ctx.paused_until
-        if paused or ctx.draining.is_set() or not ctx.has_room():
+        ctx, now = self.ctx, asyncio.get_running_loop().time()
+        if now < ctx.paused_until or ctx.draining.is_set() or not ctx.has_room():
             return None
-        most = ctx.settings.config.delivery.max_connections
-        # A lane that takes its leave of a server holds no other up, but not without limit.
-        open_lanes = sum(not run.parted for run in self._lanes.values())
-        return max(min(most - open_lanes, 2 * most - len(self._lanes)), 0)
+        return free(self._lanes.values(), most, now)
 
     def _ask(self, store: WorkerStore, look: Look) -> None:
         """The visit to the store."""
@@ -155,21 +158,31 @@ class Engine:
         if look.routes:
             look.domains = store.due_domains(ctx.worker, look.routes, now_ms)
         look.sites = frozenset(store.due_sites(now_ms))
-        if look.lanes is None or look.idle.issuperset(look.sites):
+        wanted = look.free
+        if wanted is None or look.idle.issuperset(look.sites):
             return
         limit = ctx.settings.config.sites.connections
         ctx.workers = workers = store.live_workers()
         most = len(look.idle) + 1  # one of so many is without an idle lane
+        if wanted.full:
+            most += AT_ONCE - 1
         room = store.open_sites(ctx.worker, limit=limit, workers=workers, most=most, now_ms=now_ms)
         if look.idle.issuperset(room):
             return  # as most looks beside a busy site end: nothing was written
         look.sites = look.sites.union(room)  # what is due is cut at 1,000, whoever has room or not
-        if look.lanes:
+        if wanted.proven:
             look.leased = store.lease(
-                ctx.worker, want=look.lanes, limit=limit, workers=workers, now_ms=now_ms
+                ctx.worker,
+                want=wanted.anywhere or wanted.proven,
+                limit=limit,
+                workers=workers,
+                now_ms=now_ms,
+                proven=not wanted.anywhere,
             )
         else:
             look.crowded = True
+        if wanted.full:
+            look.shut_out = min(len(set(room) - look.idle), AT_ONCE)
 
     def _serve(self, look: Look) -> bool:
         """Wake idle lanes at due sites; False when neither that nor a lease came of the look."""
@@ -186,6 +199,9 @@ class Engine:
                 woken = True
         ctx.unserved = frozenset(unserved.difference(lane.site for lane in look.leased))
         ctx.crowded = look.crowded
+        now = asyncio.get_running_loop().time()
+        for run in longest(self._lanes.values(), look.shut_out, now):
+            run.cut_short()
         if ctx.crowded:
             for run in self._lanes.values():
                 if run.idle:

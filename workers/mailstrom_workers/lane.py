@@ -60,6 +60,30 @@ class LaneRun:
         """The session that it has now."""
         return self.walk.connected
 
+    @property
+    def unproven(self) -> bool:
+        """See ``places.Waiting``."""
+        return not self.supply.heard
+
+    @property
+    def opening(self) -> bool:
+        """See ``places.Waiting``."""
+        return self.walk.connector.since is not None
+
+    def waited_s(self, now_s: float) -> float:
+        """See ``places.Waiting``; 0 where it is at work itself."""
+        since = self.walk.connector.since
+        if since is not None:
+            return now_s - since
+        connected = self.walk.connected
+        if connected is None or not self.stock.wire:
+            return 0.0
+        return now_s - max(self.supply.pace.progress_s, connected.session.wrote_s)
+
+    def cut_short(self) -> None:
+        """The host that is waited for, and let no mail begin, had its time: others need room."""
+        self.walk.connector.cut_short()
+
     async def run(self) -> None:
         """Work until nothing is due for a while, the site fails, or the worker drains."""
         try:

@@ -71,6 +71,7 @@ class Pump(asyncio.Protocol):
         self.source: Source | None = None
         self.outgoing: deque[Outgoing] = deque()
         self.messages = 0
+        self.wrote_s = float("-inf")  # loop time of the last block of content
         self.end_cause: str | None = None
         self.closing: PeerClosing | None = None
         self.closed = asyncio.Event()
@@ -278,6 +279,7 @@ class Pump(asyncio.Protocol):
             await self._drain(outgoing)
             if not self._running(outgoing):
                 return
+            self.wrote_s = self._loop.time()
             self.dialogue.content(chunk[start : start + BLOCK])
             if len(chunk) > start + BLOCK:
                 self.flush()

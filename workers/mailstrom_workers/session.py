@@ -48,9 +48,11 @@ class Session:
         established.transport.set_write_buffer_limits(high=BLOCK, low=_LOW_WATER)
 
     @classmethod
-    async def open(cls, target: Target, policy: SessionPolicy) -> Session | SessionFailure:
+    async def open(
+        cls, target: Target, policy: SessionPolicy, patience: asyncio.Timeout | None = None
+    ) -> Session | SessionFailure:
         """Connects and takes the transport over; see ``wire.establish`` for how it can fail."""
-        established = await establish(target, policy)
+        established = await establish(target, policy, patience)
         if isinstance(established, SessionFailure):
             return established
         return cls(established, policy)  # no await in between: nothing can arrive unseen
@@ -86,6 +88,11 @@ class Session:
         if self._pump.transport.is_closing():
             return False
         return self._dialogue.ready or not self.idle
+
+    @property
+    def wrote_s(self) -> float:
+        """Loop time when the peer last had taken a block of content that is written in several."""
+        return self._pump.wrote_s
 
     @property
     def messages(self) -> int:

@@ -17,6 +17,8 @@ from __future__ import annotations
 
 import asyncio
 
+from msgspec.structs import replace
+
 from mailstrom.policy.pace import SLOW_CLAIM, ClaimPace, OpenWindow
 from mailstrom.storage.base import Ahead, ClaimRequest, Exchange, Lane, Open
 from mailstrom.types import OnDoubt
@@ -97,6 +99,7 @@ class Supply:
 
     def take(self, exchange: Exchange) -> int:
         """What a claim gave; returns how many messages of it can be sent."""
+        unread = not self._reading
         self.free()
         token = self._lane.token
         self.fenced = token in exchange.ended
@@ -107,6 +110,10 @@ class Supply:
                 self.pace.dry(self._loop.time())
             return 0
         good = self._settling.sift(exchange.claimed)
+        if unread and self._walk.connected is None:
+            # Its host may let nobody in for minutes, and so may the hosts of many other lanes: what
+            # is beyond the budget is read when it is sent.
+            good = [replace(row, body=None) for row in good]
         now = self._loop.time()
         count = self.stock.take_in(
             good, now, MOST_RECIPIENTS, opened=exchange.opened, opened_at=exchange.locked_s

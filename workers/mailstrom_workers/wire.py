@@ -468,8 +468,14 @@ class _Opening:
             self.socket.close()
 
 
-async def establish(target: Target, policy: SessionPolicy) -> Established | SessionFailure:
+async def establish(
+    target: Target, policy: SessionPolicy, patience: asyncio.Timeout | None = None
+) -> Established | SessionFailure:
     """Opens a session up to the point where MAIL may be sent.
+
+    Args:
+        patience: over all stages; whoever holds it may end it while this waits, as a stage's own
+            timeout does. None: the stages' own.
 
     Returns:
         The session, or the value that says why there is none. Nothing stays open then.
@@ -479,7 +485,8 @@ async def establish(target: Target, policy: SessionPolicy) -> Established | Sess
     """
     opening = _Opening(target, policy)
     try:
-        return await opening.run()
+        async with patience or asyncio.timeout(None):
+            return await opening.run()
     except (_Refused, aiosmtplib.SMTPException, OSError, ValueError) as problem:
         opening.close()
         return opening.failure(problem)

@@ -33,6 +33,8 @@ CAP_MS = 60_000
 """How long a site keeps to the lanes it was seen to bear before one more is tried."""
 DAMAGED_MS = 1_000
 """A site whose hosts cannot be read is looked at again after this."""
+PROVEN_PAGE = 2_000
+"""Of so many due sites those are looked out that took mail last time, where only they get lanes."""
 _LOOKED_UP = 20
 """So many domains are looked up anew for the hosts of one site; one answer is enough."""
 _COUNTED = 500
@@ -41,7 +43,14 @@ _LOST = "the worker ended while this recipient was on the wire; it may have been
 
 
 def lease(
-    connection: apsw.Connection, worker: int, *, want: int, limit: int, workers: int, now_ms: int
+    connection: apsw.Connection,
+    worker: int,
+    *,
+    want: int,
+    limit: int,
+    workers: int,
+    now_ms: int,
+    among: str | None = None,
 ) -> list[Lane]:
     """Lease lanes at ready sites: never more than ``limit`` a site over all workers.
 
@@ -49,19 +58,27 @@ def lease(
     than there are messages due there. A site that nothing is known of, or that failed last time,
     gets one lane until it has taken a message; one that refused a further connection gets no more
     than it was seen to bear, one more each minute.
+
+    Args:
+        among: only at these sites, a JSON array.
     """
     if not run(connection, "worker_alive", {"worker": worker}):
         return []  # lapsed: it would never be taken back
     if copies.marked(connection):
         return []
     share = -(-limit // max(1, workers))
-    values = {"now_ms": now_ms, "worker": worker, "limit": limit, "share": share}
+    values: dict[str, int | str] = {
+        "now_ms": now_ms, "worker": worker, "limit": limit, "share": share,
+    }  # fmt: skip
     run(connection, "grow_caps", {"now_ms": now_ms, "limit": limit, "pause_ms": CAP_MS})
     chosen: dict[int, tuple[_Ready, tuple[Host, ...], int]] = {}
     lanes: list[int] = []  # the site of each
     idle: list[int] = []
     damaged: list[int] = []
-    with closing(connection.execute(STATEMENTS["ready_sites"], values)) as rows:
+    statement = "ready_sites"
+    if among is not None:
+        statement, values["among"] = "ready_among", among
+    with closing(connection.execute(STATEMENTS[statement], values)) as rows:
         ready = map(_Ready._make, rows)  # no further than needed: mostly a few of many
         while looked := _enough(ready, want - len(lanes), share):
             counted = {

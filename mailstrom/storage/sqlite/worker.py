@@ -246,12 +246,32 @@ class SQLiteWorkerStore:
         rows = self._read("looking for sites with room", STATEMENTS["open_sites"], values)
         return [row[0] for row in rows]
 
-    def lease(self, worker: int, *, want: int, limit: int, workers: int, now_ms: int) -> list[Lane]:
+    def lease(
+        self,
+        worker: int,
+        *,
+        want: int,
+        limit: int,
+        workers: int,
+        now_ms: int,
+        proven: bool = False,
+    ) -> list[Lane]:
         """See ``WorkerStore.lease``."""
+        among: str | None = None
+        if proven:
+            share = -(-limit // max(1, workers))
+            values = {
+                "worker": worker, "limit": limit, "share": share, "page": lanes.PROVEN_PAGE,
+                "most": want, "now_ms": now_ms,
+            }  # fmt: skip
+            found = self._read("looking for proven sites", STATEMENTS["proven_sites"], values)
+            if found[0][0] == "[]":
+                return []
+            among = found[0][0]
         return self._write(
             "leasing lanes",
             lambda c: lanes.lease(
-                c, worker, want=want, limit=limit, workers=workers, now_ms=now_ms
+                c, worker, want=want, limit=limit, workers=workers, now_ms=now_ms, among=among
             ),
         )
 

@@ -27,6 +27,35 @@ SELECT seq, CAST(key AS BLOB), CAST(provider AS BLOB), CAST(hosts AS BLOB),
    AND (SELECT count(*) FROM lane WHERE lane.site = site.seq AND worker = :worker) < :share
  ORDER BY ready_ms LIMIT 200;
 
+-- name: proven_sites
+-- Of the sites that are due longest, those that took mail last time and have room. A page of them,
+-- or the others that wait would make each look dearer; they are leased, too, as it goes on.
+SELECT json_group_array(seq) FROM (
+  SELECT seq FROM (SELECT seq, last_success_ms, failures, lane_cap FROM site
+                    WHERE ready_ms <= :now_ms ORDER BY ready_ms LIMIT :page) AS due
+   WHERE last_success_ms > 0 AND failures = 0
+     AND (SELECT count(*) FROM lane WHERE lane.site = due.seq)
+         < min(:limit, coalesce(lane_cap, :limit))
+     AND (SELECT count(*) FROM lane WHERE lane.site = due.seq AND worker = :worker) < :share
+   LIMIT :most);
+
+-- name: ready_among
+-- As ready_sites, of these sites, which took mail last time.
+SELECT seq, CAST(key AS BLOB), CAST(provider AS BLOB), CAST(hosts AS BLOB),
+       min(:limit, coalesce(lane_cap, :limit))
+         - (SELECT count(*) FROM lane WHERE lane.site = site.seq),
+       (SELECT count(*) FROM lane WHERE lane.site = site.seq AND worker = :worker),
+       CASE WHEN pipelining_until_ms > :now_ms THEN CAST(pipelining AS BLOB) END,
+       CASE WHEN chunking = 1 OR chunking_until_ms > :now_ms THEN chunking END,
+       0, 0
+  FROM site
+ WHERE seq IN (SELECT value FROM json_each(:among))
+   AND ready_ms <= :now_ms AND last_success_ms > 0 AND failures = 0
+   AND (SELECT count(*) FROM lane WHERE lane.site = site.seq)
+       < min(:limit, coalesce(lane_cap, :limit))
+   AND (SELECT count(*) FROM lane WHERE lane.site = site.seq AND worker = :worker) < :share
+ ORDER BY ready_ms;
+
 -- name: open_sites
 -- Sites where ``ready_sites`` would find work and room for a lane.
 SELECT seq FROM site
