@@ -10,6 +10,7 @@ import pytest
 from mailstrom_workers import places
 from mailstrom_workers.places import (
     KEPT,
+    LOOKUP_FILES,
     MOST_LOOKUPS,
     OWN_FILES,
     QUIET_S,
@@ -88,10 +89,11 @@ def test_one_place_is_for_anybody() -> None:
 def test_the_room_is_a_multiple_of_the_places_and_bounded_by_descriptors() -> None:
     assert bounds(200, 100_000) == Bounds(200, 200 * WIDTH, MOST_LOOKUPS)
     assert bounds(200, resource.RLIM_INFINITY) == Bounds(200, 200 * WIDTH, MOST_LOOKUPS)
-    assert bounds(10_000, 65_536).room == (65_536 - OWN_FILES) // 2
+    assert bounds(10_000, 65_536).room == 65_536 - OWN_FILES - LOOKUP_FILES
+    assert bounds(200, 1_024).room == (1_024 - OWN_FILES) // 2
     small = bounds(200, 64)
     assert small.places == small.room
-    assert 2 * small.room + small.lookups <= 64 - OWN_FILES + small.lookups
+    assert small.room + 2 * small.lookups <= 64 - OWN_FILES
     least = bounds(1, 1)
     assert least.places >= 1
     assert least.room - least.room // KEPT >= 1

@@ -30,6 +30,8 @@ KEPT = 4
 """One of so many is kept for sites that took mail last time."""
 OWN_FILES = 32
 """Descriptors for all that is no connection: spool, log, pipes, the loop."""
+LOOKUP_FILES = 4096
+"""Of the others, half are for lookups, and not more."""
 MOST_LOOKUPS = 256
 
 
@@ -70,13 +72,12 @@ def bounds(places: int, files: int | None = None) -> Bounds:
 
     Args:
         places: connections that may work at a time.
-        files: descriptors that the process may have; None: what the system says now. A connection
-            needs one of them, and one more while its host is looked up.
+        files: descriptors that the process may have; None: what the system says now.
     """
     if files is None:
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     free = max(files - OWN_FILES, 4) if files != resource.RLIM_INFINITY else places * WIDTH * 4
-    room = min(places * WIDTH, free // 2)
+    room = min(places * WIDTH, free - min(free // 2, LOOKUP_FILES))
     return Bounds(min(places, room), room, min(MOST_LOOKUPS, free // 4))
 
 
