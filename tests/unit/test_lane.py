@@ -835,9 +835,37 @@ def test_this_machines_trouble_with_one_host_is_forgotten_when_another_fails_by_
     rig.script[1] = [cut(answered=False, dotted=False)]
     lane = rig.run()
     assert lane.ctx.paused_until == 0.0, "other sites must not wait for this one"
+    assert not [word for word, _ in rig.lines if word == "engine.failed"]
     assert [one.text for one in rig.store.suspended] == [
         "connection closed by the server before it answered anything"
     ]
+
+
+def test_what_this_machine_lacks_is_told_once_and_blames_no_site(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rig = Rig(monkeypatch, *rows(1))
+    facts = SessionFacts(host="mx", address="192.0.2.1", port=25, tls_wanted="none")
+    rig.refuses = [
+        SessionFailure(
+            stage=Stage.CONNECT, cause="local", reply=None, facts=facts,
+            text=f"connect at {host} [192.0.2.1]:25: [Errno 24] Too many open files",
+        )
+        for host in ("mx1.test", "mx2.test")
+    ]  # fmt: skip
+
+    async def beside(lane: LaneRun) -> None:
+        await until(lambda: lane.parted)
+        lane.ctx.pause("[Errno 24] Too many open files")
+
+    lane = rig.run(beside)
+    assert lane.ctx.paused_until > 0.0
+    assert rig.store.suspended == []
+    assert rig.store.states[1] == "queued"
+    (told,) = [fields for word, fields in rig.lines if word == "engine.failed"]
+    assert told["where"] == "connect"
+    assert "mx" not in str(told["error"])
+    assert "Too many open files" in str(told["error"])
 
 
 def test_what_this_host_lacks_is_refused_without_a_transaction(

@@ -21,6 +21,7 @@ from mailstrom.storage.base import Failure, RouteAnswer, WorkerStore
 from mailstrom.storage.facts import ROOM_BYTES
 from mailstrom.storage.pinned import mebibytes
 from mailstrom.types import OnDoubt, Pipelining
+from mailstrom_workers.complaint import Complaint
 from mailstrom_workers.dbservice import DBService
 from mailstrom_workers.endpoint import SessionPolicy, Tls
 from mailstrom_workers.machine import THIS, Machine
@@ -166,10 +167,13 @@ class Context:
     limits: MailLimits = field(default_factory=lambda: MailLimits(asyncio.get_running_loop().time))
     releases: Shared[int, None] = field(init=False)
     """Takes lanes back, by their tokens."""
+    lack: Complaint = field(init=False)
+    """Tells what this machine lacks."""
     answers: Shared[RouteAnswer, Sequence[Failure]] = field(init=False)
     """Stores what was found out about domains; gives back who failed by it."""
 
     def __post_init__(self) -> None:
+        self.lack = Complaint("connect", lambda: asyncio.get_running_loop().time())
         self.releases = Shared(self.db, self._release)
         self.answers = Shared(self.db, self._put_routes)
 
@@ -264,8 +268,13 @@ class Context:
         self._troubled = trouble is not None
         self._room = trouble is None and not full
 
-    def pause(self) -> None:
-        """Lease nothing for a while."""
+    def pause(self, error: str) -> None:
+        """Lease nothing for a while.
+
+        Args:
+            error: what this machine lacks.
+        """
+        self.lack.say(f"{error}; no connection is begun for {PAUSE_S:g} s")
         self.paused_until = asyncio.get_running_loop().time() + PAUSE_S
 
     def rest(self, host: str) -> None:

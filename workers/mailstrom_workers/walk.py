@@ -153,7 +153,8 @@ class Walk:
         ctx, lane = self._ctx, self._lane
         trouble = self.connector.trouble
         if self.connector.local:
-            ctx.pause()  # the site is not to blame for what this machine lacks
+            text = "" if trouble is None else trouble.text
+            ctx.pause(text.partition(": ")[2])  # the site is not to blame for what is lacking here
             return
         failures = await ctx.db.insist(lambda store: store.failures(lane.site))
         delay = suspension_s(failures + 1, ctx.settings.config.sites.suspend, ctx.random())
