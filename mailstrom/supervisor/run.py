@@ -31,6 +31,7 @@ from mailstrom.errors import (
 )
 from mailstrom.storage import canonical, prepare, require_shared
 from mailstrom.supervisor.instance import Holder, Instance, lock_path, take_lock
+from mailstrom.supervisor.standard import open_standard
 from mailstrom.supervisor.supervision import DELIVERY, JANITOR, Supervision, Timing
 
 EXIT_FAILED = 1
@@ -85,6 +86,7 @@ def serve(
     Returns:
         The exit code for the process, see the head of this file.
     """
+    open_standard()
     if commands is None:
         if find_spec(_ENGINE) is None:
             return _refuse(EXIT_CONFIG, _NO_ENGINE)
