@@ -139,7 +139,7 @@ def verdict(engine: Engine, ids: Sequence[str], others: Sequence[str]) -> str:
 def measured(plan: Plan, kind: str, row: Row) -> Row:
     """The others' speed with the hostile site as a part of that without it."""
     ratios, spent = [], []
-    for number in range(plan.pick(1, 3)):
+    for number in range(plan.pick(1, 5)):
         alone = arrivals(plan.folder / f"{CASES.index(kind)}-{number}-alone", None)
         with_it = arrivals(plan.folder / f"{CASES.index(kind)}-{number}-with", kind)
         plan.say(f"{kind}: {alone:.2f} s alone, {with_it:.2f} s beside it")
@@ -155,7 +155,7 @@ def measured(plan: Plan, kind: str, row: Row) -> Row:
     )  # fmt: skip
 
 
-def arrivals(folder: Path, kind: str | None, each: int = 200) -> float:
+def arrivals(folder: Path, kind: str | None, each: int = 80) -> float:
     """Seconds from the first to the last arrival at the others."""
     folder.mkdir()
     with Network() as network, ExitStack() as stack:

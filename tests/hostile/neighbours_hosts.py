@@ -1,8 +1,8 @@
 """Hosts that hang, drip, flood and cut, as a process of their own: what they cost is not ours.
 
-Contract. ``Hosts(kind, port, addresses)`` starts them; ``held`` counts connections that came. Run as
-a program it reads one JSON line (kind, port, addresses), listens, prints ``ready`` and then a dot
-for each connection. What a host says before it turns nasty is plain SMTP, one reply a command.
+Contract. ``Hosts(kind, port, addresses)`` starts them; ``held`` counts connections that came. Run
+as a program it reads one JSON line (kind, port, addresses), listens, prints ``ready`` and then a
+dot for each connection. What a host says before it turns nasty is plain SMTP, one reply a command.
 """
 
 from __future__ import annotations
