@@ -520,6 +520,7 @@ class Rig:
                 if other is not None:
                     await other
             assert lane.ctx._held_bytes == 0, "what a lane held of the budget is free"
+            assert lane.ctx._streamed_bytes == 0
             assert not self.wrongs
             return lane
 

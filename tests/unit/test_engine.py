@@ -15,7 +15,7 @@ from mailstrom.storage.base import DueDomain, Lane
 from mailstrom.types import Host
 from mailstrom_workers import engine as engine_module
 from mailstrom_workers import places, router
-from mailstrom_workers.context import Context, Settings
+from mailstrom_workers.context import READ_AHEAD_BYTES, Context, Settings
 from mailstrom_workers.engine import Engine
 from mailstrom_workers.router import Patience
 from tests.torture.sim_loop import VirtualLoop
@@ -337,6 +337,26 @@ def test_hosts_that_say_nothing_take_no_connection_from_others(tell: Tell) -> No
         await rig.looked(1)
         assert [run.lane.site for run in Run.made] == [1, 2, 3]
         assert not any(run.over.is_set() for run in Run.made), "they are waited for all the same"
+
+    tell(story)
+
+
+def test_who_keeps_content_in_hand_takes_a_connection_where_no_more_may_be_held(
+    tell: Tell,
+) -> None:
+    async def story(rig: Rig) -> None:
+        rig.store.sites, rig.store.leases = [1, 2], [[lane(1), lane(2)]]
+        await rig.looked(1)
+        hang()
+        for run in Run.made:
+            run.opening = False  # they wait for a reply
+        rig.ctx.stream(READ_AHEAD_BYTES)
+        rig.store.sites, rig.store.leases = [3], [[lane(3)]]
+        await rig.looked(1)
+        assert len(Run.made) == 2
+        rig.ctx.stream(-1)
+        await rig.looked(1)
+        assert len(Run.made) == 3
 
     tell(story)
 

@@ -915,6 +915,26 @@ def test_beyond_the_budget_content_is_not_held_while_a_host_is_waited_for(
     assert set(rig.store.states.values()) == {"delivered"}
 
 
+def test_a_piece_of_content_counts_until_the_next_one_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rig = Rig(monkeypatch, *rows(1))
+    rig.store.chunks = [b"x" * 10, b"y" * 20]
+    seen: list[int] = []
+
+    async def beside(lane: LaneRun) -> None:
+        pieces = lane.feed._chunks(row(9, chunks=2, body=None))
+        async for _ in pieces:
+            seen.append(lane.ctx._streamed_bytes)
+        seen.append(lane.ctx._streamed_bytes)
+        broken_off: Any = lane.feed._chunks(row(9, chunks=2, body=None))
+        await anext(broken_off)
+        await broken_off.aclose()  # as where the session is cut
+
+    rig.run(beside)
+    assert seen == [10, 20, 0]
+
+
 def test_what_could_not_be_read_is_given_back_and_what_is_damaged_fails(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -79,6 +79,13 @@ def test_a_quarter_of_the_room_is_kept_for_proven_sites() -> None:
     assert free(quiet(150) + quiet(50, unproven=False), BOUNDS, NOW) == Free(0, 0, full=True)
 
 
+def test_where_content_is_short_who_waits_in_a_session_takes_a_place() -> None:
+    at_dot = [Seen(waits_s=60.0, unproven=True) for _ in range(12)]
+    assert free(at_dot, BOUNDS, NOW).anywhere == 15, "a quarter is kept: many are quiet"
+    assert free(at_dot, BOUNDS, NOW, laden=True) == Free(3, 8, full=False)
+    assert free(quiet(12), BOUNDS, NOW, laden=True).anywhere == 15, "they hold nothing"
+
+
 def test_one_place_is_for_anybody() -> None:
     one = Bounds(places=1, room=WIDTH, lookups=1)
     assert free([], one, NOW).anywhere == 1

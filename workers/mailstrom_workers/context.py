@@ -159,6 +159,7 @@ class Context:
     """Live delivery workers, when it was looked at last."""
     _room: bool = True
     _held_bytes: int = 0
+    _streamed_bytes: int = 0
     _mean_octets: float = 0.0
     _troubled: bool = False
     _looked: float = float("-inf")
@@ -235,6 +236,15 @@ class Context:
         """Count content that was read."""
         self._held_bytes += octets
         self._mean_octets += (octets - self._mean_octets) / (64 if self._mean_octets else 1)
+
+    def stream(self, octets: int) -> None:
+        """Count a piece of content that is read while it is sent; negative: it is sent."""
+        self._streamed_bytes += octets
+
+    @property
+    def laden(self) -> bool:
+        """Whether as much content is held as may be, pieces that are being sent included."""
+        return self._held_bytes + self._streamed_bytes >= READ_AHEAD_BYTES
 
     @property
     def spent(self) -> bool:

@@ -146,7 +146,7 @@ class Engine:
         ctx, now = self.ctx, asyncio.get_running_loop().time()
         if now < ctx.paused_until or ctx.draining.is_set() or not ctx.has_room():
             return None
-        return free(self._lanes.values(), most, now)
+        return free(self._lanes.values(), most, now, laden=ctx.laden)
 
     def _ask(self, store: WorkerStore, look: Look) -> None:
         """The visit to the store."""

@@ -352,4 +352,8 @@ class Feed:
             )
             if data is None:
                 raise ContentDamaged
-            yield data
+            self._ctx.stream(len(data))  # a peer that reads nothing has us hold it for minutes
+            try:
+                yield data
+            finally:
+                self._ctx.stream(-len(data))

@@ -3,7 +3,8 @@
 A connection has a place (``max_connections`` of them) while it works: it finishes something, or
 takes a block of content, at least every ``QUIET_S``. One whose host has kept it waiting for longer
 is *quiet*: it costs a descriptor and some memory, and there may be many of them, up to the *room*.
-So hosts that hang, at whatever stage, do not keep others from their mail.
+So hosts that hang, at whatever stage, do not keep others from their mail, as long as the worker may
+hold more content than what they keep.
 
 Of the room a quarter is for sites that took mail last time; so is a quarter of the places, while
 half as many connections as there are places are quiet. Where the room is used up, a host that was
@@ -95,17 +96,23 @@ class Free(NamedTuple):
     full: bool
 
 
-def free(lanes: Iterable[Waiting], bounds: Bounds, now_s: float) -> Free:
-    """How many lanes may be leased beside these."""
+def free(lanes: Iterable[Waiting], bounds: Bounds, now_s: float, *, laden: bool = False) -> Free:
+    """How many lanes may be leased beside these.
+
+    Args:
+        laden: as much content is held as may be. Who waits in a session may hold some of it, and
+            takes a place again; who waits for one holds none.
+    """
     places, room, _ = bounds
     total = working = quiet = unproven = unproven_working = 0
     for lane in lanes:
         total += 1
         if lane.parted:
             continue  # it holds no other up, but not without limit
-        works = lane.waited_s(now_s) < QUIET_S
+        waits = lane.waited_s(now_s) >= QUIET_S
+        works = not waits or (laden and not lane.opening)
         working += works
-        quiet += not works
+        quiet += waits
         if lane.unproven:
             unproven += 1
             unproven_working += works
