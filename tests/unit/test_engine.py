@@ -361,6 +361,44 @@ def test_who_keeps_content_in_hand_takes_a_connection_where_no_more_may_be_held(
     tell(story)
 
 
+def test_very_many_lanes_are_not_counted_at_each_look(
+    tell: Tell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "COUNT_S", 0.01)  # as if they were 500 times as many
+    counted: list[float] = []
+    free = engine_module.free
+
+    def count(lanes: Any, *args: Any, **facts: Any) -> Any:
+        counted.append(asyncio.get_running_loop().time())
+        return free(lanes, *args, **facts)
+
+    monkeypatch.setattr(engine_module, "free", count)
+
+    async def story(rig: Rig) -> None:
+        rig.store.sites, rig.store.leases = [1, 2], [[lane(1), lane(2)]]
+        await rig.looked(1)
+        rig.store.sites, rig.store.open = [1, 2, 3], [3]
+        counted.clear()
+        visits = rig.db.visits
+        for _ in range(100):
+            rig.ctx.wake()
+            await asyncio.sleep(0.001)
+        assert rig.db.visits - visits >= 100
+        assert 4 <= len(counted) <= 7
+        rig.store.leases, rig.store.open = [[lane(3)]], []
+        Run.made[0].over.set()  # gives back its place, right behind a count
+        await asyncio.sleep(0.03)
+        assert [run.lane.site for run in Run.made] == [1, 2, 3]
+        rig.ctx.wake()
+        await asyncio.sleep(0.001)
+        rig.ctx.paused_until = asyncio.get_running_loop().time() + 60
+        visits = rig.db.visits
+        await asyncio.sleep(5)
+        assert rig.db.visits - visits < 5 / engine_module.AGAIN_S + 10, "a pause is no busy one"
+
+    tell(story)
+
+
 def test_where_no_room_is_left_those_waited_for_longest_give_theirs(
     tell: Tell, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -58,6 +58,11 @@ def test_what_works_takes_places_and_what_waits_for_its_host_takes_none() -> Non
     assert free(quiet(1, QUIET_S), BOUNDS, NOW).anywhere == 20
 
 
+def test_what_was_leased_is_free_no_more() -> None:
+    assert Free(5, 9, full=True).less(3) == Free(2, 6, full=True)
+    assert Free(0, 2, full=False).less(3) == Free(0, 0, full=False)
+
+
 def test_what_says_goodbye_takes_no_place_and_counts_for_the_room() -> None:
     leaving = [Seen(parted=True) for _ in range(200)]
     assert free(leaving[:100], BOUNDS, NOW).anywhere == 20

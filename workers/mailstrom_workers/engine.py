@@ -27,6 +27,9 @@ AGAIN_S = 0.05
 """So soon it looks again after a look that found more due than one look serves."""
 QUIET_S = 1.0
 """So often where nothing is due: for room on the disk, and in case a word was lost."""
+COUNT_S = 20e-6
+"""So long, for each of them, a count of lanes holds: there may be thousands, and a look when one of
+them ends."""
 AT_ONCE = 64
 """So many hosts that hang a look waits for no longer, at most, where others need their room."""
 SATURATED_S = 0.25
@@ -73,6 +76,9 @@ class Engine:
         self._lookups = Lookups(ctx, self._route_ended)
         self._due = False
         self._barren = False
+        self._counted = Free(0, 0, full=False)
+        self._counted_anew = True
+        self._count_at = float("-inf")  # loop time from which lanes are counted anew
         self._told_at = 0.0  # loop time from which it is heeded that something is due
         self._heeding: asyncio.TimerHandle | None = None
 
@@ -104,6 +110,9 @@ class Engine:
         seconds = QUIET_S
         if self._due:
             seconds = SATURATED_S if self._barren else AGAIN_S
+            if not self._counted_anew:
+                left = self._count_at - asyncio.get_running_loop().time()
+                seconds = min(seconds, max(left, 0.0))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self.ctx.woken.wait()
@@ -135,6 +144,8 @@ class Engine:
             self._lookups.take(look.domains)
             for lane in look.leased:
                 self._start_lane(lane)
+            if look.leased:
+                self._counted = self._counted.less(len(look.leased))
         served = self._serve(look)
         self._due = look.due
         full = 0 < look.routes == len(look.domains)  # more domains may wait
@@ -144,9 +155,14 @@ class Engine:
     def _free(self, most: Bounds) -> Free | None:
         """How many lanes may be leased now; None: it is no time for it."""
         ctx, now = self.ctx, asyncio.get_running_loop().time()
+        self._counted_anew = True
         if now < ctx.paused_until or ctx.draining.is_set() or not ctx.has_room():
             return None
-        return free(self._lanes.values(), most, now, laden=ctx.laden)
+        self._counted_anew = now >= self._count_at
+        if self._counted_anew:
+            self._counted = free(self._lanes.values(), most, now, laden=ctx.laden)
+            self._count_at = now + COUNT_S * len(self._lanes)
+        return self._counted
 
     def _ask(self, store: WorkerStore, look: Look) -> None:
         """The visit to the store."""
@@ -199,9 +215,10 @@ class Engine:
                 woken = True
         ctx.unserved = frozenset(unserved.difference(lane.site for lane in look.leased))
         ctx.crowded = look.crowded
-        now = asyncio.get_running_loop().time()
-        for run in longest(self._lanes.values(), look.shut_out, now):
-            run.cut_short()
+        if look.shut_out and self._counted_anew:
+            now = asyncio.get_running_loop().time()
+            for run in longest(self._lanes.values(), look.shut_out, now):
+                run.cut_short()
         if ctx.crowded:
             for run in self._lanes.values():
                 if run.idle:

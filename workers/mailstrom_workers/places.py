@@ -95,6 +95,11 @@ class Free(NamedTuple):
     proven: int
     full: bool
 
+    def less(self, leased: int) -> Free:
+        """What is left when some of them were leased."""
+        left = max(self.anywhere - leased, 0), max(self.proven - leased, 0)
+        return Free(*left, full=self.full)
+
 
 def free(lanes: Iterable[Waiting], bounds: Bounds, now_s: float, *, laden: bool = False) -> Free:
     """How many lanes may be leased beside these.
