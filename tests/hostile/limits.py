@@ -28,7 +28,7 @@ from tests.support.network import Network, dots
 from tests.support.sockets import eventually, loopback_addresses
 from tests.support.trial import Plan
 
-WAIT_S = 240.0
+WAIT_S = 600.0
 BUSY = 0.5
 LOOK_S = 3.0
 DELIVERED = "all delivered once"
