@@ -145,9 +145,9 @@ def line(fact: RecipientFacts, look: Look) -> Said:
     if limit is not None and all(one.lanes >= limit for one in working):
         return Said(
             Cause.CONNECTION_LIMIT,
-            f"due; all connections that workers may have are in use: {limit} each"
-            f" ([delivery] max_connections), {len(working)} working{before}",
-            "the end of one of them",
+            f"due; each worker has its connections in use, or kept waiting by their hosts: {limit}"
+            f" may work ([delivery] max_connections), {len(working)} workers{before}",
+            "the end of one of them, or a host that lets one wait",
         )
     if site.lanes == 0:
         unknown = ""

@@ -162,9 +162,8 @@ def test_what_waits_for_a_host_says_who_has_it_and_what_is_in_use(
     (row,) = engine.rows("SELECT id FROM workers WHERE pid = ?", pid)
     found = because(engine, routed, Cause.ROUTE_PENDING, by=f"worker {row.id} (pid {pid} on ")
     assert f"looks up the mail hosts of {slow} now" in found.detail
-    full = engine.send(f"a@{other}")
-    found = because(engine, full, Cause.CONNECTION_LIMIT)
-    assert "3 each ([delivery] max_connections), 1 working" in found.detail
+    # Three connections are open, as many as may work: their hosts keep them waiting.
+    because(engine, engine.send(f"a@{other}"), Cause.SENDING)
 
     engine.signal(signal.SIGTERM)
     found = because(engine, third, Cause.DRAINING)
@@ -172,7 +171,7 @@ def test_what_waits_for_a_host_says_who_has_it_and_what_is_in_use(
     network.pass_time()
     assert engine.wait_exit() == 0
     assert because(engine, third, Cause.NO_WORKER).change == "start 'mailstrom serve'"
-    for id in (claimed, routed, full):
+    for id in (claimed, routed):
         engine.ms.cancel(id)
 
 

@@ -173,7 +173,7 @@ CASES: list[tuple[Cause, dict[str, Any], dict[str, Any], str]] = [
     ),
     (
         Cause.CONNECTION_LIMIT, {}, {"max_connections": 2},
-        r"are in use: 2 each \(\[delivery\] max_connections\), 1 working",
+        r"kept waiting by their hosts: 2 may work \(\[delivery\] max_connections\), 1 workers",
     ),
     (Cause.NO_LANE, {}, {"max_connections": 3}, "no connection to mx.x.test is open yet; it goes"),
     (
