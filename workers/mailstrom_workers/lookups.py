@@ -74,7 +74,7 @@ class Lookups:
             files = 1 << 20
         left = files - OTHER_FILES - 2 * self._ctx.settings.config.delivery.max_connections
         most = min(MOST_PLACES, self._ctx.resolver.places)
-        return max(min(left // 2, most), LEAST_PLACES)
+        return max(min(left // 2, most), min(LEAST_PLACES, max(files // 4, 1)))
 
     @property
     def part(self) -> int:

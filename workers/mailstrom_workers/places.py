@@ -33,7 +33,6 @@ OWN_FILES = 32
 """Descriptors for all that is no connection: spool, log, pipes, the loop."""
 LOOKUP_FILES = 4096
 """Of the others, half are for lookups, and not more."""
-MOST_LOOKUPS = 256
 
 
 class Waiting(Protocol):
@@ -65,7 +64,6 @@ class Bounds(NamedTuple):
 
     places: int
     room: int
-    lookups: int
 
 
 def bounds(places: int, files: int | None = None) -> Bounds:
@@ -79,7 +77,7 @@ def bounds(places: int, files: int | None = None) -> Bounds:
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     free = max(files - OWN_FILES, 4) if files != resource.RLIM_INFINITY else places * WIDTH * 4
     room = min(places * WIDTH, free - min(free // 2, LOOKUP_FILES))
-    return Bounds(min(places, room), room, min(MOST_LOOKUPS, free // 4))
+    return Bounds(min(places, room), room)
 
 
 class Free(NamedTuple):
@@ -108,7 +106,7 @@ def free(lanes: Iterable[Waiting], bounds: Bounds, now_s: float, *, laden: bool 
         laden: as much content is held as may be. Who waits in a session may hold some of it, and
             takes a place again; who waits for one holds none.
     """
-    places, room, _ = bounds
+    places, room = bounds
     total = working = quiet = unproven = unproven_working = 0
     for lane in lanes:
         total += 1
