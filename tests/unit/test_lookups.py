@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-import resource
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, cast
 
@@ -14,11 +13,12 @@ from mailstrom.config import from_tables
 from mailstrom.policy.answers import nowhere
 from mailstrom.storage.base import DueDomain, Failure, RouteAnswer
 from mailstrom.types import Host, Route, RouteResult
-from mailstrom_workers import lookups as lookups_module
+from mailstrom_workers import places as places_module
 from mailstrom_workers.context import Context, Settings
 from mailstrom_workers.engine import Engine
-from mailstrom_workers.lookups import FAILING, MOST_PLACES
+from mailstrom_workers.lookups import FAILING
 from mailstrom_workers.machine import Machine
+from mailstrom_workers.places import MOST_LOOKUPS
 from tests.torture.sim_loop import VirtualLoop
 
 TIMEOUT_S = 5.0
@@ -125,7 +125,7 @@ class Names:
         most: the most lookups that were under way at once.
     """
 
-    places = MOST_PLACES
+    places = MOST_LOOKUPS
     first_s = FIRST_S
 
     def __init__(self) -> None:
@@ -184,7 +184,7 @@ Tell = Callable[[Callable[[Rig], Coroutine[Any, Any, None]]], None]
 @pytest.fixture
 def tell(monkeypatch: pytest.MonkeyPatch) -> Tell:
     """Run a story beside a running engine, in virtual time."""
-    monkeypatch.setattr(lookups_module.resource, "getrlimit", lambda _: (20_000, 20_000))
+    monkeypatch.setattr(places_module.resource, "getrlimit", lambda _: (20_000, 20_000))
 
     def run(story: Callable[[Rig], Coroutine[Any, Any, None]]) -> None:
         async def whole() -> None:
@@ -196,8 +196,8 @@ def tell(monkeypatch: pytest.MonkeyPatch) -> Tell:
                 rig.ctx.draining.set()
                 rig.ctx.wake()
                 await running
-            assert rig.names.most <= MOST_PLACES
-            assert rig.store.most_taken <= MOST_PLACES // FAILING
+            assert rig.names.most <= MOST_LOOKUPS
+            assert rig.store.most_taken <= MOST_LOOKUPS // FAILING
 
         with asyncio.Runner(loop_factory=VirtualLoop) as runner:
             runner.run(whole())
@@ -209,7 +209,7 @@ def test_fifty_good_domains_are_routed_behind_five_thousand_of_a_dead_dns(tell: 
     async def story(rig: Rig) -> None:
         rig.dead(5_000)
         # each of the dead has one second's patience at most, and so many have it together
-        assert await rig.good() < 5_000 / MOST_PLACES * (FIRST_S + 0.3) + 1
+        assert await rig.good() < 5_000 / MOST_LOOKUPS * (FIRST_S + 0.3) + 1
 
     tell(story)
 
@@ -222,7 +222,7 @@ def test_domains_that_failed_before_hold_up_nobody_however_many_they_are(
         rig.dead(count, failures=3)
         waited = await rig.good()
         assert waited < 1 + count / 10_000  # the work of giving so many back, no wait for silence
-        assert rig.names.asked < 50 + MOST_PLACES  # nobody was asked in haste
+        assert rig.names.asked < 50 + MOST_LOOKUPS  # nobody was asked in haste
         for _ in range(5):
             await asyncio.sleep(20)
             assert await rig.good() < 2
@@ -242,9 +242,9 @@ def test_a_domain_that_failed_has_all_its_time_at_the_next_try_and_none_starves(
 
 def test_without_others_that_wait_a_first_try_has_all_its_time(tell: Tell) -> None:
     async def story(rig: Rig) -> None:
-        rig.dead(MOST_PLACES - 1)
+        rig.dead(MOST_LOOKUPS - 1)
         await asyncio.sleep(TIMEOUT_S - 0.5)
-        assert rig.names.open == MOST_PLACES - 1
+        assert rig.names.open == MOST_LOOKUPS - 1
 
     tell(story)
 
@@ -263,11 +263,11 @@ def test_when_the_dns_is_back_all_that_is_due_is_routed_soon(tell: Tell) -> None
     tell(story)
 
 
-@pytest.mark.parametrize(("files", "places"), [(1024, 280), (256, 64), (4096, 1024)])
+@pytest.mark.parametrize(("files", "places"), [(1024, 124), (256, 28), (10_000, 1024)])
 def test_lookups_leave_descriptors_for_connections(
     tell: Tell, monkeypatch: pytest.MonkeyPatch, files: int, places: int
 ) -> None:
-    monkeypatch.setattr(resource, "getrlimit", lambda _: (files, files))
+    monkeypatch.setattr(places_module.resource, "getrlimit", lambda _: (files, files))
 
     async def story(rig: Rig) -> None:
         rig.dead(5_000)

@@ -11,6 +11,7 @@ from mailstrom_workers import places
 from mailstrom_workers.places import (
     KEPT,
     LOOKUP_FILES,
+    MOST_LOOKUPS,
     OWN_FILES,
     QUIET_S,
     STRESS_S,
@@ -23,7 +24,7 @@ from mailstrom_workers.places import (
 )
 
 NOW = 1_000.0
-BOUNDS = Bounds(places=20, room=200)
+BOUNDS = Bounds(places=20, room=200, lookups=1)
 
 
 @dataclass
@@ -91,22 +92,23 @@ def test_where_content_is_short_who_waits_in_a_session_takes_a_place() -> None:
 
 
 def test_one_place_is_for_anybody() -> None:
-    one = Bounds(places=1, room=WIDTH)
+    one = Bounds(places=1, room=WIDTH, lookups=1)
     assert free([], one, NOW).anywhere == 1
     assert free(quiet(3), one, NOW).anywhere == 1
     assert free([*quiet(3), *working(1)], one, NOW).anywhere == 0
 
 
 def test_the_room_is_a_multiple_of_the_places_and_bounded_by_descriptors() -> None:
-    assert bounds(200, 100_000) == Bounds(200, 200 * WIDTH)
-    assert bounds(200, resource.RLIM_INFINITY) == Bounds(200, 200 * WIDTH)
-    assert bounds(10_000, 65_536).room == 65_536 - OWN_FILES - LOOKUP_FILES
+    assert bounds(200, 100_000) == Bounds(200, 200 * WIDTH, MOST_LOOKUPS)
+    assert bounds(200, resource.RLIM_INFINITY) == Bounds(200, 200 * WIDTH, MOST_LOOKUPS)
+    assert bounds(10_000, 65_536).room == 65_536 - OWN_FILES - MOST_LOOKUPS * LOOKUP_FILES
     assert bounds(200, 1_024).room == (1_024 - OWN_FILES) // 2
     small = bounds(200, 64)
     assert small.places == small.room
     assert 2 * small.room <= 64 - OWN_FILES
     least = bounds(1, 1)
     assert least.places >= 1
+    assert least.lookups == 1
     assert least.room - least.room // KEPT >= 1
 
 

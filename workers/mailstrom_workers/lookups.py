@@ -1,7 +1,7 @@
 """The domains that a worker looks up at once: places, and who gives way where all are taken.
 
 Contract. Nobody waits long for the silence of other domains' DNS. There are as many places as
-descriptors allow, ``MOST_PLACES`` at most:
+descriptors allow, 1,024 at most:
 
 * Domains whose last lookup failed hold at most a part of them, ``FAILING``, and have all their time
   there. What finds that part full is given back unasked until an appointment: these lie apart by
@@ -18,19 +18,16 @@ answer means, lanes, sites.
 from __future__ import annotations
 
 import asyncio
-import resource
 from collections.abc import Callable, Sequence
 
 from mailstrom.storage.base import DueDomain
 from mailstrom_workers import router
 from mailstrom_workers.context import Context
+from mailstrom_workers.places import bounds
 from mailstrom_workers.router import Patience
 
-MOST_PLACES, LEAST_PLACES = 1024, 64
 FAILING = 4
 """One of so many places may be held by a domain that failed before."""
-OTHER_FILES = 64
-"""Descriptors that neither lookups nor connections use."""
 PUT_OFF_S, MOST_PUT_OFF_S = 1.0, 60.0
 """An appointment is no sooner, and no later: what the DNS is when it comes, nobody knows."""
 _LATELY = 16
@@ -64,17 +61,9 @@ class Lookups:
 
     @property
     def places(self) -> int:
-        """How many domains may be looked up at once.
-
-        A domain without MX is asked about by two questions, and each has a descriptor; so may have
-        a lane that looks for its host, and holds one itself later.
-        """
-        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if files == resource.RLIM_INFINITY:
-            files = 1 << 20
-        left = files - OTHER_FILES - 2 * self._ctx.settings.config.delivery.max_connections
-        most = min(MOST_PLACES, self._ctx.resolver.places)
-        return max(min(left // 2, most), min(LEAST_PLACES, max(files // 4, 1)))
+        """How many domains may be looked up at once."""
+        most = bounds(self._ctx.settings.config.delivery.max_connections)
+        return min(most.lookups, self._ctx.resolver.places)
 
     @property
     def part(self) -> int:

@@ -31,8 +31,11 @@ KEPT = 4
 """One of so many is kept for sites that took mail last time."""
 OWN_FILES = 32
 """Descriptors for all that is no connection: spool, log, pipes, the loop."""
-LOOKUP_FILES = 4096
-"""Of the others, half are for lookups, and not more."""
+MOST_LOOKUPS = 1024
+LOOKUP_FILES = 4
+"""Descriptors for each domain that is looked up: it is asked about by two questions at once, and as
+many are asked about hosts. Of all that are no use of our own, half at most are for lookups."""
+_UNLIMITED = 1 << 20
 
 
 class Waiting(Protocol):
@@ -60,10 +63,17 @@ _Lane = TypeVar("_Lane", bound=Waiting)
 
 
 class Bounds(NamedTuple):
-    """What one worker may have at once."""
+    """What one worker may have at once.
+
+    Attributes:
+        places: connections that work.
+        room: connections in all.
+        lookups: domains that are looked up.
+    """
 
     places: int
     room: int
+    lookups: int
 
 
 def bounds(places: int, files: int | None = None) -> Bounds:
@@ -75,9 +85,10 @@ def bounds(places: int, files: int | None = None) -> Bounds:
     """
     if files is None:
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    free = max(files - OWN_FILES, 4) if files != resource.RLIM_INFINITY else places * WIDTH * 4
-    room = min(places * WIDTH, free - min(free // 2, LOOKUP_FILES))
-    return Bounds(min(places, room), room)
+    free = max(files - OWN_FILES, 4) if files != resource.RLIM_INFINITY else _UNLIMITED
+    for_lookups = min(free // 2, MOST_LOOKUPS * LOOKUP_FILES)
+    room = min(places * WIDTH, free - for_lookups)
+    return Bounds(min(places, room), room, max(for_lookups // LOOKUP_FILES, 1))
 
 
 class Free(NamedTuple):
@@ -106,7 +117,7 @@ def free(lanes: Iterable[Waiting], bounds: Bounds, now_s: float, *, laden: bool 
         laden: as much content is held as may be. Who waits in a session may hold some of it, and
             takes a place again; who waits for one holds none.
     """
-    places, room = bounds
+    places, room, _ = bounds
     total = working = quiet = unproven = unproven_working = 0
     for lane in lanes:
         total += 1
