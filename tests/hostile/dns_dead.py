@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Iterator
 
-from mailstrom_workers.lookups import MOST_PLACES
+from mailstrom_workers.places import MOST_LOOKUPS
 from tests.hostile.dns_peer import MX, mx, only, right
 from tests.hostile.dns_world import world
 from tests.hostile.table import MIB, Row
@@ -16,7 +16,7 @@ from tests.support.trial import Plan
 
 GOOD = 50
 MOST_MEMORY = 64 * MIB
-MOST_FILES = 2 * MOST_PLACES + 464
+MOST_FILES = 2 * MOST_LOOKUPS + 464
 """Lookups, connections with their own, and what a worker has in any case."""
 
 
@@ -61,7 +61,7 @@ def rows(plan: Plan) -> Iterator[Row]:
             lambda: behind("new"), MOST_MEMORY,
         )  # fmt: skip
         sql = "SELECT count(*) AS n FROM domains WHERE result = 'temporary'"
-        at_least = dead - MOST_PLACES
+        at_least = dead - MOST_LOOKUPS
         eventually(lambda: engine.rows(sql)[0].n >= at_least, 60, what="domains that failed")
         yield names.many(
             "the same, when those are known to fail", wanted,

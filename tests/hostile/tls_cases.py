@@ -85,7 +85,7 @@ def _silence(line: Line) -> None:
 
 
 def _twice(setting: Setting) -> Act:
-    """Its EHLO reply comes twice in one piece: from then on each reply is one too early."""
+    """Its EHLO reply comes twice: heard at once it answers nothing, later it answers STARTTLS."""
 
     def act(line: Line) -> None:
         greet(line)

@@ -25,7 +25,7 @@ refused by a reply                           clear    clear    host     host    
 421, close or reset in answer                clear    host     host     host     -        -
 answered by what is no answer                -        host     host     host     -        -
 answered by silence                          -        host     host     host     -        -
-its EHLO reply comes twice                   -        host     host     host     -        -
+its EHLO reply comes twice                   -        safe     safe     safe     -        -
 220, then no TLS                             -        host     host     host     host     host
 not offered                                  clear    clear    host     host     -        -
 offered in other letters                     -        tls      tls      tls      -        -
