@@ -184,7 +184,7 @@ def test_a_lookup_that_an_engine_failed_in_is_made_by_the_next(
         asked = f"127.0.0.1:{silent.getsockname()[1]}"
         ms.start(config=tables(network, dns={"nameservers": [asked], "timeout": "60s"}))
         id = ms.send(mail(f"a@{domain}"))
-        fail(ms, monkeypatch, Engine, "_wait", lambda engine: engine._routes)
+        fail(ms, monkeypatch, Engine, "_wait", lambda engine: engine._lookups.tasks)
 
     ms.start(config=tables(network))
 
