@@ -22,8 +22,8 @@ settings.register_profile("patient", deadline=None, suppress_health_check=[Healt
 settings.load_profile("patient")
 
 _NAMES = (
-    "changes", "clients", "clock", "copies", "doubt", "finding", "freshness", "lanes", "lifecycle",
-    "retention", "routes", "settling", "streams", "turns", "upkeep",
+    "changes", "clients", "clock", "copies", "doubt", "facts", "finding", "freshness", "lanes",
+    "lifecycle", "retention", "routes", "settling", "streams", "turns", "upkeep",
 )  # fmt: skip
 for _name in _NAMES:
     pytest.register_assert_rewrite(f"tests.storage.contract_{_name}")

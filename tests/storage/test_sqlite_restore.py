@@ -383,7 +383,7 @@ def test_who_opens_the_file_just_before_it_is_moved_lets_go_of_it(
 ) -> None:
     """Its database would be yesterday's, and the -wal that of the file which has the name now."""
     path = folder / "spool.db"
-    require_ours = connections._require_ours
+    require_ours = connections.require_ours
 
     def moved(connection: apsw.Connection, name: str, create: bool) -> None:
         require_ours(connection, name, create)
@@ -391,7 +391,7 @@ def test_who_opens_the_file_just_before_it_is_moved_lets_go_of_it(
         os.rename(path, folder / "moved.db")
         shutil.copyfile(folder.parent / "copy.db", path)
 
-    monkeypatch.setattr(connections, "_require_ours", moved)
+    monkeypatch.setattr(connections, "require_ours", moved)
     with pytest.raises(SpoolBusy, match="was replaced while it was being opened"):
         connections.connect(str(path))
 

@@ -865,7 +865,16 @@ class ToyWorker:
                     found.append(seq)
             return found[:most]
 
-    def lease(self, worker: int, *, want: int, limit: int, workers: int, now_ms: int) -> list[Lane]:
+    def lease(
+        self,
+        worker: int,
+        *,
+        want: int,
+        limit: int,
+        workers: int,
+        now_ms: int,
+        proven: bool = False,
+    ) -> list[Lane]:
         """See ``WorkerStore.lease``."""
         with self._spool.lock:
             if worker not in self._spool.workers:
@@ -874,10 +883,13 @@ class ToyWorker:
             share = -(-limit // max(1, workers))
             for seq in self.due_sites(now_ms):
                 site = self._spool.sites[seq]
+                canary = site.failures > 0 or not site.success_ms
+                if proven and canary:
+                    continue
                 there = [lane for lane in self._spool.lanes.values() if lane.site == seq]
                 mine = sum(lane.worker == worker for lane in there)
                 due = len({row.of.seq for row in self._spool.due_at(seq, now_ms)})
-                most = 1 if site.failures or not site.success_ms else limit
+                most = 1 if canary else limit
                 room = min(most - len(there), share - mine, want - len(lanes), due)
                 for _ in range(room):
                     token = next(self._spool.numbers)
@@ -891,7 +903,7 @@ class ToyWorker:
                             provider=site.provider,
                             due=due,
                             failing=site.failures > 0,
-                            canary=site.failures > 0 or not site.success_ms,
+                            canary=canary,
                         )
                     )
             return lanes
