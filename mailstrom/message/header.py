@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from enum import Enum
 from typing import NamedTuple
 
+from mailstrom.errors import InvalidMessage
 from mailstrom.message.address_list import Entries, Group, Mailbox
 from mailstrom.message.date import FIRST_YEAR, lenient_date, render_date, strict_date
 from mailstrom.message.encoded_word import decode_words, encode_words
@@ -176,7 +177,8 @@ def render_verbatim(name: str, value: object, *, signed: bool) -> Field:
 def render_parameters(name: str, value: Parameterised) -> Field:
     """Render a value with parameters, folded between parameters."""
     pieces = render_parameterised(value, header=name)
-    if not pieces[0].isascii() or CONTROL.search(pieces[0]):
+    # No encoded-word is a type or a disposition (RFC 2047 section 5), and some readers decode it.
+    if not pieces[0].isascii() or CONTROL.search(pieces[0]) or "=?" in pieces[0]:
         raise refusal(
             name, "is not ASCII", "write for example 'text/plain'", value.value, "parameter"
         )
@@ -249,13 +251,7 @@ def _render_text(name: str, key: str, text: str, *, decoded: bool) -> Field:
         text = text.strip(" \t")
     shown = text if decoded else decode_words(text)
     if LINE_BREAK.search(shown):
-        raise refusal(
-            name,
-            "holds an encoded line break or NUL",
-            "remove it; a header is one line",
-            text,
-            "header-injection",
-        )
+        raise _refusal_encoded_break(name, text)
     plain = text.isascii() and not CONTROL.search(text)
     if plain and decoded:
         plain = "=?" not in text and "\t" not in text and text == text.strip(" ")
@@ -282,12 +278,25 @@ def _render_structured(name: str, key: str, text: str) -> Field:
         )
     if CONTROL.search(text):
         raise refusal(name, "holds a control character", "remove it", text, "header-control")
+    # Its phrases and comments may hold encoded-words, and some readers decode them anywhere.
+    if "=?" in text and LINE_BREAK.search(decode_words(text)):
+        raise _refusal_encoded_break(name, text)
     words = _WORDS.findall(text)
     ids = message_ids(text, header=name) if key in _IDENTIFIERS else None
     if ids:
         text = " ".join(ids)
         words = [one if number == 0 else " " + one for number, one in enumerate(ids)]
     return Field(key=key, wire=fold(name, words), text=text)
+
+
+def _refusal_encoded_break(name: str, text: str) -> InvalidMessage:
+    return refusal(
+        name,
+        "holds an encoded line break or NUL",
+        "remove it; a header is one line",
+        text,
+        "header-injection",
+    )
 
 
 def _render_date(name: str, key: str, value: object) -> Field:

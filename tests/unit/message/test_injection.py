@@ -144,6 +144,8 @@ def test_no_break_in_a_value_makes_a_header(
         ("Subject", "=?utf-8?q?a=0ABcc=3A_x=40y.z?="),
         ("Subject", "=?utf-8?b?YQ0KQmNjOiB4?="),
         ("X-Note", "a\n\nbody"),
+        ("MIME-Version", "1.0 (=?utf-8?q?a=0ABcc=3A_x?=)"),
+        ("List-Id", "=?utf-8?b?YQ0KQmNjOiB4?= <a.b.example>"),
         ("To", "c@d.example\nBcc: x@y.z"),
         ("To", "=?utf-8?q?a=0D=0ABcc=3A_x?= <c@d.example>"),
         ("From", '"a\nBcc: x" <a@b.example>'),
@@ -159,6 +161,13 @@ def test_breaks_are_refused_by_name(name: str, value: str) -> None:
     assert caught.value.rule == "header-injection"
     assert caught.value.header == name
     assert name in str(caught.value)
+
+
+def test_an_encoded_word_is_no_type_of_content() -> None:
+    message = legacy("Content-Type", "=?utf-16?b?//4NAAoA?=")
+    with pytest.raises(InvalidMessage) as caught:
+        compose(message, now=NOW, id_domain_fallback="x.example")
+    assert caught.value.rule == "parameter"
 
 
 def test_legal_folding_of_a_parsed_value_is_unfolded() -> None:
