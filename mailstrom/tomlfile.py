@@ -16,6 +16,8 @@ from codecs import BOM_UTF8
 from typing import Any
 
 from mailstrom.errors import ConfigError
+from mailstrom.printable import printable
+from mailstrom.regular import beginning
 
 LARGEST_FILE = 1 << 20  # bytes; more is not a configuration
 # The parser takes time by the square of a dotted key's parts: half an hour for one as long as that.
@@ -37,6 +39,7 @@ def tables(file: str | os.PathLike[str], *, whole: bool = False) -> dict[str, An
     import tomllib
 
     data = _read(file)
+    file = _shown(file)
     try:
         text = data.removeprefix(BOM_UTF8).decode("utf-8")
         if _DOTTED.search(text) is not None:
@@ -66,15 +69,21 @@ _HALF = (
 )
 
 
+def _shown(file: str | os.PathLike[str]) -> str:
+    """Its path as it may go to a terminal or a log: a name may hold a line end, too."""
+    return printable(os.fspath(file), 2000)
+
+
 def _read(file: str | os.PathLike[str]) -> bytes:
     try:
-        with open(file, "rb") as stream:
-            data = stream.read(LARGEST_FILE + 1)
+        data = beginning(file, LARGEST_FILE + 1)
     except OSError as error:
         raise ConfigError(
-            f"{file}: cannot be read: {error.strerror or error};"
-            f" make it readable for user id {os.geteuid()}"
+            f"{_shown(file)}: cannot be read: {error.strerror or error};"
+            f" make it a file that user id {os.geteuid()} can read"
         ) from error
     if len(data) > LARGEST_FILE:
-        raise ConfigError(f"{file}: longer than {LARGEST_FILE} bytes; is this the right file?")
+        raise ConfigError(
+            f"{_shown(file)}: longer than {LARGEST_FILE} bytes; is this the right file?"
+        )
     return data

@@ -114,10 +114,10 @@ def _run(argv: Sequence[str] | None) -> int:
             args=None if argv is None else list(argv), prog_name="mailstrom", standalone_mode=False
         )
     except click.UsageError as error:
-        error.show()
+        _show(error)
         return Exit.USAGE
     except click.ClickException as error:
-        error.show()
+        _show(error)
         return Exit.FAILED
     except click.Abort:
         click.echo("mailstrom: stopped; nothing further was changed", err=True)
@@ -130,3 +130,15 @@ def _run(argv: Sequence[str] | None) -> int:
             click.echo(f"mailstrom: {printable(line, 2000)}", err=True)
         return code
     return int(result) if isinstance(result, int) else Exit.OK
+
+
+def _show(error: click.ClickException) -> None:
+    """What click says of an argument, which may be anybody's text, as it may go to a terminal."""
+    text = error.format_message()
+    # Only a list of choices has lines of its own; in all else a line end is the argument's.
+    lines = text.split("\n") if isinstance(error, click.MissingParameter) else [text]
+    safe = "\n".join(printable(line.expandtabs(4), 2000) for line in lines)
+    if isinstance(error, click.UsageError):
+        click.UsageError(safe, error.ctx).show()
+    else:
+        click.ClickException(safe).show()

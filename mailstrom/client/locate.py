@@ -76,7 +76,9 @@ def configuration_file(
     named = argument or environ.get("MAILSTROM_CONFIG")
     if named:
         if not os.path.isfile(named):
-            shown = named if len(named) <= LONGEST_PATH else arguments.shown(named)
+            shown = arguments.shown(named) if len(named) > LONGEST_PATH else named
+            if not shown.isprintable():
+                shown = repr(shown)
             raise ConfigError(f"{shown}: no such configuration file; create it or name another")
         return plain_path(named)
     if os.path.lexists(SYSTEM_FILE):

@@ -14,12 +14,14 @@ from ipaddress import IPv6Address
 from msgspec.structs import replace
 
 from mailstrom.config import names
+from mailstrom.config.derived import relay_password
 from mailstrom.config.settings import Config
 from mailstrom.errors import ConfigError
 from mailstrom.printable import printable
+from mailstrom.regular import beginning
 
 MOST_TOLD = 50
-SECRET_LIMIT = 4096  # bytes of a password file that are read
+LARGEST_BUNDLE = 1 << 24  # bytes; all the world's authorities are a fiftieth of it
 CONNECT_KEYS = ("timeouts.connect", "delivery.connect_timeout")  # two spellings of one setting
 
 
@@ -32,7 +34,7 @@ def checked(config: Config) -> Config:
     """
     broken = [sentence for rule in RULES for sentence in rule(config)]
     if broken:
-        place = config.origin or "configuration"
+        place = printable(config.origin or "configuration", 2000)
         told = [f"{place}: {printable(sentence, 1000)}" for sentence in broken[:MOST_TOLD]]
         if len(broken) > MOST_TOLD:
             told.append(f"{place}: and {len(broken) - MOST_TOLD} more")
@@ -145,6 +147,8 @@ def _credentials(config: Config) -> Iterator[str]:
     relay = config.relay
     if relay.mechanism == "xoauth2" and not relay.username:
         yield '[relay] mechanism = "xoauth2" needs username: write the mailbox of the token'
+    if relay.username and not names.is_user_name(relay.username):
+        yield (f"[relay] username {relay.username!r} is none: write it without control characters")
     if relay.username and not relay.password_file:
         yield "[relay] username needs password_file: name the file that holds the password"
     if relay.password_file and not relay.username:
@@ -178,21 +182,23 @@ def _tls(config: Config) -> Iterator[str]:
 
 
 def _files(config: Config) -> Iterator[str]:
-    for key, path in (
-        ("[relay] password_file", config.relay.password_file),
-        ("[tls] ca_file", config.tls.ca_file),
-    ):
-        if path is None:
-            continue
-        try:
-            with open(path, "rb") as stream:
-                first = stream.read(SECRET_LIMIT).splitlines()[:1]
-        except OSError as error:
-            reason = error.strerror or str(error)
-            yield f"{key} {path}: {reason}; user id {os.geteuid()} must be able to read it"
-        else:
-            if first in ([], [b""]):
-                yield f"{key} {path}: the first line is empty"
+    try:
+        relay_password(config.relay)
+    except ConfigError as error:
+        yield str(error)
+    path = config.tls.ca_file
+    if path is None:
+        return
+    try:
+        octets = beginning(path, LARGEST_BUNDLE + 1)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        yield f"[tls] ca_file {path}: {reason}; user id {os.geteuid()} must be able to read it"
+    else:
+        if len(octets) > LARGEST_BUNDLE:
+            yield f"[tls] ca_file {path}: longer than {LARGEST_BUNDLE} bytes: name a PEM bundle"
+        elif not octets.split(b"\n", 1)[0].strip():
+            yield f"[tls] ca_file {path}: the first line is empty"
 
 
 def _timeouts(config: Config) -> Iterator[str]:

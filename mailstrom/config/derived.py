@@ -7,6 +7,7 @@ restart) and ``worker_count`` (asks the machine for its processors).
 from __future__ import annotations
 
 import os
+import re
 from ipaddress import IPv6Address
 from typing import NamedTuple
 
@@ -16,11 +17,14 @@ from mailstrom.config import names
 from mailstrom.config.settings import Config, Dns, Relay
 from mailstrom.errors import ConfigError
 from mailstrom.policy.timeouts import Timeouts
+from mailstrom.regular import beginning
 from mailstrom.types import Host
 
 DNS_PORT = 53
 DNS_TLS_PORT = 853  # RFC 7858 section 3.1
-SECRET_LIMIT = 4096
+SECRET_LIMIT = 4096  # octets of a password; a token has fewer
+# RFC 4616 forbids NUL, OAUTH2 separates by SOH, and no password prompt takes the others.
+_CONTROL = re.compile("[\x00-\x08\x0a-\x1f\x7f]").search
 
 
 class PublicResolver(NamedTuple):
@@ -100,9 +104,9 @@ def relay_password(relay: Relay) -> str | None:
     if relay.password_file is None:
         return None
     try:
-        with open(relay.password_file, "rb") as stream:
-            line = stream.read(SECRET_LIMIT).split(b"\n", 1)[0].rstrip(b"\r")
-        password = line.decode("utf-8")
+        octets = beginning(relay.password_file, SECRET_LIMIT + 1)
+        line = octets.split(b"\n", 1)[0].rstrip(b"\r")
+        password = line.decode("utf-8") if len(line) <= SECRET_LIMIT else ""
     except OSError as error:
         raise ConfigError(
             f"[relay] password_file {relay.password_file}: {error.strerror or error};"
@@ -113,9 +117,10 @@ def relay_password(relay: Relay) -> str | None:
         raise ConfigError(
             f"[relay] password_file {relay.password_file}: not UTF-8; save it as UTF-8"
         ) from None
-    if not password or "\0" in password:
+    if not password or _CONTROL(password) is not None:
         raise ConfigError(
-            f"[relay] password_file {relay.password_file}: its first line is not a password"
+            f"[relay] password_file {relay.password_file}: its first line is not a password: it is"
+            f" empty, longer than {SECRET_LIMIT} bytes or holds a control character"
         )
     return password
 

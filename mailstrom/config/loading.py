@@ -155,7 +155,7 @@ def _own_name() -> str:
 
 
 def _nested(source: _Source) -> ConfigError:
-    return ConfigError(f"{source.name}: not usable: tables or lists are nested too deeply")
+    return ConfigError(f"{_file(source)}: not usable: tables or lists are nested too deeply")
 
 
 def _dotted(table: str, key: str) -> str:
@@ -165,6 +165,11 @@ def _dotted(table: str, key: str) -> str:
 def _shown(table: str, key: str) -> str:
     key = _name(key)
     return f"[{_name(table)}] {key}" if table else key
+
+
+def _file(source: _Source) -> str:
+    """Where values come from, for an error: a path may hold anything but NUL."""
+    return printable(source.name, 2000)
 
 
 def _name(foreign: str) -> str:
@@ -178,7 +183,7 @@ def _table(
     """Converted values of one table's keys; nested tables as dicts of the same shape."""
     if not isinstance(raw, dict):
         raise ConfigError(
-            f"{source.name}: {_name(table)} is a table: write [{_name(table)}] and its keys below"
+            f"{_file(source)}: {_name(table)} is a table: write [{_name(table)}] and its keys below"
         )
     known = {key.name: key for key in schema.keys(cls)}
     values: dict[str, Any] = {}
@@ -193,7 +198,7 @@ def _table(
         elif inner is not None:
             if not isinstance(value, dict):
                 raise ConfigError(
-                    f"{source.name}: {_name(dotted)} is a table: write [{_name(dotted)}.NAME]"
+                    f"{_file(source)}: {_name(dotted)} is a table: write [{_name(dotted)}.NAME]"
                 )
             values[name] = {
                 label: inner(**_table(inner, body, f"{dotted}.{label}", source, sources))
@@ -206,14 +211,14 @@ def _table(
 
 
 def _value(key: schema.Key, raw: object, table: str, source: _Source) -> object:
-    place = f"{source.name}: {_shown(table, key.name)}"
+    place = f"{_file(source)}: {_shown(table, key.name)}"
     takes = f"it takes {schema.accepts(key.hint, key.unit)}"
     try:
         value: object = msgspec.convert(_in_units(raw, key.unit), key.hint)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{place}: {_written(raw)} does not fit; {takes}") from error
     except ValueError as error:
-        raise ConfigError(f"{place}: {error}; {takes}") from error
+        raise ConfigError(f"{place}: {printable(str(error), 600)}; {takes}") from error
     if key.unit == "path" and isinstance(value, str):
         return (_store if key.name == "store" else _path)(value, place, source)
     return value
@@ -257,7 +262,7 @@ def _written(raw: object) -> str:
         text = schema.toml(raw)
     except ValueError:  # Python writes no integer of so many digits
         return "a number of thousands of digits"
-    return text if len(text) <= 100 else f"{text[:100]}..."
+    return printable(text if len(text) <= 100 else f"{text[:100]}...", 600)
 
 
 def _in_units(raw: object, unit: str | None) -> object:
@@ -305,7 +310,7 @@ def _built(cls: type[Table], values: dict[str, Any]) -> dict[str, Any]:
 
 def _unknown(cls: type[Table], name: str, table: str, source: _Source) -> str:
     names = [key.name for key in schema.keys(cls)]
-    text = f"{source.name}: unknown key {_shown(table, name)}"
+    text = f"{_file(source)}: unknown key {_shown(table, name)}"
     near = get_close_matches(name[:100], names, n=1)
     if near:
         return f"{text}; did you mean {_shown(table, near[0])}?"

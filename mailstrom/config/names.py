@@ -27,6 +27,14 @@ def is_fqdn(name: str) -> bool:
     )
 
 
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]").search
+
+
+def is_user_name(name: str) -> bool:
+    """Whether a relay may be told ``name``: a NUL in it would end it there (RFC 4616)."""
+    return _CONTROL(name) is None
+
+
 def ip(text: str) -> IPv4Address | IPv6Address | None:
     """The address that ``text`` is, or None; scoped addresses (``fe80::1%eth0``) are addresses."""
     try:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mailstrom.errors import ConfigError
+from mailstrom.printable import printable
 
 SYSTEM_FILE = Path("/etc/mailstrom/mailstrom.toml")
 SYSTEM_STORE = Path("/var/lib/mailstrom/spool.db")
@@ -56,7 +57,7 @@ def find_file(path: str | os.PathLike[str] | None, environ: Mapping[str, str]) -
         if named:
             place = plain_path(named)
             if not os.path.isfile(place):  # false, too, where the name is too long for a file
-                shown = place if len(place) <= LONGEST_PATH else f"{place[:80]}…"
+                shown = printable(place if len(place) <= LONGEST_PATH else f"{place[:80]}…", 5000)
                 raise ConfigError(
                     f"{shown}: no such configuration file (named by {by}); create it or name"
                     " another"

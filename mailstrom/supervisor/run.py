@@ -29,6 +29,7 @@ from mailstrom.errors import (
     SpoolError,
     SpoolFull,
 )
+from mailstrom.printable import printable
 from mailstrom.storage import canonical, prepare, require_shared
 from mailstrom.supervisor.instance import Holder, Instance, lock_path, take_lock
 from mailstrom.supervisor.standard import open_standard
@@ -199,7 +200,7 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.print_usage(sys.stderr)
-        self.exit(EXIT_USAGE, f"{self.prog}: {message}\n")
+        self.exit(EXIT_USAGE, f"{self.prog}: {printable(message, 2000)}\n")
 
 
 def _positive(text: str) -> int:
@@ -210,5 +211,6 @@ def _positive(text: str) -> int:
 
 
 def _refuse(code: int, sentence: str) -> int:
-    print(sentence, file=sys.stderr, flush=True)
+    for line in sentence.split("\n"):  # a name in it may hold anything
+        print(printable(line, 2000), file=sys.stderr, flush=True)
     return code

@@ -62,7 +62,7 @@ RELAY = '[delivery]\nmode = "relay"\n[relay]\nhosts = ["mail.example.org"]\n'
         (RELAY + "username = 'u'\npassword_file = 'none'\ntls = 'required'", "none: No such file"),
         (
             RELAY + "username = 'u'\npassword_file = 'empty'\ntls = 'required'",
-            "first line is empty",
+            "its first line is not a password",
         ),
         ("[relay]\nhosts = ['a:b']\n[delivery]\nmode = 'relay'", "the port is a number"),
         ("[relay]\nhosts = ['::1']\n[delivery]\nmode = 'relay'", r"IPv6 .* write it as .\[::1\]"),
