@@ -2,7 +2,7 @@
 
 On a terminal tables are drawn by rich and fit its width, rows that cannot are shown upright; off a
 terminal they are plain columns that are never cut. JSON is one object a line. Foreign text is made
-safe before it is shown in a table; JSON escapes it by itself.
+safe before it is shown in a table, or as CSV on a terminal; JSON escapes it by itself.
 """
 
 from __future__ import annotations
@@ -156,11 +156,13 @@ def folded(head: str, text: str, indent: int | None = None) -> list[str]:
 def print_csv(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """A heading line and a line per row; None is empty, bytes are hexadecimal.
 
-    As RFC 4180, but lines end as in any text file, since shell tools read them.
+    As RFC 4180, but lines end as in any text file, since shell tools read them. For a program the
+    values are exact; on a terminal they are made safe as in a table.
     """
+    shown = cell if terminal() else _plain
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(columns)
     for row in rows:
         writer.writerow(
-            [value if isinstance(value, int | float | None) else _plain(value) for value in row]
+            [value if isinstance(value, int | float | None) else shown(value) for value in row]
         )
