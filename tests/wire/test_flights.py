@@ -106,6 +106,15 @@ def test_a_body_over_the_size_for_bdat_goes_behind_a_354_between_the_others() ->
     assert seen.unsound() == []
 
 
+@pytest.mark.parametrize(("code", "parted"), [(550, True), (451, True), (421, False)])
+def test_a_flight_refused_whole_is_parted_from_by_quit(code: int, parted: bool) -> None:
+    """RFC 5321 section 4.1.1.10; with a 421 the server has said goodbye itself."""
+    seen = flown("bdat", playing(Rule(stage="rcpt", first=2, last=2, code=code)), FOUR)
+    assert (seen.words[0], seen.usable) == ("taken", False)
+    assert (seen.connection.stages[-1] == "quit") is parted
+    assert len(seen.dots) == 1
+
+
 # The second of four goes wrong
 
 FAULTS: dict[str, dict[str, object]] = {

@@ -32,10 +32,22 @@ from mailstrom.smtp.client import (
     TransactionEnd,
 )
 from mailstrom.smtp.framing import require_crlf
+from mailstrom.smtp.states import CLOSING
 from mailstrom.types import Stage
 from mailstrom_workers.outgoing import Outgoing, Source
 
 BLOCK = 65536  # octets of content per write, and what is timed by ``Timeouts.body``
+
+
+def _heard_out(ends: list[tuple[Outgoing, TransactionEnd]]) -> bool:
+    """Whether replies refused all recipients of a flight by BDAT, and the server still listens."""
+    if not ends:
+        return False
+    end = ends[0][1]
+    refused = end.chunked and end.fault is None and end.dot is None
+    return refused and all(
+        reply is None or reply.code != CLOSING for reply in (end.mail, *end.rcpts)
+    )
 
 
 async def _content(outgoing: Outgoing) -> AsyncGenerator[bytes, None]:
@@ -75,7 +87,8 @@ class Pump(asyncio.Protocol):
         self.end_cause: str | None = None
         self.closing: PeerClosing | None = None
         self.closed = asyncio.Event()
-        self.quitting = False
+        self.quitting = False  # whatever else comes is not read
+        self.parting = False  # by QUIT, though no transaction may follow here
         self.farewell = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._whole = whole
@@ -217,7 +230,11 @@ class Pump(asyncio.Protocol):
             else:
                 self.closing = event
                 over = True
-        if over:
+        if over and _heard_out(ends) and self.closing is None:
+            # its flight was refused whole: nothing else is told, or believed, on it but QUIT
+            self.parting = self.quitting = True
+            self._disarm()
+        elif over:
             # nothing more can be said on it; a peer that floods or stalls must not keep it open
             self.abort()
         if ends:

@@ -113,10 +113,14 @@ class Session:
         return self._pump.end_cause
 
     async def quit(self) -> None:
-        """Ends the session politely if it is idle, at once if not; never raises for the peer."""
+        """Ends the session politely if it is idle, at once if not; never raises for the peer.
+
+        So it ends, too, behind a flight that was refused whole (RFC 5321 section 4.1.1.10: never
+        without a QUIT).
+        """
         pump = self._pump
         try:
-            if self.idle and self.usable:
+            if self.idle and (self.usable or pump.parting) and not pump.transport.is_closing():
                 pump.end_cause = pump.end_cause or "quit"
                 pump.quitting = True
                 pump.transport.write(commands.QUIT)
