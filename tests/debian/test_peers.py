@@ -14,8 +14,10 @@ import pytest
 import trustme
 
 from tests.support import debian
+from tests.support.chasquid import ChasquidServer
 from tests.support.exim import EximServer
-from tests.support.postfix import PostfixServer, SmtpSink
+from tests.support.opensmtpd import OpenSMTPDServer
+from tests.support.postfix import PostfixServer, SmtpSink, without_added
 from tests.support.sockets import eventually, loopback_addresses
 
 pytestmark = pytest.mark.debian
@@ -116,6 +118,65 @@ def test_exim_keeps_what_it_took_byte_for_byte_and_refuses_what_it_is_told_to() 
     assert codes == {"no@a.test": 550, "later@a.test": 450, "x@c.test": 550}
     assert (received.sender, received.recipients) == ("a@sender.test", tuple(taken))
     assert (received.content, received.message_id) == (CONTENT % 7, "<7@test>")
+
+
+def test_opensmtpd_hands_on_byte_for_byte_and_refuses_what_it_is_told_to() -> None:
+    refuse = {"no@a.test": "550 5.1.1 no such user", "later@a.test": "450 4.2.1 try later"}
+    with OpenSMTPDServer(loopback_addresses()[0], domains=("a.test",), refuse=refuse) as server:
+        with smtplib.SMTP(server.address, server.port) as client:
+            client.ehlo()
+            assert not client.has_extn("pipelining")
+            recipients = ["one@a.test", "no@a.test", "later@a.test", "two@a.test", "x@b.test"]
+            refused = client.sendmail("a@sender.test", recipients, CONTENT % 7)
+            client.sendmail("", ["one@a.test"], CONTENT % 8)
+        received = eventually(lambda: len(found := server.received()) == 3 and found)
+        assert "result=Ok" in server.log()
+    codes = {address: code for address, (code, _) in refused.items()}
+    assert codes == {"no@a.test": 550, "later@a.test": 450, "x@b.test": 550}
+    assert sorted((one.sender, *one.recipients, one.content) for one in received) == [
+        ("", "one@a.test", CONTENT % 8),
+        ("a@sender.test", "one@a.test", CONTENT % 7),
+        ("a@sender.test", "two@a.test", CONTENT % 7),
+    ]
+
+
+def test_chasquid_hands_on_byte_for_byte_over_starttls_and_refuses_what_it_is_told_to() -> None:
+    authority = trustme.CA()
+    issued = authority.issue_cert("mx.chasquid.test")
+    chain = b"".join(blob.bytes() for blob in issued.cert_chain_pems)
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    context.check_hostname = False
+    with ChasquidServer(
+        loopback_addresses()[0],
+        domains=("a.test",),
+        tls=(chain, issued.private_key_pem.bytes()),
+        users=("one", "two"),
+        refuse_content=("later@sender.test",),
+    ) as server:
+        with smtplib.SMTP(server.address, server.port) as client:
+            client.starttls(context=context)
+            taken = ["one@a.test", "two@a.test"]
+            refused = client.sendmail("a@sender.test", [*taken, "no@a.test"], CONTENT % 7)
+            client.sendmail("", ["one@a.test"], CONTENT % 8)
+            with pytest.raises(smtplib.SMTPDataError):
+                client.sendmail("later@sender.test", taken, CONTENT % 9)
+        received = eventually(lambda: len(found := server.received()) == 3 and found)
+        assert " queued ip=" in server.log()
+    assert {address: code for address, (code, _) in refused.items()} == {"no@a.test": 550}
+    assert sorted((one.sender, *one.recipients, one.content) for one in received) == [
+        ("", "one@a.test", CONTENT % 8),
+        ("a@sender.test", "one@a.test", CONTENT % 7),
+        ("a@sender.test", "two@a.test", CONTENT % 7),
+    ]
+
+
+def test_what_a_server_adds_in_front_is_known_or_an_error() -> None:
+    added = ("Return-Path", "Received")
+    stored = b"Return-Path: <a@b>\nReceived: by x\n\tfor y\nReceived: ours\n\n.\n"
+    assert without_added(stored, added) == b"Received: ours\r\n\r\n.\r\n"
+    with pytest.raises(ValueError, match="no Return-Path in front"):
+        without_added(stored[1:], added)
 
 
 def test_postfix_speaks_starttls_with_the_certificate_given() -> None:

@@ -1,9 +1,9 @@
 """Debian's own programs as peers and witnesses: where they are and how they are run.
 
-Postfix and Exim are unpacked from their packages and never installed (``apt-get download``,
-``dpkg -x``), with the libraries they lack beside them, into a cache shared by all runs of one user
-(``MAILSTROM_DEBIAN_CACHE``, else ``/tmp/mailstrom-debian-UID``). ``sqlite3`` and ``strace`` are
-used as installed.
+Postfix, Exim, OpenSMTPD and chasquid are unpacked from their packages and never installed
+(``apt-get download``, ``dpkg -x``), with the libraries they lack beside them, into a cache shared
+by all runs of one user (``MAILSTROM_DEBIAN_CACHE``, else ``/tmp/mailstrom-debian-UID``).
+``sqlite3`` and ``strace`` are used as installed.
 
 What is missing skips the test in one line naming the package; under ``MAILSTROM_REQUIRE_DEBIAN=1``
 it fails instead, so that a run which promises these tests cannot quietly go without them.
@@ -26,6 +26,7 @@ from typing import NoReturn
 import pytest
 
 DOWNLOAD_TIMEOUT = 120.0
+_PROGRAMS = ("usr/bin", "usr/sbin", "usr/lib/postfix/sbin", "usr/libexec/opensmtpd")
 LIBRARY_ROUNDS = 4  # depth of "needs a library that needs a library"
 
 
@@ -82,6 +83,16 @@ def postfix() -> Unpacked:
 def exim() -> Unpacked:
     """Return Debian's Exim, unpacked; skips or fails the test where it cannot be had."""
     return _tree("exim4-daemon-light", "libnss-wrapper")
+
+
+def opensmtpd() -> Unpacked:
+    """Return Debian's OpenSMTPD, unpacked; skips or fails the test where it cannot be had."""
+    return _tree("opensmtpd", "libnss-wrapper")
+
+
+def chasquid() -> Unpacked:
+    """Return Debian's chasquid, unpacked; skips or fails the test where it cannot be had."""
+    return _tree("chasquid")
 
 
 def _tree(package: str, *beside: str) -> Unpacked:
@@ -173,8 +184,10 @@ def _missing_libraries(root: Path) -> set[str]:
     """Names of shared libraries that neither the machine nor the tree has."""
     path = ":".join(map(str, _library_directories(root)))
     missing: set[str] = set()
-    for directory in ("usr/sbin", "usr/lib/postfix/sbin"):
+    for directory in _PROGRAMS:
         for program in sorted((root / directory).glob("*")):
+            if not program.is_file():  # a link into what is not unpacked
+                continue
             with program.open("rb") as opened:
                 if opened.read(4) != b"\x7fELF":
                     continue

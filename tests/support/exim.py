@@ -37,8 +37,7 @@ smtp_accept_reserve = 0
 host_lookup =
 rfc1413_hosts =
 dns_dnssec_ok = 0
-tls_advertise_hosts =
-chunking_advertise_hosts = {chunking}
+{tls}chunking_advertise_hosts = {chunking}
 pipelining_advertise_hosts = *
 smtp_enforce_sync = true
 acl_smtp_mail = at_mail
@@ -66,6 +65,7 @@ class EximServer(Peer):
         hostname: its name in greeting and EHLO.
         domains: domains it takes mail for.
         chunking: whether it offers CHUNKING.
+        tls: certificate chain and key, PEM; None offers no STARTTLS.
         refuse_senders, refuse, refuse_content: address -> reply, for example ``{"no@a.test": "550
             5.1.1 no such user"}``: at MAIL and at the end of content by sender, at RCPT by
             recipient.
@@ -80,6 +80,7 @@ class EximServer(Peer):
         hostname: str = "mx.exim.test",
         domains: Sequence[str] = ("exim.test",),
         chunking: bool = True,
+        tls: tuple[bytes, bytes] | None = None,
         refuse_senders: Mapping[str, str] | None = None,
         refuse: Mapping[str, str] | None = None,
         refuse_content: Mapping[str, str] | None = None,
@@ -101,6 +102,7 @@ class EximServer(Peer):
                 home=self.directory,
                 hostname=hostname,
                 chunking="*" if chunking else "",
+                tls=self._secured(tls, nobody),
                 domains=" : ".join(domains),
                 mail=_verdicts("senders", refuse_senders or {}),
                 rcpt=_verdicts("recipients", refuse or {}),
@@ -116,6 +118,18 @@ class EximServer(Peer):
             ],
             tree.environ(**self._accounts(tree, nobody)),
         )
+
+    def _secured(self, tls: tuple[bytes, bytes] | None, nobody: pwd.struct_passwd) -> str:
+        if tls is None:
+            return "tls_advertise_hosts =\n"
+        lines = ["tls_advertise_hosts = *\n"]
+        for setting, content in (("tls_certificate", tls[0]), ("tls_privatekey", tls[1])):
+            file = self.directory / f"{setting}.pem"
+            file.write_bytes(content)
+            file.chmod(0o600)
+            os.chown(file, nobody.pw_uid, -1)
+            lines.append(f"{setting} = {file}\n")
+        return "".join(lines)
 
     def _accounts(self, tree: debian.Unpacked, nobody: pwd.struct_passwd) -> dict[str, str]:
         """The account that Exim looks for, with the rights of nobody."""
@@ -164,12 +178,13 @@ def _queued(head: Path) -> Received:
     count = next(n for n, line in enumerate(lines) if n > 3 and line.isdigit())
     content: list[bytes] = []
     at = 0
+    own = True  # its own Received stands in front of all others
     while found := _HEADER.match(headers, at):
         end = found.end() + int(found[1])
         text = headers[found.end() : end]
-        # Its own, in front of all others.
-        if not (text.startswith(b"Received: ") and not content):
+        if not own or not text.startswith(b"Received: "):
             content.append(text)
+        own = False
         at = end
     body = head.with_name(head.name[:-1] + "D").read_bytes().partition(b"\n")[2]
     return Received(
