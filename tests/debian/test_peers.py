@@ -16,8 +16,9 @@ import trustme
 from tests.support import debian
 from tests.support.chasquid import ChasquidServer
 from tests.support.exim import EximServer
+from tests.support.kept import without_added
 from tests.support.opensmtpd import OpenSMTPDServer
-from tests.support.postfix import PostfixServer, SmtpSink, without_added
+from tests.support.postfix import PostfixServer, SmtpSink
 from tests.support.sockets import eventually, loopback_addresses
 
 pytestmark = pytest.mark.debian

@@ -158,11 +158,11 @@ def exim(address: str, port: int, domain: str, tls: TLS | None) -> House:
     )  # fmt: skip
 
 
-def opensmtpd(address: str, port: int, domain: str, tls: TLS | None) -> House:
-    """OpenSMTPD: no PIPELINING, no CHUNKING, no SMTPUTF8."""
+def opensmtpd(address: str, port: int, domain: str, tls: TLS | None, mails: int = 1000) -> House:
+    """OpenSMTPD: no PIPELINING, no CHUNKING, no SMTPUTF8; so many messages a connection."""
     server = OpenSMTPDServer(
         address, port, hostname=f"mx1.{domain}", domains=(domain,), tls=tls,
-        refuse=_refusals(domain), size=LIMIT,
+        refuse=_refusals(domain), size=LIMIT, mails=mails,
     )  # fmt: skip
     return House(
         name="OpenSMTPD with TLS" if tls else "OpenSMTPD",

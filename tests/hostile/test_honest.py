@@ -13,7 +13,8 @@ import pytest
 
 from tests.hostile import honest, honest_peers
 from tests.hostile.honest_judge import differences, missing
-from tests.hostile.honest_letters import KINDS, Letter, mixed
+from tests.hostile.honest_kinds import KINDS, mixed
+from tests.hostile.honest_letters import Letter, to
 from tests.hostile.honest_peers import House
 from tests.hostile.stand import Stand, standing
 from tests.support.postfix import Received
@@ -121,7 +122,7 @@ def test_a_server_that_changes_a_body_makes_a_row_unclean(stand: Stand) -> None:
 def test_a_refusal_where_delivery_was_wanted_makes_a_row_unclean(stand: Stand) -> None:
     with ExitStack() as opened:
         house = honest._started(stand, opened, honest_peers.postfix)
-        letter = honest.to(house.domain, "judge", "no")
+        letter = to(house.domain, "judge", "no")
         row = honest.through(stand, house, "7-bit text", [letter])
     assert (row.wanted, row.seen) == (honest.SAME, "failed bounced")
     assert any("reject:" in finding for finding in row.findings)

@@ -13,7 +13,8 @@ import shutil
 from collections.abc import Sequence
 
 from tests.support import debian
-from tests.support.postfix import Kept, Peer, Received
+from tests.support.kept import Kept
+from tests.support.postfix import Peer, Received
 
 _CONFIGURATION = """\
 hostname: "{hostname}"

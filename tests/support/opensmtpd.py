@@ -17,7 +17,8 @@ import shutil
 from collections.abc import Mapping, Sequence
 
 from tests.support import debian
-from tests.support.postfix import Kept, Peer, Received
+from tests.support.kept import Kept
+from tests.support.postfix import Peer, Received
 
 _START = """\
 set -e
@@ -50,6 +51,7 @@ class OpenSMTPDServer(Peer):
         tls: certificate chain and key, PEM; None offers no STARTTLS.
         refuse: address -> reply, for example ``{"no@a.test": "550 5.1.1 no such user"}``.
         size: the largest content it takes, in octets.
+        mails: how many it takes of a connection; MAIL gets ``452 4.5.3`` behind them.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class OpenSMTPDServer(Peer):
         tls: tuple[bytes, bytes] | None = None,
         refuse: Mapping[str, str] | None = None,
         size: int = 35 << 20,
+        mails: int = 100,
     ) -> None:
         tree = debian.opensmtpd()
         if os.getuid() != 0:
@@ -79,7 +82,8 @@ class OpenSMTPDServer(Peer):
         keep = self.directory / "keep"
         keep.write_text(_KEEP.format(home=self.directory))
         keep.chmod(0o755)
-        self._configure(hostname, domains, tls, refuse or {}, size)
+        limits = (f"smtp max-message-size {size}", f"smtp limit max-mails {mails}")
+        self._configure(hostname, domains, tls, refuse or {}, limits)
         wrapper = next(
             found for one in tree.libraries for found in sorted(one.glob("libnss_wrapper.so"))
         )
@@ -115,11 +119,11 @@ class OpenSMTPDServer(Peer):
         domains: Sequence[str],
         tls: tuple[bytes, bytes] | None,
         refuse: Mapping[str, str],
-        size: int,
+        limits: Sequence[str],
     ) -> None:
         """Write the configuration and the accounts, all of the unprivileged ones apart."""
         home = self.directory
-        lines = [f"smtp max-message-size {size}"]
+        lines = [*limits]
         secured = ""
         if tls is not None:
             for name, content in (("cert", tls[0]), ("key", tls[1])):
