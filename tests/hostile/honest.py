@@ -14,7 +14,7 @@ from dataclasses import replace
 from itertools import chain
 
 from tests.hostile import honest_peers as peers
-from tests.hostile.honest_judge import differences, missing
+from tests.hostile.honest_judge import differences, filed, missing
 from tests.hostile.honest_kinds import LARGE_KIND, mixed
 from tests.hostile.honest_letters import Letter, to
 from tests.hostile.honest_peers import House
@@ -31,6 +31,7 @@ from tests.hostile.honest_sending import outcomes, send, sessions, waiting
 from tests.hostile.stand import Stand, standing
 from tests.hostile.table import Row
 from tests.support.engine import DEADLINE_S
+from tests.support.postfix import Received
 from tests.support.sockets import eventually, loopback_addresses
 from tests.support.trial import Plan
 
@@ -112,6 +113,12 @@ def through(
     findings: list[str] = []
     logged = len(house.log())
 
+    def all_there() -> dict[str, list[Received]] | None:
+        there = filed(house.received())
+        return (
+            None if any(missing(one, there.get(one.message_id, ())) for one in letters) else there
+        )
+
     def tried() -> str:
         ids = send(stand, letters)
         if wanted == peers.NO_TLS:
@@ -119,14 +126,9 @@ def through(
         words = outcomes(stand, ids)
         if words != {"delivered"}:
             return " / ".join(sorted(words))
-        eventually(
-            lambda: not any(missing(letter, house.received()) for letter in letters),
-            DEADLINE_S,
-            what=f"every letter at {house.name}",
-        )
-        received = house.received()
+        there = eventually(all_there, DEADLINE_S, what=f"every letter at {house.name}")
         for id, letter in zip(ids, letters, strict=True):
-            findings.extend(differences(letter, stand.engine.ms.raw(id), received))
+            findings.extend(differences(letter, stand.engine.ms.raw(id), there[letter.message_id]))
         if findings:
             return "delivered, not as it was sent"
         findings.extend(sessions(stand, house, ids))

@@ -20,6 +20,14 @@ def arrived(letter: Letter, received: Iterable[Received]) -> list[Received]:
     return [one for one in received if one.message_id == letter.message_id]
 
 
+def filed(received: Iterable[Received]) -> dict[str, list[Received]]:
+    """Everything a far end has, by Message-ID: looked at once, however many letters there are."""
+    found: dict[str, list[Received]] = {}
+    for one in received:
+        found.setdefault(one.message_id, []).append(one)
+    return found
+
+
 def missing(letter: Letter, received: Iterable[Received]) -> Counter[str]:
     """Recipients of a letter for whom nothing is there yet."""
     there = (name for one in arrived(letter, received) for name in one.recipients)

@@ -52,7 +52,9 @@ class Received:
     @property
     def message_id(self) -> str:
         """The Message-ID header with its angle brackets, "" without one."""
-        found = BytesHeaderParser(policy=compat32).parsebytes(self.content)["Message-ID"]
+        found = BytesHeaderParser(policy=compat32).parsebytes(
+            self.content.partition(b"\r\n\r\n")[0]
+        )["Message-ID"]
         return str(found or "").strip()
 
 
