@@ -30,7 +30,7 @@ from tests.torture.sim_loop import Real, VirtualLoop, unreal
 from tests.torture.simulation import spools, story
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-MOST_SEEDS = 200
+MOST_SEEDS = 400
 
 
 @pytest.fixture(scope="module")
