@@ -15,7 +15,7 @@ from mailstrom.storage.examined import Contents, WorkerFacts
 
 BEAT_MS = 30_000
 OWN_FILES = 64
-"""Descriptors of a worker beside its connections."""
+"""Descriptors of a worker beside those for connections, and as many for lookups."""
 OFTEN = 5
 _START = "Start it: 'mailstrom serve', or 'systemctl start mailstrom' where it is a service."
 _LOG = "Read why in the engine's log ('worker.lost', 'engine.failed')."
@@ -209,7 +209,7 @@ def _older(engine: Engine, alive: Sequence[Process]) -> Iterator[Finding]:
 def _descriptors(engine: Engine, delivering: Sequence[Process]) -> Iterator[Finding]:
     if engine.connections is None:
         return
-    needed = engine.connections + OWN_FILES
+    needed = 2 * engine.connections + OWN_FILES
     limits = [one.most_files for one in delivering if one.most_files is not None]
     least = min(limits, default=engine.files)
     if least is None:
@@ -229,6 +229,7 @@ def _descriptors(engine: Engine, delivering: Sequence[Process]) -> Iterator[Find
     else:
         yield ok(
             "engine.descriptors",
-            f"{whose} may open {least:,} files; {needed:,} are needed at most",
+            f"{whose} may open {least:,} files; with {needed:,} its {engine.connections:,}"
+            " connections can all work",
             **evidence,
         )

@@ -111,7 +111,7 @@ def test_processes_that_die_often_are_told() -> None:
     assert "engine.restarts" not in judged(ENGINE, replace(ROWS, lost_lately=1))
 
 
-@pytest.mark.parametrize(("limit", "level"), [(264, "ok"), (263, "warning")])
+@pytest.mark.parametrize(("limit", "level"), [(464, "ok"), (463, "warning")])
 def test_descriptors_suffice_for_the_connections(limit: int, level: str) -> None:
     few = replace(ENGINE, processes=(process(1, most_files=limit), process(2)))
     assert judged(few)["engine.descriptors"] == level
