@@ -15,6 +15,7 @@ import os
 import re
 import resource
 import stat
+import time
 from array import array
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -60,6 +61,7 @@ MOUNT_TABLE = "/proc/self/mountinfo"
 
 _MINIMUM = (3, 53, 0)
 _INCREMENTAL = 2
+_AGAIN_S = 0.005
 _NETWORK = frozenset(
     {
         "nfs",
@@ -323,7 +325,7 @@ def connect(
             require_ours(connection, path, create)
             _require_unmoved(connection, path)
             left = names.require_one(path)
-            mode = connection.execute("PRAGMA journal_mode = WAL").fetchall()[0][0]
+            mode = _to_wal_mode(connection, busy_ms)
             if mode != "wal":
                 raise SpoolError(f"{path}: SQLite refuses WAL mode here (journal mode is {mode})")
             if left:
@@ -343,6 +345,21 @@ def connect(
             connection.close()
             raise
     return connection
+
+
+def _to_wal_mode(connection: apsw.Connection, busy_ms: int) -> str:
+    """Which journal mode it is in afterwards.
+
+    SQLite does not wait where another process does the same, or writes the first page just now.
+    """
+    until = time.monotonic() + busy_ms / 1000
+    while True:
+        try:
+            return str(connection.execute("PRAGMA journal_mode = WAL").fetchall()[0][0])
+        except apsw.BusyError:
+            if time.monotonic() >= until:
+                raise
+            time.sleep(_AGAIN_S)
 
 
 def rolled_back(connection: apsw.Connection) -> bool:
@@ -470,5 +487,10 @@ def _is_spool(connection: apsw.Connection, create: bool) -> bool:
     found = connection.execute("PRAGMA application_id").fetchall()[0][0]
     if found == APPLICATION_ID:
         return True
-    empty = connection.execute("SELECT count(*) FROM sqlite_schema").fetchall()[0][0] == 0
-    return bool(create and empty and found == 0)
+    if not create or found != 0:
+        return False
+    if connection.execute("SELECT count(*) FROM sqlite_schema").fetchall()[0][0] == 0:
+        return True
+    # Somebody may have made a spool of it between the two looks.
+    found = connection.execute("PRAGMA application_id").fetchall()[0][0]
+    return bool(found == APPLICATION_ID)
