@@ -170,7 +170,8 @@ class ClientDialogue:
         behind = bool(running) and not running[-1].clearing
         chunk = None
         if body is not None:
-            if 0 < len(body) <= liberties.chunk_octets and len(running) < liberties.depth:
+            out = sum(not one.clearing for one in running)  # the others' content will not follow
+            if 0 < len(body) <= liberties.chunk_octets and out < liberties.depth:
                 require_crlf(body)
                 chunk, body = body, None
             else:
