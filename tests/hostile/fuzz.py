@@ -14,7 +14,6 @@ import random
 import re
 import resource
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -23,10 +22,11 @@ from pathlib import Path
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from tests.hostile.fuzz_growth import ROOT, Spent, measured
+from tests.hostile.fuzz_growth import Spent, measured
 from tests.hostile.fuzz_targets import CORPUS, TARGETS, TITLES, Target, corpus
 from tests.hostile.meter import Meter
 from tests.hostile.table import MIB, Row
+from tests.support.children import ROOT, command
 from tests.support.drawing import drawn_from_the_seed
 from tests.support.trial import Plan
 
@@ -176,12 +176,12 @@ def fuzzed(name: str, plan: Plan, child: Callable[[str, Path], list[str]] | None
 def _command(name: str, folder: Path) -> list[str]:
     kept = folder / "kept"
     kept.mkdir()
-    return [
-        sys.executable, "-P", "-m", "tests.hostile.fuzz_child", name,
+    return command(
+        "tests.hostile.fuzz_child", name,
         f"-max_total_time={int(MINUTES * 60)}", f"-timeout={SLOWEST_S}",
         f"-rss_limit_mb={MEMORY_MIB}", f"-max_len={LONGEST}", f"-artifact_prefix={folder}/found-",
         "-print_final_stats=1", str(kept), str(CORPUS / name),
-    ]  # fmt: skip
+    )  # fmt: skip
 
 
 def told(output: str, code: int) -> tuple[int, int, list[str]]:

@@ -19,14 +19,13 @@ import time
 import tracemalloc
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 
 from tests.hostile import fuzz_shapes_text, fuzz_shapes_wire
 from tests.hostile.fuzz_shapes import Done, Shape, refused
+from tests.support import children
 
 SHAPES: tuple[Shape, ...] = (*fuzz_shapes_wire.shape, *fuzz_shapes_text.shape)
-ROOT = Path(__file__).resolve().parent.parent.parent
 TIMES = 4
 SMALL, GREAT = 1 << 12, 1 << 18
 MARGIN = 1.7
@@ -128,9 +127,9 @@ def measured(
     first = 0
     while first < len(shapes):
         form = "long" if long else "short"
-        whole = [*(command or (sys.executable, "-P", "-m", "tests.hostile.fuzz_growth")), form]
+        whole = [*(command or children.command("tests.hostile.fuzz_growth")), form]
         child = subprocess.run(
-            [*whole, str(first)], cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True,
+            [*whole, str(first)], cwd=children.ROOT, stdin=subprocess.DEVNULL, capture_output=True,
             timeout=HANG_S * 20, check=False,
         )  # fmt: skip
         for line in child.stdout.splitlines():

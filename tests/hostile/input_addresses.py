@@ -11,16 +11,15 @@ import itertools
 import json
 import random
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from email.message import Message
 
 from mailstrom.errors import InvalidMessage
-from tests.hostile.fuzz_growth import ROOT
 from tests.hostile.input_config import LIMIT_S
 from tests.hostile.stand import Stand
 from tests.hostile.table import MIB, Row
+from tests.support.children import ROOT, command
 from tests.support.engine import DEADLINE_S, environment
 from tests.support.sockets import eventually
 from tests.support.trial import Plan
@@ -212,7 +211,7 @@ def shape(made: str) -> dict[str, float | int | str]:
     """What a child says of one shape."""
     try:
         done = subprocess.run(
-            [sys.executable, "-P", "-m", "tests.hostile.input_child", made], cwd=ROOT,
+            command("tests.hostile.input_child", made), cwd=ROOT,
             env=environment(), capture_output=True, timeout=LIMIT_S, check=False,
             start_new_session=True,
         )  # fmt: skip
