@@ -69,7 +69,7 @@ def _moving(rows: Contents, now_ms: int, running: bool) -> Finding:
     advice = (
         "It takes mail more slowly than it comes: [sites] connections, if its owner allows more."
         if full
-        else "'mailstrom queue next' says why each waits, 'mailstrom destinations' where; if no"
+        else "'mailstrom why ADDRESS' says why it waits, 'mailstrom destinations' where; if no"
         " connection is open at all, read the engine's log ('engine.failed')."
     )
     return (problem if late_ms >= STUCK_MS and not full else warning)(

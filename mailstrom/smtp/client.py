@@ -167,7 +167,8 @@ class ClientDialogue:
         if lacking is not None:
             raise UnmetNeed(lacking)
         running, liberties = self._pipeline.running, self._liberties
-        behind = bool(running) and not running[-1].clearing
+        clearing = bool(running) and running[-1].clearing
+        behind = bool(running) and not clearing
         chunk = None
         if body is not None:
             out = sum(not one.clearing for one in running)  # the others' content will not follow
@@ -176,7 +177,7 @@ class ClientDialogue:
                 chunk, body = body, None
             else:
                 body = stuffed(body)
-        unclear = self._endings.reset_due or (bool(running) and not behind)
+        unclear = self._endings.reset_due or clearing
         transaction = Progress(
             rcpts=[None] * len(envelope.recipients),
             groups=flight(

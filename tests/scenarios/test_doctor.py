@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +19,7 @@ from mailstrom.clock import boot_id, monotonic_ms, wall_ms
 from mailstrom.testing.script import Rule, Script
 from tests.docs.blocks import ALL
 from tests.scenarios.conftest import MakeEngine
+from tests.support.children import beside
 from tests.support.engine import Engine, environment
 from tests.support.network import Network
 from tests.support.sockets import eventually
@@ -70,21 +69,6 @@ def names(network: Network, ptr: str = "sender.test.") -> None:
     """The records of a sender whose name and address agree."""
     network.zone("sender.test", {"A": ["127.0.0.1"]})
     network.zone("1.0.0.127.in-addr.arpa", {"PTR": [ptr]})
-
-
-@contextlib.contextmanager
-def program(text: str, *arguments: str) -> Iterator[int]:
-    """Another program that has got as far as it says."""
-    argv = [sys.executable, "-P", "-c", text, *arguments]
-    with subprocess.Popen(
-        argv, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        try:
-            assert process.stdout.readline() == "ready\n"
-            yield process.pid
-        finally:
-            process.kill()
 
 
 def test_a_healthy_installation_is_well_and_left_alone(
@@ -169,7 +153,8 @@ sys.stdin.read()
 
 def test_a_reader_is_named_before_and_after_the_log_is_long(make_engine: MakeEngine) -> None:
     engine = make_engine(settings={"spool": {"wal_limit": "16MiB"}}).start()
-    with program(_READER, str(engine.store)) as pid:
+    with beside(_READER, str(engine.store)) as other:
+        pid = other.pid
         early = doctor(engine)
         [reader] = early.found["log.reader"]
         assert (reader["level"], reader["evidence"]["pid"]) == ("note", pid)
@@ -205,10 +190,12 @@ def test_other_copies_of_sqlite_are_told(tmp_path: Path) -> None:
     with Mailstrom(store) as ms:
         ms.stats()
         engine = type("Installation", (), {"config": file})()
-        with program(_WRITER, str(store)) as pid:
+        with beside(_WRITER, str(store)) as other:
+            pid = other.pid
             found = doctor(engine).found["sharing.writer"][0]
             assert (found["level"], found["evidence"]["pid"]) == ("warning", pid)
-        with program(_TWICE, str(store)) as pid:
+        with beside(_TWICE, str(store)) as other:
+            pid = other.pid
             found = doctor(engine).found["sharing.copies"][0]
             assert (found["level"], found["evidence"]["pid"]) == ("problem", pid)
 
@@ -366,7 +353,7 @@ def test_the_pages_samples_are_what_doctor_says(network: Network, make_engine: M
 
     engine.send(f"a@{dead}")
     engine.until("SELECT 1 FROM destinations WHERE suspended_until_ms IS NOT NULL")
-    with program(_WRITER, str(engine.store)):
+    with beside(_WRITER, str(engine.store)):
         assert engine.stop() == 0
         engine.send(f"a@{domain}")
         engine.store.chmod(0o644)

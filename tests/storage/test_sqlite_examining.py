@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import apsw
@@ -17,6 +16,7 @@ from mailstrom import Mailstrom
 from mailstrom.clock import boot_id, wall_ms
 from mailstrom.storage import examine, open_worker_store
 from mailstrom.storage.examined import Examined, TroubleKind
+from tests.support.children import beside
 from tests.support.engine import environment
 
 MAIL = b"From: a@x.test\r\nTo: b@y.test\r\n\r\nhello\r\n"
@@ -68,21 +68,6 @@ def look(path: Path, check_s: float = 0.0) -> dict[str, object]:
     found = json.loads(done.stdout)
     assert isinstance(found, dict)
     return found
-
-
-@contextlib.contextmanager
-def beside(program: str, *arguments: str) -> Iterator[int]:
-    """Another program that has got as far as it says, until the end of the block."""
-    argv = [sys.executable, "-P", "-c", program, *arguments]
-    with subprocess.Popen(
-        argv, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        try:
-            assert process.stdout.readline() == "ready\n"
-            yield process.pid
-        finally:
-            process.kill()
 
 
 def seen(path: Path, check_s: float = 5.0) -> Examined:
@@ -205,7 +190,8 @@ def test_a_check_that_is_out_of_time_says_how_much_is_left(
 
 
 def test_a_read_transaction_that_stays_is_named(spool: Path) -> None:
-    with beside(_READ, f"file:{spool}?mode=ro") as pid:
+    with beside(_READ, f"file:{spool}?mode=ro") as other:
+        pid = other.pid
         with Mailstrom(spool) as ms:
             ms.send(MAIL)
             found = seen(spool, check_s=0)
@@ -217,7 +203,8 @@ def test_a_read_transaction_that_stays_is_named(spool: Path) -> None:
 
 
 def test_a_writer_that_commits_nothing_is_named_and_keeps_nobody_from_looking(spool: Path) -> None:
-    with beside(_WRITE, str(spool)) as pid:
+    with beside(_WRITE, str(spool)) as other:
+        pid = other.pid
         found = seen(spool)
         assert found.trouble is None
         assert found.check is not None
@@ -272,18 +259,21 @@ def test_who_shares_the_spool_and_how(spool: Path) -> None:
     assert (ours["pid"], ours["ours"], ours["copies"], ours["writes"]) == (
         os.getpid(), True, 1, True,
     )  # fmt: skip
-    with beside(_READ, f"file:{spool}?mode=ro") as pid:
+    with beside(_READ, f"file:{spool}?mode=ro") as other:
+        pid = other.pid
         [reader] = seen(spool, 0).sharers
         assert (reader.pid, reader.ours, reader.copies) == (pid, False, 1)
         assert reader.writes is False
-    with beside(_READ, f"file:{spool}") as pid:
+    with beside(_READ, f"file:{spool}") as other:
+        pid = other.pid
         [writer] = seen(spool, 0).sharers
         assert (writer.pid, writer.ours, writer.writes) == (pid, False, True)
         assert writer.libraries or "sqlite" in sys.builtin_module_names
 
 
 def test_two_copies_of_sqlite_in_one_process_are_seen(spool: Path) -> None:
-    with beside(_TWICE, str(spool)) as pid:
+    with beside(_TWICE, str(spool)) as other:
+        pid = other.pid
         [both] = seen(spool, 0).sharers
         assert (both.pid, both.ours, both.copies) == (pid, True, 2)
 

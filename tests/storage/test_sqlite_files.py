@@ -364,7 +364,9 @@ def test_a_migration_that_fails_leaves_nothing_of_itself(
     prepare(path)
 
 
-def test_many_processes_may_create_a_spool_at_once(path: str) -> None:
+@pytest.mark.parametrize("round", range(20))
+def test_many_processes_may_create_a_spool_at_once(path: str, round: int) -> None:
+    """Twenty times: the moment in which they are in each other's way is short."""
     children = []
     for _ in range(6):
         pid = os.fork()

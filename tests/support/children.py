@@ -1,12 +1,17 @@
-"""Modules of the tests as processes of their own.
+"""Processes that tests start beside their own: modules of the tests, and small programs.
 
 The checkout is found last: ``mailstrom`` is the one that is installed, or on ``PYTHONPATH``.
 """
 
 from __future__ import annotations
 
+import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from tests.support.engine import environment
 
 ROOT = Path(__file__).resolve().parents[2]
 _RUN = (
@@ -23,3 +28,23 @@ def command(module: str, *arguments: str) -> list[str]:
         arguments: its own.
     """
     return [sys.executable, "-P", "-c", _RUN, str(ROOT), module, *arguments]
+
+
+@contextmanager
+def beside(program: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """Another program, once it has got as far as to print ``ready``; killed at the end.
+
+    Args:
+        program: Python text; what it reads from standard input is ours to write.
+        arguments: its own.
+    """
+    argv = [sys.executable, "-P", "-c", program, *arguments]
+    with subprocess.Popen(
+        argv, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline() == "ready\n"
+            yield process
+        finally:
+            process.kill()

@@ -130,7 +130,7 @@ class Run:
     def waited_s(self, now_s: float) -> float:
         return self.waits_s
 
-    def cut_short(self) -> None:
+    def give_up(self) -> None:
         self.cut = True
         self.over.set()
 

@@ -768,10 +768,10 @@ def test_a_host_whose_wait_is_cut_short_is_left_for_the_next_one(
         await asyncio.sleep(12.0)
         waits.append(lane.waited_s(rig.loop.time()))
         assert lane.unproven
-        lane.cut_short()
+        lane.give_up()
         await until(lambda: lane.connected)
         assert not lane.opening
-        lane.cut_short()  # it has a session: nothing is cut
+        lane.give_up()  # it has a session: nothing is cut
 
     rig.run(beside, canary=True)
     assert 11.9 < waits[0] < 12.2
@@ -792,7 +792,7 @@ def test_where_all_hosts_are_cut_short_the_site_rests_and_nobody_is_charged(
     async def beside(lane: LaneRun) -> None:
         for _ in rig.hosts:
             await until(lambda: lane.waited_s(rig.loop.time()) > 10.0)
-            lane.cut_short()
+            lane.give_up()
             await until(lambda: lane.waited_s(rig.loop.time()) < 1.0)
 
     rig.run(beside)

@@ -142,7 +142,7 @@ class Connector:
     def _note(self, trouble: HostVerdict, *, crowded: bool = False, local: bool = False) -> None:
         self.trouble, self.crowded, self.local = trouble, crowded, local
 
-    def cut_short(self) -> None:
+    def give_up(self) -> None:
         """The address that is waited for had its time; the next one, if any, has its own."""
         if self._patience is not None:
             self._patience.reschedule(self._loop.time())

@@ -218,7 +218,7 @@ class Engine:
         if look.shut_out and self._counted_anew:
             now = asyncio.get_running_loop().time()
             for run in longest(self._lanes.values(), look.shut_out, now):
-                run.cut_short()
+                run.give_up()
         if ctx.crowded:
             for run in self._lanes.values():
                 if run.idle:

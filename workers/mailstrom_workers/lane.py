@@ -80,9 +80,9 @@ class LaneRun:
             return 0.0
         return now_s - max(self.supply.pace.progress_s, connected.session.wrote_s)
 
-    def cut_short(self) -> None:
+    def give_up(self) -> None:
         """The host that is waited for, and let no mail begin, had its time: others need room."""
-        self.walk.connector.cut_short()
+        self.walk.connector.give_up()
 
     async def run(self) -> None:
         """Work until nothing is due for a while, the site fails, or the worker drains."""

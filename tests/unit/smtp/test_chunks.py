@@ -174,6 +174,17 @@ def test_an_envelope_follows_a_failed_bdat_behind_a_reset_and_its_content_later(
     assert drive.wrote == flight(2), "one flight again"
 
 
+def test_who_is_refused_behind_a_refused_content_leaves_the_next_its_bdat() -> None:
+    drive = Drive(BDAT).begin().say(lines(250, 250, 452)).begin()
+    assert drive.cleared().say(lines(250, 250, 550)).wrote == RSET
+    assert drive.dialogue.ready, "while that RSET is on the way"
+    assert drive.cleared().begin().wrote == mail(2) + rcpts(2), "no DATA"
+    drive.say(lines(250))  # to RSET: the refusal is told
+    assert codes(drive.ends[0])[1] == (550,)
+    drive.cleared().say(lines(250, 250))
+    assert drive.wrote == bdat(2)
+
+
 @pytest.mark.parametrize(
     "ends",
     [
