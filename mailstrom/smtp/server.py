@@ -22,11 +22,11 @@ from dataclasses import replace
 
 from mailstrom.smtp.capabilities import Capabilities
 from mailstrom.smtp.commands import BadCommand, parse_command
-from mailstrom.smtp.framing import LINE_TOO_LONG, DotUnstuffer, Line, LineReader
+from mailstrom.smtp.inbox import LINE_TOO_LONG, Inbox, Line, LineReader
 from mailstrom.smtp.reply import Reply, render_reply
 from mailstrom.smtp.server_auth import MECHANISMS, OAUTH_ERROR, AuthExchange, Challenge
-from mailstrom.smtp.server_chunks import ChunkReader, read_size
 from mailstrom.smtp.server_commands import read_hello, read_mail, read_rcpt, refuse
+from mailstrom.smtp.server_content import ChunkReader, DataReader, read_size
 from mailstrom.smtp.server_events import (
     ChunkEnd,
     Closing,
@@ -105,14 +105,12 @@ class ServerDialogue:
         self._errors = 0
         offers_auth = self.capabilities.auth or self._secured.auth
         self._reader = LineReader(max(line_limit, AUTH_LINE_LIMIT) if offers_auth else line_limit)
-        self._inbox = bytearray()
+        self._inbox = Inbox()
         self._output: list[bytes] = []
         self._question: Question | None = None
         self._accepted_phase = Phase.GREETED
-        self._unstuffer = DotUnstuffer()
+        self._data = DataReader()
         self._chunks = ChunkReader()
-        self._octets = 0
-        self._end_due = self._oversize = False
         self._smtputf8 = False
         self._refused_recipients = False
         self._make_challenge = challenge
@@ -125,7 +123,7 @@ class ServerDialogue:
 
     def feed(self, data: bytes) -> None:
         """Take bytes from the client; then pull :meth:`next_event` until it gives None."""
-        self._inbox += data
+        self._inbox.feed(data)
 
     @property
     def buffered(self) -> int:
@@ -194,9 +192,8 @@ class ServerDialogue:
         Returns:
             how many octets that were.
         """
-        dropped = len(self._reader.take_rest()) + len(self._inbox)
-        self._inbox.clear()
-        return dropped
+        self._reader.forget()
+        return self._inbox.clear()
 
     def tls_started(self) -> None:
         """The handshake succeeded: forget everything said before it (RFC 3207 section 4.2).
@@ -223,24 +220,16 @@ class ServerDialogue:
                 greeting = f"{self.capabilities.name} ESMTP"
                 return Opened(default=Reply(220, None, (greeting,)))
             case Phase.CONTENT:
-                return self._read_content()
+                return self._data.take(self._inbox, self.capabilities.size or 0)
             case Phase.CHUNK:
                 return self._read_chunk()
             case Phase.HANDSHAKE | Phase.CLOSED:
                 return None
-        while (line := self._take_line()) is not None:
+        while (line := self._reader.take(self._inbox)) is not None:
             event = self._read_auth(line) if self.phase is Phase.AUTH else self._read_command(line)
             if event is not None:
                 return event
         return None
-
-    def _take_line(self) -> Line | None:
-        line = self._reader.take_line()
-        if line is None and self._inbox:
-            self._reader.feed(bytes(self._inbox))
-            self._inbox.clear()
-            line = self._reader.take_line()
-        return line
 
     def _read_command(self, line: Line) -> Question | Content | None:
         rule = line.violation
@@ -338,23 +327,6 @@ class ServerDialogue:
         self.phase = self._accepted_phase = Phase.READY
         return result
 
-    def _read_content(self) -> Question | Content | None:
-        if self._end_due:
-            return self._content_end()
-        if not self._inbox:
-            return None
-        unstuffer, limit = self._unstuffer, self.capabilities.size
-        chunk = unstuffer.feed(bytes(self._inbox))
-        self._inbox.clear()
-        self._octets += len(chunk)
-        if unstuffer.done:
-            self._end_due = True
-            self._reader.feed(unstuffer.rest)  # commands pipelined behind the dot
-        self._oversize = bool(limit) and self._octets > (limit or 0)
-        if chunk and not self._oversize and unstuffer.violation is None:
-            return Content(chunk=chunk)
-        return self._content_end() if self._end_due else None
-
     def _bdat(self, argument: str, *, in_order: bool) -> Question | Content | None:
         size = read_size(argument)
         if size is None:
@@ -364,47 +336,16 @@ class ServerDialogue:
         refusal = None if in_order else self._out_of_order("BDAT")
         if self.phase is Phase.RCPT:
             self._chunks = ChunkReader()
-            self._octets = 0
-            self._oversize = False
         self._chunks.begin(*size, refusal)
         self._accepted_phase = self.phase if refusal is not None else Phase.CHUNKS
-        self._inbox[:0] = self._reader.take_rest()
         self.phase = Phase.CHUNK
         return self._read_chunk()  # None: everything that had come was taken
 
     def _read_chunk(self) -> Question | Content | None:
-        chunks, limit = self._chunks, self.capabilities.size
-        if chunks.left:
-            content = chunks.take(self._inbox)
-            self._octets = chunks.octets
-            self._oversize = bool(limit) and self._octets > (limit or 0)
-            if content and not self._oversize and chunks.violation is None:
-                return Content(chunk=content)
-            if chunks.left:
-                return None
-        if chunks.refusal is not None:
+        event = self._chunks.take(self._inbox, self.capabilities.size or 0)
+        if isinstance(event, Refused):
             self.phase = self._accepted_phase
-            return chunks.refusal
-        if chunks.last:
-            return self._content_end(chunked=True)
-        text = f"{self._octets} octets so far"
-        return ChunkEnd(octets=self._octets, default=Reply(250, "2.0.0", (text,)))
-
-    def _content_end(self, *, chunked: bool = False) -> ContentEnd:
-        violation = (self._chunks if chunked else self._unstuffer).violation
-        default = Reply(250, "2.0.0", ("accepted",))
-        if violation is not None:
-            default = Reply(554, "5.6.0", (f"content holds a {violation}; CRLF ends lines",))
-        elif self._oversize:
-            text = f"message exceeds the limit of {self.capabilities.size} octets"
-            default = Reply(552, "5.3.4", (text,))
-        return ContentEnd(
-            octets=self._octets,
-            violation=violation,
-            oversize=self._oversize,
-            default=default,
-            chunked=chunked,
-        )
+        return event
 
     # Answering
 
@@ -446,10 +387,7 @@ class ServerDialogue:
                 self.recipients += accepted
                 self._refused_recipients |= not accepted
             case DataBegin() if accepted:
-                self._inbox[:0] = self._reader.take_rest()
-                self._unstuffer = DotUnstuffer()
-                self._octets = 0
-                self._end_due = self._oversize = False
+                self._data = DataReader()
             case ContentEnd() | ChunkEnd() if self.phase is not Phase.CHUNKS:
                 self.phase = Phase.READY
                 self._forget()

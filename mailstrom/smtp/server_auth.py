@@ -14,7 +14,7 @@ import binascii
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mailstrom.smtp.framing import Line
+from mailstrom.smtp.inbox import Line
 from mailstrom.smtp.reply import Reply
 from mailstrom.smtp.server_commands import refuse
 from mailstrom.smtp.server_events import Credentials, Refused

@@ -12,15 +12,12 @@ from mailstrom.policy.hint import CAP_S, retry_hint_s
 from mailstrom.policy.outcome import judge_session
 from mailstrom.smtp.capabilities import Capabilities
 from mailstrom.smtp.framing import (
-    LINE_TOO_LONG,
     BareLineEnd,
     DotStuffer,
-    DotUnstuffer,
-    Line,
-    LineReader,
     require_crlf,
     stuffed,
 )
+from mailstrom.smtp.inbox import LINE_TOO_LONG, DotUnstuffer, Inbox, Line, LineReader
 from mailstrom.smtp.reply import BadReply, Reply, ReplyParser, render_reply, visible
 from mailstrom.types import Stage
 from tests.hostile.fuzz_choices import Choices, cut
@@ -168,14 +165,17 @@ def _stuffed_pieces(pieces: list[bytes]) -> bytes | None:
 
 
 def _unstuffed(pieces: list[bytes]) -> tuple[bytes, DotUnstuffer]:
-    unstuffer = DotUnstuffer()
+    unstuffer, inbox = DotUnstuffer(), Inbox()
     content = b""
     for number, piece in enumerate(pieces):
-        content += unstuffer.feed(piece)
-        assert len(unstuffer._held) < 5
+        inbox.feed(piece)
+        while not unstuffer.done and (taken := unstuffer.take(inbox)):
+            content += taken
         if unstuffer.done:
-            assert unstuffer.rest + b"".join(pieces[number + 1 :]) == naive_content(pieces)[1]
+            rest = inbox.data[inbox.at :] + b"".join(pieces[number + 1 :])
+            assert rest == naive_content(pieces)[1]
             break
+        assert len(inbox) < 3
     return content, unstuffer
 
 
@@ -210,11 +210,11 @@ def _lines(stream: bytes, sizes: tuple[int, ...]) -> None:
         long = len(octets) + 2 > LINE_LIMIT
         expected.append((b"" if long else octets, long or _BARE.search(octets) is not None))
     for pieces in ([stream], cut(stream, sizes)):
-        reader, found = LineReader(LINE_LIMIT), list[Line]()
+        reader, inbox, found = LineReader(LINE_LIMIT), Inbox(), list[Line]()
         for piece in pieces:
-            reader.feed(piece)
-            while (line := reader.take_line()) is not None:
+            inbox.feed(piece)
+            while (line := reader.take(inbox)) is not None:
                 found.append(line)
-            assert len(reader._buffer) <= LINE_LIMIT
+            assert len(inbox) <= LINE_LIMIT
         assert [(one.octets, one.violation is not None) for one in found] == expected
         assert all((one.violation == LINE_TOO_LONG) <= (one.octets == b"") for one in found)

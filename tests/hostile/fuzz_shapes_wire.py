@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mailstrom.smtp.capabilities import Capabilities
-from mailstrom.smtp.framing import DotStuffer, DotUnstuffer, LineReader
+from mailstrom.smtp.framing import DotStuffer
+from mailstrom.smtp.inbox import DotUnstuffer, Inbox, LineReader
 from mailstrom.smtp.reply import ReplyParser
 from mailstrom.smtp.server import ServerDialogue
 from mailstrom_workers import dnswire
@@ -25,11 +26,22 @@ def _fed(reader: Callable[[], Callable[[bytes], object]], data: bytes, size: int
 
 
 def _lines() -> Callable[[bytes], object]:
-    reader = LineReader(4096)
+    reader, inbox = LineReader(4096), Inbox()
 
     def feed(data: bytes) -> None:
-        reader.feed(data)
-        while reader.take_line() is not None:
+        inbox.feed(data)
+        while reader.take(inbox) is not None:
+            pass
+
+    return feed
+
+
+def _content() -> Callable[[bytes], object]:
+    unstuffer, inbox = DotUnstuffer(), Inbox()
+
+    def feed(data: bytes) -> None:
+        inbox.feed(data)
+        while unstuffer.take(inbox):
             pass
 
     return feed
@@ -45,6 +57,10 @@ def _session() -> Callable[[bytes], object]:
 
     feed(b"EHLO c\r\nMAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\n")
     return feed
+
+
+def _at_once(data: bytes) -> Done:
+    return _fed(_session, data, len(data))
 
 
 def _answered(records: bytes, count: int) -> Done:
@@ -86,12 +102,12 @@ def replies_octet_by_octet(n: int) -> Done:
 
 @shape("framing", "dots", octets=4)
 def framing_dots(n: int) -> Done:
-    return _fed(lambda: DotUnstuffer().feed, b"..\r\n" * n, _CHUNK)
+    return _fed(_content, b"..\r\n" * n, _CHUNK)
 
 
 @shape("framing", "nearly ended, octet by octet", octets=4)
 def framing_nearly_ended_octet_by_octet(n: int) -> Done:
-    return _fed(lambda: DotUnstuffer().feed, b"\r\n.\r" * n, 1)
+    return _fed(_content, b"\r\n.\r" * n, 1)
 
 
 @shape("framing", "dots that leave", octets=3)
@@ -117,6 +133,77 @@ def server_commands_in_one_flight(n: int) -> Done:
 @shape("server", "empty chunks", octets=8)
 def server_empty_chunks(n: int) -> Done:
     return _fed(_session, b"BDAT 0\r\n" * n, _CHUNK)
+
+
+@shape("server", "commands in one input", octets=6)
+def server_commands_in_one_input(n: int) -> Done:
+    return _at_once(b"NOOP\r\n" * n)
+
+
+@shape("server", "lines that are no command in one input", octets=3)
+def server_lines_that_are_no_command_in_one_input(n: int) -> Done:
+    return _at_once(b"x\r\n" * n)
+
+
+@shape("server", "empty chunks in one input", octets=8)
+def server_empty_chunks_in_one_input(n: int) -> Done:
+    return _at_once(b"BDAT 0\r\n" * n)
+
+
+@shape("server", "refused chunks in one input", octets=9)
+def server_refused_chunks_in_one_input(n: int) -> Done:
+    return _at_once(b"RSET\r\n" + b"BDAT 1\r\n." * n)
+
+
+@shape("server", "short contents in one input", octets=45)
+def server_short_contents_in_one_input(n: int) -> Done:
+    return _at_once(b"RSET\r\n" + b"MAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\nDATA\r\n.\r\n" * n)
+
+
+@shape("server", "short contents by chunks in one input", octets=48)
+def server_short_contents_by_chunks_in_one_input(n: int) -> Done:
+    one = b"MAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\nBDAT 1 LAST\r\na"
+    return _at_once(b"RSET\r\n" + one * n)
+
+
+@shape("server", "DATA out of order in one input", octets=6)
+def server_data_out_of_order_in_one_input(n: int) -> Done:
+    return _at_once(b"RSET\r\n" + b"DATA\r\n" * n)
+
+
+@shape("server", "content, octet by octet", octets=4)
+def server_content_octet_by_octet(n: int) -> Done:
+    return _fed(_session, b"DATA\r\n" + b"\r\n.." * n, 1)
+
+
+@shape("server", "a chunk, octet by octet", octets=1)
+def server_a_chunk_octet_by_octet(n: int) -> Done:
+    return _fed(_session, b"BDAT %d\r\n" % n + b"\r" * n, 1)
+
+
+@shape("server", "octets that wait for an answer", octets=6)
+def server_octets_that_wait_for_an_answer(n: int) -> Done:
+    def done() -> None:
+        dialogue = ServerDialogue(Capabilities(name="mx"), error_limit=1 << 30)
+        for octet in b"NOOP\r\n" * n:
+            dialogue.feed(bytes([octet]))
+        while dialogue.next_event() is not None:
+            dialogue.take_output()
+
+    return done
+
+
+@shape("server", "one taken while one more comes", octets=6)
+def server_one_taken_while_one_more_comes(n: int) -> Done:
+    def done() -> None:
+        dialogue = ServerDialogue(Capabilities(name="mx"), error_limit=1 << 30)
+        dialogue.feed(b"NOOP\r\n" * n)
+        while dialogue.next_event() is not None:
+            dialogue.take_output()
+            if dialogue.buffered > 3 * n:
+                dialogue.feed(b"\r\n")
+
+    return done
 
 
 @shape("server", "recipients", octets=15)

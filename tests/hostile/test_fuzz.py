@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from mailstrom.message.address import Address
-from mailstrom.smtp.framing import DotUnstuffer
 from mailstrom.smtp.progress import Progress
 from mailstrom.smtp.reply import ReplyParser
 from mailstrom.smtp.server_order import ORDER, Phase
@@ -83,7 +82,7 @@ def recipients_without_a_sender(patch: Patch) -> None:
 
 
 def content_that_ends_with_lf(patch: Patch) -> None:
-    patch.setattr(DotUnstuffer, "_END", b"\r\n.\n\n")
+    patch.setattr("mailstrom.smtp.inbox._END", b"\r\n.\n\n")
 
 
 def line_breaks_in_values(patch: Patch) -> None:

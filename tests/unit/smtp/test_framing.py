@@ -9,13 +9,10 @@ from hypothesis import strategies as st
 from mailstrom.smtp.framing import (
     BARE_CR,
     BARE_LF,
-    LINE_TOO_LONG,
     BareLineEnd,
     DotStuffer,
-    DotUnstuffer,
-    Line,
-    LineReader,
 )
+from mailstrom.smtp.inbox import LINE_TOO_LONG, DotUnstuffer, Inbox, Line, LineReader
 
 pieces = st.lists(st.sampled_from([b".", b"\r\n", b"a", b"..", b"\r\n.\r\n", b"\xff"]), max_size=30)
 
@@ -30,13 +27,16 @@ def stuff(chunks: list[bytes]) -> bytes:
     return b"".join(stuffer.feed(chunk) for chunk in chunks) + stuffer.end()
 
 
-def unstuff(chunks: list[bytes]) -> tuple[bytes, DotUnstuffer, int]:
-    reader, content = DotUnstuffer(), b""
-    for number, chunk in enumerate(chunks, 1):
-        content += reader.feed(chunk)
-        if reader.done:
-            return content, reader, number
-    return content, reader, len(chunks)
+def unstuff(chunks: list[bytes]) -> tuple[bytes, DotUnstuffer, bytes]:
+    """The content, its reader, and what stands behind the end in the chunk of the end or before."""
+    reader, content, inbox = DotUnstuffer(), b"", Inbox()
+    for chunk in chunks:
+        inbox.feed(chunk)
+        while not reader.done and (piece := reader.take(inbox)):
+            content += piece
+        if not reader.done:
+            assert len(inbox) <= 2
+    return content, reader, inbox.take(1 << 20) + inbox.take(1 << 20)
 
 
 @given(parts=pieces, cuts=st.lists(st.integers(0, 60), max_size=8))
@@ -49,16 +49,15 @@ def test_what_is_stuffed_comes_back_with_its_last_line_ended(
     assert wire.find(b"\r\n.\r\n") in (-1, len(wire) - 5)
     ended = content if not content or content.endswith(b"\r\n") else content + b"\r\n"
     for chunks in (split(wire, cuts), [wire], [wire[i : i + 1] for i in range(len(wire))]):
-        got, reader, used = unstuff(chunks)
+        got, reader, rest = unstuff(chunks)
         assert (got, reader.done, reader.violation) == (ended, True, None)
-        assert reader.rest == b""
-        assert not b"".join(chunks[used:])
+        assert rest == b""
 
 
 def test_empty_content_is_a_lone_dot() -> None:
     assert stuff([]) == b".\r\n"
     assert stuff([b""]) == b".\r\n"
-    assert unstuff([b".\r\nQUIT\r\n"])[1].rest == b"QUIT\r\n"
+    assert unstuff([b".\r\nQUIT\r\n"])[2] == b"QUIT\r\n"
 
 
 @pytest.mark.parametrize(
@@ -74,13 +73,13 @@ def test_content_with_a_bare_line_end_never_leaves(content: bytes) -> None:
 @given(data=st.lists(st.sampled_from([b".", b"\r", b"\n", b"a", b"\r\n"]), max_size=40))
 def test_only_crlf_dot_crlf_ends_content(data: list[bytes]) -> None:
     wire = b"".join(data)
-    whole, reader, _ = unstuff([wire])
+    whole, reader, rest = unstuff([wire])
     at = (b"\r\n" + wire).find(b"\r\n.\r\n")
     assert reader.done == (at >= 0)
     if reader.done:
-        assert reader.rest == (b"\r\n" + wire)[at + 5 :]
-    piecewise, other, _ = unstuff([wire[i : i + 1] for i in range(len(wire))])
-    assert (piecewise, other.done) == (whole, reader.done)
+        assert rest == (b"\r\n" + wire)[at + 5 :]
+    piecewise, other, behind = unstuff([wire[i : i + 1] for i in range(len(wire))])
+    assert (piecewise, other.done, behind) == (whole, reader.done, rest)
     assert other.violation == reader.violation
 
 
@@ -98,24 +97,24 @@ def test_only_crlf_dot_crlf_ends_content(data: list[bytes]) -> None:
 )
 def test_smuggling_variants_do_not_end_content_and_are_named(wire: bytes, rule: str) -> None:
     for chunks in ([wire], [wire[i : i + 1] for i in range(len(wire))]):
-        _, reader, used = unstuff(chunks)
-        assert reader.done
-        assert used == len(chunks)
+        _, reader, rest = unstuff(chunks)
+        assert (reader.done, rest) == (True, b"")
         assert reader.violation == rule
 
 
-def test_content_cannot_be_fed_behind_its_end() -> None:
-    reader = DotUnstuffer()
-    reader.feed(b".\r\n")
+def test_content_cannot_be_taken_behind_its_end() -> None:
+    reader, inbox = DotUnstuffer(), Inbox()
+    inbox.feed(b".\r\nx")
+    assert reader.take(inbox) == b""
     with pytest.raises(RuntimeError):
-        reader.feed(b"x")
+        reader.take(inbox)
 
 
 def read_lines(chunks: list[bytes], limit: int = 64) -> list[Line]:
-    reader, lines = LineReader(limit), []
+    reader, lines, inbox = LineReader(limit), [], Inbox()
     for chunk in chunks:
-        reader.feed(chunk)
-        while (line := reader.take_line()) is not None:
+        inbox.feed(chunk)
+        while (line := reader.take(inbox)) is not None:
             lines.append(line)
     return lines
 
@@ -139,18 +138,81 @@ def test_only_crlf_ends_a_command_line() -> None:
 
 
 def test_an_endless_line_is_held_in_bounded_memory() -> None:
-    reader = LineReader(64)
+    reader, inbox = LineReader(64), Inbox()
     for _ in range(1000):
-        reader.feed(b"x" * 1000)
-        assert reader.take_line() is None
-    assert len(reader.take_rest()) < 2000
-    reader.feed(b"NOOP\r\n")
-    assert reader.take_line() == Line(octets=b"NOOP", violation=None)
+        inbox.feed(b"x" * 1000)
+        assert reader.take(inbox) is None
+        assert len(inbox.data) < 64
+    inbox.feed(b"\r\nNOOP\r\n")
+    assert reader.take(inbox) == Line(octets=b"", violation=LINE_TOO_LONG)
+    assert reader.take(inbox) == Line(octets=b"NOOP", violation=None)
 
 
-def test_the_rest_behind_a_line_can_be_taken() -> None:
-    reader = LineReader(64)
-    reader.feed(b"DATA\r\n.\r\nQUIT\r\n")
-    assert reader.take_line() == Line(octets=b"DATA", violation=None)
-    assert reader.take_rest() == b".\r\nQUIT\r\n"
-    assert reader.take_line() is None
+def test_an_inbox_that_was_cleared_begins_with_a_new_line() -> None:
+    reader, inbox = LineReader(64), Inbox()
+    inbox.feed(b"x" * 1000)
+    assert reader.take(inbox) is None
+    inbox.feed(b"yz")
+    assert inbox.clear() == 3  # of the endless line its last octet is kept
+    reader.forget()
+    inbox.feed(b"NOOP\r\n")
+    assert reader.take(inbox) == Line(octets=b"NOOP", violation=None)
+
+
+@given(
+    parts=st.lists(
+        st.sampled_from([b"DATA\r\n", b"a\r\n", b".", b".\r\n", b"\r", b"\n", b"b"]), max_size=30
+    ),
+    feeds=st.lists(st.tuples(st.integers(1, 9), st.integers(0, 3)), min_size=1, max_size=60),
+)
+def test_lines_content_and_counted_octets_come_whole_however_late_they_are_taken(
+    parts: list[bytes], feeds: list[tuple[int, int]]
+) -> None:
+    """Lines in turn with contents and with three octets, taken only now and then."""
+    wire = b"".join(parts)
+    expected, rest = list[bytes](), wire
+    for turn in range(1000):
+        if turn % 3 == 0:
+            head, found, rest = rest.partition(b"\r\n")
+        elif turn % 3 == 1:
+            raw, found, rest = (b"\r\n" + rest).partition(b"\r\n.\r\n")
+            head = (raw + b"\r\n").replace(b"\r\n.", b"\r\n")[2:]
+        else:
+            head, found, rest = rest[:3], rest[2:3], rest[3:]
+        if not found:
+            break
+        expected.append(head)
+    seen, inbox, lines = list[bytes](), Inbox(), LineReader(4096)
+    unstuffer, content = DotUnstuffer(), b""
+
+    def step() -> bool:
+        nonlocal unstuffer, content
+        if len(seen) % 3 == 0:
+            line = lines.take(inbox)
+            seen.extend([] if line is None else [line.octets])
+            return line is not None
+        if len(seen) % 3 == 1:
+            piece = unstuffer.take(inbox)
+            content += piece
+            if unstuffer.done:
+                seen.append(content)
+                unstuffer, content = DotUnstuffer(), b""
+                return True
+            return bool(piece)
+        piece = inbox.take(3 - len(content))
+        content += piece
+        if len(content) == 3:
+            seen.append(content)
+            content = b""
+        return bool(piece)
+
+    at = 0
+    for size, pulls in feeds:
+        inbox.feed(wire[at : at + size])
+        at += size
+        for _ in range(pulls):
+            step()
+    inbox.feed(wire[at:])
+    while step():
+        pass
+    assert seen == expected

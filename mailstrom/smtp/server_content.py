@@ -1,0 +1,123 @@
+"""A transaction's content as it comes in, by DATA or by BDAT: pieces first, then its end.
+
+Contract: ``DataReader`` reads up to CRLF.CRLF; ``ChunkReader`` takes exactly the octets that each
+BDAT announced, whatever they are (RFC 3030), and watches for a CR or LF alone over the borders of
+chunks (BINARYMIME, where they would be data, is not offered). Octets of a refused BDAT are taken
+and thrown away before the reply (section 2), so that content is never read as commands. What must
+not be stored, since a CR or LF stands alone or the limit is passed, is counted and not told.
+
+Must not know: which command is allowed when, who may send what.
+"""
+
+from __future__ import annotations
+
+import re
+
+from mailstrom.smtp.framing import BARE_CR, BARE_LF, bare_line_end
+from mailstrom.smtp.inbox import DotUnstuffer, Inbox
+from mailstrom.smtp.reply import Reply
+from mailstrom.smtp.server_events import ChunkEnd, Content, ContentEnd, Refused
+
+_SIZE = re.compile(r"([0-9]{1,20})( +LAST)?", re.IGNORECASE)
+
+
+def read_size(argument: str) -> tuple[int, bool] | None:
+    """The octets that follow and whether they are the last; None for what is no BDAT argument."""
+    found = _SIZE.fullmatch(argument)
+    return None if found is None else (int(found[1]), found[2] is not None)
+
+
+def _end(octets: int, violation: str | None, limit: int, *, chunked: bool) -> ContentEnd:
+    oversize = 0 < limit < octets
+    default = Reply(250, "2.0.0", ("accepted",))
+    if violation is not None:
+        default = Reply(554, "5.6.0", (f"content holds a {violation}; CRLF ends lines",))
+    elif oversize:
+        text = f"message exceeds the limit of {limit} octets"
+        default = Reply(552, "5.3.4", (text,))
+    return ContentEnd(
+        octets=octets, violation=violation, oversize=oversize, default=default, chunked=chunked
+    )
+
+
+class DataReader:
+    """The content behind one DATA."""
+
+    __slots__ = ("_octets", "_unstuffer")
+
+    def __init__(self) -> None:
+        self._unstuffer = DotUnstuffer()
+        self._octets = 0
+
+    def take(self, inbox: Inbox, limit: int) -> Content | ContentEnd | None:
+        """The next piece or the end, which comes last; None: it has not come yet.
+
+        Args:
+            inbox: what came; commands may stand behind the end.
+            limit: octets of content; 0: none.
+        """
+        unstuffer = self._unstuffer
+        while not unstuffer.done:
+            content = unstuffer.take(inbox)
+            self._octets += len(content)
+            if not content:
+                break
+            if unstuffer.violation is None and (not limit or self._octets <= limit):
+                return Content(chunk=content)
+        if not unstuffer.done:
+            return None
+        return _end(self._octets, unstuffer.violation, limit, chunked=False)
+
+
+class ChunkReader:
+    """The chunks of one transaction."""
+
+    __slots__ = ("_held", "_last", "_left", "_octets", "_refusal", "_violation")
+
+    def __init__(self) -> None:
+        self._left = self._octets = 0
+        self._last = False
+        self._refusal: Refused | None = None
+        self._violation: str | None = None
+        self._held = b""
+
+    def begin(self, octets: int, last: bool, refusal: Refused | None) -> None:
+        """A BDAT came; with a refusal its octets are taken for nothing."""
+        self._left, self._last, self._refusal = octets, last, refusal
+        if last and not octets and refusal is None:
+            self._watch(b"")
+
+    def take(self, inbox: Inbox, limit: int) -> Content | ChunkEnd | ContentEnd | Refused | None:
+        """The next piece, or what the chunk ends in; None: it is not whole yet.
+
+        Args:
+            inbox: what came; commands may stand behind the chunk.
+            limit: octets of content; 0: none.
+        """
+        while self._left:
+            chunk = inbox.take(self._left)
+            if not chunk:
+                return None
+            self._left -= len(chunk)
+            if self._refusal is not None:
+                continue
+            self._octets += len(chunk)
+            self._watch(chunk)
+            if self._violation is None and (not limit or self._octets <= limit):
+                return Content(chunk=chunk)
+        if self._refusal is not None:
+            return self._refusal
+        if self._last:
+            return _end(self._octets, self._violation, limit, chunked=True)
+        text = f"{self._octets} octets so far"
+        return ChunkEnd(octets=self._octets, default=Reply(250, "2.0.0", (text,)))
+
+    def _watch(self, chunk: bytes) -> None:
+        block = self._held + chunk
+        ended = self._last and not self._left
+        self._held = b"\r" if block.endswith(b"\r") and not ended else b""
+        if self._violation != BARE_LF:
+            found = bare_line_end(block[: len(block) - len(self._held)])
+            self._violation = found or self._violation
+        if ended and block.endswith(b"\r"):
+            self._violation = self._violation or BARE_CR
