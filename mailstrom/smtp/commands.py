@@ -11,7 +11,8 @@ Must not know: which command is allowed when (dialogues), what an address is wor
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from mailstrom.smtp.reply import visible
 
@@ -30,7 +31,8 @@ _MAILBOX = re.compile(rf"(?:{_ATOM}|{_QUOTED})@(?:{_ATOM}|{_LITERAL})")
 _ROUTE = re.compile(rf"@{_ATOM}(?:,@{_ATOM})*:")
 _NAME = re.compile(r"[\x21-\x7e]+")
 _PARAMETER = re.compile(rf"([A-Za-z0-9][A-Za-z0-9-]*)(?:=([^{_CONTROL} =]+))?")
-_VERB = re.compile(rb"[A-Za-z0-9]+")
+_VERB = re.compile(rb"([A-Za-z0-9]+)(?: |\Z)")
+_CONTROLS = re.compile(f"[{_CONTROL}]")
 
 
 class BadCommand(ValueError):
@@ -47,8 +49,7 @@ class BadCommand(ValueError):
         self.text = text
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Command:
+class Command(Struct, frozen=True, gc=False, kw_only=True):
     """A command line taken apart: upper-case verb, argument without outer spaces."""
 
     verb: str
@@ -136,15 +137,15 @@ def parse_command(line: bytes) -> Command:
         BadCommand: ``"syntax"`` (no verb), ``"not-utf8"``, ``"control"``.
     """
     found = _VERB.match(line)
-    if found is None or line[found.end() : found.end() + 1] not in (b"", b" "):
+    if found is None:
         raise BadCommand("syntax", "no command verb at the start of the line")
     try:
         argument = line[found.end() :].decode("utf-8").strip(" ")
     except UnicodeDecodeError:
         raise BadCommand("not-utf8", "the command is not UTF-8 (RFC 6531)") from None
-    if re.search(f"[{_CONTROL}]", argument):
+    if not argument.isprintable() and _CONTROLS.search(argument):
         raise BadCommand("control", "the command holds control characters")
-    return Command(verb=found[0].decode("ascii").upper(), argument=argument)
+    return Command(verb=found[1].decode("ascii").upper(), argument=argument)
 
 
 def _address(path: str, *, sender: bool) -> tuple[str, int]:

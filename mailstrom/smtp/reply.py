@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from enum import StrEnum
+from functools import lru_cache
 
 from msgspec import Struct
 
@@ -251,6 +252,11 @@ def render_reply(code: int, enhanced: str | None, *lines: str) -> bytes:
         ValueError: a code out of range, an enhanced code of another class, a line that would break
             the framing.
     """
+    return _rendered(code, enhanced, lines)
+
+
+@lru_cache(256)  # a server says few things, and says them often
+def _rendered(code: int, enhanced: str | None, lines: tuple[str, ...]) -> bytes:
     if not 200 <= code <= 599:
         raise ValueError(f"reply code {code} is outside 200..599 (RFC 5321 section 4.2.1)")
     if enhanced is not None and (

@@ -50,6 +50,7 @@ from mailstrom.smtp.server_order import (
     BAD_SEQUENCE,
     INQUIRIES,
     KNOWN_ELSEWHERE,
+    NO_LINES,
     ORDER,
     VERBS,
     Phase,
@@ -144,7 +145,7 @@ class ServerDialogue:
         A question still open is answered with its default first.
         """
         if self._question is not None:
-            self._settle(self._question.default)
+            self._settle(self._question, self._question.default)
         if self._closing is not None:
             if self._closing_told:
                 return None
@@ -172,7 +173,7 @@ class ServerDialogue:
             raise RuntimeError("no question is open: pull next_event() first, answer once")
         default = self._question.default
         texts = lines or (default.lines if code == default.code else ())
-        self._settle(Reply(code, enhanced, texts))
+        self._settle(self._question, Reply(code, enhanced, texts))
 
     def withhold(self) -> None:
         """Send nothing for the open question and go on as if it had been refused.
@@ -214,6 +215,15 @@ class ServerDialogue:
     # Reading
 
     def _step(self) -> Question | Content | None:
+        if self.phase in NO_LINES:
+            return self._step_between_lines()
+        while (line := self._reader.take(self._inbox)) is not None:
+            event = self._read_auth(line) if self.phase is Phase.AUTH else self._read_command(line)
+            if event is not None:
+                return event
+        return None
+
+    def _step_between_lines(self) -> Question | Content | None:
         match self.phase:
             case Phase.CONNECTED:
                 self._accepted_phase = Phase.GREETED
@@ -223,13 +233,7 @@ class ServerDialogue:
                 return self._data.take(self._inbox, self.capabilities.size or 0)
             case Phase.CHUNK:
                 return self._read_chunk()
-            case Phase.HANDSHAKE | Phase.CLOSED:
-                return None
-        while (line := self._reader.take(self._inbox)) is not None:
-            event = self._read_auth(line) if self.phase is Phase.AUTH else self._read_command(line)
-            if event is not None:
-                return event
-        return None
+        return None  # until the handshake is over, or for ever
 
     def _read_command(self, line: Line) -> Question | Content | None:
         rule = line.violation
@@ -349,25 +353,32 @@ class ServerDialogue:
 
     # Answering
 
-    def _settle(self, reply: Reply) -> None:
-        question = self._question
-        if isinstance(question, StartTls) and reply.positive and self._plaintext_waits():
+    def _settle(self, question: Question, reply: Reply) -> None:
+        if isinstance(question, Refused):
+            reply = self._counted(question, reply)
+        elif isinstance(question, StartTls) and reply.positive and self._plaintext_waits():
             reply = Reply(554, "5.5.1", ("nothing may be sent behind STARTTLS before its reply",))
             self._closing = PLAINTEXT_BEHIND_STARTTLS
-        plain = isinstance(question, (Opened, Hello)) or reply.intermediate
-        coded = self.extended and self.capabilities.enhancedstatuscodes and not plain
-        if isinstance(question, Refused) and question.rule != RECIPIENT_LIMIT_REACHED:
+        enhanced = reply.enhanced
+        if enhanced is not None:
+            plain = isinstance(question, (Opened, Hello)) or reply.intermediate
+            if plain or not (self.extended and self.capabilities.enhancedstatuscodes):
+                enhanced = None
+        self._output.append(render_reply(reply.code, enhanced, *reply.lines))
+        self._apply(question, reply)
+        if isinstance(question, Credentials) and reply.permanent:
+            self._withhold_refusal(question)
+
+    def _counted(self, refused: Refused, reply: Reply) -> Reply:
+        if refused.rule != RECIPIENT_LIMIT_REACHED:
             self._errors += 1
             if self._errors > self._error_limit:
-                reply = Reply(421, "4.7.0", ("too many errors", *reply.lines))
-        rendered = render_reply(reply.code, reply.enhanced if coded else None, *reply.lines)
-        oauth = isinstance(question, Credentials) and question.mechanism == "XOAUTH2"
-        if oauth and reply.permanent:
-            self._withheld, rendered = rendered, OAUTH_ERROR
-        self._output.append(rendered)
-        if question is not None:
-            self._apply(question, reply)
-        if self._withheld is not None:
+                return Reply(421, "4.7.0", ("too many errors", *reply.lines))
+        return reply
+
+    def _withhold_refusal(self, credentials: Credentials) -> None:
+        if credentials.mechanism == "XOAUTH2":
+            self._withheld, self._output[-1] = self._output[-1], OAUTH_ERROR
             self.phase = Phase.AUTH
 
     def _apply(self, question: Question, reply: Reply) -> None:

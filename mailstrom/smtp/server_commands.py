@@ -41,7 +41,7 @@ def read_mail(argument: str, offer: Capabilities, *, extended: bool) -> MailFrom
         address, params = parse_path(argument, "FROM")
     except BadCommand as error:
         return refuse("MAIL", error.rule, 501, "5.5.4", error.text)
-    offered = _mail_keywords(offer) if extended else frozenset()
+    offered = _mail_keywords(offer) if extended and params else frozenset()
     for key in params:
         if key not in offered:
             text = f"parameter not offered: {visible(key)}"

@@ -12,18 +12,18 @@ import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from msgspec import Struct
+
 from mailstrom.smtp.reply import Reply
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Opened:
+class Opened(Struct, frozen=True, gc=False, kw_only=True):
     """A connection is there; the reply is the greeting (RFC 5321 section 3.1)."""
 
     default: Reply
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hello:
+class Hello(Struct, frozen=True, gc=False, kw_only=True):
     """EHLO (``extended``) or HELO; ``name`` is the client's claim, an atom without spaces."""
 
     name: str
@@ -31,8 +31,7 @@ class Hello:
     default: Reply
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StartTls:
+class StartTls(Struct, frozen=True, gc=False, kw_only=True):
     """STARTTLS (RFC 3207): after a 220 the shell shakes hands, then calls ``tls_started``."""
 
     default: Reply
@@ -63,8 +62,7 @@ class Credentials:
         return hmac.compare_digest(known, self.password.encode())
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MailFrom:
+class MailFrom(Struct, frozen=True, gc=False, kw_only=True):
     """MAIL: a transaction may begin.
 
     Args:
@@ -83,8 +81,7 @@ class MailFrom:
     default: Reply
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RcptTo:
+class RcptTo(Struct, frozen=True, gc=False, kw_only=True):
     """RCPT: one recipient of the open transaction."""
 
     address: str
@@ -92,22 +89,19 @@ class RcptTo:
     default: Reply
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DataBegin:
+class DataBegin(Struct, frozen=True, gc=False, kw_only=True):
     """DATA with at least one accepted recipient; only a 354 opens the content."""
 
     default: Reply
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Content:
+class Content(Struct, frozen=True, gc=False, kw_only=True):
     """A piece of the content, dots unstuffed; takes no reply."""
 
     chunk: bytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ContentEnd:
+class ContentEnd(Struct, frozen=True, gc=False, kw_only=True):
     """All content was read; the reply decides who owns the message (RFC 5321 section 6.1).
 
     Args:
@@ -124,8 +118,7 @@ class ContentEnd:
     chunked: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChunkEnd:
+class ChunkEnd(Struct, frozen=True, gc=False, kw_only=True):
     """A BDAT that was not the last is whole (RFC 3030 section 2); a refusal ends the transaction.
 
     Args:
@@ -136,15 +129,13 @@ class ChunkEnd:
     default: Reply
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reset:
+class Reset(Struct, frozen=True, gc=False, kw_only=True):
     """RSET: an open transaction is forgotten."""
 
     default: Reply
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Inquiry:
+class Inquiry(Struct, frozen=True, gc=False, kw_only=True):
     """NOOP, VRFY or HELP: nothing changes."""
 
     verb: str
@@ -152,15 +143,13 @@ class Inquiry:
     default: Reply
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Quit:
+class Quit(Struct, frozen=True, gc=False, kw_only=True):
     """QUIT: the connection closes behind the reply."""
 
     default: Reply
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Refused:
+class Refused(Struct, frozen=True, gc=False, kw_only=True):
     """A line that the dialogue itself refuses: syntax, order, parameters, limits.
 
     Args:
@@ -173,8 +162,7 @@ class Refused:
     default: Reply
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Closing:
+class Closing(Struct, frozen=True, gc=False, kw_only=True):
     """The last event: write what is left of the output, then close. ``cause`` says why."""
 
     cause: str

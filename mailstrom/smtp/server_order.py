@@ -34,6 +34,9 @@ class Phase(StrEnum):
 _G, _R, _M, _C, _B = Phase.GREETED, Phase.READY, Phase.MAIL, Phase.RCPT, Phase.CHUNKS
 _ANYWHERE = (_G, _R, _M, _C, _B)
 
+# The next octets are no command line.
+NO_LINES = frozenset({Phase.CONNECTED, Phase.CONTENT, Phase.CHUNK, Phase.HANDSHAKE, Phase.CLOSED})
+
 # (phase, verb) -> phase once the command is accepted; what is missing is out of order.
 ORDER: dict[tuple[Phase, str], Phase] = {
     (_R, "MAIL"): _M,
