@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from mailstrom.errors import InvalidAddress
 from mailstrom.message.address import Address, parse_address, quote_local
 from mailstrom.message.encoded_word import WORD, decode_words
-from mailstrom.message.grammar import quoted_string, skip_cfws
+from mailstrom.message.grammar import TEXT_LIMIT, quoted_string, skip_cfws
 
 _ADDR_SPEC = re.compile(
     r'(?:"(?:[^"\\]|\\.)*+"|[^\s"(),:;<>@\[\]\\]++)@(?:\[[^\[\]\\\s]*+\]|[^\s"(),:;<>@\[\]\\]++)'
@@ -27,6 +27,7 @@ _NAMED = re.compile(
     r"([A-Za-z0-9]++(?: [A-Za-z0-9]++)*+) <([A-Za-z0-9._+-]++@[A-Za-z0-9.-]++)>(?=,|$)"
 )
 _SIMPLE = re.compile(r"[A-Za-z0-9._+-]+@[A-Za-z0-9.-]+").fullmatch
+_PHRASE_LIMIT = 4 * TEXT_LIMIT  # characters that a display name of that limit is encoded in
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,8 +216,12 @@ class _Reader:
         pieces: list[str] = []
         encoded: list[str] = []  # adjacent encoded-words are decoded together
         text = self.text
+        most = self.at + _PHRASE_LIMIT
         while True:
             before = self.at
+            if before > most:
+                what = f"has a display name written in more than {_PHRASE_LIMIT:,} characters"
+                raise self._refusal(what, "display-name-too-long")
             self._skip()
             spaced = self.at > before
             word = WORD.match(text, self.at)

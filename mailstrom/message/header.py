@@ -19,7 +19,15 @@ from mailstrom.errors import InvalidMessage
 from mailstrom.message.address_list import Entries, Group, Mailbox
 from mailstrom.message.date import FIRST_YEAR, lenient_date, render_date, strict_date
 from mailstrom.message.encoded_word import decode_words, encode_words
-from mailstrom.message.grammar import CONTROL, LINE_BREAK, message_ids, quote, refusal
+from mailstrom.message.grammar import (
+    CONTROL,
+    LINE_BREAK,
+    TEXT_LIMIT,
+    longer_than,
+    message_ids,
+    quote,
+    refusal,
+)
 from mailstrom.message.header_value import (
     SURROGATE,
     check_name,
@@ -346,6 +354,14 @@ def _phrase(name: str, text: str) -> list[str]:
     if LINE_BREAK.search(text):
         raise refusal(
             name, "has a line break in a display name", "remove it", text, "header-injection"
+        )
+    if longer_than(text, TEXT_LIMIT):
+        raise refusal(
+            name,
+            f"has a display name of more than {TEXT_LIMIT:,} octets",
+            "shorten it",
+            text[:200],
+            "display-name-too-long",
         )
     if SURROGATE(text):
         raise refusal_undecodable(name, text)

@@ -2,8 +2,8 @@
 
 Reading joins the continuations and charsets of RFC 2231; a repeated name or a fragment that cannot
 be read is refused, since two readers would see two files or two boundaries. Writing gives tokens,
-quoted strings, or RFC 2231 UTF-8 in pieces that fit a line. Never encoded-words: RFC 2047 section 5
-forbids them in parameters.
+quoted strings, or RFC 2231 UTF-8 in pieces that fit a line, up to a bound: readers that join the
+pieces have bounds of their own. Never encoded-words: RFC 2047 section 5 forbids them in parameters.
 """
 
 from __future__ import annotations
@@ -14,7 +14,15 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from mailstrom.errors import InvalidMessage
 from mailstrom.message.charset import codec_of
-from mailstrom.message.grammar import LINE_BREAK, quote, quoted_string, refusal, skip_cfws
+from mailstrom.message.grammar import (
+    LINE_BREAK,
+    TEXT_LIMIT,
+    longer_than,
+    quote,
+    quoted_string,
+    refusal,
+    skip_cfws,
+)
 
 # Narrower than RFC 2045's token by * ' %: readers that know RFC 2231 stumble over them unquoted.
 _TOKEN = re.compile(r"[!#$&+\-.0-9A-Z^_`a-z{|}~]+").fullmatch
@@ -24,7 +32,12 @@ _BARE = re.compile(r'[^\s;"]+')
 _SPLIT_NAME = re.compile(r"([^*]+)(?:\*([0-9]+))?(\*)?")
 
 QUOTED_LIMIT = 200  # longer values are cut into RFC 2231 pieces
-_PIECE = 50  # octets of a piece before escaping stretches it
+_PIECE = 50  # characters of a piece, escaped
+
+# Percent form of RFC 2231 section 7, by octet: attribute characters stay, but for the tilde.
+_ESCAPED = tuple(
+    quote_from_bytes(bytes([octet]), safe="!#$&+^`{|}").replace("~", "%7E") for octet in range(256)
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +120,8 @@ def render_parameterised(value: Parameterised, *, header: str) -> list[str]:
         ``["text/plain;", "charset=utf-8;", "format=flowed"]``: to be joined by a space or a fold.
 
     Raises:
-        InvalidMessage: rule ``"header-injection"``: a parameter holds a line break or NUL.
+        InvalidMessage: rule ``"header-injection"``: a parameter holds a line break or NUL;
+            ``"parameter-too-long"``: it is longer than any reader takes.
     """
     pieces = [value.value]
     for name, text in value.parameters:
@@ -119,6 +133,14 @@ def render_parameterised(value: Parameterised, *, header: str) -> list[str]:
                 text,
                 "header-injection",
             )
+        if longer_than(text, TEXT_LIMIT):
+            raise refusal(
+                header,
+                f"has more than {TEXT_LIMIT:,} octets in parameter {name[:40]}",
+                "shorten it",
+                text[:200],
+                "parameter-too-long",
+            )
         pieces.extend(_render(name, text))
     return [piece + ";" for piece in pieces[:-1]] + pieces[-1:]
 
@@ -128,26 +150,30 @@ def _render(name: str, text: str) -> list[str]:
         return [f"{name}={text}"]
     if text.isascii() and text.isprintable() and len(text) <= QUOTED_LIMIT and "=?" not in text:
         return [f"{name}={quote(text)}"]
-    octets = text.encode("utf-8")
-    whole = f"{name}*=utf-8''{_escape(octets)}"
+    escaped = "".join(map(_ESCAPED.__getitem__, text.encode("utf-8")))
+    whole = f"{name}*=utf-8''{escaped}"
     if len(whole) <= 76:
         return [whole]
     pieces: list[str] = []
-    chunk = ""
-    lead = "utf-8''"
-    for char in text:
-        escaped = _escape(char.encode("utf-8"))
-        if len(chunk) + len(escaped) > _PIECE:
-            pieces.append(f"{name}*{len(pieces)}*={lead}{chunk}")
-            chunk, lead = "", ""
-        chunk += escaped
-    pieces.append(f"{name}*{len(pieces)}*={lead}{chunk}")
+    lead, at = "utf-8''", 0
+    while at < len(escaped):
+        end = _cut(escaped, at + _PIECE)
+        pieces.append(f"{name}*{len(pieces)}*={lead}{escaped[at:end]}")
+        lead, at = "", end
     return pieces
 
 
-def _escape(octets: bytes) -> str:
-    """Percent form of RFC 2231 section 7: attribute characters stay."""
-    return quote_from_bytes(octets, safe="!#$&+^`{|}").replace("~", "%7E")
+def _cut(escaped: str, at: int) -> int:
+    """Where to cut, there or before: between characters, each of one escape or more."""
+    if at >= len(escaped):
+        return len(escaped)
+    for before in (1, 2):
+        if escaped[at - before] == "%":
+            at -= before
+            break
+    while escaped[at] == "%" and escaped[at + 1] in "89AB":  # not the first octet of a character
+        at -= 3
+    return at
 
 
 def _add(

@@ -74,6 +74,8 @@ _ROWS: tuple[tuple[str, str, str], ...] = (
      "Leave trace headers to the servers."),
     ("parameter", "Parameters cannot be read with certainty, or one stands twice.",
      'Write value; name=token; name="quoted".'),
+    ("parameter-too-long", "A parameter (a file name, a boundary) is longer than 65,536 octets.",
+     "Shorten it."),
     ("resent-incomplete", "A block of Resent- headers lacks Resent-Date or Resent-From.",
      "Give each block both (RFC 5322 section 3.6.6)."),
     # -- envelope
@@ -93,6 +95,8 @@ _ROWS: tuple[tuple[str, str, str], ...] = (
     ("address-angle", "A bare address holds < or >.", "Pass local@domain alone."),
     ("address-syntax", "An address list reads more than one way, or not at all.",
      "Write 'Name <local@domain>' entries separated by commas, odd names in quotes."),
+    ("display-name-too-long", "The name of a mailbox or group is longer than 65,536 octets, or is"
+     " written in more than 262,144 characters.", "Shorten it."),
     ("address-group", "A group does not end, or holds a group.", "Write 'Name: a@b, c@d;'."),
     ("address-route", "An address has a source route, which is obsolete.",
      "Remove what stands before the colon."),

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from email.message import Message
 
 from mailstrom.message import compose, fingerprint, parse
 from mailstrom.message.address_list import parse_address_list
 from mailstrom.message.encoded_word import decode_words, encode_words
-from mailstrom.message.parameters import parse_parameterised
+from mailstrom.message.grammar import TEXT_LIMIT
+from mailstrom.message.parameters import (
+    Parameterised,
+    parse_parameterised,
+    render_parameterised,
+)
 from mailstrom.printable import printable
 from mailstrom.smtp.reply import visible
 from mailstrom.tomlfile import tables
@@ -20,6 +26,20 @@ FROM = b"From: a@b.example\r\n"
 _PART = b"--b\r\nContent-Type: multipart/x; boundary=%d\r\n\r\n\xc3\xa9\r\n"
 _INSIDE = b"--b\r\nContent-Type: multipart/x; boundary=b\r\n\r\n\xc3\xa9\r\n"
 _MULTIPART = FROM + b"Content-Type: multipart/mixed; boundary=b\r\n\r\n"
+
+
+def _with(name: str, value: str) -> Done:
+    """A message object with this field is sent."""
+
+    def done() -> None:
+        message = Message()
+        message["From"], message[name] = "a@b.example", value
+        message.set_payload("x")
+        compose(
+            message, sender="", recipients=["c@d.example"], now=NOW, id_domain_fallback="x.example"
+        )
+
+    return done
 
 
 def _sent(data: bytes, *, hashed: bool = True) -> Done:
@@ -85,6 +105,47 @@ def headers_pieces_of_a_parameter(n: int) -> Done:
 @shape("headers", "a parameter of quotes", octets=2)
 def headers_a_parameter_of_quotes(n: int) -> Done:
     return lambda: parse_parameterised('a/b; n="' + '\\"' * n, header="X")
+
+
+@shape("headers", "a parameter to encode", octets=2, most=TEXT_LIMIT // 2)
+def headers_a_parameter_to_encode(n: int) -> Done:
+    value = Parameterised(value="attachment", parameters=(("filename", "ä" * n),))
+    return lambda: render_parameterised(value, header="Content-Disposition")
+
+
+@shape("headers", "a parameter of any length", octets=2)
+def headers_a_parameter_of_any_length(n: int) -> Done:
+    return _with("Content-Disposition", 'attachment; filename="' + "ä" * n + '"')
+
+
+@shape("headers", "a parameter of escapes", octets=3)
+def headers_a_parameter_of_escapes(n: int) -> Done:
+    return _with("Content-Disposition", "attachment; filename*=utf-8''" + "%41" * n)
+
+
+@shape("headers", "a parameter of quotes, written again", octets=2)
+def headers_a_parameter_of_quotes_written_again(n: int) -> Done:
+    return _with("Content-Disposition", 'attachment; filename="' + '\\"' * n + '"')
+
+
+@shape("headers", "a display name to encode", octets=2)
+def headers_a_display_name_to_encode(n: int) -> Done:
+    return _with("To", "ä" * n + " <a@b.example>")
+
+
+@shape("headers", "a display name of quotes", octets=1)
+def headers_a_display_name_of_quotes(n: int) -> Done:
+    return _with("To", '"' * n)
+
+
+@shape("headers", "a display name of escaped quotes", octets=2)
+def headers_a_display_name_of_escaped_quotes(n: int) -> Done:
+    return _with("To", '"' + '\\"' * n + '" <a@b.example>')
+
+
+@shape("headers", "a display name of encoded-words", octets=18)
+def headers_a_display_name_of_encoded_words(n: int) -> Done:
+    return _with("To", "=?utf-8?q?=C3=A4?= " * n + "<a@b.example>")
 
 
 @shape("addresses", "nested comments", octets=2)
