@@ -14,14 +14,13 @@ from ipaddress import IPv6Address
 from msgspec.structs import replace
 
 from mailstrom.config import names
+from mailstrom.config.authorities import authorities
 from mailstrom.config.derived import relay_password
 from mailstrom.config.settings import Config
 from mailstrom.errors import ConfigError
 from mailstrom.printable import printable
-from mailstrom.regular import beginning
 
 MOST_TOLD = 50
-LARGEST_BUNDLE = 1 << 24  # bytes; all the world's authorities are a fiftieth of it
 CONNECT_KEYS = ("timeouts.connect", "delivery.connect_timeout")  # two spellings of one setting
 
 
@@ -190,15 +189,12 @@ def _files(config: Config) -> Iterator[str]:
     if path is None:
         return
     try:
-        octets = beginning(path, LARGEST_BUNDLE + 1)
+        authorities(path)
     except OSError as error:
         reason = error.strerror or str(error)
         yield f"[tls] ca_file {path}: {reason}; user id {os.geteuid()} must be able to read it"
-    else:
-        if len(octets) > LARGEST_BUNDLE:
-            yield f"[tls] ca_file {path}: longer than {LARGEST_BUNDLE} bytes: name a PEM bundle"
-        elif not octets.split(b"\n", 1)[0].strip():
-            yield f"[tls] ca_file {path}: the first line is empty"
+    except ValueError as error:
+        yield f"[tls] ca_file {path}: {error}"
 
 
 def _timeouts(config: Config) -> Iterator[str]:

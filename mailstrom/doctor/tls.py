@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mailstrom.config import Config
+from mailstrom.config.authorities import authorities
 from mailstrom.doctor.finding import Finding, note, ok, problem, warning
 
 _SUPPORTED = (3, 0)
@@ -35,24 +36,24 @@ class Library:
 def look(config: Config) -> Library:
     """Ask the ssl module, and load the authorities as a session would."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    error, authorities = None, 0
+    error, count = None, 0
     if config.tls.ca_file is not None:
         try:
-            context.load_verify_locations(cafile=config.tls.ca_file)
-            authorities = len(context.get_ca_certs())
-        except OSError as problem:  # SSLError is one
+            context.load_verify_locations(cadata=authorities(config.tls.ca_file))
+            count = len(context.get_ca_certs())
+        except (OSError, ValueError) as problem:  # SSLError is one
             error = str(problem)
     else:
         places = ssl.get_default_verify_paths()
         context.load_default_certs(ssl.Purpose.SERVER_AUTH)
-        authorities = len(context.get_ca_certs())
-        if not authorities and places.capath is not None and os.path.isdir(places.capath):
-            authorities = min(len(os.listdir(places.capath)), 1)
+        count = len(context.get_ca_certs())
+        if not count and places.capath is not None and os.path.isdir(places.capath):
+            count = min(len(os.listdir(places.capath)), 1)
     return Library(
         name=ssl.OPENSSL_VERSION,
         version=ssl.OPENSSL_VERSION_INFO[:2],
         newest=ssl.HAS_TLSv1_3,
-        authorities=authorities,
+        authorities=count,
         error=error,
     )
 

@@ -9,6 +9,7 @@ import asyncio
 import base64
 import contextlib
 import hmac
+import os
 import ssl
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -272,6 +273,21 @@ def test_a_certificate_that_does_not_check(
         assert (failure.stage, failure.cause, failure.reply) == (Stage.STARTTLS, "tls", None)
         assert "certificate verify failed" in failure.text
         assert failure.facts.tls_reached == "none"
+
+    run(body)
+
+
+@pytest.mark.timeout(60)
+def test_a_pipe_in_the_place_of_the_authorities_is_not_waited_for(
+    server_tls: ssl.SSLContext, tmp_path: Path
+) -> None:
+    async def body() -> None:
+        os.mkfifo(tmp_path / "ca.pem")
+        async with serving(TlsPeer(server_tls)) as target:
+            trusted = str(tmp_path / "ca.pem")
+            failure = await refused(target, wanting("required", verify=True, ca_file=trusted))
+        assert failure.cause == "local"
+        assert "not a regular file" in failure.text
 
     run(body)
 

@@ -28,6 +28,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from mailstrom.config.authorities import authorities
 from mailstrom.errors import ConfigError
 from mailstrom_workers import dnswire
 from mailstrom_workers.dnswire import Kind, Response, Unreadable
@@ -366,8 +367,8 @@ def _demanded(hostname: str | None, ca_file: str | None) -> _Tls:
     if hostname is None:
         raise ConfigError("[dns] tls needs tls_hostname: the name in the nameservers' certificate")
     try:
-        context = ssl.create_default_context(cafile=ca_file)
-    except OSError as error:
+        context = ssl.create_default_context(cadata=authorities(ca_file) if ca_file else None)
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{ca_file}: certificates for DNS over TLS: {error}") from error
     context.minimum_version = ssl.TLSVersion.TLSv1_2  # RFC 8310 section 8.2 by way of RFC 9325
     context.set_alpn_protocols(["dot"])

@@ -11,12 +11,23 @@ from __future__ import annotations
 import functools
 import ssl
 
+from mailstrom.config.authorities import authorities
 from mailstrom.smtp.reply import visible
 
 
 @functools.lru_cache(maxsize=16)
 def client_context(verify: bool, ca_file: str | None, min_version: str) -> ssl.SSLContext:
-    """A client context for the policy; built apart from ssl's defaults, which change by version."""
+    """A client context for the policy; built apart from ssl's defaults, which change by version.
+
+    Args:
+        verify: chain and name must check.
+        ca_file: the roots to trust instead of the system's.
+        min_version: "1.2" or "1.3".
+
+    Raises:
+        OSError: the roots cannot be read, or are none.
+        ValueError: the file is no bundle of them.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = {
         "1.2": ssl.TLSVersion.TLSv1_2,
@@ -26,7 +37,7 @@ def client_context(verify: bool, ca_file: str | None, min_version: str) -> ssl.S
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     elif ca_file is not None:
-        context.load_verify_locations(cafile=ca_file)
+        context.load_verify_locations(cadata=authorities(ca_file))
     else:
         context.load_default_certs(ssl.Purpose.SERVER_AUTH)
     return context

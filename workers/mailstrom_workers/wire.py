@@ -334,7 +334,7 @@ class _Opening:
                 return client_context(False, None, policy.min_version)
             # reading the authorities takes tens of milliseconds: not on the loop
             return await asyncio.to_thread(client_context, True, policy.ca_file, policy.min_version)
-        except OSError as problem:
+        except (OSError, ValueError) as problem:
             raise _Refused(
                 "local", f"cannot load the authorities of [tls] ca_file: {problem}"
             ) from problem
