@@ -404,3 +404,24 @@ def test_what_is_no_file_is_named_before_sqlite_sees_it(tmp_path: Path) -> None:
     for path in (tmp_path / "fifo", Path("/dev/null"), *unreal):
         with pytest.raises(NotASpool, match="is no regular file"):
             Mailstrom(path)
+
+
+@pytest.mark.timeout(30)
+def test_a_pipe_that_comes_in_the_place_of_a_short_file_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "spool.db"
+    path.write_bytes(connections.INTERRUPTED + b"former\n")
+    assert connections.interrupted(str(path)) is not None
+    looked = os.stat
+
+    def swapped(file: str) -> os.stat_result:
+        found = looked(file)
+        path.unlink()
+        os.mkfifo(path)
+        return found
+
+    monkeypatch.setattr(connections.os, "stat", swapped)
+    assert connections.interrupted(str(path)) is None
+    monkeypatch.undo()
+    assert path.is_fifo()

@@ -31,6 +31,7 @@ from mailstrom.errors import (
     SpoolFull,
     SpoolReadOnly,
 )
+from mailstrom.regular import beginning
 from mailstrom.storage.sqlite import frames, locks, names
 from mailstrom.storage.sqlite.checkpointer import Checkpointer, is_failed_sync
 from mailstrom.storage.sqlite.patience import Patience
@@ -406,8 +407,7 @@ def interrupted(path: str) -> str | None:
     try:
         if not 0 < os.stat(path).st_size < _SHORTEST:
             return None  # only what cannot be a database is opened by its path
-        with open(path, "rb") as stream:
-            text = stream.read(_SHORTEST)
+        text = beginning(path, _SHORTEST)  # not waited for, if a pipe came in its place
     except OSError:
         return None
     if not text.startswith(INTERRUPTED):
