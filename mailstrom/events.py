@@ -582,8 +582,13 @@ def engine_failed(
     kind: str | None = None,
     pid: int | None = None,
     trace: Sequence[str] | None = None,
+    site: str | None = None,
+    pause_s: float | None = None,
 ) -> None:
-    """``engine.failed``: trace, the last frames, is taken from error where it is an exception."""
+    """``engine.failed``: trace, the last frames, is taken from error where it is an exception.
+
+    pause_s: so long its site is left alone.
+    """
     if trace is None and isinstance(error, BaseException):
         trace = [
             f"{frame.filename}:{frame.lineno} {frame.name}"

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from mailstrom.causes import Cause, Waiting
 from mailstrom.client.look import NEGATIVE, Look, Said, moment, reply, worker
 from mailstrom.client.obstacles import lanes_limit, line, no_room, nobody, poisoned, stale, unrouted
+from mailstrom.policy.site import CRASHED
 from mailstrom.storage.facts import RecipientFacts
 from mailstrom.types import Reason, RouteResult, Status, from_ms, iso_ms
 
@@ -188,9 +189,12 @@ def _suspended(fact: RecipientFacts, look: Look) -> Said:
     )
     times = f", {site.failures} times in a row" if site.failures > 1 else ""
     when = moment(site.suspended_until_ms, look.now_ms)
+    failed = f"no host would talk{times}"
+    if (site.last_reply or "").startswith(CRASHED):
+        failed = "Mailstrom itself failed there, and no host did"
     return Said(
         Cause.SITE_SUSPENDED,
-        f"its site {site.key} is left alone until {when} since no host would talk{times}: {why}",
+        f"its site {site.key} is left alone until {when} since {failed}: {why}",
         f"'mailstrom queue retry {fact.message_id}' tries at once",
         by=site.suspended_by,
     )

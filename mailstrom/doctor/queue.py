@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from mailstrom.doctor.finding import Finding, Scalar, note, ok, plural, problem, span, warning
+from mailstrom.policy.site import CRASHED
 from mailstrom.storage.examined import Contents, SuspendedSite
 from mailstrom.types import iso_ms
 
@@ -103,10 +104,13 @@ def _one_suspended(site: SuspendedSite, now_ms: int, relay: bool) -> Finding:
     why = "; ".join(part for part in (site.reason, site.by, site.last_reply) if part)
     since = f", nothing went there since {iso_ms(site.last_success_ms)}" if (
         site.last_success_ms) else ""  # fmt: skip
+    crashed = (site.last_reply or "").startswith(CRASHED)
+    passes = plural(site.failures, "pass", "es")
+    behind = "since Mailstrom itself failed there" if (
+        crashed) else f"after {passes} over its hosts in vain"  # fmt: skip
     found = (
         f"{'the relay' if relay else 'site'} {named} is left alone for"
-        f" {span(site.until_ms - now_ms)} more, after {plural(site.failures, 'pass', 'es')} over"
-        f" its hosts in vain{since};"
+        f" {span(site.until_ms - now_ms)} more, {behind}{since};"
         f" {plural(site.waiting, 'recipient')} waiting: {why or 'no reason is known'}"
     )
     evidence: dict[str, Scalar] = {
@@ -118,6 +122,14 @@ def _one_suspended(site: SuspendedSite, now_ms: int, relay: bool) -> Finding:
         "failures": site.failures,
         "waiting": site.waiting,
     }
+    if crashed:
+        return (problem if relay else warning)(
+            "queue.sites",
+            found,
+            "That is a fault of Mailstrom's, and no host's: the engine's log has it"
+            " ('engine.failed', with a trace); report it. The site is tried again by itself.",
+            **evidence,
+        )
     if relay:
         return problem(
             "queue.sites",

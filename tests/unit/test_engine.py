@@ -116,8 +116,11 @@ class Run:
     waits_s = 0.0
     cut = False
 
-    def __init__(self, ctx: Context, lane: Lane, lanes: int) -> None:
+    def __init__(self, ctx: Context, lane: Lane, lanes: int, rest_s: float) -> None:
         self.lane, self.idle, self.over = lane, False, asyncio.Event()
+        self.began, self.rest_s = asyncio.get_running_loop().time(), rest_s
+        self.error: Exception | None = None
+        self.settling = SimpleNamespace(took=False)
         self.called = 0
         Run.made.append(self)
 
@@ -134,8 +137,15 @@ class Run:
         self.cut = True
         self.over.set()
 
+    def end(self, error: Exception) -> None:
+        """Raise."""
+        self.error = error
+        self.over.set()
+
     async def run(self) -> None:
         await self.over.wait()
+        if self.error is not None:
+            raise self.error
 
 
 class Rig:

@@ -18,6 +18,7 @@ from mailstrom.storage.base import DueDomain, Lane, WorkerStore
 from mailstrom_workers import router
 from mailstrom_workers.complaint import Complaint
 from mailstrom_workers.context import Context
+from mailstrom_workers.crashes import Crashes
 from mailstrom_workers.dbrequest import StoreEnded
 from mailstrom_workers.lane import LaneRun
 from mailstrom_workers.lookups import Lookups
@@ -74,6 +75,8 @@ class Engine:
         self.ctx = ctx
         self._lanes: dict[asyncio.Task[None], LaneRun] = {}
         self._lookups = Lookups(ctx, self._route_ended)
+        self._crashes = Crashes(ctx)
+        self._writing: set[asyncio.Task[None]] = set()  # that a site is left alone
         self._due = False
         self._barren = False
         self._counted = Free(0, 0, full=False)
@@ -226,15 +229,40 @@ class Engine:
         return woken or bool(look.leased)
 
     def _start_lane(self, lane: Lane) -> None:
-        run = LaneRun(self.ctx, lane, self.ctx.settings.config.sites.connections)
+        rest_s = self._crashes.rest_s(lane)
+        run = LaneRun(self.ctx, lane, self.ctx.settings.config.sites.connections, rest_s)
         task = asyncio.create_task(run.run(), name=f"lane {lane.token}")
         self._lanes[task] = run
         task.add_done_callback(self._lane_ended)
 
     def _lane_ended(self, task: asyncio.Task[None]) -> None:
-        del self._lanes[task]
-        self._report(task)
+        run = self._lanes.pop(task)
         self.ctx.wake()
+        if task.cancelled():
+            return
+        error = task.exception()
+        if error is None:
+            self._crashes.ended(run.lane, run.began)
+        elif not isinstance(error, StoreEnded):
+            self._crashed(run, task.get_name(), error)
+
+    def _crashed(self, run: LaneRun, name: str, error: BaseException) -> None:
+        """Leave its site alone for a while: the next lane would meet the same mail."""
+        lane = run.lane
+        rest_s = self._crashes.crashed(lane, run.began, error, took=run.settling.took)
+        events.engine_failed(where=name, error=error, site=lane.site_key, pause_s=round(rest_s, 1))
+        others = any(other.lane.site == lane.site for other in self._lanes.values())
+        if others or self.ctx.draining.is_set():
+            return
+        writing = asyncio.create_task(
+            self._crashes.write(lane, run.began, error), name=f"leaving {lane.site_key} alone"
+        )
+        self._writing.add(writing)
+        writing.add_done_callback(self._written)
+
+    def _written(self, task: asyncio.Task[None]) -> None:
+        self._writing.discard(task)
+        self._report(task)
 
     def _route_ended(self, task: asyncio.Task[None]) -> None:
         self._report(task)
@@ -252,6 +280,8 @@ class Engine:
         for task, run in list(self._lanes.items()):
             run.hang_up()
             task.cancel()
+        for writing in self._writing:
+            writing.cancel()
         self._lookups.cancel()
 
     def break_off(self) -> None:
@@ -263,7 +293,7 @@ class Engine:
         """Lanes finish their transaction and release the rest; lookups are given up."""
         for run in self._lanes.values():
             run.look()
-        waiting = [*self._lanes, *self._lookups.tasks]
+        waiting = [*self._lanes, *self._lookups.tasks, *self._writing]
         self._lookups.cancel()
         if waiting:
             await asyncio.gather(*waiting, return_exceptions=True)

@@ -16,6 +16,7 @@ Must not know: replies, what an exchange carries, how much is claimed or opened.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 
 from mailstrom.storage.base import Lane
@@ -36,15 +37,20 @@ class LaneRun:
         ctx: the worker's context.
         lane: the lease.
         lanes: how many lanes the site may have, to share what is due.
+        rest_s: before it begins it waits so long; see ``Crashes``.
 
     Attributes:
+        began: loop time.
         idle: it keeps a session for work that may come; see ``call``.
-        parted: its work is done; it says goodbye to the server, and counts as no connection.
+        parted: it has no work yet, or none any more, and says goodbye to the server: it counts as
+            no connection.
     """
 
-    def __init__(self, ctx: Context, lane: Lane, lanes: int) -> None:
+    def __init__(self, ctx: Context, lane: Lane, lanes: int, rest_s: float = 0.0) -> None:
         self.ctx = ctx
         self.lane = lane
+        self.began = asyncio.get_running_loop().time() + rest_s
+        self._rest_s = rest_s
         self.stock = stock = Stock(ctx)
         ladder = Ladder(lane)
         self.walk = walk = Walk(ctx, lane, ladder)
@@ -87,6 +93,8 @@ class LaneRun:
     async def run(self) -> None:
         """Work until nothing is due for a while, the site fails, or the worker drains."""
         try:
+            if self._rest_s:
+                await self._rest()
             while not self.ctx.draining.is_set() and self.ctx.has_room():
                 if not await self._claim_first():
                     if not self.supply.fenced and await self._idle():
@@ -142,6 +150,17 @@ class LaneRun:
         await self.ctx.db.exchange(self.settling.work())
 
     # --- without work in hand ---------------------------------------------------------------
+
+    async def _rest(self) -> None:
+        """Wait until it is time to begin, or the worker drains."""
+        loop = asyncio.get_running_loop()
+        self.parted = True
+        while not self.ctx.draining.is_set() and (left := self.began - loop.time()) > 0:
+            self._stirred.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    await self._stirred.wait()
+        self.parted = False
 
     async def _claim_first(self) -> bool:
         """Claim with nothing in hand; False where nothing is due."""

@@ -45,6 +45,9 @@ class Settling:
         ladder: learns from the ends.
         stock: what is in hand.
         walk: where the lane stands among the hosts.
+
+    Attributes:
+        took: whether a host took a message of this lane.
     """
 
     def __init__(self, ctx: Context, lane: Lane, ladder: Ladder, stock: Stock, walk: Walk) -> None:
@@ -56,6 +59,7 @@ class Settling:
         self._walk = walk
         self._loop = asyncio.get_running_loop()
         self._failing = lane.failing  # this lane then finds out for all
+        self.took = False
 
     # --- what is recorded -------------------------------------------------------------------
 
@@ -138,6 +142,7 @@ class Settling:
             connected: the session it was on.
         """
         self._count(transaction, end, connected)
+        self.took = self.took or (end.dot is not None and end.dot.positive)
         if not end.usable:
             self.reclaim(self._stock.opened)  # so that what is left of this stands before them
         if end.stumbled is not None or end.chunked:

@@ -1,0 +1,71 @@
+"""A lane that always raises: its site rests longer each time, and nobody else's mail waits."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mailstrom import Cause
+from mailstrom.policy.site import crash_s
+from mailstrom.testing.script import Script
+from tests.scenarios.conftest import MakeEngine
+from tests.scenarios.test_doctor import doctor
+from tests.support.engine import DEADLINE_S, Engine, Line
+from tests.support.network import Network
+from tests.support.sockets import eventually
+from tests.torture.launch import with_faults
+
+pytestmark = pytest.mark.timeout(180)
+
+SAID = "RuntimeError: injected: nobody foresaw this"
+
+
+def crashes(engine: Engine, count: int) -> list[Line]:
+    """So many lines about lanes that raised; waits for them."""
+    return engine.wait_log("engine.failed", count=count, error=SAID)
+
+
+def test_a_site_whose_lanes_always_raise_rests_longer_each_time_and_alone(
+    make_engine: MakeEngine, network: Network, tmp_path: Path
+) -> None:
+    bad, _ = network.site(Script())
+    good, _ = network.site(Script())
+    spare = tmp_path / "no-more"
+    faults = {"torture_lane": {"domain": bad, "spare": str(spare)}}
+    engine = make_engine(workers=1)
+    ids = [engine.send(f"{name}@{bad}") for name in "abc"]
+    engine.start(env=with_faults(faults))
+    lines = crashes(engine, 3)[:3]
+    assert [line["pause_s"] for line in lines] == [crash_s(1), crash_s(2), crash_s(3)]
+    for one, next in pairwise(lines):
+        waited = datetime.fromisoformat(next["ts"]) - datetime.fromisoformat(one["ts"])
+        assert waited.total_seconds() >= one["pause_s"] - 0.1, "leased again before its time"
+    fine = engine.send(f"a@{good}")
+    assert engine.final(fine).succeeded
+
+    def told() -> bool:
+        found = engine.ms.why(ids[0])[0]
+        return found.cause is Cause.SITE_SUSPENDED and "Mailstrom itself failed" in found.detail
+
+    eventually(told, DEADLINE_S, what="why to say it")
+    (row,) = engine.rows("SELECT * FROM destinations WHERE reason = 'local'")
+    assert row.last_reply == f"internal error: {SAID}"
+    assert row.suspended_by.startswith("worker ")
+
+    def found() -> list[Any]:
+        return [one for one in doctor(engine).found["queue.sites"] if "itself" in one["found"]]
+
+    [site] = eventually(found, DEADLINE_S, what="doctor to say it", interval=0.2)
+    assert (site["level"], site["evidence"]["reason"]) == ("warning", "local")
+    assert "report it" in site["advice"]
+    assert [engine.attempts(id) for id in ids] == [[], [], []], "nothing was charged"
+
+    spare.touch()
+    assert engine.ms.retry(ids[0]) == 1, "a person may end the pause"
+    assert all(engine.final(id).succeeded for id in ids)
+    assert [len(engine.attempts(id)) for id in ids] == [1, 1, 1]
+    assert len(engine.log("engine.failed")) == len(crashes(engine, 3)), "no other trouble"
