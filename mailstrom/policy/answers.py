@@ -17,7 +17,7 @@ from enum import StrEnum
 from ipaddress import IPv6Address, ip_address
 from string import ascii_lowercase, digits
 
-from mailstrom.policy.routing import MAX_HOSTS, drop_self
+from mailstrom.policy.routing import MAX_HOSTS, drop_self, refused_address
 from mailstrom.smtp.reply import visible
 from mailstrom.types import Host, Route, RouteResult
 
@@ -89,11 +89,14 @@ def nowhere(domain: str, result: RouteResult, ttl_s: int, text: str) -> Route:
     return Route(domain=domain, result=result, ttl_s=ttl_s, error=text)
 
 
-def before_asking(domain: str) -> Route | None:
+def before_asking(domain: str, *, loopback: bool = False) -> Route | None:
     """The route of what needs no question: address literals and what is no domain name.
+
+    A literal whose address is refused fails at once: no DNS can lead elsewhere later.
 
     Args:
         domain: as the recipient's address has it, lower case.
+        loopback: ``[dns] allow_loopback``.
 
     Returns:
         None where the DNS has to be asked. RFC 5321 section 4.1.3: ``[192.0.2.1]``,
@@ -113,6 +116,10 @@ def before_asking(domain: str) -> Route | None:
         known = False
     if not known:
         text = f"{visible(domain)[:255]!r} is not an address literal of RFC 5321"
+        return nowhere(domain, RouteResult.NO_DOMAIN, NEGATIVE_TTL_S[1], text)
+    refused = refused_address(str(address), loopback=loopback)
+    if refused is not None:
+        text = f"mail is not delivered to {domain} ({refused})"
         return nowhere(domain, RouteResult.NO_DOMAIN, NEGATIVE_TTL_S[1], text)
     host = Host(preference=0, name=str(address))
     return Route(domain=domain, result=RouteResult.LITERAL, hosts=(host,), ttl_s=POSITIVE_TTL_S[1])

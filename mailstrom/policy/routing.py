@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from hashlib import blake2b
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from itertools import groupby, zip_longest
 from string import digits
 from typing import Literal
@@ -63,6 +63,17 @@ PROVIDERS: tuple[tuple[str, str], ...] = (
     (".registrar-servers.com", "registrar-servers"),
     (".amazonaws.com", "amazon"),
 )
+
+_BROADCAST = IPv4Address("255.255.255.255")
+# Prefix -> by how many bits the IPv4 address in it is shifted. Those of ::/96 are reserved: nobody
+# uses "IPv4-compatible" addresses any more.
+_CARRYING: tuple[tuple[IPv6Network, int], ...] = (
+    (IPv6Network("::ffff:0:0/96"), 0),  # mapped (RFC 4291)
+    (IPv6Network("::ffff:0:0:0/96"), 0),  # translated (RFC 7915)
+    (IPv6Network("64:ff9b::/96"), 0),  # NAT64 (RFC 6052)
+    (IPv6Network("2002::/16"), 80),  # 6to4 (RFC 3056)
+)
+_LOCAL_NAT64 = IPv6Network("64:ff9b:1::/48")  # RFC 8215
 
 _SUFFIXES = tuple(suffix for suffix, _ in PROVIDERS)
 
@@ -159,15 +170,18 @@ def provider(hosts: Iterable[Host]) -> str | None:
     return ".".join(labels[1:]) if len(labels) > 2 else name
 
 
-def refused_address(ip: str, allow_loopback: bool) -> str | None:
+def refused_address(ip: str, *, loopback: bool = False, relay: bool = False) -> str | None:
     """Why mail is never delivered to this address, or None where it may be.
 
-    A domain that points at loopback or 0.0.0.0 would deliver to ourselves (RFC 5321 section 5.1's
-    loop) or let a stranger reach services of this machine.
+    A domain is a stranger's: where it points at this machine, at its link or at no host in
+    particular, mail would come back to us (RFC 5321 section 5.1's loop), or a stranger reach what
+    listens here or, as cloud providers' metadata does, beside us. Private networks are allowed:
+    names of a site's own lead there.
 
     Args:
-        ip: IPv4 or IPv6 text; an IPv4 address mapped into IPv6 is judged as IPv4.
-        allow_loopback: ``[dns] allow_loopback``, or a relay configured by name.
+        ip: IPv4 or IPv6 text; an IPv6 address that stands for an IPv4 one is judged as that.
+        loopback: ``[dns] allow_loopback``.
+        relay: it is the configured relay's, which may be on this machine, or on its link.
 
     Returns:
         A short reason such as ``"loopback address"``.
@@ -175,20 +189,41 @@ def refused_address(ip: str, allow_loopback: bool) -> str | None:
     address = _parse(ip)
     if address is None:
         return "not an IP address"
-    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
-        address = address.ipv4_mapped
-    if address.is_loopback:
-        return None if allow_loopback else "loopback address"
+    if isinstance(address, IPv6Address):
+        inner = _carried(address)
+        if inner is not None:
+            address = inner
     if address.is_unspecified:
         return "unspecified address"
+    if address.is_loopback:
+        return None if loopback or relay else "loopback address"
+    if address.is_link_local:
+        return None if relay else "link-local address"
     if address.is_multicast:
         return "multicast address"
     if isinstance(address, IPv4Address):
-        if address == IPv4Address("255.255.255.255"):
+        if address == _BROADCAST:
             return "broadcast address"
         if int(address) >> 24 == 0:
             return "this-network address"
+        if int(address) >> 28 == 15:
+            return "reserved address"
+    elif address.is_reserved:
+        return "reserved address"
     return None
+
+
+def _carried(address: IPv6Address) -> IPv4Address | None:
+    """The IPv4 address that an IPv6 one stands for: mapped, translated, 6to4, NAT64."""
+    for prefix, shift in _CARRYING:
+        if address in prefix:
+            return IPv4Address(int(address) >> shift & 0xFFFFFFFF)
+    if address not in _LOCAL_NAT64:
+        return None
+    bits = int(address)
+    if bits & 0xFFFFFFFF:  # a prefix of 96 bits within it; else that of 48 (RFC 6052 section 2.2)
+        return IPv4Address(bits & 0xFFFFFFFF)
+    return IPv4Address((bits >> 64 & 0xFFFF) << 16 | bits >> 40 & 0xFFFF)
 
 
 def _parse(text: str) -> IPv4Address | IPv6Address | None:

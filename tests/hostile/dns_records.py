@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 from tests.hostile.dns_peer import (
@@ -267,39 +267,84 @@ def recipients() -> tuple[Case, ...]:
     )
 
 
-_LOCAL = {
+_HERE = {
     "localhost": "127.0.0.1",
     "127.0.0.2": "127.0.0.2",
     "::1": "::1",
     "::ffff:127.0.0.1": "::ffff:127.0.0.1",
+    "127.0.0.1 by 6to4": "2002:7f00:1::1",
+    "127.0.0.1 by NAT64": "64:ff9b::7f00:1",
+}
+"""Refused unless ``allow_loopback``."""
+_NOWHERE = {
     "0.0.0.0": "0.0.0.0",
+    "0.1.2.3": "0.1.2.3",
     "::": "::",
     "255.255.255.255": "255.255.255.255",
+    "240.0.0.1": "240.0.0.1",
     "224.0.0.1": "224.0.0.1",
     "ff02::1": "ff02::1",
+    "169.254.169.254": "169.254.169.254",
+    "::ffff:169.254.169.254": "::ffff:169.254.169.254",
+    "169.254.169.254 by 6to4": "2002:a9fe:a9fe::1",
+    "169.254.169.254 by NAT64": "64:ff9b::a9fe:a9fe",
+    "fe80::1": "fe80::1",
+    "::127.0.0.1": "::127.0.0.1",
 }
+"""Refused always."""
+_LITERALS = ("[127.0.0.1]", "[IPv6:::1]", "[IPv6:::ffff:127.0.0.1]", "[IPv6:2002:7f00:1::1]",
+             "[IPv6:64:ff9b::7f00:1]", "[169.254.169.254]", "[IPv6:fe80::1]", "[0.0.0.0]",
+             "[IPv6:::]", "[255.255.255.255]", "[224.0.0.1]", "[240.0.0.1]")  # fmt: skip
+_OURS = 5
+"""So many of them are refused unless ``allow_loopback``; the others always."""
+_SHORT = ("localhost", "::1", "0.0.0.0", "169.254.169.254", "fe80::1", "169.254.169.254 by NAT64")
+
+
+def _leads(word: str, ip: str) -> Made:
+    def made(world: World, domain: str) -> Say:
+        name = word if word == "localhost" else f"mx.{domain}"
+        world.peer.says(name, host(ip))
+        return only(MX, lambda question: right(question, mx(name)))
+
+    return made
+
+
+def _beside(ip: str) -> Made:
+    """The best host is at a refused address, another one takes mail."""
+
+    def made(world: World, domain: str) -> Say:
+        good = world.well(f"good.{domain}")
+        world.peer.says(f"mx.{domain}", host(ip))
+        return only(MX, lambda question: right(question, mx(f"mx.{domain}", 1), mx(good, 2)))
+
+    return made
+
+
+def _at(hosts: dict[str, str]) -> Iterator[Case]:
+    for word, ip in hosts.items():
+        short = word in _SHORT
+        yield Case(name=f"MX to a host at {word}", wanted=WAITS, says=_leads(word, ip), short=short)
+
+
+def refused() -> tuple[Case, ...]:
+    """Cases of addresses that no setting allows: a domain may be mended, so it waits."""
+    return (
+        *_at(_NOWHERE),
+        Case(name="MX to a host at 169.254.169.254, then to another", wanted=DELIVERED,
+             says=_beside("169.254.169.254")),
+        *(Case(name=f"a recipient at {literal}", wanted=NO_DOMAIN, says=_literal,
+               address=f"a@{literal}", short="169" in literal)
+          for literal in _LITERALS[_OURS:]),
+    )  # fmt: skip
 
 
 def without_loopback() -> tuple[Case, ...]:
     """Cases for an engine that may not deliver to this machine (``allow_loopback`` off)."""
-
-    def leads(word: str, ip: str) -> Made:
-        def made(world: World, domain: str) -> Say:
-            name = word if word == "localhost" else f"mx.{domain}"
-            world.peer.says(name, host(ip))
-            return only(MX, lambda question: right(question, mx(name)))
-
-        return made
-
     return (
-        *(
-            Case(name=f"MX to a host at {word}", wanted=WAITS, says=leads(word, ip))
-            for word, ip in _LOCAL.items()
-        ),
+        *_at(_HERE),
+        *_at(_NOWHERE),
         Case(name="no MX, an address on loopback", wanted=WAITS,
              says=lambda world, domain: host(world.evil.host)),
-        Case(name="a recipient at [127.0.0.1]", wanted=WAITS, says=_literal,
-             address="a@[127.0.0.1]"),
-        Case(name="a recipient at [IPv6:::1]", wanted=WAITS, says=_literal,
-             address="a@[IPv6:::1]"),
+        *(Case(name=f"a recipient at {literal}", wanted=NO_DOMAIN, says=_literal,
+               address=f"a@{literal}", short=literal in _LITERALS[:2]) for literal in _LITERALS),
     )  # fmt: skip

@@ -131,6 +131,31 @@ def test_loopback_is_no_place_for_mail_unless_configured(
     assert host.connections == []
 
 
+@pytest.mark.parametrize("literal", ["[169.254.169.254]", "[IPv6:fe80::1]", "[0.0.0.0]"])
+def test_a_literal_that_no_mail_goes_to_fails_at_once(engine: Engine, literal: str) -> None:
+    (recipient,) = engine.final(engine.send(f"a@{literal}")).recipients.values()
+
+    assert (recipient.reason, recipient.enhanced_code) == ("no_domain", "5.1.2")
+    assert (recipient.reply_text or "").startswith("mail is not delivered to [")
+
+
+def test_a_loopback_literal_goes_through_once_it_is_allowed(
+    make_engine: MakeEngine, network: Network
+) -> None:
+    host = network.host()
+    engine = make_engine(workers=1, settings={"dns": {"allow_loopback": False}}).start()
+    (recipient,) = engine.final(id := engine.send(f"a@[{host.host}]")).recipients.values()
+    assert (recipient.enhanced_code, recipient.attempts) == ("5.1.2", 1)
+    assert recipient.reply_text == f"mail is not delivered to [{host.host}] (loopback address)"
+
+    engine.configure({"dns": {"allow_loopback": True}})
+    engine.stop()
+    engine.start()
+    assert engine.ms.retry(id) == 1
+    assert engine.final(id).succeeded
+    assert len(host.dots) == 1
+
+
 def test_a_slow_domain_delays_no_other(engine: Engine, network: Network) -> None:
     """Of names and of hosts: neither a silent DNS nor a silent host is waited for by others."""
     silent, (host,) = network.site(Script(rules=(Rule(stage="greeting", delay=HELD_S),)))

@@ -402,7 +402,7 @@ class Server:
 class Names(Resolver):
     """One address each."""
 
-    async def addresses(self, name: str, own: bool | None = None) -> Any:  # type: ignore[override]
+    async def addresses(self, name: str, *, relay: bool = False) -> Any:  # type: ignore[override]
         """See ``Resolver``."""
 
         class Found:

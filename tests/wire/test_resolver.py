@@ -447,7 +447,7 @@ def test_loopback_is_used_where_it_is_allowed_but_never_zero() -> None:
 
 def test_a_relay_may_be_on_loopback_without_the_setting() -> None:
     zone: Zone = {"h.test": {"A": ["127.0.0.7"]}}
-    found = with_dns(zone, lambda resolver, _: resolver.addresses("h.test", allow_loopback=True))
+    found = with_dns(zone, lambda resolver, _: resolver.addresses("h.test", relay=True))
     assert found.ips == ("127.0.0.7",)
 
 

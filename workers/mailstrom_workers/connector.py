@@ -163,7 +163,7 @@ class Connector:
             host = self.hosts[index]
             relay = self._ctx.settings.relay
             self.since = self._loop.time()
-            found = await self._ctx.resolver.addresses(host.name, True if relay else None)
+            found = await self._ctx.resolver.addresses(host.name, relay=relay)
             if found.error is not None:
                 self._note(
                     HostVerdict(

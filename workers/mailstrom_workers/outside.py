@@ -228,7 +228,7 @@ class _Look:
                 self.no_hosts = route.error or f"{self.probe} has no mail hosts"
         found, whys = [], []
         told = await asyncio.gather(
-            *(resolver.addresses(host, True if relay else None) for host, _ in hosts[:MOST_HOSTS])
+            *(resolver.addresses(host, relay=relay) for host, _ in hosts[:MOST_HOSTS])
         )
         for (host, port), addresses in zip(hosts, told, strict=False):
             if addresses.ips:

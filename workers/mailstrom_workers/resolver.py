@@ -175,7 +175,7 @@ class Resolver:
         Returns:
             A route with a clamped TTL; ``error`` says why where it leads nowhere.
         """
-        known = before_asking(domain)
+        known = before_asking(domain, loopback=self._allow_loopback)
         if known is not None:
             return known
         mx = await self._ask(domain.rstrip(".").lower(), "MX")
@@ -189,22 +189,20 @@ class Resolver:
         with self._asked(name, "A") as v4, self._asked(name, "AAAA") as v6:
             return await asyncio.shield(v4), await asyncio.shield(v6)
 
-    async def addresses(self, host: str, allow_loopback: bool | None = None) -> Addresses:
+    async def addresses(self, host: str, *, relay: bool = False) -> Addresses:
         """Where a host is; answered from this process's memory while its TTL lasts.
 
         Args:
             host: lower-case A-label name, or an IP address as text.
-            allow_loopback: overrules the resolver's own setting (a relay configured by name may
-                be on loopback).
+            relay: it is the configured relay, which may be on this machine.
 
         Returns:
             Up to five addresses of both families in turn, in random order within a family. One
             family's failure does not hide the other's addresses.
         """
-        loopback = self._allow_loopback if allow_loopback is None else allow_loopback
         name = host.rstrip(".").lower()
         if is_ip(name):
-            return self._usable(name, _whole(name), loopback)
+            return self._usable(name, _whole(name), relay)
         if not is_host_name(name):
             text = f"{visible(name)[:255]!r} is not a host name"
             return Addresses(ttl_s=NEGATIVE_TTL_S[1], error=AddressError.NO_HOST, text=text)
@@ -214,7 +212,7 @@ class Resolver:
             async with self._hosts:
                 known = await self._find(name)
             self._remember(name, known)
-        return self._usable(name, known, loopback)
+        return self._usable(name, known, relay)
 
     async def _find(self, name: str) -> _Cached:
         v4, v6 = await self._ask_both(name)
@@ -240,18 +238,18 @@ class Resolver:
             text=text,
         )
 
-    def _usable(self, name: str, known: _Cached, loopback: bool) -> Addresses:
+    def _usable(self, name: str, known: _Cached, relay: bool) -> Addresses:
         if known.error is not None:
             return Addresses(ttl_s=known.ttl_s, error=known.error, text=known.text)
         allowed: list[list[str]] = [[], []]
         why = ""
         for kept, ips in zip(allowed, (known.v4, known.v6), strict=True):
             for ip in sorted(ips, key=lambda _: self._random()):
-                refused = refused_address(ip, loopback)
+                refused = refused_address(ip, loopback=self._allow_loopback, relay=relay)
                 if refused is None:
                     kept.append(ip)
                 else:
-                    why = f"{ip} is a {refused}"
+                    why = f"{ip} ({refused})"
         chosen = tuple(interleave(allowed[0], allowed[1], self._prefer))
         if chosen:
             return Addresses(ips=chosen, ttl_s=known.ttl_s)

@@ -81,6 +81,8 @@ def policy_name(settings: Settings) -> str:
         return f"relay {hosts}"
     dns = config.dns
     asked = f"{','.join(dns.nameservers) or dns.resolver} tls={nameserver_name(dns) or 'no'}"
+    if dns.allow_loopback:
+        asked += " loopback"
     return f"mx port={config.delivery.port} hostname={config.hostname} dns={asked}"
 
 

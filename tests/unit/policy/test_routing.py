@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from ipaddress import IPv4Address
 
 import pytest
 from hypothesis import given
@@ -128,32 +129,66 @@ def test_no_hosts_no_provider() -> None:
     assert provider([]) is None
 
 
+LOOPBACK, LINK = "loopback address", "link-local address"
+REFUSED = {
+    "127.0.0.1": LOOPBACK,
+    "127.255.255.254": LOOPBACK,
+    "0.0.0.0": "unspecified address",
+    "0.1.2.3": "this-network address",
+    "169.254.0.0": LINK,
+    "169.254.169.254": LINK,  # where cloud providers tell a machine its secrets
+    "169.254.255.255": LINK,
+    "224.0.0.1": "multicast address",
+    "239.255.255.255": "multicast address",
+    "240.0.0.1": "reserved address",
+    "255.255.255.254": "reserved address",
+    "255.255.255.255": "broadcast address",
+}
+ALLOWED = ("192.0.2.1", "10.0.0.1", "172.16.0.1", "192.168.1.1", "100.64.0.1", "169.253.255.255",
+           "169.255.0.0", "1.0.0.0", "223.255.255.255", "128.0.0.1", "126.255.255.255")  # fmt: skip
+
+
+def carried(ip: str) -> list[str]:
+    """IPv6 addresses that stand for an IPv4 one."""
+    high, low = int(IPv4Address(ip)) >> 16, int(IPv4Address(ip)) & 0xFFFF
+    found = [
+        f"::ffff:{ip}",
+        f"::ffff:0:{high:x}:{low:x}",
+        f"64:ff9b::{high:x}:{low:x}",
+        f"2002:{high:x}:{low:x}::1",
+        f"64:ff9b:1:{high:x}:{low >> 8:x}:{(low & 0xFF) << 8:x}::",
+    ]
+    return found if ip == "0.0.0.0" else [*found, f"64:ff9b:1::{high:x}:{low:x}"]
+
+
 @pytest.mark.parametrize(
     ("ip", "reason"),
     [
-        ("127.0.0.1", "loopback address"),
-        ("127.255.255.254", "loopback address"),
-        ("::1", "loopback address"),
-        ("::ffff:127.0.0.1", "loopback address"),
-        ("0.0.0.0", "unspecified address"),
+        *REFUSED.items(),
+        *((long, reason) for ip, reason in REFUSED.items() for long in carried(ip)),
+        *((ip, None) for ip in ALLOWED),
+        *((long, None) for ip in ALLOWED for long in carried(ip)),
+        ("::1", LOOPBACK),
         ("::", "unspecified address"),
-        ("::ffff:0.0.0.0", "unspecified address"),
-        ("0.1.2.3", "this-network address"),
-        ("::ffff:0.1.2.3", "this-network address"),
-        ("224.0.0.1", "multicast address"),
+        ("::127.0.0.1", "reserved address"),
+        ("::192.0.2.1", "reserved address"),
+        ("4000::1", "reserved address"),
+        ("fe80::1", LINK),
+        ("fe80::1%eth0", LINK),
+        ("febf:ffff::1", LINK),
         ("ff02::1", "multicast address"),
-        ("255.255.255.255", "broadcast address"),
-        ("192.0.2.1", None),
-        ("10.0.0.1", None),
         ("2001:db8::1", None),
-        ("::ffff:192.0.2.1", None),
+        ("2a00::1", None),
+        ("fd00::1", None),
         ("mail.test", "not an IP address"),
+        ("127.1", "not an IP address"),
     ],
 )
 def test_refused_addresses(ip: str, reason: str | None) -> None:
-    assert refused_address(ip, False) == reason
-    allowed = None if reason == "loopback address" else reason
-    assert refused_address(ip, True) == allowed
+    assert refused_address(ip) == reason
+    assert refused_address(ip, loopback=True) == (None if reason == LOOPBACK else reason)
+    near = reason in (LOOPBACK, LINK)
+    assert refused_address(ip, relay=True) == (None if near else reason)
 
 
 ips = st.lists(st.integers(0, 40).map(lambda n: f"192.0.2.{n}"), unique=True, max_size=12)
