@@ -15,6 +15,7 @@ mail rcpt data dot 4xx    not now, not here           next host; last: deferred/
 mail, reused session      421                         again: it closes an idle session
 mail, reused session      4xx, more than one in turn  again: reconnect, nothing charged
 rcpt, others were taken   452, 552, x.5.3: too many   another transaction, nothing charged
+rcpt data, others failed  421, close                  another connection, nothing charged
 mail rcpt data body       close, silence, garbage     next host; last: deferred/remote
 dot, after it was sent    close, silence, garbage     in doubt: deferred, or held (on_doubt);
                                                       never another host
@@ -38,7 +39,9 @@ delivered. A loss before the final dot is never in doubt, one after it always is
 the dot is a refusal and leaves no doubt. A reply to the dot that came before the dot was sent can
 refuse, but never accept. Where the wire ended the connection itself, behind a message that was
 refused whole, those in flight behind it are judged as by a loss, in words that do not blame the
-server.
+server. Who is left where a server refused others for good, and then ended the session before the
+content, is asked for on another connection to the same host, as often as ``rounds`` allows; then
+deferred.
 
 What the wire says of liberties taken with a server (``behind``, ``stumbled``), or of what came
 before (``stale``), where replies did not decide and the content was not taken; one that may have
@@ -103,6 +106,7 @@ def judge(
     on_doubt: OnDoubt,
     excused: bool = True,
     full: bool = False,
+    left: Action | None = None,
 ) -> Verdict:
     """Decide for one recipient of a finished transaction.
 
@@ -115,6 +119,9 @@ def judge(
             message before and the site was left alone for it: then the message is charged.
         full: the session took messages and refuses more, as ``limits.SessionMails`` says, and may
             be renewed for this one.
+        left: what those do whom the server did not get to, where it closed behind others that it
+            refused (``rounds.closed_behind_refusals``): ``NEXT_SESSION``, or ``DEFER`` where it did
+            so too often. None: it did not.
         on_doubt: what the message wants when it may or may not have been delivered.
 
     Returns:
@@ -140,7 +147,11 @@ def judge(
     if rcpt is not None and rcpt.code >= 400:
         if may_follow(end, rcpt):
             return _follows(rcpt)
+        if left is not None and rcpt.code == CLOSING:
+            return _left(end, rcpt, left)
         return _refused(rcpt, Stage.RCPT, last_host)
+    if left is not None and not end.dot_written:
+        return _left(end, rcpt, left)
     if end.data is not None and end.data.code >= 400:
         return _refused(end.data, Stage.DATA, last_host)
     if unread:
@@ -281,6 +292,19 @@ def _again(reply: Reply) -> Verdict:
 
 def _follows(reply: Reply) -> Verdict:
     return replace(_again(reply), action=Action.NEXT_TRANSACTION, stage=Stage.RCPT)
+
+
+def _left(end: TransactionEnd, rcpt: Reply | None, action: Action) -> Verdict:
+    closing = next((r for r in (rcpt, *end.rcpts, end.data) if r and r.code == CLOSING), None)
+    if closing is None:
+        verdict = _lost(end, last_host=True)
+    else:
+        stage = Stage.DATA if closing is end.data else Stage.RCPT
+        verdict = _refused(closing, stage, last_host=True)
+    if action is Action.DEFER:
+        return verdict
+    taken = rcpt is not None and rcpt.positive
+    return replace(verdict, action=action, judgement=None, retry_hint_s=None, taken=taken)
 
 
 def _lost(end: TransactionEnd, last_host: bool) -> Verdict:

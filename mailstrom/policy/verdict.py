@@ -24,6 +24,7 @@ class Action(StrEnum):
     NEXT_HOST = "next_host"  # not delivered here; the next host has its turn now
     AGAIN = "again"  # an idle session was closed under us: reconnect, charge nothing
     NEXT_TRANSACTION = "next_transaction"  # too many for this one: the next, charge nothing
+    NEXT_SESSION = "next_session"  # closed on behind others' refusals: reconnect, charge nothing
     SUSPEND = "suspend"  # host trouble on the last host: rest the site, charge nothing
 
 
@@ -54,6 +55,7 @@ class Verdict(Struct, frozen=True, kw_only=True, gc=False):
         in_doubt: whether it may have been delivered.
         fault_of: who is to blame.
         retry_hint_s: seconds the server asked us to wait, bounded, or None.
+        taken: the server had taken the recipient, and did not come to the content.
     """
 
     action: Action
@@ -66,6 +68,7 @@ class Verdict(Struct, frozen=True, kw_only=True, gc=False):
     in_doubt: bool = False
     fault_of: FaultOf = FaultOf.REMOTE
     retry_hint_s: float | None = None
+    taken: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

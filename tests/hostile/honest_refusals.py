@@ -73,7 +73,10 @@ def lone_refused(stand: Stand, house: House) -> Row:
 
 
 def many_refused(stand: Stand, house: House) -> Row:
-    """Nine of ten are unknown: those fail and one has it, however often a server loses patience."""
+    """Nine of ten are unknown: those fail and one has it, however often a server loses patience.
+
+    At the first attempt: chasquid closes behind each third error.
+    """
     names = [*(f"no{number}" for number in range(REFUSED)), OTHERS]
     letter = to(house.domain, "unknown", *names)
 
@@ -82,6 +85,9 @@ def many_refused(stand: Stand, house: House) -> Row:
         stand.engine.final(id)
         found = stand.engine.rows("SELECT * FROM recipients WHERE message_id = ?", id)
         words = Counter(f"{row.status} {row.reason or ''}".strip() for row in found)
+        most = max(row.attempts for row in found)
+        if most > 1:
+            words[f"at attempt {most}"] += 1
         if any(row.in_doubt for row in stand.engine.attempts(id)):
             words["in doubt"] += 1
         return ", ".join(f"{words[word]} {word}" for word in sorted(words))

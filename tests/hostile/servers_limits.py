@@ -5,10 +5,12 @@ Contract. Settings are those of ``servers_trains``: one connection a site, retri
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from mailstrom.policy.rounds import MOST_CLOSES
 from mailstrom.testing.script import Act, Per, Rule, Script
 from tests.hostile.odd import Heard, Odd, Say
 from tests.hostile.servers_judge import Trial, ended, family, recipients, settled, words
@@ -46,6 +48,21 @@ def run(stand: Stand, plan: Plan) -> Iterator[Row]:
         stand, "takes three messages of a connection, and says so (MAILMAX)",
         "all delivered once, nobody charged",
         lambda: trains(stand, _messages(announced=True)),
+    )  # fmt: skip
+    yield family(
+        stand, "ends each connection behind so many unknown recipients: 421, FIN",
+        "the known have it at the first attempt, the unknown fail, no other host is tried",
+        lambda: _impatient(stand),
+    )  # fmt: skip
+    yield family(
+        stand, "the same, where content leaves in one flight with its envelope",
+        "in doubt once, then by DATA; the unknown fail",
+        lambda: _impatient_to_flights(stand),
+    )  # fmt: skip
+    yield family(
+        stand, "the same, and 30 of 32 are unknown",
+        f"closed on {MOST_CLOSES} times in an attempt the rest waits for the next; none in doubt",
+        lambda: _much_too_often(stand),
     )  # fmt: skip
     yield family(
         stand, f"greylists for {GREY_S:g} s",
@@ -115,6 +132,85 @@ def _messages(*, announced: bool) -> Iterator[Train]:
             wanted = wanted._replace(outcomes=found_out, attempts={"deferred remote mail 451": 2})
         local = [f"m{number}" for number in range(LENGTH)]
         yield Train(name=name, script=script, local=local, wanted=wanted)
+
+
+NOBODY = Rule(stage="rcpt", code=550, enhanced="5.1.1", recipient="no*")
+IMPATIENT = {
+    "421 to the third": {"code": 421, "enhanced": "4.5.0", "first": 3},
+    "550 to the third and FIN": {"code": 550, "enhanced": "5.1.1", "first": 3},
+    "FIN in place of a reply to the third": {"act": Act.CLOSE, "first": 3},
+    "RST in place of a reply to the third": {"act": Act.RESET, "first": 3},
+}  # fmt: skip
+
+
+def _ending(offer: Script, how: Mapping[str, Any]) -> Script:
+    """It ends each connection with its third unknown recipient."""
+    last = Rule(stage="rcpt", recipient="no*", per=Per.CONNECTION, close=True, **how)
+    return replace(offer, rules=(last, NOBODY))
+
+
+def _impatient(stand: Stand) -> Iterator[Trial]:
+    placed = []
+    for name, offer in OFFERS.items():
+        for ends, how in IMPATIENT.items():
+            domain, hosts = stand.network.site(_ending(offer, how), Script())
+            placed.append((f"{name}, {ends}", domain, hosts))
+    local = ("yes0", "no1", "no2", "no3", "yes4", "no5", "no6", "yes7", "no8", "no9", "yes10")
+    ids = list(
+        stand.engine.ms.send_many(
+            mail(*(f"{one}@{domain}" for one in local)) for _, domain, _ in placed
+        )
+    )
+    ended(stand, ids)
+    rows = recipients(stand, ids)
+    for name, domain, (first, second) in placed:
+        outcomes = [words(rows[f"{one}@{domain}"]) for one in local]
+        copies = sorted(address for dot in first.dots for address in dot.recipients)
+        seen = (outcomes, copies, len(second.connections))
+        wanted = (
+            [TAKEN if one.startswith("yes") else BOUNCED for one in local],
+            sorted(f"{one}@{domain}" for one in local if one.startswith("yes")), 0,
+        )  # fmt: skip
+        yield Trial(name=name, wanted=wanted, seen=seen)
+
+
+def _impatient_to_flights(stand: Stand) -> Iterator[Trial]:
+    how = IMPATIENT["421 to the third"]
+    domain, (host,) = stand.network.site(_ending(Script(chunking=True), how))
+    ended(stand, [stand.engine.send(f"proof@{domain}")])
+    local = ("no1", "no2", "no3", "yes4", "no5")
+    id = stand.engine.ms.send(mail(*(f"{one}@{domain}" for one in local)))
+    ended(stand, [id])
+    rows = recipients(stand, [id])
+    outcomes = [words(rows[f"{one}@{domain}"]) for one in local]
+    wanted = [BOUNCED, BOUNCED, BOUNCED, "delivered in doubt, 2 charged",
+              "failed bounced in doubt, 2 charged"]  # fmt: skip
+    copies = [address for dot in host.dots for address in dot.recipients]
+    seen = outcomes, copies.count(f"yes4@{domain}")
+    yield Trial(name="421 to the third", wanted=(wanted, 1), seen=seen)
+
+
+def _much_too_often(stand: Stand) -> Iterator[Trial]:
+    how, placed = IMPATIENT["421 to the third"], []
+    local = ["yes", *(f"no{number}" for number in range(30)), "yes.too"]
+    for name, offer in OFFERS.items():
+        domain, (host,) = stand.network.site(_ending(offer, how))
+        placed.append((name, domain, host))
+    ids = list(
+        stand.engine.ms.send_many(
+            mail(*(f"{one}@{domain}" for one in local)) for _, domain, _ in placed
+        )
+    )
+    ended(stand, ids)
+    rows = recipients(stand, ids)
+    settled_first = 2 * MOST_CLOSES
+    for name, domain, host in placed:
+        seen = Counter(words(rows[f"{one}@{domain}"]) for one in local), len(host.dots)
+        wanted = Counter({
+            TAKEN: 1, BOUNCED: settled_first, "failed bounced, 2 charged": 30 - settled_first,
+            "delivered, 2 charged": 1,
+        }), 2  # fmt: skip
+        yield Trial(name=name, wanted=wanted, seen=seen)
 
 
 def _chunking(offer: Script) -> str | None:

@@ -239,6 +239,11 @@ only for this message.
 Left: the domain has a second host that works. Right: this host is the only one; 0 attempts means
 that the site was suspended and the recipient not charged.
 
+Each message has one recipient. Where a 421 or a close at RCPT or DATA comes behind other
+recipients that were refused for good, who is left goes to the same host again, on another
+connection, uncharged
+([failure policy](failure-policy.md#hosts-that-close-behind-unknown-recipients)).
+
 | stage | fault | mode | status | reason | in doubt | next host tried | only host: status | reason \
 | in doubt | attempts |
 |---|---|---|---|---|---|---|---|---|---|---|

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mailstrom.testing.script import Rule, Script
+from mailstrom.testing.script import Per, Rule, Script
 from tests.scenarios.conftest import MakeEngine
 from tests.support.engine import Engine, mail
 from tests.support.network import Network
@@ -64,6 +64,24 @@ def test_a_relay_that_refuses_one_message_has_the_spare_asked(
         (busy.host, "deferred"),
         (spare.host, "delivered"),
     ]
+
+
+def test_a_relay_that_closes_behind_unknown_recipients_has_the_others_at_once(
+    network: Network, make_engine: MakeEngine
+) -> None:
+    closing = Rule(stage="rcpt", code=421, recipient="no*", per=Per.CONNECTION, first=3, close=True)
+    unknown = Rule(stage="rcpt", code=550, enhanced="5.1.1", recipient="no*")
+    strict, spare = network.host(Script(rules=(closing, unknown))), network.host()
+    engine = make_engine(settings=_relay(network, strict.host, spare.host)).start()
+    names = [*(f"no{n}@here.test" for n in range(4)), *(f"no{n}@there.test" for n in range(4))]
+
+    status = engine.final(id := engine.ms.send(mail(*names, "a@here.test", "b@there.test")))
+
+    told = {address: (row.status, row.attempts) for address, row in status.recipients.items()}
+    known = dict.fromkeys(("a@here.test", "b@there.test"), ("delivered", 1))
+    assert told == dict.fromkeys(names, ("failed", 1)) | known
+    assert len(engine.attempts(id)) == len(told)
+    assert len(spare.connections) == 0
 
 
 def _secret_forms(password: str, user: str = "joe") -> list[bytes]:

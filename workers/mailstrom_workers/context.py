@@ -15,6 +15,7 @@ from mailstrom.config import Config, ehlo_name, relay_hosts, relay_password, sta
 from mailstrom.errors import SpoolError
 from mailstrom.policy.limits import MailLimits
 from mailstrom.policy.retry import RetrySchedule
+from mailstrom.policy.rounds import Rounds
 from mailstrom.policy.timeouts import Timeouts
 from mailstrom.smtp.transaction import Dialect
 from mailstrom.storage.base import Failure, RouteAnswer, WorkerStore
@@ -163,6 +164,8 @@ class Context:
     _mean_octets: float = 0.0
     _troubled: bool = False
     _looked: float = float("-inf")
+    rounds: Rounds = field(default_factory=Rounds)
+    """How often hosts closed on an attempt behind recipients that they refused."""
     resting: dict[str, float] = field(default_factory=dict)
     """Host name -> loop time until which it goes last."""
     limits: MailLimits = field(default_factory=lambda: MailLimits(asyncio.get_running_loop().time))

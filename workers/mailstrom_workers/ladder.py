@@ -82,6 +82,15 @@ class Ladder:
         until_ms = now_ms + SUSPICION_MS
         self._note(Lesson(site=self._site, pipelining=Pipelining.NONE, until_ms=until_ms))
 
+    def spare_chunks(self, now_ms: int) -> None:
+        """No BDAT for an hour: who goes away within an envelope leaves in doubt what left with it.
+
+        Args:
+            now_ms: wall milliseconds.
+        """
+        self._chunking = False
+        self._note(Lesson(site=self._site, chunking=False, until_ms=now_ms + SUSPICION_MS))
+
     def take(self) -> list[Lesson]:
         """What is to be kept with the site; each once."""
         taken, self._lessons = self._lessons, []

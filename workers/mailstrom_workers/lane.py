@@ -207,7 +207,8 @@ class LaneRun:
         """Bring each transaction to a host that settles it; False when the lane should end.
 
         A transaction that the next host may still take waits for the others, with a higher
-        ``position``; each round raises a position or uses up a reconnect, so this ends.
+        ``position``; each round raises a position, uses up a reconnect, or settles a
+        recipient, so this ends.
         """
         stock, walk, settling = self.stock, self.walk, self.settling
         walk.begin()

@@ -107,6 +107,7 @@ class Again:
         uncharged: nothing was answered that counts.
         same_host: in a new session to the same host.
         follows: they were too many for the transaction: in the next one, of any session.
+        left: the host closed behind others that it refused, which is progress: in a new session.
     """
 
     before: Transaction
@@ -114,16 +115,18 @@ class Again:
     uncharged: bool = False
     same_host: bool = False
     follows: bool = False
+    left: bool = False
 
     def transaction(self, index: int) -> Transaction:
         """The next transaction, after one on the host with this index."""
         return Transaction(
             self.recipients,
             claimed_at=self.before.claimed_at,
-            position=index if self.same_host or self.follows else index + 1,
+            position=index if self.same_host or self.follows or self.left else index + 1,
             hosts_tried=self.before.hosts_tried + (not self.uncharged),
             reconnected=self.before.reconnected or self.same_host,
-            unanswered=self.before.unanswered or (self.uncharged and not self.follows),
+            unanswered=self.before.unanswered
+            or (self.uncharged and not self.follows and not self.left),
         )
 
 
@@ -167,6 +170,8 @@ class Ledger:
         """Settle each recipient by its verdict; returns those that are left, the first last."""
         again: Again | None = None
         behind: Again | None = None
+        left: Again | None = None
+        taken: Again | None = None  # by a transaction of their own they have it, whoever is refused
         ended_ms = self.ctx.machine.wall_ms()
         for row, verdict in zip(transaction.recipients, verdicts, strict=True):
             action = verdict.action
@@ -180,6 +185,15 @@ class Ledger:
                 self._settle(row, "claimed", None, None, None)
                 behind = behind or Again(transaction, [], uncharged=True, follows=True)
                 behind.recipients.append(row)
+                continue
+            if action is Action.NEXT_SESSION:
+                self._settle(row, "claimed", None, None, None)
+                if verdict.taken:
+                    taken = taken or Again(transaction, [], uncharged=True, left=True)
+                    taken.recipients.append(row)
+                else:
+                    left = left or Again(transaction, [], uncharged=True, left=True)
+                    left.recipients.append(row)
                 continue
             again = again or Again(transaction, [])
             if action in (Action.AGAIN, Action.SUSPEND) or verdict.judgement is None:
@@ -202,7 +216,8 @@ class Ledger:
             else:
                 self._settle(row, _FINAL[action], verdict.reason, None, attempt)
                 self._log(row, verdict, attempt, number, None)
-        return [left for left in (behind, again) if left is not None and left.recipients]
+        parts = (behind, again, left, taken)
+        return [part for part in parts if part is not None and part.recipients]
 
     def _due_ms(self, row: Claimed, verdict: Verdict) -> int:
         return next_attempt_ms(

@@ -20,6 +20,7 @@ from mailstrom.errors import SpoolError
 from mailstrom.policy.limits import refuses_session
 from mailstrom.policy.outcome import judge
 from mailstrom.policy.refusal import local_refusal
+from mailstrom.policy.rounds import closed_behind_refusals
 from mailstrom.policy.verdict import Action
 from mailstrom.smtp.client import TransactionEnd, UnmetNeed
 from mailstrom.storage.base import Claimed, Lane, Work
@@ -30,6 +31,9 @@ from mailstrom_workers.ladder import Ladder, cut_short
 from mailstrom_workers.ledger import UNREADABLE_MS, Again, Ledger, Transaction
 from mailstrom_workers.stock import Stock
 from mailstrom_workers.walk import Walk
+
+_OF_OTHERS = (Action.NEXT_TRANSACTION, Action.NEXT_SESSION)
+"""What a recipient does by what the server said of others: no trouble with the host."""
 
 
 class ContentDamaged(Exception):
@@ -147,12 +151,16 @@ class Settling:
             self.reclaim(self._stock.opened)  # so that what is left of this stands before them
         if end.stumbled is not None or end.chunked:
             self._ladder.learn(end, connected.dialect, self._ctx.now_ms())
-        elif cut_short(
-            end,
-            connected.dialect,
-            offered=connected.session.capabilities.pipelining,
-            reused=transaction.reused,
-        ) and self._ctx.again_cut_short(transaction.recipients[0].message):
+        elif (
+            cut_short(
+                end,
+                connected.dialect,
+                offered=connected.session.capabilities.pipelining,
+                reused=transaction.reused,
+            )
+            and not closed_behind_refusals(end)  # those are to blame, and no flight
+            and self._ctx.again_cut_short(transaction.recipients[0].message)
+        ):
             self._ladder.suspect(self._ctx.now_ms())
         if end.behind and not end.answered and not end.dot_written:
             # The server read none of it: what became of the one before says nothing about this.
@@ -208,6 +216,7 @@ class Settling:
         full = connected.mails.full and (
             not transaction.reconnected or connected.session.messages > 0
         )
+        left = self._left(transaction, end, connected)
         verdicts = []
         for number in range(len(rows)):
             verdict = judge(
@@ -218,15 +227,29 @@ class Settling:
                 on_doubt=on_doubt,
                 excused=excused,
                 full=full,
+                left=left,
             )
             verdicts.append(verdict)
-        if verdicts[0].judgement is None and verdicts[0].action is not Action.NEXT_TRANSACTION:
+        if verdicts[0].judgement is None and verdicts[0].action not in _OF_OTHERS:
             # What was answered, if anything, is no verdict, and so it is for all of them.
             walk.connector.blame(verdicts[0])
         if self._failing and any(v.judgement is Judgement.DELIVERED for v in verdicts):
             self._failing = False  # as the store will find with these verdicts
             events.site_resumed(site=self._site_key, host=connected.host.name)
         return self._ledger.apply(transaction, verdicts, connected, walk.run)
+
+    def _left(
+        self, transaction: Transaction, end: TransactionEnd, connected: Connected
+    ) -> Action | None:
+        """What those do whom a server did not get to, since it closed behind others' refusals."""
+        if end.usable or len(end.rcpts) == 1 or not closed_behind_refusals(end):
+            return None
+        if connected.session.capabilities.chunking and connected.dialect.chunk_octets:
+            # Content that leaves with its envelope is in doubt then; by DATA nothing is.
+            self._ladder.spare_chunks(self._ctx.now_ms())
+        first = transaction.recipients[0]
+        attempt = (self._site_key, first.message, first.attempts)
+        return Action.NEXT_SESSION if self._ctx.rounds.closed(attempt) else Action.DEFER
 
     def _leave(self, transaction: Transaction, again: list[Again]) -> None:
         """What is left of a transaction waits for another host, a new session, or the next turn."""
