@@ -69,7 +69,7 @@ from mailstrom.policy.blame import fault_of
 from mailstrom.policy.hint import retry_hint_s
 from mailstrom.policy.limits import STORAGE_EXCEEDED, may_follow, refuses_session
 from mailstrom.policy.refusal import TOO_LARGE, judge_route, local_refusal
-from mailstrom.policy.verdict import Action, FaultOf, HostVerdict, Verdict
+from mailstrom.policy.verdict import Action, FaultOf, HostVerdict, Turn, Verdict
 from mailstrom.smtp.reply import Reply
 from mailstrom.smtp.states import CLOSING
 from mailstrom.smtp.transaction import Extension, Fault, TransactionEnd
@@ -148,10 +148,10 @@ def judge(
         if may_follow(end, rcpt):
             return _follows(rcpt)
         if left is not None and rcpt.code == CLOSING:
-            return _left(end, rcpt, left)
+            return _left(end, index, left)
         return _refused(rcpt, Stage.RCPT, last_host)
     if left is not None and not end.dot_written:
-        return _left(end, rcpt, left)
+        return _left(end, index, left)
     if end.data is not None and end.data.code >= 400:
         return _refused(end.data, Stage.DATA, last_host)
     if unread:
@@ -294,8 +294,8 @@ def _follows(reply: Reply) -> Verdict:
     return replace(_again(reply), action=Action.NEXT_TRANSACTION, stage=Stage.RCPT)
 
 
-def _left(end: TransactionEnd, rcpt: Reply | None, action: Action) -> Verdict:
-    closing = next((r for r in (rcpt, *end.rcpts, end.data) if r and r.code == CLOSING), None)
+def _left(end: TransactionEnd, index: int, action: Action) -> Verdict:
+    closing = next((r for r in (*end.rcpts, end.data) if r and r.code == CLOSING), None)
     if closing is None:
         verdict = _lost(end, last_host=True)
     else:
@@ -303,8 +303,12 @@ def _left(end: TransactionEnd, rcpt: Reply | None, action: Action) -> Verdict:
         verdict = _refused(closing, stage, last_host=True)
     if action is Action.DEFER:
         return verdict
-    taken = rcpt is not None and rcpt.positive
-    return replace(verdict, action=action, judgement=None, retry_hint_s=None, taken=taken)
+    rcpt, turn = end.rcpts[index], Turn.UNASKED
+    if rcpt is not None and rcpt.positive:
+        turn = Turn.TAKEN
+    elif rcpt == closing and rcpt not in end.rcpts[:index]:  # or the first without a reply
+        turn = Turn.CLOSED_ON
+    return replace(verdict, action=action, judgement=None, retry_hint_s=None, turn=turn)
 
 
 def _lost(end: TransactionEnd, last_host: bool) -> Verdict:

@@ -28,6 +28,14 @@ class Action(StrEnum):
     SUSPEND = "suspend"  # host trouble on the last host: rest the site, charge nothing
 
 
+class Turn(StrEnum):
+    """When a recipient is asked for again that a server did not judge, since it closed."""
+
+    TAKEN = "taken"  # first, with such alone: nothing more is refused there
+    UNASKED = "unasked"
+    CLOSED_ON = "closed_on"  # last: the server closed in its place, and may do so again
+
+
 class FaultOf(StrEnum):
     """Who is to blame; only ``recipient`` and ``domain`` may ever lead to suppression."""
 
@@ -55,7 +63,7 @@ class Verdict(Struct, frozen=True, kw_only=True, gc=False):
         in_doubt: whether it may have been delivered.
         fault_of: who is to blame.
         retry_hint_s: seconds the server asked us to wait, bounded, or None.
-        taken: the server had taken the recipient, and did not come to the content.
+        turn: of ``NEXT_SESSION``.
     """
 
     action: Action
@@ -68,7 +76,7 @@ class Verdict(Struct, frozen=True, kw_only=True, gc=False):
     in_doubt: bool = False
     fault_of: FaultOf = FaultOf.REMOTE
     retry_hint_s: float | None = None
-    taken: bool = False
+    turn: Turn = Turn.UNASKED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,9 @@ says what that makes of each, without looking at the engine:
   one flight with the envelope he is in doubt, and goes to no other host, since only a refusal of
   his own proves that a server which says 421 to one recipient did not go on with the others;
 * a loss is as a 421, but nobody has its words, nor a code;
+* where a 421 or a close came behind somebody's 5xx, those without an answer of their own are asked
+  for again on another connection: who was taken has it there, then the others, and last the one in
+  whose place it closed, by these same rules;
 * 452 and 552 beside others who were taken are asked once more in a transaction of their own, and
   get the same reply there.
 
@@ -83,28 +86,55 @@ def pattern(dice: random.Random, *, lost: bool = False) -> list[int]:
     return codes
 
 
-def by_policy(codes: Sequence[int], *, second: bool, flight: bool) -> list[Fate]:
+def by_policy(
+    codes: Sequence[int], *, second: bool, flight: bool, closes: bool = True
+) -> list[Fate]:
     """What becomes of each.
 
     Args:
         second: there is another host, which takes everybody.
         flight: the content left with the envelope.
+        closes: where there is no code the connection is closed; else garbage comes.
     """
-    cut = next((n for n, code in enumerate(codes) if code in (421, LOST)), len(codes))
-    fates = []
-    for number, code in enumerate(codes):
-        own = number <= cut and code not in (250, LOST)
+    fates: dict[int, Fate] = {}
+    asked = list(range(len(codes)))
+    while asked:
+        asked, told = _asked(codes, asked, second=second, flight=flight, closes=closes)
+        fates.update(told)
+        flight = False  # who closed so is spared BDAT
+    return [fates[number] for number in range(len(codes))]
+
+
+def _asked(
+    codes: Sequence[int], asked: list[int], *, second: bool, flight: bool, closes: bool
+) -> tuple[list[int], dict[int, Fate]]:
+    """Who is to be asked once more, and what becomes of the others."""
+    place = next((n for n, one in enumerate(asked) if codes[one] in (421, LOST)), len(asked))
+    cut = place < len(asked)
+    fates: dict[int, Fate] = {}
+    for n, number in enumerate(asked):
+        code = codes[number]
+        own = n <= place and code not in (250, LOST)
         if own and code >= 500 and code != 552:
-            fates.append(Fate("failed", code, number))
-        elif flight and not own and cut < len(codes):
-            fates.append(Fate("in doubt", 0, -1))
-        elif second or (code == 250 and cut == len(codes)):
-            fates.append(Fate("delivered", 250, -1))
+            fates[number] = Fate("failed", code, number)
+        elif flight and not own and cut:
+            fates[number] = Fate("in doubt", 0, -1)
+        elif second or (code == 250 and not cut):
+            fates[number] = Fate("delivered", 250, -1)
         elif own:
-            fates.append(Fate("deferred", code, number))
+            fates[number] = Fate("deferred", code, number)
         else:
-            fates.append(Fate("deferred", codes[cut], cut))
-    return fates
+            fates[number] = Fate("deferred", codes[asked[place]], asked[place])
+    refused = any(fates[number].status == "failed" for number in asked[:place])
+    if not (cut and refused and (closes or codes[asked[place]] == 421)):
+        return [], fates
+    left = [n for n in [*asked[place + 1 :], asked[place]] if fates[n].status != "in doubt"]
+    for number in left:
+        del fates[number]
+    if not flight:  # a transaction of their own
+        taken = [number for number in asked[:place] if codes[number] == 250]
+        fates.update(dict.fromkeys(taken, Fate("delivered", 250, -1)))
+    return left, fates
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +168,9 @@ def broken_off(stand: Stand, plan: Plan, each: int) -> Iterator[Row]:
     """The same, where the connection ends at one of them, without a reply of its own."""
     for mode in MODES:
         case = f"FIN, RST, half a reply or garbage at one of mixed replies to RCPT, {mode}"
-        wanted = "each by his own reply before it; the others deferred"
+        wanted = (
+            "each by his own reply; behind one for good the others are asked again, else deferred"
+        )
         if mode == FLIGHT:
             wanted = "each by his own reply before it; the others in doubt"
         dice = random.Random(f"{plan.seed} {case}")
@@ -165,7 +197,9 @@ def _first(
             settled(stand, ids)
             rows = recipients(stand, ids)
             for one in tried:
-                fates = by_policy(one.codes, second=second, flight=mode == FLIGHT)
+                fates = by_policy(
+                    one.codes, second=second, flight=mode == FLIGHT, closes=_loss(one.codes)[1]
+                )
                 yield judged(one, fates, rows, again=False)
 
     return bring
@@ -199,7 +233,7 @@ def _place(
         Rule(
             stage="rcpt",
             recipient=f"u{number}@*",
-            **LOSSES[len(codes) % len(LOSSES)],  # type: ignore[arg-type]
+            **_loss(codes)[0],  # type: ignore[arg-type]
         )
         if code == LOST
         else Rule(
@@ -219,6 +253,12 @@ def _place(
     first = Script(rules=rules, magic=False, pipelining=how.pipelining, chunking=how.chunking)
     domain, hosts = stand.network.site(*([first, how] if second else [first]))
     return Tried(codes=codes, domain=domain, hosts=hosts)
+
+
+def _loss(codes: Sequence[int]) -> tuple[Mapping[str, object], bool]:
+    """How the connection is lost, where one of them has no code; whether by a close."""
+    how = LOSSES[len(codes) % len(LOSSES)]
+    return how, how["act"] is not Act.GARBAGE or "close" in how
 
 
 def _send(stand: Stand, mode: str, tried: Iterable[Tried]) -> list[str]:

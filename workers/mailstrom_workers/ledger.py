@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from mailstrom import events
 from mailstrom.policy.retry import next_attempt_ms
-from mailstrom.policy.verdict import Action, Verdict
+from mailstrom.policy.verdict import Action, Turn, Verdict
 from mailstrom.smtp.transaction import Envelope
 from mailstrom.storage.base import Attempt, Claimed, Lane, Settlement
 from mailstrom.types import Judgement, OnDoubt, Reason, Stage, iso_ms
@@ -170,8 +170,7 @@ class Ledger:
         """Settle each recipient by its verdict; returns those that are left, the first last."""
         again: Again | None = None
         behind: Again | None = None
-        left: Again | None = None
-        taken: Again | None = None  # by a transaction of their own they have it, whoever is refused
+        left: dict[Turn, list[Claimed]] = {}
         ended_ms = self.ctx.machine.wall_ms()
         for row, verdict in zip(transaction.recipients, verdicts, strict=True):
             action = verdict.action
@@ -188,12 +187,7 @@ class Ledger:
                 continue
             if action is Action.NEXT_SESSION:
                 self._settle(row, "claimed", None, None, None)
-                if verdict.taken:
-                    taken = taken or Again(transaction, [], uncharged=True, left=True)
-                    taken.recipients.append(row)
-                else:
-                    left = left or Again(transaction, [], uncharged=True, left=True)
-                    left.recipients.append(row)
+                left.setdefault(verdict.turn, []).append(row)
                 continue
             again = again or Again(transaction, [])
             if action in (Action.AGAIN, Action.SUSPEND) or verdict.judgement is None:
@@ -216,7 +210,12 @@ class Ledger:
             else:
                 self._settle(row, _FINAL[action], verdict.reason, None, attempt)
                 self._log(row, verdict, attempt, number, None)
-        parts = (behind, again, left, taken)
+        parts = [behind, again]
+        if left:
+            rest = left.get(Turn.UNASKED, []) + left.get(Turn.CLOSED_ON, [])
+            # By a transaction of their own those who were taken have it, whoever else is refused.
+            for rows in (rest, left.get(Turn.TAKEN, [])):
+                parts.append(Again(transaction, rows, uncharged=True, left=True))
         return [part for part in parts if part is not None and part.recipients]
 
     def _due_ms(self, row: Claimed, verdict: Verdict) -> int:

@@ -6,7 +6,7 @@ import pytest
 
 from mailstrom.policy.outcome import judge
 from mailstrom.policy.rounds import MOST_ATTEMPTS, MOST_CLOSES, Rounds, closed_behind_refusals
-from mailstrom.policy.verdict import Action, Verdict
+from mailstrom.policy.verdict import Action, Turn, Verdict
 from mailstrom.smtp.transaction import Extension, Fault, TransactionEnd
 from mailstrom.types import Judgement, OnDoubt, Reason, Stage
 from tests.unit.policy.test_limits import GO, OK, ended, said
@@ -32,7 +32,7 @@ def verdicts(
         ended(OK, NO, CLOSING, None, **BEFORE),
         ended(NO, CLOSING, **BEFORE),
         ended(NO, OK, **BEFORE | {"data": CLOSING, "stage": Stage.DATA}),
-        ended(OK, NO, None, **CLOSED),
+        ended(OK, NO, None, None, **CLOSED),
         ended(NO, OK, **CLOSED | {"stage": Stage.DATA}),
         ended(OK, NO, CLOSING, **BEFORE | {"dot_written": True}),
     ],
@@ -50,7 +50,11 @@ def test_who_is_left_goes_on_another_connection_uncharged(
             assert (verdict.action, verdict.in_doubt) == (Action.DEFER, True)
         else:
             assert (verdict.action, verdict.judgement) == (Action.NEXT_SESSION, None)
-            assert (verdict.taken, verdict.in_doubt) == (reply is OK, False)
+            first = end.rcpts.index(reply)
+            turn = Turn.TAKEN if reply is OK else Turn.UNASKED
+            if reply is CLOSING or (reply is None and CLOSING not in end.rcpts):
+                turn = Turn.CLOSED_ON if told[first] is verdict else Turn.UNASKED
+            assert (verdict.turn, verdict.in_doubt) == (turn, False)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +91,7 @@ def test_too_often_they_are_deferred_by_the_servers_words_and_no_other_host_is_a
     for verdict in told[1:4]:
         assert (verdict.judgement, verdict.reason) == (Judgement.DEFERRED, Reason.REMOTE)
         assert (verdict.reply_code, verdict.reply_text) == (421, "too many errors")
-        assert (verdict.taken, verdict.in_doubt) == (False, False)
+        assert not verdict.in_doubt
     (_, lost) = verdicts(ended(NO, None, **CLOSED), left=Action.DEFER, last_host=False)
     assert (lost.action, lost.reply_text) == (
         Action.DEFER, "connection closed by the server at rcpt",
