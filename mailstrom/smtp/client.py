@@ -13,19 +13,26 @@ octets is unknown.
 A reply too many or too few would give one recipient another's verdict, so places are counted where
 they can be. A 354 stands for DATA alone, and marks its place; an envelope refused without one is
 told once RSET behind it got its 250, which no reply to the command before is (the next flight
-leaves with it). So it is without PIPELINING, too, where DATA is sent behind several refused
-recipients to mark their places. A 421, a close or silence in RSET's place leaves the refusal
-standing: servers end sessions so. A recipient taken behind a refused MAIL, a reply to what has not
-left, and silence where a flight's DATA is to be refused, or behind recipients of a BDAT, undo the
-envelope. Where all of those were refused before their BDAT left, DATA goes instead, as a mark.
-Nothing marks the place of a BDAT's reply. None is believed where garbage came with it, where it
-came before the BDAT left, where its enhanced code speaks of an address (a refusal by it: only of a
-lone recipient's), behind a 503 to a recipient, or in words that MAIL or RCPT got in this session; a
-server that has no other words is spared BDAT. With it no reply to its envelope is believed. What
-cannot be seen: a missing reply to content in whose place stands that to the MAIL behind it; a reply
-too many before a refusal where 421 or a close came in place of what tells; and with BDAT whom of
-several a refusal meant that speaks of no address, or, by a server without enhanced codes, one too
-many before the first content of a session.
+leaves with it). So it is without PIPELINING, too, where DATA is sent behind MAIL or recipients that
+were refused, to mark their places. A 421, a close or silence in RSET's place leaves the refusal
+standing: servers end sessions so. DATA that is refused behind several recipients though one was
+taken, or in words that one of them got, may be refused by a neighbour's reply, two too late: that
+is told once QUIT got its 221, which nothing else gets. Where nothing answers QUIT a flight is out
+of step; without PIPELINING the refusal stands.
+
+A recipient taken behind a refused MAIL, a reply to what has not left, and silence where a flight's
+DATA is to be refused, or behind recipients of a BDAT, undo the envelope. Where all of those were
+refused before their BDAT left, DATA goes instead, as a mark. Nothing marks the place of a BDAT's
+reply. None is believed where garbage came with it, where it came before the BDAT left, where its
+enhanced code speaks of an address (a refusal by it: only of a lone recipient's), behind a 503 to a
+recipient, or in words that MAIL or RCPT got in this session; a server that has no other words is
+spared BDAT. With it no reply to its envelope is believed.
+
+What cannot be seen: a missing reply to content in whose place stands that to the MAIL behind it; a
+reply too many before a refusal where 421 or a close came in place of RSET's reply, or without
+PIPELINING of QUIT's; three too many, of which the last refuses, before a lone recipient's DATA; and
+with BDAT whom of several a refusal meant that speaks of no address, or, by a server without
+enhanced codes, one too many before the first content of a session.
 
 A loss before the last octet of the content was taken is "not sent", a loss after it is "maybe sent"
 (``dot_written``), and the two are never confused: each transaction in flight has its own. RSET is
@@ -87,6 +94,7 @@ __all__ = [
 
 
 _GO_AHEAD = 354
+_GOODBYE = 221
 _UNKNOWN_COMMAND = frozenset({500, 501, 502, 503, 504})
 
 
@@ -100,12 +108,14 @@ class ClientDialogue:
     Attributes:
         replies: how many came, so that a shell can tell progress from dripping bytes.
         ready: ``begin`` may be called now.
+        parted: the server said goodbye to a QUIT of ours.
     """
 
     def __init__(self, capabilities: Capabilities, dialect: Dialect) -> None:
         self.capabilities = capabilities
         self.replies = 0
         self.ready = True
+        self.parted = False
         self._parser = ReplyParser()
         self._pipeline = Pipeline()
         self._liberties = Liberties(capabilities, dialect)
@@ -276,7 +286,7 @@ class ClientDialogue:
             return not self._parser.partial
         last = running[-1]
         if last.clearing:
-            return self._liberties.pipelined
+            return self._liberties.pipelined and not last.parting
         return (
             last.given
             and self._liberties.behind
@@ -306,10 +316,10 @@ class ClientDialogue:
         return ()
 
     def _refuse_all(
-        self, transaction: Progress, _slot: Slot, _index: int, reply: Reply
+        self, transaction: Progress, slot: Slot, _index: int, reply: Reply
     ) -> Sequence[Event]:
         transaction.mail = reply
-        self._endings.settled(transaction)
+        self._endings.settled(transaction, slot, reply)
         return ()
 
     def _accept_one(
@@ -333,14 +343,14 @@ class ClientDialogue:
         if transaction.refused is None:
             self._pipeline.send(transaction)
         else:
-            self._endings.settled(transaction)
+            self._endings.settled(transaction, slot, reply)
         return ()
 
     def _refuse_data(
         self, transaction: Progress, slot: Slot, index: int, reply: Reply
     ) -> Sequence[Event]:
         transaction.keep(slot, index, reply)
-        self._endings.settled(transaction)
+        self._endings.settled(transaction, slot, reply)
         return ()
 
     def _go_ahead(
@@ -405,6 +415,14 @@ class ClientDialogue:
         self._liberties.chunk_answered = True
         return self._endings.end(transaction, Stage.DOT)
 
+    def _part(
+        self, transaction: Progress, slot: Slot, _index: int, reply: Reply
+    ) -> Sequence[Event]:
+        if reply.code != _GOODBYE:
+            return self._endings.out_of_step(transaction, slot)
+        self._endings.broken = self.parted = True
+        return self._endings.end(transaction, transaction.refused or Stage.DATA)
+
     def _of_an_envelope(self, transaction: Progress, refusal: Reply) -> bool:
         """Whether the refusal of a BDAT for several may show that a reply too many came before it.
 
@@ -433,6 +451,7 @@ _BY_STEP: dict[Step, _Step] = {
     Step.GO_AHEAD: ClientDialogue._go_ahead,
     Step.FINISH: ClientDialogue._finish,
     Step.REFUSE_CHUNK: ClientDialogue._refuse_chunk,
+    Step.PART: ClientDialogue._part,
     Step.GARBAGE: ClientDialogue._out_of_step,
 }
 _STEPS = {

@@ -18,6 +18,7 @@ from mailstrom.smtp.progress import Progress
 from mailstrom.smtp.reply import Reply
 from mailstrom.smtp.states import AWAITED, CLOSING, CONTENT, STAGES, Awaited, Slot
 from mailstrom.smtp.transaction import Event, Extension, Fault, PeerClosing
+from mailstrom.smtp.wording import refuses_address, repeats
 from mailstrom.types import Stage
 
 
@@ -80,26 +81,35 @@ class Endings:
         self._pipeline.clear()
         return events
 
-    def settled(self, transaction: Progress) -> None:
-        """Every recipient is refused: told once RSET behind its last command got its 250.
+    def settled(self, transaction: Progress, slot: Slot, reply: Reply) -> None:
+        """Every recipient is refused: told once RSET, or QUIT, behind it is answered as it must be.
 
         No 354 says that no reply was one too many: what answers RSET must not be what the command
-        before it was answered with. Where commands leave one by one, the last of several refused
-        recipients is no such command: it may have been taken. DATA is, which has nobody to go to.
+        before it was answered with. MAIL is no such command, nor is a recipient: they may have been
+        taken. DATA is, which has nobody to go to. So it goes behind them where commands leave one
+        by one, and where a BDAT was to follow several recipients.
+
+        Args:
+            transaction: the first of those running.
+            slot: what was answered last.
+            reply: how.
         """
         pipeline, groups = self._pipeline, transaction.groups
         if pipeline.awaits(transaction):
             groups.clear()  # replies of the flight are still to be read
-        elif transaction.opened and groups and transaction.rcpts[1:]:
-            if transaction.chunked:  # its BDAT did not leave
-                transaction.chunked = False
-                groups.clear()
-                pipeline.add(transaction, commands.DATA, Slot.DATA)
-            else:
-                pipeline.send(transaction)
-        else:
+            return
+        several = transaction.opened and transaction.rcpts[1:]
+        if groups and (several or not self._liberties.pipelined):
+            transaction.chunked = False  # its BDAT did not leave
             groups.clear()
-            transaction.clearing = True
+            pipeline.add(transaction, commands.DATA, Slot.DATA)
+            return
+        groups.clear()
+        transaction.clearing = True
+        transaction.parting = _unproved(transaction, slot, reply)
+        if transaction.parting:
+            pipeline.add(transaction, commands.QUIT, Slot.QUIT)
+        else:
             pipeline.add(transaction, commands.RSET, Slot.RSET)
 
     # Without a reply
@@ -126,8 +136,8 @@ class Endings:
         if not self._pipeline.running:
             return [PeerClosing(reply=None, fault=fault)]
         transaction = self._pipeline.running[0]
-        if transaction.clearing and fault is Fault.GARBAGE:
-            return self._unclear(transaction)
+        if transaction.clearing and (fault is Fault.GARBAGE or self._confirms(transaction)):
+            return self._unclear(transaction, fault)
         awaited = self._pipeline.awaited()
         transaction.stale = awaited is Awaited.RSET
         refused = transaction.refused
@@ -180,6 +190,8 @@ class Endings:
     def closing(self, transaction: Progress, slot: Slot, index: int, reply: Reply) -> list[Event]:
         """421 anywhere: kept for its stage, and nothing follows it (RFC 5321 section 3.8)."""
         self.broken = True
+        if self._confirms(transaction):
+            return self._unclear(transaction, Fault.CLOSED)
         transaction.keep(slot, index, reply)
         stage = transaction.refused or STAGES[AWAITED[slot]]
         return self.end(transaction, stage, behind=Fault.CLOSED)
@@ -210,11 +222,19 @@ class Endings:
             return self.end(running[0], Stage.BODY, behind=closed)
         return self.end(running[0], Stage.BODY, Fault.GARBAGE)
 
-    def _unclear(self, transaction: Progress) -> list[Event]:
-        """What came behind a refusal was no answer to RSET: a reply too many came before it."""
+    def _unclear(self, transaction: Progress, fault: Fault = Fault.GARBAGE) -> list[Event]:
+        """No answer to RSET or QUIT came behind a refusal: a reply too many came before it.
+
+        Where nothing came it may be so.
+        """
         transaction.disbelieve()
         self._shifted(transaction)
-        return self.end(transaction, Stage.DATA, Fault.GARBAGE)
+        stumbled = Extension.PIPELINING if fault is Fault.CLOSED else None
+        return self.end(transaction, Stage.DATA, fault, stumbled)
+
+    def _confirms(self, transaction: Progress) -> bool:
+        """Whether its refusal is asked for once more, in lock step, where nothing answers QUIT."""
+        return transaction.parting and self._liberties.pipelined
 
     def _shifted(self, transaction: Progress) -> None:
         """What was out of step may have begun before it, if anything came before it."""
@@ -224,3 +244,19 @@ class Endings:
     def _followed(self) -> Extension | None:
         """PIPELINING where something stands behind the first content that is unanswered."""
         return Extension.PIPELINING if len(self._pipeline.running) > 1 else None
+
+
+def _unproved(transaction: Progress, slot: Slot, refusal: Reply) -> bool:
+    """Whether the reply to RSET could not tell that the last refusal stands in its place.
+
+    With two replies too many it could be a recipient's consent: that refusal was another one's
+    then. DATA is refused behind a taken recipient so, or in the words of a refusal before. Then
+    QUIT proves it: 221 answers nothing else. What a lone recipient got is his own.
+    """
+    if not transaction.opened:
+        return slot is not Slot.MAIL and repeats(refusal, transaction.mail)
+    if slot is not Slot.DATA or not transaction.rcpts[1:]:
+        return False
+    if transaction.accepted or refuses_address(refusal):
+        return True
+    return any(repeats(refusal, before) for before in transaction.rcpts)

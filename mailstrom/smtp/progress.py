@@ -49,6 +49,7 @@ class Progress(Struct, eq=False, kw_only=True, gc=False):
     dot_written: bool = False
     stale: bool = False
     clearing: bool = False  # refused, and told once RSET shows that its replies were its own
+    parting: bool = False  # as clearing, by QUIT: nothing can follow on the session
 
     def keep(self, slot: Slot, index: int, reply: Reply) -> None:
         """A reply that decides, in its place.

@@ -26,6 +26,7 @@ class Slot(StrEnum):
     DOT = auto()
     LONE_DOT = auto()
     BDAT = auto()
+    QUIT = auto()  # the mark behind a refusal that RSET cannot prove
 
 
 CONTENT = frozenset({Slot.DOT, Slot.LONE_DOT, Slot.BDAT})
@@ -37,7 +38,7 @@ class Awaited(StrEnum):
 
     NOTHING = auto()
     BODY = auto()  # content is being written
-    RSET = auto()
+    RSET = auto()  # or QUIT: nothing but what proves a refusal is waited for
     MAIL = auto()
     BEHIND = auto()  # the first reply to commands that left behind content, which is answered
     RCPT = auto()
@@ -53,6 +54,7 @@ AWAITED = {
     Slot.DOT: Awaited.DOT,
     Slot.LONE_DOT: Awaited.DOT,
     Slot.BDAT: Awaited.DOT,
+    Slot.QUIT: Awaited.RSET,
 }
 
 STAGES = {
@@ -78,6 +80,7 @@ class Step(StrEnum):
     GO_AHEAD = auto()
     FINISH = auto()
     REFUSE_CHUNK = auto()
+    PART = auto()
     GARBAGE = auto()
 
 
@@ -114,4 +117,8 @@ TABLE: dict[tuple[Slot, ReplyKind], Step] = {
     (Slot.BDAT, _I): Step.GARBAGE,
     (Slot.BDAT, _T): Step.REFUSE_CHUNK,
     (Slot.BDAT, _F): Step.REFUSE_CHUNK,
+    (Slot.QUIT, _P): Step.PART,
+    (Slot.QUIT, _I): Step.GARBAGE,
+    (Slot.QUIT, _T): Step.GARBAGE,
+    (Slot.QUIT, _F): Step.GARBAGE,
 }

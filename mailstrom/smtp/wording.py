@@ -75,6 +75,11 @@ def refuses_address(reply: Reply) -> bool:
     return reply.enhanced is not None and reply.enhanced.startswith(_AGAINST_AN_ADDRESS)
 
 
+def repeats(reply: Reply, before: Reply | None) -> bool:
+    """Whether these are the words of a refusal before: one reply may have come again and again."""
+    return before is not None and reply.code == before.code and reply.lines == before.lines
+
+
 def _remember(words: set[tuple[str, ...]], reply: Reply) -> None:
     if len(words) < _MOST:
         words.add(reply.lines)

@@ -435,14 +435,15 @@ def drip(octets: bytes, seconds: float, *, times: int = 1) -> Act:
     return act
 
 
-def then(octets: bytes, act: Act) -> Act:
+def then(octets: bytes, *acts: Act) -> Act:
     """Octets first, then something else."""
 
-    async def both(connection: Connection) -> None:
+    async def all_of_it(connection: Connection) -> None:
         await connection.write(octets)
-        await connection.perform(act)
+        for act in acts:
+            await connection.perform(act)
 
-    return both
+    return all_of_it
 
 
 def late(octets: bytes, seconds: float) -> Act:

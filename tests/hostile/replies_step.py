@@ -41,12 +41,14 @@ def _spoilt(good: bytes) -> Mapping[str, Act]:
         "doubled": good * 2,
         "doubled, the second later": then(good, late(good, 0.02)),
         "three times": good * 3,
+        "three times, one after the other": then(good, late(good, 0.02), late(good, 0.02)),
         "missing": b"",
         "missing, and silence": silence,
         "late": late(good, 0.3),
         "one early, before it": b"250 2.0.0 ok\r\n" + good,
         "a refusal more before it": b"550 5.1.1 nobody\r\n" + good,
         "a refusal more behind it": good + b"550 5.1.1 nobody\r\n",
+        "a refusal more behind it, later": then(good, late(b"550 5.1.1 nobody\r\n", 0.02)),
         "a 354 more behind it": good + b"354 go on\r\n",
         "another's in its place": other[good[:1]],
         "421 behind it, and a close": then(good + b"421 4.3.2 closing\r\n", close),
@@ -67,6 +69,10 @@ def _ehlo(way: str) -> bytes:
     return b"".join(b"250-%b\r\n" % one.encode() for one in lines[:-1]) + b"250 %b\r\n" % (
         lines[-1].encode()
     )
+
+
+_VERDICT = ("a refusal more behind it, later", "data")
+"""What comes first behind a content is its verdict: to take it all the same is the host's lie."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -100,16 +106,19 @@ def begin(stand: Stand, kind: str, way: str, place: str, good: bytes) -> Spoilt:
     return Spoilt(
         name=f"{kind} at {place}, {way}", host=host, domain=domain,
         refusing=kind in _REFUSING or place == "rcpt:no"
-        or (kind, place) == ("a refusal more behind it", "data"),  # of the content, early
+        or (kind.startswith("a refusal more behind it") and place == "data"),  # of the content
     )  # fmt: skip
 
 
 def spoilt(stand: Stand, kinds: Mapping[str, Sequence[str]]) -> list[Row]:
     """Each kind at each place, in its ways, all at once; figures are those of all."""
     under_way = {
-        kind: [begin(stand, kind, way, place, good) for way in ways for place, good in _places(way)]
+        kind: [
+            begin(stand, kind, way, place, good)
+            for way in ways for place, good in _places(way) if (kind, place) != _VERDICT
+        ]
         for kind, ways in kinds.items()
-    }
+    }  # fmt: skip
     engine = stand.engine
     everything = [one for some in under_way.values() for one in some]
 
@@ -152,9 +161,8 @@ def spoilt(stand: Stand, kinds: Mapping[str, Sequence[str]]) -> list[Row]:
     return rows
 
 
-_REFUSING = frozenset({"a refusal more before it", "another's in its place", "three times"})
-"""Where a reply in its place refuses somebody: by the order of replies it may be so. Two replies
-too many may put a neighbour's refusal in the place of DATA's (decision 0035 speaks of one)."""
+_REFUSING = frozenset({"a refusal more before it", "another's in its place"})
+"""Where a reply in its place refuses somebody: by the order of replies it may be so."""
 
 
 def _judged(stand: Stand, one: Spoilt) -> Iterator[str]:

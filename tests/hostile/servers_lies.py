@@ -111,6 +111,18 @@ LIES = (
                      "RSET": f"{code} no\r\n"}, wanted=NOT_NOW)
         for code in (450, 500, 502)
     ),
+    # a refusal at DATA behind taken recipients is proved by QUIT, or asked for again in lock step
+    *(
+        Lie(case="554 to DATA behind recipients that were all taken", answers={"DATA": f"554 {no}"},
+            wanted=BOUNCED)
+        for no in ("5.7.1 no\r\n", "5.1.1 nobody\r\n", "no\r\n")
+    ),
+    Lie(case="554 to DATA behind taken recipients, and a close", wanted=BOUNCED, rung="none",
+        answers={"DATA": Say(text="554 5.7.1 no\r\n", then="close")}),
+    Lie(case="554 to DATA behind taken recipients, and a close", wanted=BOUNCED, rung="none",
+        answers={"DATA": Say(text=f"554 5.7.1 no\r\n{BYE}", then="close")}),
+    Lie(case="554 to DATA behind taken recipients, and another 2xx to QUIT", wanted=NOT_NOW,
+        answers={"DATA": "554 5.7.1 no\r\n", "QUIT": "250 2.0.0 bye\r\n"}, rung="none"),
     # 421 that nobody asked for
     Lie(case="an unasked 421 behind the greeting or EHLO's reply", answers=_then_bye("greeting"),
         wanted=HOST),

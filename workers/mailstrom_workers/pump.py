@@ -254,7 +254,8 @@ class Pump(asyncio.Protocol):
                 if end.stage is Stage.DOT and end.dot is not None and end.dot.code < 300:
                     self.messages += 1
                 if not end.usable:
-                    self.end_cause = self.end_cause or str(end.fault or "reply")
+                    cause = "quit" if self.dialogue.parted else str(end.fault or "reply")
+                    self.end_cause = self.end_cause or cause
                 if outgoing is not self._spoiled and self.source is not None:
                     self.source.ended(outgoing, end)
         finally:

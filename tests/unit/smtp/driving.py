@@ -23,7 +23,7 @@ BDAT = Dialect(pipelining=Pipelining.FULL, chunk_octets=1000, chunks_proved=True
 FIRST_BDAT = Dialect(pipelining=Pipelining.FULL, chunk_octets=1000)
 DEEP = Dialect(pipelining=Pipelining.FULL, chunk_octets=1000, chunks_proved=True, depth=3)
 
-RSET, DATA = b"RSET\r\n", b"DATA\r\n"
+RSET, DATA, QUIT = b"RSET\r\n", b"DATA\r\n", b"QUIT\r\n"
 
 
 def mail(number: int) -> bytes:

@@ -1,9 +1,9 @@
-"""One reply too many or too few, anywhere, by a server with enhanced codes or without.
+"""Replies too many or too few, anywhere, by a server with enhanced codes or without.
 
 Contract. A model server takes commands in order, as the fates of its messages say, and doubles or
-withholds one reply. The dialogue must give no recipient another one's verdict: what is told is what
-the server decided, or nothing is (in doubt where the content left, else sent again). Every place,
-many pairs of fates, replies in one piece or each by itself.
+withholds one reply, or says a refusal more beside it. The dialogue must give no recipient another
+one's verdict: what is told is what the server decided, or nothing is (in doubt where the content
+left, else sent again). Every place, many pairs of fates, replies in one piece or each by itself.
 
 What cannot be seen is named here, too: a reply to content that is missing while an envelope stands
 behind it, where the next one's reply is in its place; and where BDAT is in use, and no enhanced
@@ -63,12 +63,28 @@ SERIAL = Dialect(pipelining=Pipelining.NONE)
 
 
 class Server:
-    """Answers in order; one reply, ``stray`` of message ``number``, comes ``times`` times."""
+    """Answers in order; one reply, ``stray`` of message ``number``, comes ``times`` times.
 
-    def __init__(self, fates: Sequence[Fate], words: str, number: int, stray: str, times: int):
+    Args:
+        extra: what is said behind it, too.
+        ends: it closes behind its first refusal of a DATA.
+    """
+
+    def __init__(
+        self,
+        fates: Sequence[Fate],
+        words: str,
+        number: int,
+        stray: str,
+        times: int,
+        *,
+        extra: Sequence[bytes] = (),
+        ends: bool = False,
+    ) -> None:
         self.fates, self.words = fates, WORDS[words]
         self.coded = words == "coded"
         self.stray, self.times, self.strayed = (number, stray), times, False
+        self.extra, self.ends, self.closed = extra, ends, False
         self.said: list[bytes] = []
         self.kept: set[tuple[int, int]] = set()
         self.pieces = Pieces()
@@ -77,7 +93,9 @@ class Server:
         self.accepted: list[int] = []
 
     def feed(self, data: bytes) -> None:
-        for piece in self.pieces.feed(data):
+        for piece in () if self.closed else self.pieces.feed(data):
+            if self.closed:
+                break
             if isinstance(piece, End):
                 self._end()
             else:
@@ -85,12 +103,12 @@ class Server:
 
     def _say(self, what: str, code: int) -> None:
         words = self.words.get(what[:4].rstrip("01"), "go").format(self.number)
-        times = 1
+        times, extra = 1, list[bytes]()
         if (self.number, what) == self.stray and not self.strayed:
-            self.strayed, times = True, self.times
+            self.strayed, times, extra = True, self.times, [*self.extra]
         if code >= 300:
             words = self._refusal(what, code)
-        self.said += [b"%d %s\r\n" % (code, words.encode())] * times
+        self.said += [b"%d %s\r\n" % (code, words.encode())] * times + extra
 
     def _refusal(self, what: str, code: int) -> str:
         if not self.coded or code == 354:
@@ -122,12 +140,13 @@ class Server:
             code = self.fates[self.number][2] if self.accepted else 503
             self.pieces.content = code == 354
             self._say("data", code)
+            self.closed = self.ends and code >= 400
         elif verb == b"BDAT":
             self.pieces.octets = int(rest.split()[0])
         else:
-            assert verb == b"RSET", line
+            assert verb in (b"RSET", b"QUIT"), line
             self.open, self.accepted = False, []
-            self._say("rset", 250)
+            self._say(verb.decode().lower(), 221 if verb == b"QUIT" else 250)
 
     def truth(self, number: int, index: int, *, chunked: bool) -> int:
         """The code that decided about a recipient, or will."""
@@ -166,6 +185,8 @@ class Client:
                 self._took(self.dialogue.receive(data))
             elif self.dialogue.idle:
                 break
+            elif self.server.closed:
+                self._took(self.dialogue.receive_eof())
             else:
                 self._took(self.dialogue.fail(Fault.TIMEOUT))
 
@@ -211,7 +232,14 @@ class Client:
 
 
 def wrongs(
-    dialect: Dialect, words: str, times: int, *, pieces: str, stages: Sequence[str] = STAGES
+    dialect: Dialect,
+    words: str,
+    times: int,
+    *,
+    pieces: str,
+    stages: Sequence[str] = STAGES,
+    extra: Sequence[bytes] = (),
+    ends: bool = False,
 ) -> Counter[str]:
     """What went wrong, over every place and many pairs of fates."""
     found: Counter[str] = Counter()
@@ -219,7 +247,7 @@ def wrongs(
     for first, second in itertools.product(FATES, FATES[::3]):
         for ahead, stage in itertools.product(([], [TAKEN]), stages):
             fates = [*ahead, first, second, TAKEN]
-            server = Server(fates, words, len(ahead), stage, times)
+            server = Server(fates, words, len(ahead), stage, times, extra=extra, ends=ends)
             client = Client(dialect, server, pieces=pieces)
             client.run()
             strayed += server.strayed
@@ -237,6 +265,39 @@ def test_a_reply_too_many_by_data_gives_nobody_anothers_verdict(
     dialect: Dialect, words: str, pieces: str
 ) -> None:
     assert wrongs(dialect, words, 2, pieces=pieces) == {}
+
+
+@pytest.mark.parametrize("times", [3, 4, 5])
+@pytest.mark.parametrize("words", WORDS)
+@pytest.mark.parametrize(
+    "dialect", [SERIAL, TRANSACTION, BEHIND], ids=["serial", "transaction", "full"]
+)
+def test_any_number_of_the_same_reply_by_data_gives_nobody_anothers_verdict(
+    dialect: Dialect, words: str, times: int
+) -> None:
+    assert wrongs(dialect, words, times, pieces="apart") == {}
+
+
+@pytest.mark.parametrize("pieces", ["apart", "late"])
+@pytest.mark.parametrize("words", WORDS)
+@pytest.mark.parametrize("dialect", [TRANSACTION, BEHIND], ids=["transaction", "full"])
+def test_a_close_behind_a_refused_data_hides_no_reply_too_many(
+    dialect: Dialect, words: str, pieces: str
+) -> None:
+    for times in (2, 3):
+        assert wrongs(dialect, words, times, pieces=pieces, ends=True) == {}
+
+
+@pytest.mark.parametrize("extra", [(b"550 no\r\n",), (b"250 OK\r\n", b"550 no\r\n")], ids=len)
+@pytest.mark.parametrize("words", WORDS)
+@pytest.mark.parametrize(
+    "dialect", [SERIAL, TRANSACTION, BEHIND], ids=["serial", "transaction", "full"]
+)
+def test_a_refusal_of_its_own_too_many_gives_nobody_anothers_verdict(
+    dialect: Dialect, words: str, extra: Sequence[bytes]
+) -> None:
+    # what is said of a content as well as its verdict may be the next one's
+    assert wrongs(dialect, words, 1, pieces="apart", extra=extra, stages=["end"]) == {}
 
 
 @pytest.mark.parametrize("words", WORDS)
