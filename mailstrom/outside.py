@@ -25,7 +25,7 @@ class Question(Struct, frozen=True, kw_only=True):
     seconds: float
 
 
-class Nameserver(Struct, frozen=True, kw_only=True):
+class NameserverAnswer(Struct, frozen=True, kw_only=True):
     """How a nameserver answered one question; ``None`` milliseconds: it did not, or was not asked.
 
     Args:
@@ -106,7 +106,7 @@ class Outside(Struct, frozen=True, kw_only=True):
         trouble: what could not be looked at at all, and why.
     """
 
-    nameservers: list[Nameserver] = []
+    nameservers: list[NameserverAnswer] = []
     hostname: Name | None = None
     sources: list[Source] = []
     hosts: list[Host] = []

@@ -168,7 +168,7 @@ def known(name: str, value: object, vocabulary: Collection[str]) -> tuple[str, .
     return found
 
 
-def moment_ms(name: str, value: object, now_ms: int) -> int | None:
+def past_ms(name: str, value: object, now_ms: int) -> int | None:
     """Milliseconds of an aware datetime, or of a timedelta back from now; None stays None.
 
     Raises:

@@ -144,7 +144,7 @@ def flag(option: str, value: object) -> bool:
     return value
 
 
-def moment_ms(option: str, value: datetime | timedelta | None, now_ms: int) -> int | None:
+def coming_ms(option: str, value: datetime | timedelta | None, now_ms: int) -> int | None:
     """Milliseconds of an aware datetime or of now plus a timedelta."""
     if value is None:
         return None

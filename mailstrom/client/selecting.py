@@ -51,8 +51,8 @@ def selection(filters: Filters, now_ms: int, timeout: float) -> Selection | None
         "tags": arguments.words("tag", filters.get("tag")),
         "streams": arguments.words("stream", filters.get("stream")),
     }
-    since = arguments.moment_ms("since", filters.get("since"), now_ms)
-    until = arguments.moment_ms("until", filters.get("until"), now_ms)
+    since = arguments.past_ms("since", filters.get("since"), now_ms)
+    until = arguments.past_ms("until", filters.get("until"), now_ms)
     for field, argument in (
         ("recipients", "recipient"), ("senders", "sender"), ("domains", "domain")
     ):  # fmt: skip

@@ -328,10 +328,10 @@ class Sending(Handle):
         room = message_room(self._timeout)
         now = due = wall_ms()
         if send_at is not None:
-            due = max(options.moment_ms("send_at", send_at, now) or now, now)
+            due = max(options.coming_ms("send_at", send_at, now) or now, now)
         expires = None
         if expires_at is not None:
-            expires = options.moment_ms("expires_at", expires_at, now)
+            expires = options.coming_ms("expires_at", expires_at, now)
             if expires is not None and expires <= due:
                 raise InvalidMessage(
                     "expires_at: lies before the message may be sent",

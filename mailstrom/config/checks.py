@@ -85,7 +85,7 @@ def _one_connect_timeout(config: Config) -> Config:
 
 
 def _hostname(config: Config) -> Iterator[str]:
-    if not names.is_host_name(config.hostname):
+    if not names.is_ldh_name(config.hostname):
         yield (
             f"hostname {config.hostname!r} is no host name: write letters, digits, hyphens and dots"
             ' (an internationalised name as its "xn--" form)'
@@ -119,7 +119,7 @@ def _dns_tls(config: Config) -> Iterator[str]:
         yield "[dns] tls with nameservers needs tls_hostname: write the name in their certificate"
     if dns.tls_hostname and not dns.tls:
         yield "[dns] tls_hostname has no effect without tls: add tls = true or remove it"
-    if dns.tls_hostname and not names.is_host_name(dns.tls_hostname):
+    if dns.tls_hostname and not names.is_ldh_name(dns.tls_hostname):
         yield f"[dns] tls_hostname {dns.tls_hostname!r} is no host name"
 
 
@@ -138,7 +138,7 @@ def _relay(config: Config) -> Iterator[str]:
         if isinstance(names.ip(entry), IPv6Address):
             yield f'[relay] hosts: {entry!r} is an IPv6 address: write it as "[{entry}]"'
             continue
-        if names.ip(host) is None and not names.is_host_name(host):
+        if names.ip(host) is None and not names.is_ldh_name(host):
             yield f'[relay] hosts: {entry!r} is no host: write "host" or "host:port"'
 
 

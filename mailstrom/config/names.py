@@ -8,7 +8,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?", re.IGNORECASE)
 
 
-def is_host_name(name: str) -> bool:
+def is_ldh_name(name: str) -> bool:
     """Whether ``name`` is a host name of ASCII letters, digits and hyphens (RFC 1123 2.1)."""
     return len(name) <= 253 and all(_LABEL.fullmatch(label) for label in name.split("."))
 
@@ -21,7 +21,7 @@ def is_fqdn(name: str) -> bool:
     lower = name.lower()
     return (
         "." in name
-        and is_host_name(name)
+        and is_ldh_name(name)
         and not lower.rsplit(".", 1)[1].isdigit()
         and not lower.endswith((".localdomain", ".localhost", ".in-addr.arpa", ".ip6.arpa"))
     )

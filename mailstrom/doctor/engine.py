@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from mailstrom.doctor.finding import Finding, Scalar, note, ok, plural, problem, span, warning
-from mailstrom.storage.examined import Contents, WorkerFacts
+from mailstrom.storage.examined import Contents, ProcessFacts
 
 BEAT_MS = 30_000
 OWN_FILES = 64
@@ -31,7 +31,7 @@ class Process:
         files, most_files: descriptors that it has open and may have; None where nobody tells.
     """
 
-    row: WorkerFacts
+    row: ProcessFacts
     held: bool
     stopped: bool = False
     files: int | None = None

@@ -18,7 +18,7 @@ from mailstrom.config import Config, worker_count
 from mailstrom.control import JANITOR_LOCK, SUPERVISOR_LOCK
 from mailstrom.doctor.engine import Engine, Process
 from mailstrom.lockfile import holder, is_free
-from mailstrom.storage.examined import Contents, WorkerFacts
+from mailstrom.storage.examined import Contents, ProcessFacts
 
 _TIMEX_BYTES = 1024  # more than struct timex has on any system
 _STATUS_AT = 5 * ctypes.sizeof(ctypes.c_long)
@@ -82,7 +82,7 @@ def _supervisor(run: str) -> str | None:
     return f"pid {fields.get('pid', 'unknown')} on {fields.get('host', 'unknown')}"
 
 
-def _process(run: str, row: WorkerFacts, visible: bool) -> Process:
+def _process(run: str, row: ProcessFacts, visible: bool) -> Process:
     held = visible and not is_free(os.path.join(run, row.lock))
     if not held or row.host != socket.gethostname():
         return Process(row=row, held=held)

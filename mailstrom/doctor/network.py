@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from mailstrom.config import Config
 from mailstrom.config.names import is_fqdn
 from mailstrom.doctor.finding import Finding, Scalar, note, ok, problem, warning
-from mailstrom.outside import Host, Name, Nameserver, Outside, Source
+from mailstrom.outside import Host, Name, NameserverAnswer, Outside, Source
 
 SLOW_MS = 1_500
 _SERVERS = (
@@ -61,7 +61,7 @@ def _dns(seen: Outside) -> Iterator[Finding]:
             yield _answering(one)
 
 
-def _answering(one: Nameserver) -> Finding:
+def _answering(one: NameserverAnswer) -> Finding:
     evidence: dict[str, Scalar] = {
         "server": one.server,
         "udp_ms": None if one.udp_ms is None else round(one.udp_ms, 1),

@@ -139,7 +139,7 @@ class ClockFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerFacts:
+class ProcessFacts:
     """An engine process whose row says that it lives."""
 
     worker: int
@@ -211,7 +211,7 @@ class Contents:
     failing_domains: int
     failing_domain: tuple[str, str] | None
     last_success_ms: int
-    workers: tuple[WorkerFacts, ...]
+    workers: tuple[ProcessFacts, ...]
     lost_lately: int
 
     @property

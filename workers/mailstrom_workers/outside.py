@@ -23,7 +23,16 @@ from msgspec import structs
 
 from mailstrom.config import Config, from_json, nameserver_name, nameservers, relay_hosts
 from mailstrom.errors import ConfigError
-from mailstrom.outside import Host, Name, Nameserver, Outside, Question, Source, encode, question
+from mailstrom.outside import (
+    Host,
+    Name,
+    NameserverAnswer,
+    Outside,
+    Question,
+    Source,
+    encode,
+    question,
+)
 from mailstrom.policy.answers import is_host_name
 from mailstrom.policy.timeouts import Timeouts
 from mailstrom_workers import dnswire
@@ -31,8 +40,7 @@ from mailstrom_workers.context import Settings
 from mailstrom_workers.dnswire import Kind
 from mailstrom_workers.endpoint import SessionFailure, Target
 from mailstrom_workers.machine import local_address
-from mailstrom_workers.nameservers import Nameserver as Server
-from mailstrom_workers.nameservers import Nameservers, Unanswered
+from mailstrom_workers.nameservers import Nameserver, Nameservers, Unanswered
 from mailstrom_workers.resolver import Resolver
 from mailstrom_workers.wire import establish
 
@@ -53,7 +61,7 @@ class _Look:
         self.probe = asked.probe.rstrip(".").lower()
         self.seconds = asked.seconds
         self.dns_s = min(self.config.dns.timeout, DNS_S)
-        self.servers: list[Nameserver] = []
+        self.servers: list[NameserverAnswer] = []
         self.hostname: Name | None = None
         self.sources: dict[str, Source] = {}
         self.hosts: list[Host] = []
@@ -111,7 +119,7 @@ class _Look:
     async def _look_at_servers(self, asked: Nameservers) -> None:
         self.servers += await asyncio.gather(*(self._server(one) for one in asked.each))
 
-    async def _server(self, server: Server) -> Nameserver:
+    async def _server(self, server: Nameserver) -> NameserverAnswer:
         if server.streams:
             tcp = await self._answered(server.by_stream)
             udp: tuple[float | None, str | None] = (None, None)
@@ -119,7 +127,7 @@ class _Look:
             udp, tcp = await asyncio.gather(
                 self._answered(server.by_datagram), self._answered(server.by_stream)
             )
-        return Nameserver(
+        return NameserverAnswer(
             server=f"{server.address} port {server.port}",
             udp_ms=udp[0],
             udp_error=udp[1],

@@ -29,7 +29,7 @@ LOOK_S = 60.0
 """How long a look for numbers that two messages name holds: they come by damage alone."""
 
 
-class Look(NamedTuple):
+class PurgeFacts(NamedTuple):
     """What a purge must know and cannot look for while it has the lock.
 
     Args:
@@ -49,10 +49,10 @@ class Shared:
     """Looks for staged content that two messages name, or none."""
 
     def __init__(self) -> None:
-        self._found = Look(0, {}, {})
+        self._found = PurgeFacts(0, {}, {})
         self._until_s = float("-inf")
 
-    def __call__(self, connection: apsw.Connection, before_ms: int, limit: int) -> Look:
+    def __call__(self, connection: apsw.Connection, before_ms: int, limit: int) -> PurgeFacts:
         """Look, where one of the next ``limit`` messages to be purged was staged.
 
         Args:
@@ -63,7 +63,7 @@ class Shared:
         if staged and time.monotonic() >= self._until_s:
             # The number first: what comes meanwhile is asked for in the transaction.
             seen = run(connection, "newest_number")[0][0]
-            self._found = Look(seen, dict(run(connection, "contents_shared")), {})
+            self._found = PurgeFacts(seen, dict(run(connection, "contents_shared")), {})
             self._until_s = time.monotonic() + LOOK_S
         lost = [
             seq
@@ -73,7 +73,7 @@ class Shared:
         return self._found._replace(orphans=_orphans(connection, lost) if lost else {})
 
 
-def late(connection: apsw.Connection, look: Look) -> dict[int, tuple[int, int]]:
+def late(connection: apsw.Connection, look: PurgeFacts) -> dict[int, tuple[int, int]]:
     """Staged numbers that messages name which came since the look: the first and the last of them.
 
     Args:
@@ -120,7 +120,7 @@ def delete(
     connection: apsw.Connection,
     message: int,
     number: int | None,
-    look: Look,
+    look: PurgeFacts,
     since: Mapping[int, tuple[int, int]],
 ) -> None:
     """Delete a message's content.

@@ -33,11 +33,11 @@ from mailstrom.storage.examined import (
     FileFacts,
     LogFacts,
     Oldest,
+    ProcessFacts,
     RoomFacts,
     SuspendedSite,
     Trouble,
     TroubleKind,
-    WorkerFacts,
 )
 from mailstrom.storage.sqlite import asking, checking, examining_log, forks, names, poison, wal
 from mailstrom.storage.sqlite.connection import (
@@ -314,7 +314,7 @@ def _contents(connection: apsw.Connection) -> Contents:
         failing_domain=(str(failure[0][0]), str(failure[0][1])) if failure else None,
         last_success_ms=int(run(connection, "examine_success")[0][0]),
         workers=tuple(
-            WorkerFacts(**dict(zip(_WORKER, row, strict=True)))
+            ProcessFacts(**dict(zip(_WORKER, row, strict=True)))
             for row in run(connection, "examine_workers")
         ),
         lost_lately=int(run(connection, "examine_lost", lately)[0][0]),

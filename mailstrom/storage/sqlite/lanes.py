@@ -16,7 +16,7 @@ from mailstrom.storage.base import Lane, Lesson, Suspension
 from mailstrom.storage.sqlite import copies
 from mailstrom.storage.sqlite.encoding import encoded
 from mailstrom.storage.sqlite.rows import decode_hosts, readable
-from mailstrom.storage.sqlite.settling import Row, record, site_event
+from mailstrom.storage.sqlite.settling import AttemptRow, record, site_event
 from mailstrom.storage.sqlite.sql import STATEMENTS, run
 from mailstrom.types import Host, Judgement, OnDoubt, Pipelining, Reason, Stage
 
@@ -251,7 +251,7 @@ def doubt(
     """
     values = {"lanes": encoded(lanes), "on_doubt": str(on_doubt), "most": most}
     changes: list[list[Any]] = []
-    attempts: list[Row] = []
+    attempts: list[AttemptRow] = []
     for recipient, policy, session, opened_ms, host, address, doubts in run(
         connection, "held_by_lanes", values
     ):
@@ -266,7 +266,7 @@ def doubt(
             due_ms = now_ms + delays_ms[min(doubts, len(delays_ms) - 1)]
         changes.append([recipient, str(verdict), str(reason), due_ms, host])
         attempts.append(
-            Row(
+            AttemptRow(
                 recipient,
                 session,
                 opened_ms or now_ms,

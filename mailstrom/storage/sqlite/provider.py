@@ -60,7 +60,7 @@ class Files:
         return examining.examine(self.canonical(name), check_s=check_s)
 
 
-class Memory:
+class InMemory:
     """Spools in this process's memory; see ``memory``."""
 
     shared = False
@@ -114,4 +114,4 @@ def _worker(place: Place, busy_ms: int, doubt_delays_ms: Sequence[int] | None) -
 
 
 files = Files()
-memory = Memory()
+memory = InMemory()

@@ -236,7 +236,7 @@ def _refuse(
         "text": text,
     }
     run(connection, "fail_unrouted", values)
-    one = settling.Row(
+    one = settling.AttemptRow(
         recipient=0,
         session=None,
         started_ms=now_ms,

@@ -43,7 +43,7 @@ Value = int | float | str | bytes | None
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ImagePlace:
     """Where an image of a page lies: in the -wal or the database, and at which byte."""
 
     log: bool
@@ -76,7 +76,7 @@ class Pages:
     def __init__(self, path: str) -> None:
         gone = os.path.exists(f"{path}-wal") and not os.path.exists(path)
         self._files = {False: os.open(os.devnull if gone else path, os.O_RDONLY | os.O_CLOEXEC)}
-        self._images: dict[int, list[Place]] = {}
+        self._images: dict[int, list[ImagePlace]] = {}
         self._map: tuple[int, bytes | None] = (0, None)  # the last page of the pointer map
         self._freelist: frozenset[int] | None = None
         self.unfit = 0
@@ -107,7 +107,7 @@ class Pages:
         if not 1 <= page <= self.count:
             return
         places = self._images.get(page)
-        for place in [Place(False, (page - 1) * PAGE_BYTES)] if places is None else places:
+        for place in [ImagePlace(False, (page - 1) * PAGE_BYTES)] if places is None else places:
             image = self._read(place.log, PAGE_BYTES, place.offset)
             if len(image) == PAGE_BYTES:
                 yield image
@@ -179,10 +179,10 @@ class Pages:
                 continue
             fits = self._frame_fits(offset, words, before)
             self.unfit += not fits
-            known.append(Place(True, offset + _FRAME_HEADER, fits))
+            known.append(ImagePlace(True, offset + _FRAME_HEADER, fits))
         for page, known in self._images.items():
             if not known[-1].fits:
-                known.append(Place(False, (page - 1) * PAGE_BYTES))
+                known.append(ImagePlace(False, (page - 1) * PAGE_BYTES))
 
     def _frame_fits(
         self, offset: int, words: struct.Struct, first: dict[int, tuple[int, int]]

@@ -24,7 +24,7 @@ SUCCESS_MS = 1_000
 """A site's last success is written at most once in this time."""
 
 
-class Row(NamedTuple):
+class AttemptRow(NamedTuple):
     """One attempt to be recorded."""
 
     recipient: int
@@ -283,7 +283,7 @@ def _settle_late(
             },
         )
     worker = run(connection, "lane_worker", {"lane": settlement.lane})
-    row = Row(
+    row = AttemptRow(
         recipient=settlement.recipient,
         session=attempt.session,
         started_ms=attempt.started_ms,
@@ -308,7 +308,7 @@ def _settle_late(
 
 def record(
     connection: apsw.Connection,
-    rows: Sequence[Row],
+    rows: Sequence[AttemptRow],
     now_ms: int,
     *,
     counted: bool = True,
@@ -321,7 +321,7 @@ def record(
         counted: whether the hourly sums count the states that the recipients have now.
         quiet: the next host may still take them: attempts, and no event yet.
     """
-    groups: dict[_Alike, list[Row]] = {}
+    groups: dict[_Alike, list[AttemptRow]] = {}
     for row in rows:
         groups.setdefault(row.alike, []).append(row)
     for same, group in groups.items():

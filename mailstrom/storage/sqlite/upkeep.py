@@ -145,7 +145,7 @@ def purge(
     retention: Retention,
     limit: int,
     now_ms: int,
-    shared: contents.Look,
+    shared: contents.PurgeFacts,
 ) -> int:
     """Delete content, then whole messages, then everything else past its time, then free pages.
 
@@ -185,7 +185,7 @@ def purge(
 
 
 def _purge_bodies(
-    connection: apsw.Connection, before_ms: int, limit: int, now_ms: int, look: contents.Look
+    connection: apsw.Connection, before_ms: int, limit: int, now_ms: int, look: contents.PurgeFacts
 ) -> int:
     """Content of messages that finished long ago: one whole message, or ``limit`` chunks."""
     rows = run(connection, "purge_bodies", {"before_ms": before_ms, "most": limit})

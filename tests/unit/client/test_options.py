@@ -125,12 +125,12 @@ def test_moments_keep_their_milliseconds_in_any_zone(ms: int, minutes: int) -> N
         local = moment.astimezone(timezone(timedelta(minutes=minutes)))
     except OverflowError:
         return
-    assert options.moment_ms("send_at", local, NOW) == ms
+    assert options.coming_ms("send_at", local, NOW) == ms
 
 
 @given(st.integers(-1_000_000_000, 10**12))
 def test_spans_count_from_now(ms: int) -> None:
-    assert options.moment_ms("send_at", timedelta(milliseconds=ms), NOW) == NOW + ms
+    assert options.coming_ms("send_at", timedelta(milliseconds=ms), NOW) == NOW + ms
 
 
 def test_without_a_priority_it_is_the_streams_or_normal(client: Mailstrom, message: bytes) -> None:

@@ -17,9 +17,9 @@ from mailstrom.storage.examined import (
     Examined,
     FileFacts,
     LogFacts,
+    ProcessFacts,
     RoomFacts,
     SuspendedSite,
-    WorkerFacts,
 )
 
 NOW = 1_900_000_000_000
@@ -82,7 +82,7 @@ SEEN = Examined(
 )
 
 
-def row(worker: int = 1, kind: str = "delivery", **changes: Any) -> WorkerFacts:
+def row(worker: int = 1, kind: str = "delivery", **changes: Any) -> ProcessFacts:
     values: dict[str, Any] = {
         "pid": 4000 + worker,
         "host": "here",
@@ -96,7 +96,7 @@ def row(worker: int = 1, kind: str = "delivery", **changes: Any) -> WorkerFacts:
         "lanes": 0,
         "recipients": 0,
     }
-    return WorkerFacts(worker=worker, kind=kind, **{**values, **changes})
+    return ProcessFacts(worker=worker, kind=kind, **{**values, **changes})
 
 
 def process(worker: int = 1, kind: str = "delivery", **changes: Any) -> Process:

@@ -9,10 +9,10 @@ from msgspec.structs import replace
 
 from mailstrom.doctor import network
 from mailstrom.doctor.finding import Finding
-from mailstrom.outside import Host, Name, Nameserver, Outside, Source
+from mailstrom.outside import Host, Name, NameserverAnswer, Outside, Source
 from tests.unit.doctor.facts import config, levels, only
 
-SERVER = Nameserver(server="192.0.2.53 port 53", udp_ms=4.0, tcp_ms=9.0)
+SERVER = NameserverAnswer(server="192.0.2.53 port 53", udp_ms=4.0, tcp_ms=9.0)
 NAME = Name(name="mail.example.org", addresses=["198.51.100.7"])
 SOURCE = Source(
     address="198.51.100.7",
@@ -57,7 +57,7 @@ DEAD = replace(SERVER, udp_ms=None, tcp_ms=None, udp_error="no answer in time", 
         ([replace(SERVER, udp_ms=2_000.0)], "dns.servers", "warning"),
     ],
 )
-def test_nameservers(servers: list[Nameserver], check: str, level: str) -> None:
+def test_nameservers(servers: list[NameserverAnswer], check: str, level: str) -> None:
     assert levels(checked(nameservers=servers))[check] == level
 
 
