@@ -5,26 +5,13 @@ a temporary directory that is removed, each part bounded in time, number and dis
 disks are small tmpfs mounts; otherwise limits on the size of files stand in for them.
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 
 # for tests.* and tools.*; the packages come from site-packages (-P)
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tests.torture.plan import PARTS
-from tests.torture.table import markdown
-from tools.trials import Trials
+from tools.trials import main
 
 if __name__ == "__main__":
-    sys.exit(
-        Trials(
-            prog="tools/torture",
-            about=(__doc__ or "").splitlines()[0],
-            package="tests.torture",
-            parts=PARTS,
-            word="part",
-            markdown=markdown,
-        ).main()
-    )
+    sys.exit(main("torture", "part", __doc__))

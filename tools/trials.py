@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -50,24 +50,21 @@ class Row(Protocol):
         """What came of it, in one line."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Trials:
     """One tool.
 
     Args:
-        prog: as it is typed.
-        about: one line of help.
-        parts: their names, in order: modules of ``package``.
+        tool: its name, and that of its package in ``tests``, which has ``plan`` and ``table``.
         word: what a part is called.
-        markdown: makes the table.
+        about: one line of help.
+        parts: their names, in order: modules of the package.
     """
 
-    prog: str
-    about: str
-    package: str
-    parts: Sequence[str]
+    tool: str
     word: str
-    markdown: Callable[[Iterable[Any]], str]
+    about: str
+    parts: Sequence[str]
 
     def main(self) -> int:
         """Run the parts that were asked for."""
@@ -94,7 +91,8 @@ class Trials:
     def _tell(self, rows: list[Row]) -> int:
         """The table, and each finding in full."""
         print()
-        print(self.markdown(rows), end="")
+        table = import_module(f"tests.{self.tool}.table")
+        print(table.markdown(rows), end="")
         dirty = [row for row in rows if not row.clean]
         verdict = "every row is clean" if not dirty else f"{len(dirty)} rows are not clean"
         print(f"\n{len(rows)} rows; {verdict}")
@@ -104,7 +102,7 @@ class Trials:
         return 1 if dirty else 0
 
     def _options(self) -> argparse.Namespace:
-        options = argparse.ArgumentParser(prog=self.prog, description=self.about)
+        options = argparse.ArgumentParser(prog=f"tools/{self.tool}", description=self.about)
         word = self.word
         options.add_argument(
             "parts", nargs="*", metavar=word.upper(), help=f"of: {' '.join(self.parts)}; or all"
@@ -137,10 +135,9 @@ class Trials:
         clock = threading.Timer(limit, over)
         clock.daemon = True
         clock.start()
-        tool = self.prog.rpartition("/")[2]
-        run: Callable[[Plan], Iterator[Any]] = import_module(f"{self.package}.{name}").run
+        run: Callable[[Plan], Iterator[Any]] = import_module(f"tests.{self.tool}.{name}").run
         try:
-            with tempfile.TemporaryDirectory(prefix=f"mailstrom-{tool}-{name}-") as folder:
+            with tempfile.TemporaryDirectory(prefix=f"mailstrom-{self.tool}-{name}-") as folder:
                 plan = Plan(folder=Path(folder), seed=options.seed, long=options.long, say=say)
                 for found in run(plan):
                     row = replace(found, seed=options.seed, **{self.word: name})
@@ -148,6 +145,18 @@ class Trials:
                     yield row
         finally:
             clock.cancel()
+
+
+def main(tool: str, word: str, about: str) -> int:
+    """Run a tool as its arguments say; returns the exit code.
+
+    Args:
+        tool: its name, and that of its package in ``tests``.
+        word: what its parts are called there (``PARTS`` of ``plan`` for ``part``).
+        about: what it does; the first line is told.
+    """
+    parts = getattr(import_module(f"tests.{tool}.plan"), f"{word.upper()}S")
+    return Trials(tool, word, about.splitlines()[0], parts).main()
 
 
 def _line(row: Row, options: argparse.Namespace) -> dict[str, object]:
