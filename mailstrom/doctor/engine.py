@@ -8,9 +8,19 @@ out belongs to a process that stands still.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from mailstrom.doctor.finding import Finding, Scalar, note, ok, plural, problem, span, warning
+from mailstrom.doctor.finding import (
+    Finding,
+    Level,
+    Scalar,
+    note,
+    ok,
+    plural,
+    problem,
+    span,
+    warning,
+)
 from mailstrom.storage.examined import Contents, ProcessFacts
 
 BEAT_MS = 30_000
@@ -84,6 +94,25 @@ def checks(engine: Engine, rows: Contents, now_ms: int) -> Iterator[Finding]:
             restarts=most,
         )
     yield from _descriptors(engine, delivering)
+
+
+def may_pass(engine: Engine, found: Sequence[Finding]) -> bool:
+    """Whether a second look is worth its while: a restart looks like this, too, for a moment.
+
+    Rows and locks are not looked at in the same instant: a process that ended in between has a row
+    that says ready and a free lock, and its successor no row yet.
+    """
+    passing = {"engine.gone", "engine.janitor"}
+    if engine.supervisor is not None:
+        passing.add("engine.running")
+    return any(one.check in passing and one.level is not Level.OK for one in found)
+
+
+def seen_again(first: Engine, second: Engine) -> Engine:
+    """The second look, without processes that had not ended at the first and have ended since."""
+    ended = {one.row.worker for one in first.processes if not one.held}
+    left = [one for one in second.processes if one.held or one.row.worker in ended]
+    return replace(second, processes=tuple(left))
 
 
 def _lives(one: Process, engine: Engine, now_ms: int) -> bool:
@@ -165,7 +194,8 @@ def _gone(engine: Engine, now_ms: int) -> Iterator[Finding]:
             "engine.gone",
             f"{row.kind} worker {row.worker} (pid {row.pid} on {row.host}) is gone, with"
             f" {plural(row.lanes, 'lane')} and {plural(row.recipients, 'claimed recipient')}",
-            f"The janitor takes them back within seconds; if this stays, restart it. {_LOG}",
+            "The janitor takes them back within seconds; if this stays, restart the engine."
+            f" {_LOG}",
             worker=row.worker,
             pid=row.pid,
         )

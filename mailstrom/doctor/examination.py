@@ -43,6 +43,8 @@ CHECK_S = 5.0
 """For ``store check``; a larger spool is checked in part."""
 NETWORK_S, PATIENCE_S = 9.0, 11.5
 """For the worker's looks, and until it is killed."""
+AGAIN_S, NO_LATER_S = 2.0, 8.0
+"""Before a second look at processes that seem to have gone; and after so long there is none."""
 PROBE = "gmail.com"
 """Whose mail hosts are connected to: large, and up whenever the network is."""
 _WORKER = "mailstrom_workers.outside"
@@ -137,6 +139,7 @@ def _of_the_spool(store: str | None, config: Config | None) -> Iterator[Finding]
             "Name it: 'mailstrom doctor --store SPOOL'.",
         )
         return
+    began = time.monotonic()
     try:
         require_shared(store)
         seen = examine(store, check_s=CHECK_S)
@@ -155,16 +158,31 @@ def _of_the_spool(store: str | None, config: Config | None) -> Iterator[Finding]
     yield from clock.checks(seen.clock, machine.synchronised())
     if seen.files["database"].error is None:
         yield from sharing.checks(seen)
-    yield from _of_the_rows(store, seen, config)
+    yield from _of_the_rows(store, seen, config, began + NO_LATER_S)
 
 
-def _of_the_rows(store: str, seen: Examined, config: Config | None) -> Iterator[Finding]:
+def _of_the_rows(
+    store: str, seen: Examined, config: Config | None, latest: float
+) -> Iterator[Finding]:
+    """What the rows say.
+
+    Args:
+        latest: a second look is begun no later (monotonic).
+    """
     rows = seen.contents
     if rows is None:
         return
     now_ms = seen.clock.wall_ms
     engine = machine.engine(run_directory(store), rows, config)
     found = [*engines.checks(engine, rows, now_ms)]
+    if engines.may_pass(engine, found) and time.monotonic() < latest:
+        time.sleep(AGAIN_S)
+        later = examine(store, check_s=0)
+        if later is not None and later.contents is not None:
+            rows, now_ms = later.contents, later.clock.wall_ms
+            second = machine.engine(run_directory(store), rows, config)
+            engine = engines.seen_again(engine, second)
+            found = [*engines.checks(engine, rows, now_ms)]
     yield from found
     running = all(one.level is Level.OK for one in found if one.check == "engine.running")
     relay = config is not None and config.delivery.mode == "relay"
