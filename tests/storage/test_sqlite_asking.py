@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+import signal
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import apsw
@@ -29,14 +30,16 @@ def spool(tmp_path: Path) -> Iterator[Spool]:
 
 
 class Planner:
-    """Stands in for a connection: runs nothing, keeps how SQLite would."""
+    """Stands in for a connection: runs nothing, keeps how SQLite would; a walk has a beginning."""
 
     def __init__(self, connection: apsw.Connection) -> None:
         self.connection = connection
         self.plan: list[str] = []
 
-    def execute(self, sql: str, values: dict[str, object]) -> list[object]:
+    def execute(self, sql: str, values: dict[str, object]) -> Iterable[object]:
         """Explain instead of doing."""
+        if sql == STATEMENTS["next_recipient"]:
+            return self.connection.execute("SELECT NULL" if self.plan else "SELECT 1")
         rows = self.connection.execute(f"EXPLAIN QUERY PLAN {sql}", values)
         self.plan = [str(row[3]) for row in rows]
         return []
@@ -149,3 +152,78 @@ class TestBehindTheNewest(FindingContract):
         monkeypatch.setattr(finding, "NEAR", 0)
         monkeypatch.setattr(asking, "NEAR", 0)
         monkeypatch.setattr(finding, "FEW", request.param)
+        monkeypatch.setattr(finding, "DEARER", 1)
+
+
+def test_a_walk_for_an_address_ends_its_snapshot_from_window_to_window(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = [spool.send(f"{name}@example.org") for name in "axbxcxdxex"]
+    wanted = [id for id, name in zip(ids, "axbxcxdxex", strict=True) if name == "x"]
+    monkeypatch.setattr(finding, "FEW", 0)
+    monkeypatch.setattr(finding, "WINDOW", 3)
+    waiting = Selection(recipients=("x@example.org",), statuses=("queued",))
+    open_before: list[bool] = []
+
+    def told(cursor: apsw.Cursor, sql: str, bindings: object) -> bool:
+        open_before.append(cursor.connection.in_transaction)
+        return True
+
+    with spool.client._reader() as connection:  # type: ignore[attr-defined]
+        connection.exec_trace = told
+    found = spool.client.targets(waiting, T0, change=None, limit=9)
+    assert [one.id for one in found] == wanted
+    assert len(open_before) >= 8, "ten recipients are four windows, each with a look for its start"
+    assert not any(open_before)
+    pages = [found[0]]
+    while page := spool.client.targets(waiting, T0, change=None, limit=1, after=pages[-1].place):
+        pages += page
+    assert pages == found
+    two = spool.client.targets(waiting, T0, change=None, limit=2)
+    assert [one.id for one in two] == wanted[:2]
+    assert spool.client.targets(waiting, T0, change=None, limit=0) == []
+
+
+def test_a_walk_is_interrupted_between_two_windows(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(10):
+        spool.send(f"{number}@example.org")
+    monkeypatch.setattr(finding, "FEW", 0)
+    monkeypatch.setattr(finding, "WINDOW", 2)
+    last = Selection(recipients=("9@example.org",), statuses=("queued",))
+    windows: list[str] = []
+
+    def told(cursor: apsw.Cursor, sql: str, bindings: object) -> bool:
+        if "json_each" in sql:
+            windows.append(sql)
+            if len(windows) == 2:
+                signal.raise_signal(signal.SIGINT)
+        return True
+
+    with spool.client._reader() as connection:  # type: ignore[attr-defined]
+        connection.exec_trace = told
+    with pytest.raises(KeyboardInterrupt):
+        spool.client.targets(last, T0, change=None, limit=9)
+    assert len(windows) == 2
+    assert len(spool.client.targets(last, T0, change=None, limit=9)) == 1
+
+
+def test_waiting_ones_are_sought_by_address_where_finished_ones_are_many(spool: Spool) -> None:
+    plans: list[str] = []
+
+    def told(cursor: apsw.Cursor, sql: str, bindings: object) -> bool:
+        plans.append(sql)
+        return True
+
+    with spool.client._reader() as connection:  # type: ignore[attr-defined]
+        connection.exec_trace = told
+    waiting = Selection(recipients=("x@example.org",), statuses=("queued",))
+    ids = [spool.send("x@example.org") for _ in range(8)]
+    for finished, head in ((0, "targets_walk"), (6, "targets_unfinished")):
+        for id in ids[:finished]:
+            change(spool.client, "cancel", [id], None, T0)
+        plans.clear()
+        found = spool.client.targets(waiting, T0, change=None, limit=9)
+        assert [one.id for one in found] == ids[finished:]
+        assert any(sql.startswith(STATEMENTS[head]) for sql in plans), head

@@ -25,6 +25,11 @@ NEAR = 2_000
 """Message numbers that are walked over before anybody is asked for candidates."""
 FEW = 100_000
 """Most candidates: to read so many from an index costs as much as to walk over as many messages."""
+DEARER = 4
+"""To seek a recipient in its message costs so much more than to walk over one."""
+WINDOW = 50_000
+"""Recipients that one statement of a walk looks at, some milliseconds: no snapshot keeps the log
+from being emptied for longer, and whoever interrupts the walk is heard in between."""
 
 _NEWEST = 1 << 62
 _WAITING = frozenset({Status.QUEUED, Status.SENDING, Status.DEFERRED, Status.HELD})
@@ -138,7 +143,10 @@ def targets(
 ) -> list[Target]:
     """Recipients of a selection in the spool's order, those only that ``change`` would touch.
 
+    A walk sees each window of it as it is then.
+
     Args:
+        connection: in no transaction.
         boot: as in ``changes.change``.
     """
     head, tail = "targets_walk", "targets_tail"
@@ -153,8 +161,19 @@ def targets(
         parts.append(f"({touches(change)})")
     values = {**_values(selection), "after": after, "most": max(0, limit), "now_ms": now_ms}
     values["boot"] = boot
-    sql = " AND ".join(parts) + " " + STATEMENTS[tail]
-    return [Target(*row) for row in connection.execute(sql, values)]
+    if head != "targets_walk":
+        sql = " AND ".join(parts) + " " + STATEMENTS[tail]
+        return [Target(*row) for row in connection.execute(sql, values)]
+    sql = " AND ".join([*parts, STATEMENTS["targets_window"]]) + " " + STATEMENTS[tail]
+    found: list[Target] = []
+    while len(found) < limit:
+        first = run(connection, "next_recipient", {"after": values["after"]})[0][0]
+        if first is None:
+            break
+        values |= {"last": first + WINDOW - 1, "most": limit - len(found)}
+        found += [Target(*row) for row in connection.execute(sql, values)]
+        values["after"] = values["last"]
+    return found
 
 
 def _few_unfinished(connection: apsw.Connection, selection: Selection) -> bool:
@@ -162,7 +181,8 @@ def _few_unfinished(connection: apsw.Connection, selection: Selection) -> bool:
     words = set(selection.statuses)
     if not words or not words <= _WAITING:
         return False
-    return len(run(connection, "few_unfinished", {"bound": FEW + 1})) <= FEW
+    few = min(FEW, run(connection, "recipient_span")[0][0] // DEARER)
+    return bool(run(connection, "few_unfinished", {"bound": few + 1})[0][0] <= few)
 
 
 def _of_messages(selection: Selection) -> list[str]:

@@ -143,6 +143,7 @@ def test_waiting_ones_of_an_address_are_the_same_by_both_ways(
 ) -> None:
     """Sought one by one where few messages are unfinished, else walked to."""
     monkeypatch.setattr(finding, "FEW", few)
+    monkeypatch.setattr(finding, "DEARER", 1)
     stores = SQLiteStores(tmp_path / "spool.db")
     with stores.opened:
         spool = Spool(stores)

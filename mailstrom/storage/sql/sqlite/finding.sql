@@ -4,7 +4,7 @@
 -- Sought: ids, tags, held ones, messages that are not finished; waiting ones by their address, where
 -- few messages are unfinished. Everything else (sender, stream,
 -- domain, address, time, final statuses) walks: find from the newest message back and stops at the
--- limit, targets in the spool's order from where the last page ended.
+-- limit, targets in the spool's order from where the last page ended, window by window.
 --
 -- Where find met too little among the newest it asks indexes who may be meant by a word that few
 -- messages have (few_...): candidates, each looked at as the other fragments say. Where they are too
@@ -27,6 +27,13 @@ SELECT m.id, r.address, r.seq
   FROM recipient r CROSS JOIN message m ON m.seq = r.message
  WHERE r.seq > :after
 
+-- name: targets_window
+-- Of a walk: no further than that in one statement.
+r.seq <= :last
+
+-- name: next_recipient
+SELECT min(seq) FROM recipient WHERE seq > :after;
+
 -- name: targets_held
 SELECT m.id, r.address, r.seq
   FROM recipient r INDEXED BY recipient_held CROSS JOIN message m ON m.seq = r.message
@@ -41,7 +48,12 @@ SELECT m.id, r.address, r.seq
  WHERE r.seq > :after
 
 -- name: few_unfinished
-SELECT 1 FROM message INDEXED BY message_expiry WHERE finished_ms IS NULL LIMIT :bound;
+SELECT count(*) FROM (SELECT 1 FROM message INDEXED BY message_expiry WHERE finished_ms IS NULL
+                       LIMIT :bound);
+
+-- name: recipient_span
+-- Numbers from the first to the last: at least as many as there are.
+SELECT coalesce((SELECT max(seq) FROM recipient) - (SELECT min(seq) FROM recipient) + 1, 0);
 
 -- name: targets_sought
 -- Recipients stand in the order of their messages.
