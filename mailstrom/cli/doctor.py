@@ -157,7 +157,9 @@ def _told(one: Finding, width: int) -> Iterator[str]:
 
 def _sentence(text: str) -> str:
     shown = printable(text, LONGEST)
-    return f"{shown[:1].upper()}{shown[1:]}{'' if shown.endswith(('.', '!', '?')) else '.'}"
+    first = shown.split(" ", 1)[0]
+    begin = shown[:1].upper() if first.isalpha() else shown[:1]  # no name of a host or a spool
+    return f"{begin}{shown[1:]}{'' if shown.endswith(('.', '!', '?')) else '.'}"
 
 
 def _wrapped(head: str, text: str, width: int, indent: int | None = None) -> list[str]:

@@ -25,8 +25,8 @@ def checks(config: Config | None, errors: Sequence[str]) -> Iterator[Finding]:
         yield problem(
             "configuration.file",
             sentence,
-            "Mend the file; 'mailstrom config check' says whether it is usable. The engine would"
-            " not start with it.",
+            "Mend that; 'mailstrom config check' says whether it is usable. The engine would not"
+            " start with it.",
         )
     if config is None:
         return

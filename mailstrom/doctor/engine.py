@@ -55,6 +55,7 @@ class Engine:
     Args:
         visible: whether its locks may be looked at by this user.
         supervisor: who holds the supervisor's lock, for a sentence; None: nobody.
+        stopped: pid of a supervisor that was stopped by a signal; None: it was not, for all we see.
         janitor: whether somebody has the janitor's role.
         wanted: delivery workers of the configuration; None where it cannot be read.
         connections: that a worker may have open.
@@ -70,6 +71,7 @@ class Engine:
     connections: int | None
     files: int | None
     installed_ms: int = 0
+    stopped: int | None = None
 
 
 def checks(engine: Engine, rows: Contents, now_ms: int) -> Iterator[Finding]:
@@ -82,6 +84,7 @@ def checks(engine: Engine, rows: Contents, now_ms: int) -> Iterator[Finding]:
         yield from _running(engine, alive, delivering)
         yield from _gone(engine, now_ms)
         yield from _silent(alive, now_ms)
+        yield from _supervisor(engine)
         yield from _older(engine, alive)
     if rows.lost_lately >= OFTEN or any(one.row.restarts >= OFTEN for one in alive):
         most = max((one.row.restarts for one in alive), default=0)
@@ -129,6 +132,13 @@ def _none_runs(engine: Engine, rows: Contents, now_ms: int) -> Finding:
             "engine.running",
             f"the supervisor runs ({engine.supervisor}) and none of its processes does",
             f"{_LOG} It starts them again with growing pauses.",
+            **evidence,
+        )
+    if rows.copied_ms is not None:
+        return warning(
+            "engine.running",
+            "no engine runs, and none would send from this copy",
+            "See the finding about the copy; an engine is of use once it is adopted.",
             **evidence,
         )
     died = ""
@@ -213,14 +223,29 @@ def _silent(alive: Sequence[Process], now_ms: int) -> Iterator[Finding]:
             else "It lives and stands still: a disk that hangs, or a machine that swaps"
             f" ('cat /proc/{row.pid}/stack' as root tells)."
         )
+        silence = f"gave no sign of life for {span(silent_ms)}"
+        if one.stopped:
+            silence = f"stands still; its last sign of life came {span(silent_ms)} ago"
         yield problem(
             "engine.heartbeat",
-            f"{who} gave no sign of life for {span(silent_ms)}",
+            f"{who} {silence}",
             f"{lets_go} The supervisor's watchdog ends it after [supervisor] watchdog.",
             worker=row.worker,
             pid=row.pid,
             silent_ms=silent_ms,
             stopped=one.stopped,
+        )
+
+
+def _supervisor(engine: Engine) -> Iterator[Finding]:
+    if engine.stopped is not None:
+        yield warning(
+            "engine.heartbeat",
+            f"the supervisor ({engine.supervisor}) stands still: mail goes out, and nobody replaces"
+            " a worker that dies",
+            f"It was stopped by a signal: 'kill -CONT {engine.stopped}' lets it go on.",
+            pid=engine.stopped,
+            stopped=True,
         )
 
 

@@ -135,7 +135,7 @@ def _of_the_spool(store: str | None, config: Config | None) -> Iterator[Finding]
     if store is None:
         yield note(
             "spool.found",
-            "the spool was not looked at: the configuration names it, and cannot be read",
+            "the spool was not looked at: without a usable configuration nobody knows which it is",
             "Name it: 'mailstrom doctor --store SPOOL'.",
         )
         return

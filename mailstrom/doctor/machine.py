@@ -52,9 +52,11 @@ def engine(run: str, rows: Contents, config: Config | None) -> Engine:
         config: the configuration in force, if it is usable.
     """
     visible = _visible(run, [SUPERVISOR_LOCK, JANITOR_LOCK, *(row.lock for row in rows.workers)])
+    supervisor = _supervisor(run) if visible else None
     return Engine(
         visible=visible,
-        supervisor=_supervisor(run) if visible else None,
+        supervisor=None if supervisor is None else _named(supervisor),
+        stopped=None if supervisor is None else _stopped_here(supervisor),
         janitor=visible and not is_free(os.path.join(run, JANITOR_LOCK)),
         processes=tuple(_process(run, row, visible) for row in rows.workers),
         wanted=None if config is None else worker_count(config),
@@ -74,12 +76,20 @@ def _visible(run: str, names: Sequence[str]) -> bool:
     return may(run, os.X_OK) and all(may(path, os.R_OK) for path in paths if os.path.lexists(path))
 
 
-def _supervisor(run: str) -> str | None:
+def _supervisor(run: str) -> dict[str, object] | None:
+    """What the supervisor says of itself; None: there is none."""
     path = os.path.join(run, SUPERVISOR_LOCK)
-    if is_free(path):
-        return None
-    fields = holder(path)
-    return f"pid {fields.get('pid', 'unknown')} on {fields.get('host', 'unknown')}"
+    return None if is_free(path) else holder(path)
+
+
+def _named(supervisor: dict[str, object]) -> str:
+    return f"pid {supervisor.get('pid', 'unknown')} on {supervisor.get('host', 'unknown')}"
+
+
+def _stopped_here(supervisor: dict[str, object]) -> int | None:
+    pid = supervisor.get("pid")
+    here = supervisor.get("host") == socket.gethostname()
+    return pid if here and isinstance(pid, int) and _stopped(pid) else None
 
 
 def _process(run: str, row: ProcessFacts, visible: bool) -> Process:

@@ -51,7 +51,7 @@ def _dns(seen: Outside) -> Iterator[Finding]:
             all_dead = len(dead) == len(seen.nameservers)
             yield (problem if all_dead else warning)(
                 "dns.servers",
-                f"nameserver {one.server} does not answer: {one.udp_error or one.tcp_error}",
+                f"nameserver {one.server} is of no use: {one.udp_error or one.tcp_error}",
                 _SERVERS if all_dead else f"The others are asked in its place, later. {_SERVERS}",
                 server=one.server,
                 udp_error=one.udp_error,
@@ -160,6 +160,11 @@ def _own_address(
         yield ok("hostname.address", told, **evidence)
 
 
+def _same(name: str) -> str:
+    """A name as it is compared."""
+    return name.rstrip(".").lower()
+
+
 def _source(source: Source, hostname: str, relay: bool) -> Finding:
     worse = note if relay else warning
     address, names = source.address, ", ".join(source.names)
@@ -169,10 +174,12 @@ def _source(source: Source, hostname: str, relay: bool) -> Finding:
         "confirmed": ", ".join(source.confirmed),
         "local": source.local,
     }
+    ours = hostname if is_fqdn(hostname) else "a name of yours"
     ask = (
-        f"Ask whoever gave you the address (your provider) to set its PTR record to {hostname},"
+        f"Ask whoever gave you the address (your provider) to set its PTR record to {ours},"
         " and let that name lead to it."
     )
+    named = _same(hostname) in map(_same, source.confirmed or source.names)
     if source.error is not None:
         return worse(
             "hostname.reverse",
@@ -199,15 +206,15 @@ def _source(source: Source, hostname: str, relay: bool) -> Finding:
             "hostname.reverse",
             f"the PTR record of our address {address} says {names}, which does not lead back to"
             " it: many receivers refuse mail from it",
-            ask,
+            f"Let {ours} lead to {address} in the DNS." if named else ask,
             **evidence,
         )
-    lower = hostname.rstrip(".").lower()
-    if lower not in [name.rstrip(".").lower() for name in source.confirmed]:
+    if not named:
         return note(
             "hostname.reverse",
             f"our address {address} is {names} and back, and EHLO says {hostname}",
-            f"Some receivers like it better where both agree: {ask}",
+            "Some receivers like it better where both agree: write hostname ="
+            f' "{source.confirmed[0].rstrip(".")}" in the configuration, or change the PTR record.',
             **evidence,
         )
     return ok("hostname.reverse", f"our address {address} is {hostname} and back", **evidence)
@@ -231,6 +238,11 @@ def _evidence(host: Host) -> dict[str, Scalar]:
 
 def _where(host: Host) -> str:
     return f"{host.host} [{host.address}]:{host.port}"
+
+
+def _at(host: Host) -> str:
+    """Where an error came from, if it does not say so itself."""
+    return "" if _where(host) in (host.error or "") else f"{_where(host)}: "
 
 
 def _port(seen: Outside, config: Config, probe: str) -> Iterator[Finding]:
@@ -305,7 +317,7 @@ _RELAY_ADVICE = {
 def _relay_trouble(host: Host, config: Config) -> tuple[str, str] | None:
     if host.error is not None:
         return (
-            f"no session with the relay {_where(host)}: {host.error}",
+            f"no session with the relay {_at(host)}{host.error}",
             _RELAY_ADVICE.get(host.stage, "Ask who runs the relay."),
         )
     if config.relay.username is not None and not host.auth:

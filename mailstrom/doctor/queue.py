@@ -101,7 +101,8 @@ def _one_suspended(site: SuspendedSite, now_ms: int, relay: bool) -> Finding:
     name = site.site.split(";")[0].removesuffix(":25")
     others = site.site.count(";")
     named = f"{name} and {plural(others, 'more host')}" if others else name
-    why = "; ".join(part for part in (site.reason, site.by, site.last_reply) if part)
+    why = site.last_reply or site.reason or "no reason is known"
+    by = f" ({site.by})" if site.by else ""
     since = f", nothing went there since {iso_ms(site.last_success_ms)}" if (
         site.last_success_ms) else ""  # fmt: skip
     crashed = (site.last_reply or "").startswith(CRASHED)
@@ -111,7 +112,7 @@ def _one_suspended(site: SuspendedSite, now_ms: int, relay: bool) -> Finding:
     found = (
         f"{'the relay' if relay else 'site'} {named} is left alone for"
         f" {span(site.until_ms - now_ms)} more, {behind}{since};"
-        f" {plural(site.waiting, 'recipient')} waiting: {why or 'no reason is known'}"
+        f" {plural(site.waiting, 'recipient')} waiting: {why}{by}"
     )
     evidence: dict[str, Scalar] = {
         "site": site.site,

@@ -10,7 +10,7 @@ import shlex
 import stat
 from collections.abc import Iterator
 
-from mailstrom.doctor.finding import Finding, Scalar, note, ok, problem, size, warning
+from mailstrom.doctor.finding import Finding, Scalar, note, ok, plural, problem, size, warning
 from mailstrom.storage.examined import Examined, FileFacts, Trouble, TroubleKind
 from mailstrom.storage.facts import ROOM_BYTES
 
@@ -29,7 +29,8 @@ def checks(seen: Examined) -> Iterator[Finding]:
     yield from _poison(seen)
     yield from _names(seen)
     yield from _room(seen)
-    yield from _modes(seen)
+    if seen.trouble is None or seen.trouble.kind is not TroubleKind.NOT_A_SPOOL:
+        yield from _modes(seen)  # of another's file or directory they are no affair of ours
 
 
 def _found(seen: Examined) -> Finding:
@@ -88,6 +89,8 @@ def _told(trouble: Trouble, path: str) -> str:
         return f"there is no spool at {path}"
     if trouble.kind is TroubleKind.DENIED:
         return f"{path}: this user may not read the spool"
+    if trouble.kind is TroubleKind.CORRUPT:
+        return trouble.text.partition("; ")[0]  # the rest is what the advice says
     return trouble.text
 
 
@@ -101,7 +104,7 @@ def _schema_and_mark(seen: Examined) -> Iterator[Finding]:
         yield warning(
             "spool.copy",
             f"this spool is a copy of {rows.copied_from or 'another one'}: nothing in it is sent"
-            f" ({waiting:,} recipients wait)",
+            f" ({plural(waiting, 'recipient')} waiting)",
             "If the spool it was copied from is gone, 'mailstrom store adopt' lets an engine"
             " deliver. If that one still runs, leave this as it is: its mail would go twice.",
             waiting=waiting,
@@ -232,7 +235,7 @@ def _modes(seen: Examined) -> Iterator[Finding]:
                 f"Stop what uses it, then: chown {database.uid} {shlex.quote(other.path)}",
                 uid=other.uid,
             )
-    if not database.writable:
+    if database.readable and not database.writable:
         yield note(
             "spool.writable",
             "this user may read the spool and not write it: it cannot send mail or run the engine",

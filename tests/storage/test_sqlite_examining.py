@@ -324,3 +324,11 @@ def test_engine_processes_sites_and_held_mail_are_told(spool: Path) -> None:
 
 def test_a_memory_spool_cannot_be_looked_at_from_outside() -> None:
     assert examine("memory:x", check_s=1) is None
+
+
+def test_a_directory_is_not_said_to_have_a_second_name(tmp_path: Path) -> None:
+    (tmp_path / "inner").mkdir()  # whose ".." is a link to it
+    found = seen(tmp_path)
+    assert found.trouble is not None
+    assert found.trouble.kind is TroubleKind.NOT_A_SPOOL
+    assert found.named is None

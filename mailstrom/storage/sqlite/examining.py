@@ -102,11 +102,18 @@ def examine(path: str, *, check_s: float) -> Examined:
     if values.get("log") is None:
         values["log"] = _log_unread(files)
     values["sharers"], values["hidden"] = sharers(path)
-    try:
-        names.require_one(path)
-    except SpoolError as error:
-        values["named"] = str(error)
+    if _perhaps_a_spool(values.get("trouble")):
+        try:
+            names.require_one(path)
+        except SpoolError as error:
+            values["named"] = str(error)
     return Examined(**values)
+
+
+def _perhaps_a_spool(trouble: Trouble | None) -> bool:
+    """Whether its names say anything: a directory has several, and a hidden file none to ask."""
+    unknown = (TroubleKind.MISSING, TroubleKind.NOT_A_SPOOL, TroubleKind.DENIED)
+    return trouble is None or trouble.kind not in unknown
 
 
 def _shut(path: str) -> bool:

@@ -107,6 +107,15 @@ Not well: 1 problem, 1 warning, 1 note, 1 check ok (1.2 s).
     )
 
 
+def test_a_sentence_begins_large_and_a_name_stays_as_it_is(run: Any, found: Any) -> None:
+    found(warning("outgoing.port", "mx1.x.test [192.0.2.1]:25 can be reached", "x"),
+          warning("spool.kind", "memory:x: only this process sees it", "x"),
+          warning("spool.modes", "every user may read it", "x"))  # fmt: skip
+    out = run("doctor").out
+    for words in ("         mx1.x.test [", "         memory:x: only", "         Every user may"):
+        assert words in out
+
+
 def test_foreign_words_move_no_cursor_and_lines_fit(run: Any, found: Any) -> None:
     path = "/a/" + "long" * 40
     found(

@@ -87,6 +87,19 @@ def test_a_worker_that_stands_still_is_a_problem() -> None:
     assert "kill -CONT 4002" in only(engine.checks(stopped, ROWS, NOW), "engine.heartbeat").advice
 
 
+def test_a_supervisor_that_was_stopped_is_told_though_mail_goes_out() -> None:
+    found = only(engine.checks(replace(ENGINE, stopped=3999), ROWS, NOW), "engine.heartbeat")
+    assert (found.level, found.evidence["pid"]) == ("warning", 3999)
+    assert "kill -CONT 3999" in found.advice
+
+
+def test_nobody_is_sent_to_start_an_engine_on_a_copy() -> None:
+    none = replace(ENGINE, supervisor=None, janitor=False, processes=())
+    copy = replace(ROWS, copied_ms=NOW, oldest_due_ms=NOW - HOUR, waiting={"queued": 3})
+    found = only(engine.checks(none, copy, NOW), "engine.running")
+    assert (found.level, "serve" in found.advice) == ("warning", False)
+
+
 def test_nobody_with_the_janitors_role_is_a_warning() -> None:
     assert judged(replace(ENGINE, janitor=False))["engine.janitor"] == "warning"
 

@@ -107,6 +107,30 @@ def test_the_ptr_record_leads_back(changes: dict[str, Any], level: str) -> None:
     assert relayed["hostname.reverse"] in ("ok", "note")
 
 
+def test_the_advice_about_a_ptr_record_is_one_that_helps() -> None:
+    def advice(hostname: str, *names: str, confirmed: bool = False) -> str:
+        source = replace(SOURCE, names=[*names], confirmed=[*names] if confirmed else [])
+        found = checked({"hostname": hostname}, sources=[source])
+        return only(found, "hostname.reverse").advice
+
+    assert "PTR record to mail.example.org," in advice("mail.example.org")
+    assert advice("mail.example.org", "mail.example.org.").startswith("Let mail.example.org lead")
+    assert "PTR record to a name of yours," in advice("localhost")
+    told = advice("localhost", "mx.example.org.", confirmed=True)
+    assert 'hostname = "mx.example.org"' in told
+    assert "record to localhost" not in told
+
+
+def test_where_an_error_happened_is_said_once() -> None:
+    for error, told in (
+        (f"connect at {HOST.host} [{HOST.address}]:{HOST.port}: refused", 1),
+        ("refused", 1),
+    ):
+        found = only(checked(RELAY, hosts=[failed("connect", error)]), "outgoing.relay").found
+        assert found.count(f"[{HOST.address}]") == told
+        assert "refused" in found
+
+
 # --- the way out ----------------------------------------------------------------------------------
 
 

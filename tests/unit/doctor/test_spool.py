@@ -8,7 +8,15 @@ from typing import Any
 import pytest
 
 from mailstrom.doctor import clock, log, sharing, spool
-from mailstrom.storage.examined import CheckFacts, FileFacts, Reader, RoomFacts, Sharer, Trouble
+from mailstrom.storage.examined import (
+    CheckFacts,
+    FileFacts,
+    Reader,
+    RoomFacts,
+    Sharer,
+    Trouble,
+    TroubleKind,
+)
 from tests.unit.doctor.facts import (
     CLOCK,
     FILES,
@@ -48,6 +56,32 @@ def test_a_spool_that_cannot_be_read_is_a_problem_with_a_way_out(kind: Any, chec
     found = only(spool.checks(seen), check)
     assert (found.level, bool(found.advice)) == ("problem", True)
     assert "{path}" not in found.advice
+
+
+def test_nobody_is_told_to_change_the_modes_of_what_is_no_spool() -> None:
+    """A home directory, say, that was named in the place of a file in it."""
+    trouble = Trouble(kind=TroubleKind.NOT_A_SPOOL, text="/home/me: is a directory")
+    files = {**FILES, "database": file("me", 0o755)}
+    seen = sick(trouble=trouble, files=files, contents=None, check=None)
+    assert "spool.modes" not in levels(spool.checks(seen))
+    damaged = replace(seen, trouble=replace(trouble, kind=TroubleKind.CORRUPT))
+    assert levels(spool.checks(damaged))["spool.modes"] == "warning"
+
+
+def test_damage_is_told_once_and_the_way_out_once() -> None:
+    text = "/s/spool.db: SQLite found the file damaged; put a backup in its place: restore COPY"
+    trouble = Trouble(kind=TroubleKind.CORRUPT, text=text)
+    found = only(spool.checks(sick(trouble=trouble, contents=None, check=None)), "spool.sound")
+    assert found.found == "/s/spool.db: SQLite found the file damaged"
+    assert "restore COPY" in found.advice
+
+
+def test_who_may_not_read_is_not_told_that_reading_is_allowed() -> None:
+    shut = {**FILES, "database": file("spool.db", readable=False, writable=False)}
+    trouble = Trouble(kind=TroubleKind.DENIED, text="x")
+    found = levels(spool.checks(sick(trouble=trouble, files=shut, contents=None, check=None)))
+    assert "spool.writable" not in found
+    assert found["spool.readable"] == "problem"
 
 
 def test_a_path_with_a_blank_is_quoted_in_a_command() -> None:
@@ -184,6 +218,15 @@ def test_who_keeps_the_write_lock_is_a_problem() -> None:
     found = only(log.checks(sick(log=replace(LOG, writer=writer))), "log.writer")
     assert (found.level, found.evidence) == ("problem", {})
     assert "process 8 (x)" in found.found
+
+
+def test_who_writes_is_not_told_as_a_reader_too() -> None:
+    reader = Reader(pid=8, command="x", looked_s=1.2, behind_frames=0)
+    sentence = "process 8 (x) has held the write lock for more than a second: nothing is accepted"
+    both = replace(LOG, writer=sentence, readers=(reader, replace(reader, pid=88)))
+    found = [*log.checks(sick(log=both))]
+    assert "process 88 (x)" in only(found, "log.reader").found
+    assert "0 pages" not in only(found, "log.reader").found
 
 
 # --- sharing --------------------------------------------------------------------------------------
