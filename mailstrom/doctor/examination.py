@@ -144,12 +144,14 @@ def _of_the_spool(store: str | None, config: Config | None) -> Iterator[Finding]
         require_shared(store)
         seen = examine(store, check_s=CHECK_S)
     except ConfigError as error:
-        yield problem("spool.kind", str(error), "Name a spool with --store.")
+        yield problem(
+            "spool.kind", f"the spool cannot be looked at: {error}", "Name another with --store."
+        )
         return
     if seen is None:
         yield note(
             "spool.found",
-            f"{store}: its kind of store cannot be looked at from outside",
+            f"a store of the kind of {store} cannot be looked at from outside",
             "'mailstrom store check' asks it.",
         )
         return

@@ -27,10 +27,10 @@ def checks(seen: Examined) -> Iterator[Finding]:
     yield from _schema_and_mark(seen)
     yield from _soundness(seen)
     yield from _poison(seen)
-    yield from _names(seen)
     yield from _room(seen)
     if seen.trouble is None or seen.trouble.kind is not TroubleKind.NOT_A_SPOOL:
-        yield from _modes(seen)  # of another's file or directory they are no affair of ours
+        yield from _names(seen)  # a file of another kind, named by mistake, is as its owner has it
+        yield from _modes(seen)
 
 
 def _found(seen: Examined) -> Finding:

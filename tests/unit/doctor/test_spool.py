@@ -183,6 +183,14 @@ def test_a_second_name_is_a_problem() -> None:
     assert levels(spool.checks(sick(named="has a second name")))["spool.name"] == "problem"
 
 
+def test_what_is_no_spool_is_left_as_its_owner_has_it() -> None:
+    """A directory has more names than one, and a file named by mistake may be for all to read."""
+    other = Trouble(kind=TroubleKind.NOT_A_SPOOL, text="is a directory")
+    files = {**FILES, "database": file("", 0o755)}
+    seen = sick(trouble=other, named="has a second name", files=files, contents=None, check=None)
+    assert set(levels(spool.checks(seen))) == {"spool.kind", "spool.room"}
+
+
 # --- log ------------------------------------------------------------------------------------------
 
 
