@@ -31,7 +31,9 @@ GOOD = 50
 LEAST = 0.95
 WAIT_S = 120.0
 DNS = "is of a domain whose DNS never answers"
-CASES = (*KINDS, DNS)
+REFUSED = "refuses each connection"
+HOLE = "does not answer a connection (black hole)"
+CASES = (*KINDS, DNS, REFUSED, HOLE)
 HOSTILE_MAIL = 40
 LARGE = "Good morning.\n" * 100_000
 SETTINGS: Tables = {
@@ -60,6 +62,9 @@ def hostile(network: Network, kind: str, stack: ExitStack) -> tuple[str, Hosts |
     domain = network.new_domain()
     if kind == DNS:
         network.zone(domain, "TIMEOUT")
+        return domain, None
+    if kind in (REFUSED, HOLE):
+        network.route(domain, [network.nobody() if kind == REFUSED else network.deaf()])
         return domain, None
     (address,) = loopback_addresses()
     hosts = stack.enter_context(Hosts(kind, network.port, [address]))

@@ -23,6 +23,13 @@ BLOCK = b"x" * 65536
 READY_S = 30.0
 
 
+def cut(transport: asyncio.Transport) -> None:
+    """RST."""
+    raw = transport.get_extra_info("socket")
+    raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    transport.abort()
+
+
 class Host(asyncio.Protocol):
     """Speaks SMTP up to the final dot, and never answers that."""
 
@@ -106,9 +113,33 @@ class Cutting(Host):
 
     def begin(self) -> None:
         """Cut."""
-        raw = self.transport.get_extra_info("socket")
-        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.transport.abort()
+        cut(self.transport)
+
+
+class Later(Host):
+    """450 to every MAIL."""
+
+    ehlo = b"250-h.test\r\n250 PIPELINING\r\n"
+
+    def obey(self, verb: bytes) -> None:
+        """Not now; what came behind it was for nothing."""
+        if verb == b"MAIL":
+            self.say(b"450 4.2.0 not now\r\n")
+        elif verb in (b"RCPT", b"DATA"):
+            self.say(b"503 5.5.1 no MAIL\r\n")
+        else:
+            super().obey(verb)
+
+
+class Tearing(Host):
+    """RST in place of each 354."""
+
+    def obey(self, verb: bytes) -> None:
+        """Cut at DATA."""
+        if verb == b"DATA":
+            cut(self.transport)
+        else:
+            super().obey(verb)
 
 
 class Stalling(Host):
@@ -166,6 +197,8 @@ KINDS: Mapping[str, type[Host]] = {
     "shuts its window on the content": Shut,
     "says 421, always": Closing,
     "resets each connection": Cutting,
+    "says 450 to every MAIL": Later,
+    "resets at each DATA": Tearing,
     "stalls in the TLS handshake": Stalling,
     "greets with 1 GiB in one line": Flooding,
     "greets with lines without end": Endless,
