@@ -170,6 +170,26 @@ def trials() -> Mapping[tuple[str, str], list[Trial]]:
             )
             for offer in (("PIPELINING", "8BITMIME", "SIZE"), ("8BITMIME",), ())
         ],
+        ("SMTPUTF8 offered, a close on it", "as any close: at MAIL uncharged, then deferred"): [
+            Trial(
+                name="at MAIL", local=UTF8, wanted=HOST,
+                manners=Manners(says={"mail": close}, offer=("8BITMIME", "SMTPUTF8")),
+            ),
+            Trial(
+                name="at RCPT", local=UTF8, wanted=LATER,
+                manners=Manners(says={"rcpt": close}, offer=("8BITMIME", "SMTPUTF8")),
+            ),
+        ],
+        ("SIZE= refused, which SIZE stood for", "failed bounced"): [
+            Trial(
+                name=words.decode(), wanted=BOUNCED,
+                manners=Manners(says={
+                    "mail": words + b"\r\n", "rcpt": b"503 5.5.1 no\r\n",
+                    "data": b"503 5.5.1 no\r\n",
+                }),
+            )
+            for words in (b"555 5.5.4 SIZE= unknown", b"501 5.5.2 syntax")
+        ],
         ("8BITMIME not offered to such content", "failed unsupported, nothing said"): [
             Trial(
                 name=" ".join(offer) or "nothing", manners=Manners(offer=offer), raw=EIGHT_BIT,
@@ -181,6 +201,17 @@ def trials() -> Mapping[tuple[str, str], list[Trial]]:
             Trial(
                 name="SMTPUTF8 at RCPT", local=UTF8, wanted=BOUNCED,
                 manners=Manners(says={"rcpt": b"553 5.6.7 no UTF-8\r\n"}),
+            ),
+            Trial(
+                name="SMTPUTF8 at MAIL", local=UTF8, wanted=BOUNCED,
+                manners=Manners(says={
+                    "mail": b"555 5.5.4 no SMTPUTF8\r\n", "rcpt": b"503 5.5.1 no\r\n",
+                    "data": b"503 5.5.1 no\r\n",
+                }),
+            ),
+            Trial(
+                name="SMTPUTF8 at the dot", local=UTF8, wanted=BOUNCED,
+                manners=Manners(says={"dot": b"554 5.6.9 no UTF-8 in a header\r\n"}),
             ),
             Trial(
                 name="8BITMIME at MAIL", raw=EIGHT_BIT, wanted=BOUNCED,

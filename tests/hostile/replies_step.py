@@ -207,6 +207,14 @@ WRONG: Mapping[str, tuple[tuple[str, bytes, str], ...]] = {
         ("dot", b"499 hm", LATER),
     ),
 }  # fmt: skip
+WRONG_BDAT = (
+    ("bdat", b"220 2.0.0 ok", DELIVERED), ("bdat", b"299 2.6.0 ok", DELIVERED),
+    ("bdat", b"354 go on", DOUBT), ("bdat", b"334 more", DOUBT),
+    ("bdat", b"400 4.3.0 hm", LATER), ("bdat", b"499 4.3.0 hm", LATER),
+    ("bdat", b"530 5.7.0 no", BOUNCED), ("bdat", b"599 5.7.1 no", BOUNCED),
+    ("mail", b"354 go on", DOUBT), ("rcpt", b"334 more", DOUBT),
+)  # fmt: skip
+"""Behind a message that proved BDAT: the content left in one flight with its envelope."""
 
 
 def _says(stage: str, octets: bytes) -> Mapping[str, Act]:
@@ -237,6 +245,13 @@ def rows(stand: Stand, plan: Plan) -> Iterator[Row]:
             )
             for way in ways[: plan.pick(1, 2)] for stage, octets, wanted in cases
         ])  # fmt: skip
+    yield judged(stand, "a wrong code in a flight by BDAT", "by its first digit, in its place", [
+        Trial(
+            name=f"{octets.decode()} at {stage}, bdat", warm=True, wanted=wanted,
+            manners=Manners(says={stage: octets + b"\r\n"}, offer=WAYS["bdat"]),
+        )
+        for stage, octets, wanted in WRONG_BDAT
+    ])  # fmt: skip
     for manners, kind in (
         (Manners(joined=True), "replies merged into one segment"),
         (Manners(split=True), "replies split at each octet"),

@@ -24,6 +24,7 @@ from tests.hostile.replies_stage import (
     DOUBT,
     HOST,
     LATER,
+    Sent,
     Trial,
     at_once,
     judged,
@@ -172,9 +173,34 @@ def trials(kind: str, make: Kind, ways: tuple[str, ...], wanted: str | None) -> 
     ]
 
 
+def to_quit() -> list[Trial]:
+    """What stands in place of the reply to QUIT; the connection ends all the same."""
+    good = b"221 2.0.0 bye\r\n"
+    kinds = {**ENDLESS, **UNENDED}
+    return [
+        Trial(
+            name=f"{kind} at QUIT",
+            manners=Manners(says={"quit": make(good)}),
+            wanted=DELIVERED,
+            also=_over,
+        )
+        for kind, make in kinds.items()
+    ]
+
+
+def _over(stand: Stand, sent: Sent) -> str | None:
+    """Waits for the end of its connection."""
+    stand.engine.until(
+        "SELECT 1 FROM sessions WHERE address = ? AND ended_ms IS NOT NULL", sent.host.address
+    )
+    return None if b"QUIT\r\n" in sent.host.commands else "no QUIT was said"
+
+
 def rows(stand: Stand, plan: Plan) -> Iterator[Row]:
     """Each kind as a row."""
     ways = tuple(WAYS)
+    without = "octets without end, or no reply, at QUIT"
+    yield judged(stand, without, "delivered, and the connection ends", to_quit())
     one = ways[:1]
     for kind, make in ENDLESS.items():
         yield judged(stand, kind, NO_REPLY, trials(kind, make, ways if plan.long else one, None))

@@ -41,6 +41,7 @@ FLIGHT_LOST = {"FIN in place of MAIL's reply", "RST in place of MAIL's reply",
                "250 to content, then FIN"}  # fmt: skip
 QUITS = {
     "silence": {"act": Act.SILENCE},
+    "354": {"code": 354},
     "421": {"code": 421},
     "554": {"code": 554},
     "RST": {"act": Act.RESET},
@@ -49,6 +50,8 @@ QUITS = {
 STANDS = {"421, then FIN,", "FIN", "RST", "silence"}
 """Behind these a refusal without a 354 stands (decision 0035)."""
 RSETS = {
+    "220": {"code": 220},
+    "354": {"code": 354},
     "450": {"code": 450},
     "554": {"code": 554},
     "421, then FIN,": CLOSING,

@@ -2,7 +2,8 @@
 
 Contract. What is wanted is the literal table of ``tests.scenarios.stage_table``, and ``FURTHER``,
 in the same form and from the same policy, for faults that it has not: ``reset`` (RST in place of
-the reply), ``half`` (half a reply, then FIN) and ``after`` (the reply, then FIN). Cells of one
+the reply), ``half`` (half a reply, then FIN) and ``after`` (the reply, then FIN). ``open`` is a 421
+of a host that does not close, and means what 421 means (RFC 5321 section 3.8). Cells of one
 fault with one outcome are a row. Content of the ``body`` cells is larger than any buffer, so its
 dot is not written when the fault comes; that of all others leaves in one write with its dot, so
 behind a 354 it counts as sent.
@@ -61,6 +62,7 @@ _ACTS: Mapping[str, Mapping[str, object]] = {
     "reset": {"act": Act.RESET},
     "half": {"act": Act.GARBAGE, "data": "25", "close": True},
     "after": {"close": True},
+    "open": {"code": 421, "enhanced": "4.3.2", "text": "closing"},
 }
 CALLED = {
     "refused": "refuses the connection",
@@ -68,6 +70,7 @@ CALLED = {
     "4xx": "450",
     "5xx": "554",
     "421": "421, then closes,",
+    "open": "421, and stays,",
     "close": "FIN in place of the reply",
     "reset": "RST in place of the reply",
     "half": "half a reply, then FIN,",
@@ -95,7 +98,8 @@ def wanted() -> dict[Cell, Outcome]:
         stage, fault, *told = line.split()
         for mode in ALONE:
             table[Cell(stage, fault, mode)] = Outcome(*told)
-    return table
+    closing = [cell for cell in table if cell.fault == "421" and cell.mode in ALONE]
+    return table | {cell._replace(fault="open"): table[cell] for cell in closing}
 
 
 def run(stand: Stand, plan: Plan) -> Iterator[Row]:
