@@ -18,12 +18,12 @@ from mailstrom import clock
 def local_address(address: str, port: int) -> str:
     """Our own end of a connection to an address; asks the routing table, sends nothing."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        try:
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.connect((address, port))
-        except OSError:
-            return "127.0.0.1"  # no route: the connect will say so
-        return str(probe.getsockname()[0])
+            return str(probe.getsockname()[0])
+    except OSError:
+        return "127.0.0.1"  # no route, or no descriptor: the connection will say so
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
