@@ -332,3 +332,10 @@ def test_a_directory_is_not_said_to_have_a_second_name(tmp_path: Path) -> None:
     assert found.trouble is not None
     assert found.trouble.kind is TroubleKind.NOT_A_SPOOL
     assert found.named is None
+
+
+def test_a_fifo_in_the_place_of_the_log_is_not_waited_for(spool: Path) -> None:
+    Path(f"{spool}-wal").unlink()
+    os.mkfifo(f"{spool}-wal")
+    found = look(spool)  # a process of its own, which is ended after a minute
+    assert found["trouble"] is not None

@@ -179,10 +179,11 @@ def _room(path: str) -> RoomFacts | None:
 def _poisoned_by_a_lock(path: str) -> list[str]:
     """A sentence where a process saw a disk error and cannot write its flag.
 
-    The -wal file is opened by its path, which loses nobody's lock: SQLite has none on it.
+    The -wal file is opened by its path, which loses nobody's lock: SQLite has none on it. Nor is it
+    waited for, should it be a FIFO.
     """
     try:
-        fd = os.open(f"{path}-wal", os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(f"{path}-wal", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return []
     try:
