@@ -21,6 +21,7 @@ def run(plan: Plan) -> Iterator[Row]:
                 yield names.tried(case)
         yield from dns_changes.rows(names)
         yield dns_changes.guessable(names)
+        yield names.stand.let_go()
     with world(plan, "loopback", {"dns": {"allow_loopback": False}}) as elsewhere:
         for case in without_loopback():
             if plan.long or case.short:

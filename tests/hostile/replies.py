@@ -39,6 +39,7 @@ def run(plan: Plan) -> Iterator[Row]:
         parts = (replies_told, replies_words, replies_step, replies_offer, replies_slow)
         for part in parts:
             yield from part.rows(stand, plan)
+        yield stand.let_go()
     with Network() as network:
         folder = plan.folder / "relay"
         folder.mkdir()

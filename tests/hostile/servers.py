@@ -39,9 +39,11 @@ def run(plan: Plan) -> Iterator[Row]:
         yield from servers_mixed.broken_off(stand, plan, plan.pick(5, 50))
         yield from servers_lies.run(stand, plan)
         yield from servers_bdat.run(stand, plan)
+        yield stand.let_go()
     yield from servers_relay.run(plan)
     with standing(last, servers_trains.SETTINGS) as stand:
         yield from servers_mixed.to_the_end(stand, plan, plan.pick(5, 100))
         yield from servers_sessions.run(stand, plan)
         yield from servers_limits.run(stand, plan)
+        yield stand.let_go()
     yield from servers_reuse.run(plan)

@@ -10,15 +10,19 @@ Must not know: any case.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.hostile.meter import Meter
 from tests.hostile.table import Row
-from tests.support.engine import Engine, Tables
+from tests.support.engine import DEADLINE_S, Engine, Tables
 from tests.support.network import Network
+from tests.support.sockets import eventually
+
+LET_GO = "connections and lookups of the worker, when all cases are over"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +63,23 @@ class Stand:
             memory=meter.memory, findings=findings,
         )  # fmt: skip
 
+    def let_go(self) -> Row:
+        """Whether every socket that hosts and name servers were given is closed in the end."""
+        (pid,) = self.engine.live()
+        left = 0
+
+        def none() -> bool:
+            nonlocal left
+            left = sockets(pid)
+            return left == 0
+
+        def tried() -> str:
+            with suppress(AssertionError):
+                eventually(none, DEADLINE_S, what="an end of all connections", interval=0.05)
+            return f"{left or 'none'} open"
+
+        return self.measured(LET_GO, "none open", tried)
+
     def outcome(self, id: str, address: str) -> str:
         """Where a recipient stands now: status, reason, doubt, attempts that were charged."""
         row = self.engine.rows(
@@ -68,6 +89,19 @@ class Stand:
         )[0]  # fmt: skip
         words = [row.status, row.reason or "", "in doubt" if row.in_doubt else ""]
         return f"{' '.join(filter(None, words))}, {row.attempts} charged"
+
+
+def sockets(pid: int) -> int:
+    """Sockets of the Internet that a process has open."""
+    inodes = set()
+    for name in ("tcp", "tcp6", "udp", "udp6"):
+        lines = Path(f"/proc/{pid}/net/{name}").read_text().splitlines()[1:]
+        inodes.update(f"socket:[{line.split()[9]}]" for line in lines)
+    found = 0
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        with suppress(FileNotFoundError):  # closed meanwhile
+            found += os.readlink(f"/proc/{pid}/fd/{name}") in inodes
+    return found
 
 
 @contextmanager

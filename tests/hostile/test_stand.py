@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from mailstrom.testing.script import Script
+from mailstrom.testing.script import Act, Rule, Script
 from tests.hostile.meter import Meter
 from tests.hostile.stand import Stand, standing
 from tests.hostile.table import MIB, Row, markdown
@@ -55,6 +55,16 @@ def test_a_case_without_an_end_is_told_and_the_others_go_on(stand: Stand) -> Non
     row = stand.measured("is silent", "a miracle", never)
     assert (row.seen, row.clean) == ("no outcome", False)
     assert "a miracle" in row.findings[0]
+
+
+def test_a_connection_that_stays_is_told(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert stand.let_go().clean
+    silent = Script(rules=(Rule(stage="greeting", act=Act.SILENCE),))
+    domain, (host,) = stand.network.site(silent)
+    stand.engine.send(f"a@{domain}")
+    eventually(lambda: host.open == 1, DEADLINE_S, what="a connection")
+    monkeypatch.setattr("tests.hostile.stand.DEADLINE_S", 0.2)
+    assert stand.let_go().seen == "1 open"
 
 
 def test_a_worker_that_dies_of_it_is_a_finding(stand: Stand) -> None:

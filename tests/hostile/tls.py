@@ -201,6 +201,8 @@ def _engaged(
             else:
                 network.zone(RELAY, {"A": [address]})
                 yield stand, Smart(stand, policy, issuer, folder, address).tried
+            left = stand.let_go()
+            assert left.clean, left
             assert engine.stop() == 0
             assert engine.ms.check() == []
 
