@@ -436,6 +436,14 @@ CASES: dict[str, Case] = {
     "breaks off within the body": Case(
         variants=tls_sessions.breaking("body"), text=tls_sessions.BIG, window=65536
     ),
+    "shuts its window within the body": Case(
+        variants={
+            f"TLS {version}": secured(version=version, at={"body": Line.shut})
+            for version in ("1.2", "1.3")
+        },
+        text=tls_sessions.BIG,
+        window=65536,
+    ),
     "a 5xx within the body, then a close": Case(
         variants=tls_sessions.REFUSING, text=tls_sessions.BIG, window=65536
     ),

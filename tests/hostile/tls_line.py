@@ -12,6 +12,7 @@ Must not know: what a client ought to do, the engine.
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import ssl
 import struct
@@ -215,6 +216,17 @@ class Line:
         """
         while True:
             self.receive()
+
+    def shut(self) -> None:
+        """Read nothing, say nothing: the window shuts.
+
+        Raises:
+            Gone: when the host is stopped, or after ``PATIENCE_S``.
+        """
+        ends = select.poll()
+        ends.register(self.peer, select.POLLRDHUP)
+        ends.poll(PATIENCE_S * 1000)
+        raise Gone
 
 
 def records(octets: bytes) -> list[bytes]:

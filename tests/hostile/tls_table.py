@@ -54,6 +54,7 @@ our certificate is demanded, TLS 1.2         -        host     host     host    
 our certificate is demanded, TLS 1.3         -        late     late     late     early    early
 closes behind the handshake                  -        ehlo     ehlo     ehlo     greeting greeting
 breaks off within the body                   -        lost     lost     lost     lost     lost
+shuts its window within the body             -        mute     mute     mute     mute     mute
 a 5xx within the body, then a close          -        bounced  bounced  bounced  bounced  bounced
 a 5xx within the body, then a reset          -        stands   stands   stands   stands   stands
 breaks off behind the dot                    -        doubt    doubt    doubt    doubt    doubt
