@@ -167,7 +167,7 @@ class Context:
     rounds: Rounds = field(default_factory=Rounds)
     """How often hosts closed on an attempt behind recipients that they refused."""
     resting: dict[str, float] = field(default_factory=dict)
-    """Host name -> loop time until which it goes last."""
+    """Host name -> loop time until which it goes last; who rests longest comes last."""
     limits: MailLimits = field(default_factory=lambda: MailLimits(asyncio.get_running_loop().time))
     releases: Shared[int, None] = field(init=False)
     """Takes lanes back, by their tokens."""
@@ -292,7 +292,11 @@ class Context:
 
     def rest(self, host: str) -> None:
         """Put a host that could not be used at the end of the line for a while."""
-        self.resting[host] = asyncio.get_running_loop().time() + HOST_REST_S
+        now, resting = asyncio.get_running_loop().time(), self.resting
+        resting.pop(host, None)
+        resting[host] = now + HOST_REST_S
+        while resting[first := next(iter(resting))] <= now:  # many are never asked about again
+            del resting[first]
 
     def rests(self, host: str) -> bool:
         """Whether a host goes last for now."""
