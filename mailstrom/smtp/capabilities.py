@@ -27,6 +27,9 @@ _FLAGS = {
     "ENHANCEDSTATUSCODES": "enhancedstatuscodes",
 }
 
+MOST_RAW = 2000
+"""It is stored with each session, and a server may say 32 kB each time."""
+
 # RFC 9422 section 4: one to six digits, the first no zero; what is none of that is ignored
 _LIMIT = re.compile(r"[1-9][0-9]{0,5}")
 
@@ -40,7 +43,8 @@ class Capabilities:
         size: None = no SIZE extension; 0 = no fixed limit; else the largest content in octets.
         auth: SASL mechanisms, upper case.
         limits: RFC 9422 limits by upper-case name, each at least 1 (sections 3 and 4).
-        raw: the reply's lines as sent (unprintables escaped), joined by LF, for ``sessions.ehlo``.
+        raw: the reply's lines as sent (unprintables escaped), joined by LF, for ``sessions.ehlo``;
+            of a longer one the first ``MOST_RAW`` characters.
     """
 
     name: str = ""
@@ -86,7 +90,7 @@ class Capabilities:
             size=size,
             auth=frozenset(auth),
             limits=limits,
-            raw="\n".join(visible(line) for line in reply_lines),
+            raw="\n".join(visible(line) for line in reply_lines)[:MOST_RAW],
             **flags,
         )
 

@@ -51,6 +51,8 @@ TELLS_TROUBLE = ("doctor",)
 """Exit with 1 where they have something to tell, and here they have."""
 TELLING = ("show", "why", "destinations", "tail", "doctor")
 """These repeat what hosts said, or nothing is proved by them."""
+MOST_TEXT = 2_000
+"""Kept of what a host says each time: whoever says more must not fill the disk."""
 SAFE = "no control character, nothing obeyed"
 
 
@@ -66,6 +68,19 @@ def trials() -> list[Trial]:
         host("greeting", "greeting", b"554", HOST),
         host("greeting that is none", "greeting", b"", HOST),
         Trial(name="EHLO", manners=Manners(says={"ehlo": lines}), wanted=DELIVERED),
+        Trial(
+            name="EHLO, in 28 kB",
+            wanted=DELIVERED,
+            manners=Manners(
+                says={
+                    "ehlo": b"250-"
+                    + b"w" * 995
+                    + b"\r\n"
+                    + b"".join(b"250-" + NASTY + b"w" * 700 + b"\r\n" for _ in range(28))
+                    + b"250 PIPELINING\r\n"
+                }
+            ),
+        ),
         host("EHLO that is none", "ehlo", b"xyz", HOST),
         host("EHLO refused", "ehlo", b"421", HOST),
         Trial(
@@ -153,6 +168,8 @@ def views(stand: Stand) -> Row:
                     text = look(value)
                     if text is not None:
                         wrong.append(f"{name}.{column}: {text}")
+                    if len(value) > MOST_TEXT:
+                        wrong.append(f"{name}.{column} keeps {len(value)} characters")
     return Row(case="... in the views", wanted=SAFE, seen=SAFE, tried=tried, findings=tuple(wrong))
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mailstrom.smtp import commands
-from mailstrom.smtp.capabilities import Capabilities
+from mailstrom.smtp.capabilities import MOST_RAW, Capabilities
 from mailstrom.smtp.commands import BadCommand, parse_command, parse_path
 from mailstrom.smtp.reply import ReplyParser, render_reply
 
@@ -200,6 +200,9 @@ def test_capabilities_as_the_field_writes_them() -> None:
     assert Capabilities.parse(["mx", "LIMITS RCPTMAX=x MAILMAX=7"]).limits == {"MAILMAX": 7}
     assert Capabilities.parse([]) == Capabilities(limits={})
     assert Capabilities.parse(["mx\x1b[2J"]).raw == r"mx\x1b[2J"
+    long = Capabilities.parse(["mx", *["X" * 1000] * 30, "PIPELINING"])
+    assert len(long.raw) == MOST_RAW
+    assert long.pipelining
 
 
 @pytest.mark.parametrize(
