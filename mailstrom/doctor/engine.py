@@ -24,8 +24,8 @@ from mailstrom.doctor.finding import (
 from mailstrom.storage.examined import Contents, ProcessFacts
 
 BEAT_MS = 30_000
-OWN_FILES = 64
-"""Descriptors of a worker beside those for connections, and as many for lookups."""
+OWN_FILES, MOST_LOOKUP_FILES = 64, 4096
+"""Descriptors of a worker beside those for connections, and as many for lookups, up to so many."""
 OFTEN = 5
 _START = "Start it: 'mailstrom serve', or 'systemctl start mailstrom' where it is a service."
 _LOG = "Read why in the engine's log ('worker.lost', 'engine.failed')."
@@ -59,7 +59,7 @@ class Engine:
         janitor: whether somebody has the janitor's role.
         wanted: delivery workers of the configuration; None where it cannot be read.
         connections: that a worker may have open.
-        files: descriptors that a process of this user may open.
+        files: descriptors that a worker of this user would have; None: without a limit.
         installed_ms: when this Mailstrom was installed; 0: unknown.
     """
 
@@ -264,7 +264,8 @@ def _older(engine: Engine, alive: Sequence[Process]) -> Iterator[Finding]:
 def _descriptors(engine: Engine, delivering: Sequence[Process]) -> Iterator[Finding]:
     if engine.connections is None:
         return
-    needed = 2 * engine.connections + OWN_FILES
+    connections = engine.connections
+    needed = connections + min(connections, MOST_LOOKUP_FILES) + OWN_FILES
     limits = [one.most_files for one in delivering if one.most_files is not None]
     least = min(limits, default=engine.files)
     if least is None:

@@ -8,12 +8,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import resource
 import socket
 import sys
 from collections.abc import Sequence
 
 import mailstrom
+from mailstrom import descriptors
 from mailstrom.config import Config, worker_count
 from mailstrom.control import JANITOR_LOCK, SUPERVISOR_LOCK
 from mailstrom.doctor.engine import Engine, Process
@@ -61,7 +61,7 @@ def engine(run: str, rows: Contents, config: Config | None) -> Engine:
         processes=tuple(_process(run, row, visible) for row in rows.workers),
         wanted=None if config is None else worker_count(config),
         connections=None if config is None else config.delivery.max_connections,
-        files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+        files=descriptors.reachable(),
         installed_ms=_installed_ms(),
     )
 

@@ -55,11 +55,13 @@ def test_a_lack_of_descriptors_is_one_line_of_the_log_and_try_again(tmp_path: Pa
 
 RAISE = """
 import resource, sys
-from mailstrom_workers import boot
+from mailstrom import descriptors
 soft, hard, most = map(int, sys.argv[1:])
 resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-boot.MOST_FILES = most
-boot._raise_limit_of_files()
+descriptors.MOST_FILES = most
+expected = descriptors.reachable()
+descriptors.raise_limit()
+assert expected == resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 print(*resource.getrlimit(resource.RLIMIT_NOFILE))
 """
 

@@ -13,12 +13,11 @@ import asyncio
 import contextlib
 import json
 import os
-import resource
 import signal
 import sys
 from typing import NoReturn
 
-from mailstrom import events
+from mailstrom import descriptors, events
 from mailstrom.clock import monotonic_ms
 from mailstrom.config import Config, from_json
 from mailstrom.control import (
@@ -45,8 +44,6 @@ GATHER_S = 0.005
 """How long lines of the log wait for others; a kill loses as many."""
 LEAST_FILES = 16
 """Descriptors for the event loop, the spool, the lock, and one connection with its look-ups."""
-MOST_FILES = 65_536
-"""As far a process raises its limit of descriptors, where it may."""
 EXIT_CRASHED = 70
 EXIT_DAMAGED = 1
 EXIT_STOPPED = 1
@@ -83,7 +80,7 @@ def main(work: Work) -> int:
         raise SystemExit("the first command on the control pipe must be hello")
     config = from_json(json.dumps(hello.config).encode())
     _log(hello, config)
-    _raise_limit_of_files()
+    descriptors.raise_limit()
     trouble = _lack_of_files()
     if trouble is not None:  # an event loop without them fails in no orderly way
         events.engine_failed(where="start", error=trouble, kind=hello.kind, pid=os.getpid())
@@ -96,15 +93,6 @@ def main(work: Work) -> int:
     except MailstromError as error:
         events.engine_failed(where="start", error=error, kind=hello.kind, pid=os.getpid())
         return EXIT_AGAIN if isinstance(error, SpoolError) else EXIT_CONFIG
-
-
-def _raise_limit_of_files() -> None:
-    """As far as we may: each host that hangs costs a descriptor, and many may."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
-    if soft != resource.RLIM_INFINITY and soft < most:
-        with contextlib.suppress(ValueError, OSError):  # some systems know a lower bound
-            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _lack_of_files() -> str | None:

@@ -12,6 +12,7 @@ from mailstrom.config import load
 from mailstrom.doctor import configuration, engine, queue, tls
 from mailstrom.doctor.engine import Engine
 from mailstrom.storage.examined import Contents, Oldest
+from mailstrom_workers.places import bounds
 from tests.unit.doctor.facts import ENGINE, NOW, ROWS, config, levels, only, process, suspended
 
 HOUR = 3_600_000
@@ -124,11 +125,19 @@ def test_processes_that_die_often_are_told() -> None:
     assert "engine.restarts" not in judged(ENGINE, replace(ROWS, lost_lately=1))
 
 
-@pytest.mark.parametrize(("limit", "level"), [(464, "ok"), (463, "warning")])
-def test_descriptors_suffice_for_the_connections(limit: int, level: str) -> None:
-    few = replace(ENGINE, processes=(process(1, most_files=limit), process(2)))
+@pytest.mark.parametrize(
+    ("connections", "limit", "level"),
+    [(200, 464, "ok"), (200, 463, "warning"), (10_000, 14_160, "ok"), (10_000, 14_159, "warning")],
+)
+def test_descriptors_suffice_for_the_connections(connections: int, limit: int, level: str) -> None:
+    most = max(limit, 1024)
+    few = replace(
+        ENGINE, connections=connections,
+        processes=(process(1, most_files=limit), process(2, most_files=most)),
+    )  # fmt: skip
     assert judged(few)["engine.descriptors"] == level
-    none = replace(ENGINE, processes=(), files=limit)
+    assert bounds(connections, limit).places == connections  # as a worker deals them out
+    none = replace(ENGINE, connections=connections, processes=(), files=limit)
     assert judged(none)["engine.descriptors"] == level
 
 

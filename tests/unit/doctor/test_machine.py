@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from mailstrom import descriptors
 from mailstrom.control import JANITOR_LOCK, SUPERVISOR_LOCK
 from mailstrom.doctor import machine
 from mailstrom.lockfile import LockFile
@@ -56,3 +57,20 @@ def test_a_lock_that_may_not_be_asked_says_nothing(
     monkeypatch.setattr(os, "access", access)
     found = machine.engine(str(tmp_path), ROWS, None)
     assert (found.visible, found.supervisor, found.janitor) == (False, None, False)
+
+
+@pytest.mark.parametrize(
+    ("limits", "files"),
+    [
+        ((1_024, 524_288), 65_536),  # a worker raises its own
+        ((1_024, 4_096), 4_096),
+        ((100_000, 100_000), 100_000),
+        ((1_024, resource.RLIM_INFINITY), 65_536),
+        ((resource.RLIM_INFINITY, resource.RLIM_INFINITY), None),
+    ],
+)
+def test_before_a_start_it_is_told_what_a_worker_would_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limits: tuple[int, int], files: int | None
+) -> None:
+    monkeypatch.setattr(descriptors.resource, "getrlimit", lambda _: limits)
+    assert machine.engine(str(tmp_path), replace(ROWS, workers=()), None).files == files
