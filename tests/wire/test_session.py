@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import os
 import socket
 import threading
 from collections.abc import AsyncIterator
@@ -290,6 +292,24 @@ def test_a_source_address_is_used_and_a_foreign_one_is_a_local_failure() -> None
             failure = await refused(target, replace(POLICY, source="192.0.2.1"))
             assert (failure.stage, failure.cause) == (Stage.CONNECT, "local")
             assert "192.0.2.1" in failure.text
+
+    run(body)
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EINVAL])
+def test_an_address_that_this_machine_forbids_is_out_of_reach_and_no_local_failure(
+    number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As ``ip route add prohibit`` or a filter of the host does; other addresses may be reached."""
+
+    async def body() -> None:
+        async def forbidden(*_: object) -> None:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(asyncio.get_running_loop(), "sock_connect", forbidden, raising=False)
+        failure = await refused(Target(host="mx", address="127.0.0.1", port=25))
+        assert (failure.stage, failure.cause) == (Stage.CONNECT, "unreachable")
+        assert os.strerror(number) in failure.text
 
     run(body)
 

@@ -87,10 +87,10 @@ _ERRNO_CAUSES: dict[int, Cause] = {
     errno.ENFILE: "local",
     errno.ENOBUFS: "local",
     errno.ENOMEM: "local",
-    errno.EACCES: "local",
-    errno.EPERM: "local",
     errno.ENOENT: "local",
 }
+"""EACCES and EPERM are not among them: a route or a filter of this machine forbids that address. A
+domain chooses where it points, and must not make the worker pause for all others."""
 
 # First match wins. SMTPResponseException and bare OSError carry more and are read apart.
 _CLASS_CAUSES: tuple[tuple[type[BaseException], Cause], ...] = (
