@@ -11,8 +11,8 @@ to the server, so that the kernel drops what comes from elsewhere (RFC 5452 sect
 the question neither by id nor by name is passed over, so many times: then somebody guesses, and the
 question goes by TCP.
 
-dnspython reads the system's configuration. Must not know: what an answer means for mail, nor how a
-message is written.
+The system's own are those that ``resolvconf`` names at the time of the question. Must not know:
+what an answer means for mail, nor how a message is written.
 """
 
 from __future__ import annotations
@@ -24,14 +24,16 @@ import os
 import random
 import socket
 import ssl
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from mailstrom.config.authorities import authorities
 from mailstrom.errors import ConfigError
-from mailstrom_workers import dnswire
+from mailstrom_workers import dnswire, resolvconf
 from mailstrom_workers.dnswire import Kind, Response, Unreadable
+from mailstrom_workers.resolvconf import ResolvConf
 
 DNS_PORT = 53
 DNS_TLS_PORT = 853  # RFC 7858 section 3.1, which forbids TLS on port 53
@@ -233,14 +235,23 @@ class Nameservers:
     Args:
         each: the servers, at least one.
         timeout: seconds for one question, all of them together.
+        system: where the system names others, later.
 
     Attributes:
+        each: the servers, as they were known last.
         first_s: after so long each was given a chance; longer is patience with a lost datagram or a
             slow server, up to ``LONGEST_FIRST_S``.
     """
 
-    def __init__(self, each: Sequence[Nameserver], timeout: float) -> None:
-        self.each = tuple(each)
+    def __init__(
+        self, each: Sequence[Nameserver], timeout: float, system: ResolvConf | None = None
+    ) -> None:
+        self._timeout = timeout
+        self._system = system
+        self._use(each)
+
+    def _use(self, each: Sequence[Nameserver]) -> None:
+        self.each, timeout = tuple(each), self._timeout
         # Every server has its turn within the question's time, and a lost datagram another chance.
         turns = min(len(self.each), 4)
         self._turn_s = timeout / max(turns, 2)  # over a stream
@@ -275,11 +286,14 @@ class Nameservers:
             tls_ca_file: CA certificates to trust instead of the system's.
 
         Raises:
-            ConfigError: no usable system configuration, TLS without nameservers or name, unreadable
-                certificates.
+            ConfigError: TLS without nameservers or name, unreadable certificates.
         """
         if named is None:
-            return cls(_system(tcp=tcp, tls=tls), timeout)
+            if tls:
+                raise ConfigError("[dns] tls needs nameservers: name them, or a resolver by word")
+            system = ResolvConf(resolvconf.PLACE, time.monotonic)
+            ips = system.changed() or resolvconf.DEFAULT
+            return cls(_plain(ips, tcp=tcp), timeout, system)
         demanded = _demanded(tls_hostname, tls_ca_file) if tls else None
         each = [
             Nameserver(
@@ -308,6 +322,9 @@ class Nameservers:
         """
         loop = asyncio.get_running_loop()
         told: dict[str, None] = {}
+        ips = None if self._system is None else self._system.changed()
+        if ips is not None:
+            self._use(_plain(ips, tcp=self.streams))
         left, pause_s, patience_s = list(self.each), FIRST_PAUSE_S, self._patience_s
         while left:
             for server in tuple(left):
@@ -348,18 +365,8 @@ class Nameservers:
         return response
 
 
-def _system(*, tcp: bool, tls: bool) -> list[Nameserver]:
-    if tls:
-        raise ConfigError("[dns] tls needs nameservers: name them, or a resolver by word")
-    import dns.resolver  # here, as it is a tenth of a start, for two lines of a file
-
-    try:
-        found = dns.resolver.Resolver(configure=True)
-    except dns.resolver.NoResolverConfiguration as error:
-        raise ConfigError(
-            f"the system names no DNS servers ({error}); set [dns] nameservers"
-        ) from error
-    return [Nameserver(address=str(ip), port=found.port, tcp=tcp) for ip in found.nameservers]
+def _plain(ips: Sequence[str], *, tcp: bool) -> list[Nameserver]:
+    return [Nameserver(address=ip, port=DNS_PORT, tcp=tcp) for ip in ips]
 
 
 def _demanded(hostname: str | None, ca_file: str | None) -> _Tls:

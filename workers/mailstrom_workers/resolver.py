@@ -119,7 +119,6 @@ class Resolver:
 
     Attributes:
         places: how many questions may be under way at once.
-        first_s: after so long without an answer each nameserver was given a chance.
 
     Raises:
         ConfigError: see ``Nameservers.of``.
@@ -153,11 +152,15 @@ class Resolver:
             tls_ca_file=tls_ca_file,
         )
         self.places = MAX_STREAMS if self._nameservers.streams else MAX_IN_FLIGHT
-        self.first_s = self._nameservers.first_s
         self._hosts = asyncio.Semaphore(self.places)
         self._asking: dict[tuple[str, Kind], _Lookup] = {}
         self._standstill: Standstill | None = None
         self._cache: dict[str, _Cached] = {}
+
+    @property
+    def first_s(self) -> float:
+        """After so long without an answer each nameserver was given a chance."""
+        return self._nameservers.first_s
 
     async def close(self) -> None:
         """End lookups that are still under way; call when nobody waits for an answer."""
