@@ -316,6 +316,32 @@ def test_a_busy_reader_never_makes_a_checkpoint_wait_or_fail(
 # --- failures -----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("renewed", [True, False])
+def test_who_only_asks_may_meet_a_descriptor_that_is_closed_or_renewed_just_then(
+    path: str, client: SQLiteClientStore, monkeypatch: pytest.MonkeyPatch, renewed: bool
+) -> None:
+    """Readers ask from any thread, whatever the one that writes does to the -wal's descriptor."""
+    sync = WalSync(path)
+    sync.bind()
+    real, asked = poison.check_others, []
+
+    def meanwhile(name: str, fd: int) -> None:
+        if not asked:
+            sync.close()
+            if renewed:
+                taken = os.open(os.devnull, os.O_RDONLY)  # what had its number is another file
+                sync.bind()
+                os.close(taken)
+        asked.append(fd)
+        real(name, fd)
+
+    monkeypatch.setattr(poison, "calm", lambda *_: False)
+    monkeypatch.setattr(poison, "check_others", meanwhile)
+    sync.check()
+    assert len(asked) == 1 + renewed
+    sync.close()
+
+
 def test_a_failed_sync_is_an_unknown_outcome_that_names_the_key(
     path: str, client: SQLiteClientStore, disk: Disk
 ) -> None:

@@ -106,8 +106,14 @@ class WalSync:
         if fd is not None and poison.calm(self._path, fd):
             return
         poison.check(self._path)
-        if fd is not None:
+        if fd is None:
+            return
+        try:
             poison.check_others(self._path, fd)
+        except OSError as error:
+            if error.errno != errno.EBADF or self._fd == fd:
+                raise
+            self.check()  # who only reads asks from any thread, and it was closed, or is another
 
     def poison(self, error: OSError) -> None:
         """Raise the flag for every process; until it can be written, this one remembers."""
@@ -264,6 +270,6 @@ class WalSync:
 
     def close(self) -> None:
         """Close the descriptor; idempotent."""
-        if self._fd is not None:
-            poison.unbind(self._path, self._fd)
-            self._fd = None
+        fd, self._fd = self._fd, None  # first: its number is another file's as soon as it is closed
+        if fd is not None:
+            poison.unbind(self._path, fd)
