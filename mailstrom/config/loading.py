@@ -37,7 +37,7 @@ class _Source(NamedTuple):
     """Where raw values come from: named in errors and in ``sources``."""
 
     name: str
-    folder: Path  # relative paths start here
+    folder: Path = Path()  # relative paths start here; in the working directory where none is told
 
 
 def load(
@@ -61,7 +61,7 @@ def load(
     """
     file = find_file(path, environ)
     if file is None:
-        return _effective({}, _Source("configuration", Path.cwd()), environ, store)
+        return _effective({}, _Source("configuration"), environ, store)
     raw = read_tables(file, whole=whole)
     return _effective(raw, _Source(str(file), file.parent), environ, store, str(file))
 
@@ -81,7 +81,7 @@ def from_tables(
     Raises:
         ConfigError: as for ``load``.
     """
-    source = _Source("the configuration given", Path.cwd())
+    source = _Source("the configuration given")
     try:
         raw: dict[str, Any] = {str(name): _as_parsed(value) for name, value in tables.items()}
     except RecursionError:
@@ -110,15 +110,14 @@ def _effective(
     except RecursionError:
         raise _nested(source) from None
 
-    here = Path.cwd()
     for variable, (table, key) in ENVIRONMENT.items():
         text = environ.get(variable)
         if text:
-            _override(values, table, key, text, _Source(variable, here), sources)
+            _override(values, table, key, text, _Source(variable), sources)
     if store:
         # A path object is a path, whatever its first part looks like.
         named = store if isinstance(store, str) else os.path.abspath(store)
-        _override(values, "", "store", named, _Source("--store", here), sources)
+        _override(values, "", "store", named, _Source("--store"), sources)
 
     values.setdefault("store", default_store(environ))
     if "hostname" not in values:
@@ -245,13 +244,23 @@ def _store(name: str, place: str, source: _Source) -> str:
         raise ConfigError(
             f"{place}: {path!r} is not UTF-8, which SQLite needs; rename it"
         ) from None
-    return plain_path(path, source.folder)
+    return _absolute(path, place, source)
 
 
 def _path(path: str, place: str, source: _Source) -> str:
     if not path or "\0" in path or "://" in path:
         raise ConfigError(f"{place}: {path!r} is no path")
-    return plain_path(path, source.folder)
+    return _absolute(path, place, source)
+
+
+def _absolute(path: str, place: str, source: _Source) -> str:
+    try:
+        return plain_path(path, source.folder)
+    except OSError as error:
+        raise ConfigError(
+            f"{place}: {path!r} is relative to a working directory that is gone"
+            f" ({error.strerror}); write an absolute path"
+        ) from error
 
 
 def _written(raw: object) -> str:

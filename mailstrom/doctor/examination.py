@@ -36,7 +36,7 @@ from mailstrom.doctor.finding import Finding, Level, counted, note, ordered, pro
 from mailstrom.errors import ConfigError
 from mailstrom.storage import examine, require_shared, run_directory
 from mailstrom.storage.examined import Examined
-from mailstrom.supervisor.children import child_environment
+from mailstrom.supervisor.children import child_environment, working_directory
 from mailstrom.types import iso_ms
 
 CHECK_S = 5.0
@@ -218,7 +218,7 @@ class _Worker:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 cwd="/",
-                env=child_environment(dict(os.environ), os.getcwd()),
+                env=child_environment(dict(os.environ), working_directory()),
             )
             assert self._process.stdin is not None
             self._process.stdin.write(self._question)  # shorter than a pipe takes at once

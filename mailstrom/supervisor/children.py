@@ -53,6 +53,14 @@ def exit_cause(returncode: int) -> str:
         return f"signal {-returncode}"
 
 
+def working_directory() -> str:
+    """Where this process was started; empty where that folder is gone."""
+    try:
+        return os.getcwd()
+    except OSError:
+        return ""
+
+
 def child_environment(environ: dict[str, str], folder: str) -> dict[str, str]:
     """The environment for a child, whose working directory is ``/``.
 
@@ -61,10 +69,14 @@ def child_environment(environ: dict[str, str], folder: str) -> dict[str, str]:
 
     Args:
         environ: the parent's environment.
-        folder: the parent's working directory at its start.
+        folder: the parent's working directory at its start; empty where that is gone.
     """
     entries = environ.get("PYTHONPATH", "").split(os.pathsep)
-    absolute = [os.path.join(folder, entry) for entry in entries if entry]
+    absolute = [
+        os.path.join(folder, entry)
+        for entry in entries
+        if entry and (folder or os.path.isabs(entry))
+    ]
     environment = {name: value for name, value in environ.items() if name != "PYTHONPATH"}
     if absolute:
         environment["PYTHONPATH"] = os.pathsep.join(absolute)

@@ -35,7 +35,7 @@ from mailstrom.clock import monotonic_ms
 from mailstrom.config import Config, restart_needed, to_json
 from mailstrom.control import ControlError, Drain, Lapse, Reload, Stop, encode_command
 from mailstrom.errors import ConfigError
-from mailstrom.supervisor.children import Child, Slot, child_environment, spawn
+from mailstrom.supervisor.children import Child, Slot, child_environment, spawn, working_directory
 from mailstrom.supervisor.instance import Instance
 from mailstrom.supervisor.signals import Signals
 
@@ -113,7 +113,7 @@ class Supervision:
         self._commands = commands
         self._reload = reload
         self._timing = timing
-        self._environment = child_environment(dict(os.environ), os.getcwd())
+        self._environment = child_environment(dict(os.environ), working_directory())
         self._signals = Signals(timing.same_s)
         self._phase = _Phase.RUNNING
         self._lost = 0

@@ -92,6 +92,8 @@ def test_a_relative_import_path_holds_in_the_childs_folder() -> None:
         "HOME": "/root",
     }
     assert child_environment({"PYTHONPATH": ""}, "/src") == {}
+    gone = child_environment({"PYTHONPATH": "lib:/src"}, "")
+    assert gone == {"PYTHONPATH": "/src"}, "what was relative to a folder that is gone is nowhere"
 
 
 def start(code: str, config: dict[str, object] | None = None) -> Child:

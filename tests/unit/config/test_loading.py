@@ -16,6 +16,7 @@ from mailstrom.config import (
     default_store,
     describe,
     from_json,
+    from_tables,
     load,
     places,
     schema,
@@ -361,3 +362,19 @@ def test_a_doubled_slash_at_the_front_of_a_path_is_one(tmp_path: Path) -> None:
     file = places.find_file(f"/{tmp_path}/mailstrom.toml", {})
     assert str(file) == str(tmp_path / "mailstrom.toml")
     assert load(file, environ={}).store == str(tmp_path / "x.db")
+
+
+def test_a_working_directory_that_is_gone_matters_to_relative_paths_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environ: dict[str, str]
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert load(environ=environ, store="/absolute.db").store == "/absolute.db"
+    tables = {"store": "/absolute.db"}
+    assert from_tables(tables, environ=environ).store == "/absolute.db"
+    with pytest.raises(ConfigError, match=r"store: 'relative\.db' is relative to a working"):
+        load(environ=environ, store="relative.db")
+    monkeypatch.chdir(tmp_path)
+    assert load(environ=environ, store="relative.db").store == str(tmp_path / "relative.db")
