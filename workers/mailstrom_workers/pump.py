@@ -37,6 +37,10 @@ from mailstrom.types import Stage
 from mailstrom_workers.outgoing import Outgoing, Source
 
 BLOCK = 65536  # octets of content per write, and what is timed by ``Timeouts.body``
+LATE_S = 0.5
+"""A timer that comes so late tells that this process stood still (stopped, frozen, swapped out).
+Some loops run timers before they read: the peer gets as long again, once, for what it said then.
+"""
 
 
 def _heard_out(ends: list[tuple[Outgoing, TransactionEnd]]) -> bool:
@@ -107,6 +111,7 @@ class Pump(asyncio.Protocol):
         self._waiter: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._deadline: float | None = None
+        self._spared = False  # for a deadline that passed while this process stood still
         self._timed: tuple[int, Awaited] | None = None
         self._cut: Fault | None = None  # by ourselves, and what is told of what runs then
 
@@ -349,6 +354,7 @@ class Pump(asyncio.Protocol):
 
     def _arm(self, seconds: float) -> None:
         self._deadline = self._loop.time() + seconds
+        self._spared = False
         if self._timer is not None and self._timer.when() > self._deadline:
             self.disarm_timer()
         if self._timer is None:
@@ -361,7 +367,10 @@ class Pump(asyncio.Protocol):
         self._timer = None
         if self._deadline is None:
             return
-        if self._loop.time() < self._deadline:
+        now = self._loop.time()
+        if now > self._deadline + LATE_S and not self._spared:
+            self._deadline, self._spared = now + LATE_S, True
+        if now < self._deadline:
             self._timer = self._loop.call_at(self._deadline, self._expire)
             return
         self._call_back()
