@@ -59,11 +59,11 @@ a 5xx within the body, then a close          -        bounced  bounced  bounced 
 a 5xx within the body, then a reset          -        stands   stands   stands   stands   stands
 breaks off behind the dot                    -        doubt    doubt    doubt    doubt    doubt
 breaks off behind the 250                    -        sent     sent     sent     sent     sent
-the 250 in one piece with a bad record       -        heard    heard    heard    heard    heard
+the 250 in one piece with a bad record       -        taken    taken    taken    taken    taken
 a 250 in clear behind the dot                -        doubt    doubt    doubt    doubt    doubt
 many tickets, key updates, other records     -        sent     sent     sent     sent     sent
 a broken ticket, unknown or absurd records   -        mail     mail     mail     mail     mail
-renegotiation demanded, and not done         -        unsure   unsure   unsure   unsure   unsure
+renegotiation demanded, and not done         -        mute     mute     mute     mute     mute
 records without end instead of a reply       -        mute     mute     mute     mute     mute
 breaks off with whoever resumes a session    -        sent     sent     sent     sent     sent
 """
@@ -121,8 +121,6 @@ EITHER = {
     "safe": ("tls", "host"),
     # The session may be over before our QUIT.
     "sent": ("tls", "taken"),
-    # What comes in one piece with a bad record is lost with it: see docs/known-issues.md.
-    "heard": ("taken", "doubt"),
     # A reset may destroy under TLS what came before it: see docs/known-issues.md.
     "stands": ("bounced", "lost"),
 }

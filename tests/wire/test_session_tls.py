@@ -27,6 +27,7 @@ from tests.wire.peer import (
     ENVELOPE,
     ON_WIRE,
     POLICY,
+    Lost,
     Peer,
     code,
     opened,
@@ -399,6 +400,96 @@ def test_a_loss_inside_tls_after_the_dot_is_in_doubt(server_tls: ssl.SSLContext)
 
 
 # AUTH
+
+
+class ByHand:
+    """The server's side of TLS, record by record."""
+
+    def __init__(
+        self, context: ssl.SSLContext, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        self.reader, self.writer = reader, writer
+        self.came, self.made = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = context.wrap_bio(self.came, self.made, server_side=True)
+        self.heard = b""
+
+    async def say(self, text: bytes = b"", raw: bytes = b"") -> None:
+        """A record, and octets of no record, in one piece."""
+        if text:
+            self.tls.write(text)
+        self.writer.write(self.made.read() + raw)
+        await self.writer.drain()
+
+    async def more(self) -> None:
+        came = await self.reader.read(65536)
+        if not came:
+            raise ConnectionResetError
+        self.came.write(came)
+
+    async def shaken(self) -> None:
+        while True:
+            try:
+                self.tls.do_handshake()
+            except ssl.SSLWantReadError:
+                await self.say()
+                await self.more()
+            else:
+                return await self.say()
+
+    async def until(self, end: bytes) -> None:
+        while not self.heard.endswith(end):
+            try:
+                self.heard += self.tls.read()
+            except ssl.SSLWantReadError:
+                await self.more()
+        self.heard = b""
+
+
+@pytest.mark.parametrize("behind", [b"451 not now\r\n", b"\x15\x03\x03\0\2\2\x50"])
+def test_a_reply_that_came_whole_is_heard_before_a_bad_record(
+    behind: bytes, server_tls: ssl.SSLContext
+) -> None:
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        line = ByHand(server_tls, reader, writer)
+        await line.shaken()
+        await line.say(b"220 mx.example.org\r\n")
+        await line.until(b"\r\n")
+        await line.say(b"250-mx.example.org\r\n250-PIPELINING\r\n250 CHUNKING\r\n")
+        await line.until(b"DATA\r\n")
+        await line.say(b"250 ok\r\n250 ok\r\n250 ok\r\n354 go\r\n")
+        await line.until(b"\r\n.\r\n")
+        await line.say(b"250 2.0.0 taken\r\n", behind)
+        await reader.read()
+
+    async def body() -> None:
+        async with serving(script) as target:
+            session = await opened(target, wanting("implicit"))
+            end = await transact(session, ENVELOPE, CONTENT)
+            assert (code(end, "dot"), end.fault) == (250, None)
+            assert (session.usable, session.end_cause, session.messages) == (False, "closed", 1)
+            with pytest.raises(Lost):  # nothing is begun where nothing can be said
+                await transact(session, ENVELOPE, CONTENT)
+
+    run(body)
+
+
+def test_a_bad_record_behind_the_last_reply_before_mail_opens_no_session(
+    server_tls: ssl.SSLContext,
+) -> None:
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        line = ByHand(server_tls, reader, writer)
+        await line.shaken()
+        await line.say(b"220 mx.example.org\r\n")
+        await line.until(b"\r\n")
+        await line.say(b"250 mx.example.org\r\n", b"451 not now\r\n")
+        await reader.read()
+
+    async def body() -> None:
+        async with serving(script) as target:
+            failure = await refused(target, wanting("implicit"))
+            assert (failure.stage, failure.cause) == (Stage.EHLO, "closed")
+
+    run(body)
 
 
 def login(**more: object) -> SessionPolicy:

@@ -35,6 +35,7 @@ from mailstrom.smtp.framing import require_crlf
 from mailstrom.smtp.states import CLOSING
 from mailstrom.types import Stage
 from mailstrom_workers.outgoing import Outgoing, Source
+from mailstrom_workers.tls import spoiled
 
 BLOCK = 65536  # octets of content per write, and what is timed by ``Timeouts.body``
 LATE_S = 0.5
@@ -96,6 +97,7 @@ class Pump(asyncio.Protocol):
         self.farewell = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._whole = whole
+        self._encrypted = transport.get_extra_info("sslcontext") is not None
         self._seconds = {
             Awaited.RSET: timeouts.rset,
             Awaited.MAIL: timeouts.mail,
@@ -125,6 +127,8 @@ class Pump(asyncio.Protocol):
         dialogue = self.dialogue
         before = dialogue.replies
         events = dialogue.receive(data)
+        if self._encrypted and spoiled(self.transport):
+            events += dialogue.receive_eof()
         if events or dialogue.replies != before:  # dripping bytes renew no deadline
             self._take(events)
 
@@ -323,7 +327,7 @@ class Pump(asyncio.Protocol):
 
     def _salvage(self) -> None:
         """Reads what the peer said before a write failed: asyncio would drop that 5xx unread."""
-        if self.transport.get_extra_info("sslcontext") is not None:
+        if self._encrypted:
             return
         peer = self.transport.get_extra_info("socket")
         try:

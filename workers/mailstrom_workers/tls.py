@@ -1,18 +1,65 @@
-"""TLS as a client uses it: contexts by policy, and a peer's names.
+"""TLS as a client uses it: contexts by policy, what is read of records, and a peer's names.
 
 Contract: contexts are built from their parts, apart from ssl's defaults, which change with the
-Python version (3.13 adds VERIFY_X509_STRICT, which opportunistic TLS must not inherit).
+Python version (3.13 adds VERIFY_X509_STRICT, which opportunistic TLS must not inherit). What whole
+records held is handed on before a bad one behind them is an error.
 
 Must not know: when TLS is wanted, sockets, SMTP.
 """
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import ssl
 
 from mailstrom.config.authorities import authorities
 from mailstrom.smtp.reply import visible
+
+
+class Records(ssl.SSLObject):
+    """A session's records: one that is bad takes nothing along that was read before it.
+
+    Loops read all that came in one piece and hand it on then: an error in the midst of it would
+    lose a reply that came whole, and a message that was taken would be in doubt. So the error waits
+    for the next read; ``spoiled``, which whoever is told asks, tells of it at once.
+
+    Attributes:
+        bad: what the next read raises.
+    """
+
+    bad: ssl.SSLError | None = None
+    _read = False  # something, and nobody was told yet
+
+    def read(self, len: int = 1024, buffer: bytearray | None = None) -> bytes | int:  # type: ignore[override]
+        """As the base does; see the class."""
+        if self.bad is not None:
+            raise self.bad
+        try:
+            some = super().read(len, buffer)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError, ssl.SSLSyscallError):
+            raise
+        except ssl.SSLError as bad:
+            if not self._read:
+                raise
+            self.bad = bad
+            raise ssl.SSLWantReadError from bad
+        self._read = bool(some)
+        return some
+
+    def told(self) -> bool:
+        """What was read was handed on; whether a bad record is behind it."""
+        self._read = False
+        return self.bad is not None
+
+
+def spoiled(transport: asyncio.BaseTransport) -> bool:
+    """Whether a bad record came behind what was told last: nothing can be said here any more.
+
+    To be asked each time that something is told.
+    """
+    records = transport.get_extra_info("ssl_object")
+    return isinstance(records, Records) and records.told()
 
 
 @functools.lru_cache(maxsize=16)
@@ -29,6 +76,7 @@ def client_context(verify: bool, ca_file: str | None, min_version: str) -> ssl.S
         ValueError: the file is no bundle of them.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.sslobject_class = Records
     context.minimum_version = {
         "1.2": ssl.TLSVersion.TLSv1_2,
         "1.3": ssl.TLSVersion.TLSv1_3,

@@ -34,7 +34,7 @@ from mailstrom.smtp.reply import BadReply, Reply, ReplyParser, visible
 from mailstrom.types import Stage
 from mailstrom_workers.credentials import discreet, prompt
 from mailstrom_workers.endpoint import Cause, SessionFacts, SessionFailure, SessionPolicy, Target
-from mailstrom_workers.tls import client_context, peer_names
+from mailstrom_workers.tls import client_context, peer_names, spoiled
 
 __all__ = [
     "Cause",
@@ -162,6 +162,8 @@ class _Hearing(SMTPProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Any octets; the first whole reply is handed on, more than one is dropped."""
+        if self.transport is not None:
+            spoiled(self.transport)  # the next read, or write, fails: nothing is said behind it
         try:
             replies = [] if self.bad else self._parser.feed(data)
         except BadReply as bad:
@@ -217,7 +219,7 @@ class _Opening:
         if policy.username is not None:
             await self._auth(smtp, policy.username)
         transport = smtp.transport
-        if transport is None or transport.is_closing():
+        if transport is None or transport.is_closing() or spoiled(transport):
             raise aiosmtplib.SMTPServerDisconnected("closed behind the last reply")
         return Established(
             transport=cast(asyncio.Transport, transport),  # uvloop's are none by class
