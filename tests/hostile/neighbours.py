@@ -1,4 +1,4 @@
-"""What 49 other sites feel of one hostile one, and 50 good ones of thousands that hang.
+"""What 49 other sites feel of one hostile one, and the other mail of a relay that falls silent.
 
 Contract. The hostile site's mail is queued first, and its host was seen to be tried before the
 others' mail is sent. The short form judges by what happened: all mail of the others was delivered
@@ -12,22 +12,21 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from email.message import EmailMessage
 from pathlib import Path
 
 from mailstrom.testing.script import Act, Rule, Script
 from mailstrom.testing.smtp import SMTPServer
 from tests.hostile.neighbours_hosts import KINDS, Hosts
+from tests.hostile.neighbours_many import LONG_CASES, SETTINGS, many
 from tests.hostile.stand import Stand, standing
 from tests.hostile.table import Row
-from tests.support.engine import Engine, Tables, mail
+from tests.support.engine import Engine, mail
 from tests.support.network import Network, dots
 from tests.support.sockets import eventually, loopback_addresses
 from tests.support.trial import Plan
 
 OTHERS = 49
-GOOD = 50
 LEAST = 0.95
 WAIT_S = 120.0
 DNS = "is of a domain whose DNS never answers"
@@ -35,11 +34,9 @@ REFUSED = "refuses each connection"
 HOLE = "does not answer a connection (black hole)"
 CASES = (*KINDS, DNS, REFUSED, HOLE)
 HOSTILE_MAIL = 40
+RELAYED = 12
+BAD = "bad@sender.test"
 LARGE = "Good morning.\n" * 100_000
-SETTINGS: Tables = {
-    "delivery": {"drain_timeout": "1s", "connect_timeout": "60s"},
-    "sites": {"suspend": ["60s"]},
-}
 WANTED = "all others delivered, it waits"
 
 
@@ -48,9 +45,14 @@ def run(plan: Plan) -> Iterator[Row]:
     with standing(plan.folder, SETTINGS) as stand:
         good = [stand.network.site(Script()) for _ in range(OTHERS)]
         for kind in CASES:
+            if kind in LONG_CASES and not plan.long:
+                continue
             row = beside(stand, kind, [domain for domain, _ in good], each=2)
             yield measured(plan, kind, row) if plan.long and row.clean else row
-        yield fallen(stand, [domain for domain, _ in good])
+        for stage in plan.pick(("rcpt", "dot"), ("mail", "rcpt", "data", "dot")):
+            yield fallen(stand, [domain for domain, _ in good], stage)
+    for stage in plan.pick(("rcpt",), ("mail", "rcpt", "data", "dot")):
+        yield relayed(plan, stage)
     yield from many(plan)
 
 
@@ -75,7 +77,8 @@ def hostile(network: Network, kind: str, stack: ExitStack) -> tuple[str, Hosts |
 def bad_mail(domain: str, count: int = HOSTILE_MAIL) -> Iterator[EmailMessage]:
     """The hostile site's; the first ones so large that no window takes them."""
     for number in range(count):
-        yield mail(f"u{number}@{domain}", text="Good morning.\n" if number > 1 else LARGE)
+        text = "Good morning.\n" if number > 1 else LARGE
+        yield mail(f"u{number}@{domain}", sender=BAD, text=text)
 
 
 def tried(network: Network, domain: str, hosts: Hosts | None) -> None:
@@ -105,21 +108,57 @@ def beside(stand: Stand, kind: str, good: Sequence[str], each: int) -> Row:
     return stand.measured(f"one site of 50 {kind}", WANTED, attempt)
 
 
-def fallen(stand: Stand, good: Sequence[str]) -> Row:
+TOLD = {"mail": "MAIL", "rcpt": "RCPT", "data": "DATA", "dot": "the final dot"}
+
+
+def fallen(stand: Stand, good: Sequence[str], stage: str) -> Row:
     """A site that took mail, and so may have all its connections, and then never answers."""
 
     def attempt() -> str:
         engine = stand.engine
-        rule = Rule(stage="dot", act=Act.SILENCE, recipient="u*")
-        domain, (host,) = stand.network.site(Script(rules=(rule,)))
+        domain, (host,) = stand.network.site(Script(rules=(mute(stage),)))
         assert engine.final(engine.send(f"a@{domain}")).succeeded
         ids = list(engine.ms.send_many(bad_mail(domain, 60)))
         eventually(lambda: host.open >= 20, WAIT_S, what="20 connections")
         others = list(engine.ms.send_many(mail(f"u@{name}") for name in good))
         return verdict(engine, ids, others)
 
-    title = "one site of 50 takes mail, then never answers the final dot on its 20 connections"
+    title = f"one site of 50 takes mail, then never answers {TOLD[stage]} on its 20 connections"
     return stand.measured(title, WANTED, attempt)
+
+
+def mute(stage: str) -> Rule:
+    """No answer there, to mail of one sender."""
+    return Rule(stage=stage, act=Act.SILENCE, sender=BAD)
+
+
+def relayed(plan: Plan, stage: str) -> Row:
+    """A relay that never answers about some mail, on more connections than have a place."""
+    folder = plan.folder / f"relay-{stage}"
+    folder.mkdir()
+    with Network() as network:
+        host = network.host(Script(rules=(mute(stage),)))
+        tables = {
+            **SETTINGS,
+            "delivery": {**SETTINGS["delivery"], "mode": "relay", "max_connections": RELAYED // 2},
+            "relay": {"hosts": [f"{host.host}:{network.port}"], "tls": "none"},
+        }
+        with Engine(network, folder, workers=1, settings=tables) as engine:
+
+            def attempt() -> str:
+                assert engine.final(engine.send("a@first.test")).succeeded
+                ids = list(engine.ms.send_many(bad_mail("mute.test", RELAYED)))
+                eventually(lambda: host.open >= RELAYED, WAIT_S, what="as many that hang")
+                others = [mail(f"u@d{number}.test") for number in range(2 * OTHERS)]
+                return verdict(engine, ids, list(engine.ms.send_many(others)))
+
+            title = (
+                f"a relay never answers {TOLD[stage]} on {RELAYED} connections,"
+                f" where {RELAYED // 2} have a place"
+            )
+            row = Stand(network=network, engine=engine).measured(title, WANTED, attempt)
+            engine.kill_all()
+            return row
 
 
 def verdict(engine: Engine, ids: Sequence[str], others: Sequence[str]) -> str:
@@ -185,80 +224,3 @@ def arrivals(folder: Path, kind: str | None, each: int = 80) -> float:
             times = [dot.at for dot in dots(hosts)]
             engine.kill_all()
     return max(times) - min(times)
-
-
-# --- very many that hang --------------------------------------------------------------------
-
-
-def many(plan: Plan) -> Iterator[Row]:
-    """Good sites behind as many hostile ones as there are places, and many times more."""
-    yield behind(plan, "never greets", plan.pick(600, 2_000))
-    yield behind(plan, "never greets", plan.pick(600, 2_000), known=True)
-    yield behind(plan, "never answers the final dot", plan.pick(400, 1_500))
-    if plan.long:
-        yield behind(plan, "never greets", 4_000)
-
-
-def behind(plan: Plan, kind: str, count: int, *, known: bool = False) -> Row:
-    """Good sites whose mail comes when that of many hostile ones is due already."""
-    folder = plan.folder / f"{count}-{kind}-{known}".replace(" ", "-")
-    folder.mkdir()
-    crowded = count > 2_250  # more than wait beside each other at 200 places
-    title = f"{count:,} sites, each {kind}; behind them {GOOD} good ones"
-    wanted = f"{GOOD} of {GOOD} delivered, "
-    if known:
-        title += ", which took mail before"
-        wanted += "before all hostile ones had their turn"
-    else:
-        wanted += "some hosts given up after 10 s" if crowded else "no host given up for them"
-    with Network() as network, ExitStack() as stack:
-        good = [network.site(Script())[0] for _ in range(GOOD)]
-        (address,) = loopback_addresses()
-        hosts = stack.enter_context(Hosts(kind, network.port, [address]))
-        names = [network.new_domain() for _ in range(count)]
-
-        def route() -> None:
-            for name in names:
-                network.dns.zone[name] = {"MX": [f"10 mx.{name}."]}
-                network.dns.zone[f"mx.{name}"] = {"A": [address]}
-
-        network.on_loop(route)
-        settings = {**SETTINGS, "timeouts": {"greeting": "300s", "dot": "600s"}}
-        engine = Engine(network, folder, workers=1, settings=settings)
-        stack.enter_context(engine)
-        stand = Stand(network=network, engine=engine)
-
-        def attempt() -> str:
-            if known:
-                first = list(engine.ms.send_many(mail(f"a@{domain}") for domain in good))
-                eventually(
-                    lambda: all(one.succeeded for one in engine.ms.statuses(first).values()),
-                    WAIT_S, what="the mail before",
-                )  # fmt: skip
-            list(engine.ms.send_many(mail(f"a@{name}") for name in names))
-            eventually(lambda: hosts.held >= 200, WAIT_S, what="200 hosts that hang")
-            ids = list(engine.ms.send_many(mail(f"b@{domain}") for domain in good))
-
-            def delivered() -> int:
-                return sum(one.succeeded for one in engine.ms.statuses(ids).values())
-
-            eventually(lambda: delivered() == GOOD, WAIT_S, what="the good mail", interval=0.05)
-            said = f"{delivered()} of {GOOD} delivered, "
-            if known:
-                late = hosts.held >= count
-                return said + ("after" if late else "before") + " all hostile ones had their turn"
-            waits = engine.rows(
-                "SELECT ended_ms - started_ms AS ms FROM sessions WHERE ended_ms IS NOT NULL"
-                " AND end_cause LIKE 'greeting:%'"
-            )
-            if any(row.ms < 10_000 for row in waits):
-                return said + "some hosts given up too soon"
-            return said + (
-                "some hosts given up after 10 s" if waits else "no host given up for them"
-            )
-
-        row = stand.measured(title, wanted, attempt)
-        if engine.rows("SELECT 1 FROM recipients WHERE in_doubt LIMIT 1"):
-            row = replace(row, findings=(*row.findings, "mail was cut off in doubt"))
-        engine.kill_all()
-        return row

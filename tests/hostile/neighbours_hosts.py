@@ -79,6 +79,35 @@ class Silent(Host):
         """Nothing."""
 
 
+class Mute(Host):
+    """Never answers one verb."""
+
+    to = b"MAIL"
+
+    def obey(self, verb: bytes) -> None:
+        """Nothing to that one."""
+        if verb != self.to:
+            super().obey(verb)
+
+
+class MuteToRcpt(Mute):
+    """Never answers RCPT."""
+
+    to = b"RCPT"
+
+
+class MuteToData(Mute):
+    """Never answers DATA, whose content does not come then."""
+
+    to = b"DATA"
+
+
+class MuteToFlights(MuteToRcpt):
+    """The same, and it offers PIPELINING: MAIL is answered, and all else came with it."""
+
+    ehlo = b"250-h.test\r\n250 PIPELINING\r\n"
+
+
 class Dripping(Host):
     """One octet a second."""
 
@@ -149,8 +178,11 @@ class Stalling(Host):
 
     def obey(self, verb: bytes) -> None:
         """Agree to TLS, then nothing."""
-        super().obey(verb)
-        self.content = verb == b"STAR"
+        if verb == b"STAR":
+            self.content = True
+            self.say(b"220 go\r\n")
+        else:
+            super().obey(verb)
 
 
 class Flooding(Host):
@@ -192,6 +224,10 @@ class Wordy(Host):
 
 KINDS: Mapping[str, type[Host]] = {
     "never greets": Silent,
+    "never answers MAIL": Mute,
+    "never answers RCPT": MuteToRcpt,
+    "never answers RCPT, and offers PIPELINING": MuteToFlights,
+    "never answers DATA": MuteToData,
     "never answers the final dot": Host,
     "replies by one octet a second": Dripping,
     "shuts its window on the content": Shut,
