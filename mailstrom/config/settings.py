@@ -221,7 +221,7 @@ class Tls(Table, frozen=True, kw_only=True):
     ca_file: Annotated[
         str | None,
         Meta(
-            description="PEM file of trusted roots instead of the system's.",
+            description="PEM file of trusted roots instead of the system's, read anew at a reload.",
             extra={"unit": "path"},
         ),
     ] = None

@@ -10,8 +10,10 @@ from __future__ import annotations
 import os
 import signal
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
+import trustme
 
 from mailstrom.testing.script import Act, Rule, Script
 from tests.scenarios.conftest import MakeEngine
@@ -153,6 +155,30 @@ def test_the_relay_changes(network: Network, make_engine: MakeEngine) -> None:
     ids = [engine.send(f"c{number}@anywhere.test") for number in range(10)]
     assert all(engine.final(id).succeeded for id in ids)
     assert len(first.dots) == before
+
+
+def test_renewed_authorities_are_taken_over(
+    network: Network, make_engine: MakeEngine, tmp_path: Path
+) -> None:
+    """The file changed and its name did not."""
+    roots = tmp_path / "roots.pem"
+    trustme.CA().cert_pem.write_to_path(str(roots))
+    settings: Tables = {
+        "tls": {"verify": True, "ca_file": str(roots)},
+        "sites": {"suspend": ["1s"]},
+        "retry": {"schedule": ["1s"]},
+    }
+    engine = make_engine(workers=1, settings=settings).start()
+    domain, (host,) = network.site(Script(), tls=True)
+    id = engine.send(f"a@{domain}")
+    engine.until("SELECT 1 FROM recipients WHERE message_id = ? AND reason = 'tls'", id)
+    assert host.transactions == []
+    network.authority.cert_pem.write_to_path(str(roots))
+
+    reload(engine, settings)
+
+    assert engine.final(id).succeeded
+    assert len(host.dots) == 1
 
 
 def test_the_pause_behind_a_second_loss_on_the_wire_follows_the_schedule(

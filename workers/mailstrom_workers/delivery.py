@@ -21,6 +21,7 @@ from mailstrom_workers.engine import Engine
 from mailstrom_workers.presence import Presence
 from mailstrom_workers.resolver import Resolver
 from mailstrom_workers.router import use_routes
+from mailstrom_workers.tls import forget_contexts
 
 LEAD_S = 1.0
 """How often a worker asks whether its engine leads now."""
@@ -72,6 +73,7 @@ async def deliver(presence: Presence, resolver: Callable[[Config], Resolver] = r
         presence: the worker.
         resolver: makes the resolver that a configuration asks for.
     """
+    forget_contexts()  # of an engine that was embedded in this process before
     ctx = Context(
         worker=presence.worker,
         db=presence.db,
@@ -134,6 +136,7 @@ async def _reload(presence: Presence, ctx: Context, make: Callable[[Config], Res
             continue
         # Lookups under way end with the old resolver, which nobody closes under them.
         ctx.resolver, ctx.settings = resolver, Settings.of(config)
+        forget_contexts()
         await _tell(presence)
         await use_routes(ctx)
         ctx.wake()

@@ -91,6 +91,14 @@ def client_context(verify: bool, ca_file: str | None, min_version: str) -> ssl.S
     return context
 
 
+def forget_contexts() -> None:
+    """A configuration was taken over: the roots are read again at the next session.
+
+    The file that it names may be another one by now under the same name.
+    """
+    client_context.cache_clear()
+
+
 def peer_names(certificate: bytes | None) -> str | None:
     """Common name and first alternative names of a DER certificate, or None."""
     if not certificate:
