@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from tests.hostile import (
     replies_offer,
@@ -30,6 +30,15 @@ SETTINGS: Tables = {
 }  # fmt: skip
 
 
+VARIANTS: Mapping[str, Tables] = {
+    "pipeline_depth = 8": {"delivery": {"pipeline_depth": 8}},
+    "pipelining = transaction": {"delivery": {"pipelining": "transaction"}},
+    "pipelining = none": {"delivery": {"pipelining": "none"}},
+    "on_doubt = hold": {"delivery": {"on_doubt": "hold"}},
+}
+"""What else may be configured of the dialogue: the first is in the short form."""
+
+
 def run(plan: Plan) -> Iterator[Row]:
     """Each case as a row."""
     folder = plan.folder / "hosts"
@@ -40,6 +49,12 @@ def run(plan: Plan) -> Iterator[Row]:
         for part in parts:
             yield from part.rows(stand, plan)
         yield stand.let_go()
+    for number, (name, tables) in enumerate(VARIANTS.items()):
+        if plan.long or not number:
+            folder = plan.folder / f"variant-{number}"
+            folder.mkdir()
+            with standing(folder, {**SETTINGS, **tables}) as stand:
+                yield replies_step.configured(stand, plan, name)
     with Network() as network:
         folder = plan.folder / "relay"
         folder.mkdir()

@@ -23,6 +23,7 @@ from tests.hostile.replies_stage import (
     MOST_MEMORY,
     Trial,
     judged,
+    together,
 )
 from tests.hostile.replies_words import GOOD, WAYS
 from tests.hostile.stand import Stand
@@ -159,6 +160,20 @@ def spoilt(stand: Stand, kinds: Mapping[str, Sequence[str]]) -> list[Row]:
     for one in everything:
         stand.network.on_loop(one.host.over.set)
     return rows
+
+
+def configured(stand: Stand, plan: Plan, name: str) -> Row:
+    """The same, with other settings, as one row.
+
+    With a window of flights a reply that is left out is not always seen (docs/known-issues.md).
+    """
+    window = "pipeline_depth" in name
+    kinds = [kind for kind in _spoilt(b"2") if not (window and kind == "missing")]
+    ways = tuple(WAYS) if plan.long else ("bdat",)
+    quick = [kind for kind in kinds if kind.startswith(("doubled", "a refusal", "421"))]
+    rows = spoilt(stand, dict.fromkeys(kinds if plan.long else quick, ways))
+    row = together(f"replies early, doubled, missing, exchanged, with {name}", IN_STEP, rows)
+    return replace(row, tried=sum(one.tried or 0 for one in rows))
 
 
 _REFUSING = frozenset({"a refusal more before it", "another's in its place"})
