@@ -2,11 +2,13 @@
 
 Nothing here waits without an end: the worker that looks at the network is started first, has a time
 of its own and is killed beyond it; meanwhile the spool is looked at, and its questions end by the
-clock. Whatever cannot be found out is a finding, never an exception.
+clock, or, where the disk does not answer, without an answer (``apart``). Whatever cannot be found
+out is a finding, never an exception.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -32,6 +34,7 @@ from mailstrom.doctor import (
     tls,
 )
 from mailstrom.doctor import engine as engines
+from mailstrom.doctor.apart import apart
 from mailstrom.doctor.finding import Finding, Level, counted, note, ordered, problem
 from mailstrom.errors import ConfigError
 from mailstrom.storage import examine, require_shared, run_directory
@@ -43,6 +46,8 @@ CHECK_S = 5.0
 """For ``store check``; a larger spool is checked in part."""
 NETWORK_S, PATIENCE_S = 9.0, 11.5
 """For the worker's looks, and until it is killed."""
+SPOOL_S = 13.5
+"""For all about the spool, the engine and the queue."""
 AGAIN_S, NO_LATER_S = 2.0, 8.0
 """Before a second look at processes that seem to have gone; and after so long there is none."""
 PROBE = "gmail.com"
@@ -110,7 +115,7 @@ def examined(
     worker = _Worker(config, probe) if with_network and config is not None else None
     try:
         findings = [*configuration.checks(config, errors)]
-        findings += _of_the_spool(store, config)
+        findings += _bounded(store, config)
         if config is not None:
             findings += tls.checks(tls.look(config), config)
             if worker is not None:
@@ -128,6 +133,38 @@ def examined(
         file=None if config is None else config.origin,
         network=worker is not None,
         findings=tuple(ordered(findings)),
+    )
+
+
+def _bounded(store: str | None, config: Config | None) -> list[Finding]:
+    """``_of_the_spool``, asked by a process that need not be waited for."""
+
+    def ask() -> bytes:
+        try:
+            found = [*_of_the_spool(store, config)]
+        except Exception as error:  # a fault of ours, or of a store of others
+            found = [_unseen(f"{store} could not be looked at ({type(error).__name__}: {error})")]
+        return json.dumps([one.to_dict() for one in found]).encode()
+
+    said = apart(ask, SPOOL_S)
+    if said:
+        return [Finding(**{**one, "level": Level(one["level"])}) for one in json.loads(said)]
+    if said is None:
+        return [
+            _unseen(
+                f"a look at {store} did not end within {SPOOL_S:g} s: its disk, or the file server"
+                " that it is on, does not answer"
+            )
+        ]
+    return [_unseen(f"{store} could not be looked at: the process that tried it died")]
+
+
+def _unseen(found: str) -> Finding:
+    return problem(
+        "spool.busy",
+        found,
+        "See the kernel's log ('dmesg'), and who else waits there: 'ps -eo pid,stat,wchan,args'"
+        " shows D in the second column.",
     )
 
 

@@ -20,7 +20,7 @@ from mailstrom.testing.script import Rule, Script
 from tests.docs.blocks import ALL
 from tests.scenarios.conftest import MakeEngine
 from tests.support.children import beside
-from tests.support.engine import Engine, environment
+from tests.support.engine import Engine, environment, mail
 from tests.support.network import Network
 from tests.support.sockets import eventually
 
@@ -414,3 +414,55 @@ def test_the_pages_samples_are_what_doctor_says(network: Network, make_engine: M
         finally:
             names(network)
     assert sick == shown(1)
+
+
+def left(folder: Path) -> dict[str, object]:
+    """All in a folder; of the log's index, which has every reader's mark, its being there."""
+    told: dict[str, object] = {}
+    for path in [folder, *sorted(folder.rglob("*"))]:
+        found = path.lstat()
+        told[path.name] = (found.st_ino, found.st_mode, found.st_uid, found.st_gid)
+        if path.is_file() and not path.name.endswith("-shm"):
+            told[f"inside {path.name}"] = (found.st_mtime_ns, path.read_bytes())
+    return told
+
+
+def test_nothing_is_left_behind_by_looks_at_a_sick_installation(make_engine: MakeEngine) -> None:
+    engine = make_engine().start()
+    engine.send("a@nowhere.test")
+    engine.kill_all()
+    Path(f"{engine.store}-run/poisoned").write_text("EIO\n")
+    engine.ms.close()
+    engine.ms = Mailstrom(engine.store)  # opens nothing yet
+    before = left(engine.folder)
+    for _ in range(2):
+        told = doctor(engine, network=True)
+        assert told.code == 1
+        assert told.levels["spool.disk"] == "problem"
+    after = left(engine.folder)
+    assert after.keys() == before.keys()
+    assert [name for name in after if after[name] != before[name]] == []
+    Path(f"{engine.store}-run/poisoned").unlink()
+
+
+def test_writers_and_checkpoints_go_on_while_it_looks(tmp_path: Path) -> None:
+    store, file = tmp_path / "spool.db", tmp_path / "m.toml"
+    file.write_text(f'store = "{store}"\n')
+    with Mailstrom(store) as ms:
+        ms.send_many(mail("a@nowhere.test") for _ in range(2_000))
+        argv = [sys.executable, "-P", "-m", "mailstrom", "doctor", "--json", "--no-network"]
+        for _ in range(3):
+            with subprocess.Popen(
+                [*argv, "--config", str(file)], env=environment(), stdout=subprocess.PIPE, cwd="/"
+            ) as looking:
+                sent = 0
+                while looking.poll() is None:
+                    ms.send(mail("b@nowhere.test"))
+                    sent += 1
+                assert looking.stdout is not None
+                record = json.loads(looking.stdout.read())
+            assert sent > 0
+            checks = {one["check"]: one["level"] for one in record["findings"]}
+            assert checks["spool.sound"] == "ok"
+            assert "log.writer" not in checks
+        assert ms.check() == []

@@ -229,7 +229,10 @@ def test_a_file_that_is_no_spool_is_not_touched(run: Any, tmp_path: Path) -> Non
 _AS_NOBODY = """
 import os, sys
 from mailstrom.cli import main
+from mailstrom.doctor import examination
+apart, examination.apart = examination.apart, lambda ask, seconds: ask()  # loaded here
 main(["doctor", "--no-network", "--json", "--store", sys.argv[1]])
+examination.apart = apart
 os.seteuid(65534)
 print("--", flush=True)
 sys.exit(main(["doctor", "--no-network", "--json", "--store", sys.argv[1]]))

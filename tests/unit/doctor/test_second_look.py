@@ -83,7 +83,7 @@ def between(monkeypatch: pytest.MonkeyPatch) -> Between:
 
 
 def found(installation: Installation, check: str) -> list[Finding]:
-    told = examination.examined(installation.store, None, with_network=False).findings
+    told = examination._of_the_spool(installation.store, None)
     return [one for one in told if one.check == check]
 
 
