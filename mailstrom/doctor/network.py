@@ -280,8 +280,8 @@ def _port(seen: Outside, config: Config, probe: str) -> Iterator[Finding]:
         yield problem(
             "outgoing.port",
             f"port {port} could not be tried: {seen.no_hosts or 'no host was found in time'}",
-            "See the findings about DNS, or try another domain: 'mailstrom doctor --probe"
-            f" DOMAIN' (this was {probe}).",
+            "If DNS is at fault, mend that first: it has findings of its own. Else try another"
+            f" domain: 'mailstrom doctor --probe DOMAIN' (this was {probe}).",
             probe=probe,
         )
 
