@@ -29,7 +29,7 @@ store_option = click.option(
     "--store", metavar="SPOOL", help="The spool; else MAILSTROM_STORE, then the configuration."
 )
 json_option = click.option(
-    "--json", "as_json", is_flag=True, help="One JSON object a line instead of a table."
+    "--json", "as_json", is_flag=True, help="JSON instead of a table: one object a line."
 )
 
 
