@@ -235,7 +235,7 @@ def _modes(seen: Examined) -> Iterator[Finding]:
                 f"Stop what uses it, then: chown {database.uid} {shlex.quote(other.path)}",
                 uid=other.uid,
             )
-    if database.readable and not database.writable:
+    if database.readable and not database.writable and seen.trouble is None:
         yield note(
             "spool.writable",
             "this user may read the spool and not write it: it cannot send mail or run the engine",

@@ -29,6 +29,16 @@ found = examine(sys.argv[1], check_s=float(sys.argv[2]))
 print(json.dumps(dataclasses.asdict(found)))
 """
 
+# Root without CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH obeys the modes of its files.
+_UNPRIVILEGED = """
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+for capability in (1, 2):
+    if os.geteuid() == 0 and libc.prctl(24, capability, 0, 0, 0) != 0:
+        sys.exit(f"prctl: {os.strerror(ctypes.get_errno())}")
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+
 _READ = """
 import sqlite3, sys
 connection = sqlite3.connect(sys.argv[1], uri=True)
@@ -121,6 +131,19 @@ def test_a_lone_file_gets_no_log_and_no_index_by_being_looked_at(
     assert found.contents is not None
     assert found.contents.copied_from == str(spool)
     assert [one.name for one in copy.parent.iterdir()] == ["copy.db"]
+
+
+@pytest.mark.parametrize("ending", ["", "-wal", "-shm"])
+def test_a_file_of_the_spool_that_this_user_may_not_read_is_told_as_that(
+    spool: Path, ending: str
+) -> None:
+    os.chmod(f"{spool}{ending}", 0)
+    argv = ["-P", "-c", _UNPRIVILEGED, "-P", "-c", _LOOK, str(spool), "0"]
+    done = subprocess.run(
+        [sys.executable, *argv], env=environment(), capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["trouble"]["kind"] == "denied"
 
 
 def test_a_log_without_an_index_is_read_all_the_same(spool: Path) -> None:

@@ -96,7 +96,10 @@ def examine(path: str, *, check_s: float) -> Examined:
         database = files["database"]
         if database.error is not None:
             kind = TroubleKind.DENIED if _shut(path) else TroubleKind.MISSING
-        elif not database.readable:
+        elif any(
+            one.error is None and not one.readable
+            for one in (database, files["log"], files["index"])
+        ):
             kind = TroubleKind.DENIED
         values["trouble"] = Trouble(kind=kind, text=str(error))
     if values.get("log") is None:

@@ -179,6 +179,14 @@ def test_who_may_only_read_is_told_and_it_is_no_fault() -> None:
     assert levels(spool.checks(sick(files=files)))["spool.writable"] == "note"
 
 
+def test_who_may_not_even_read_is_not_told_that_he_may() -> None:
+    files = {**FILES, "database": file("spool.db", readable=False, writable=False)}
+    denied = Trouble(kind=TroubleKind.DENIED, text="cannot be opened")
+    found = levels(spool.checks(sick(files=files, trouble=denied, contents=None, check=None)))
+    assert found["spool.readable"] == "problem"
+    assert "spool.writable" not in found
+
+
 def test_a_second_name_is_a_problem() -> None:
     assert levels(spool.checks(sick(named="has a second name")))["spool.name"] == "problem"
 
