@@ -8,6 +8,7 @@ they can be read.
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Iterator
 from ipaddress import IPv6Address
 
@@ -54,7 +55,7 @@ def warnings(config: Config) -> list[str]:
         return [
             f"[relay] password_file {path}: every user of this machine may"
             f" {'read' if mode & 0o004 else 'change'} it (mode {mode & 0o777:03o}):"
-            f" chmod 600, owned by the engine's user"
+            f" chmod 600 {shlex.quote(path)} (it has to belong to the engine's user)"
         ]
     return []
 
