@@ -26,6 +26,7 @@ def command() -> None:
 limit_option = click.option(
     "--limit",
     type=click.IntRange(0, MOST_ROWS),
+    metavar="N",
     default=1000,
     show_default=True,
     help="Rows; 0 is all.",
@@ -79,7 +80,12 @@ def count(config: str | None, store: str | None, as_json: bool, **chosen: Any) -
 @command.command("next")
 @filters
 @click.option(
-    "--limit", type=click.IntRange(1, 10_000), default=20, show_default=True, help="Rows."
+    "--limit",
+    type=click.IntRange(1, 10_000),
+    metavar="N",
+    default=20,
+    show_default=True,
+    help="Rows.",
 )
 @spool_options
 @json_option

@@ -151,6 +151,7 @@ def summary(**given: Any) -> None:
 @click.option(
     "--limit",
     type=click.IntRange(0, MOST_ROWS),
+    metavar="N",
     default=50,
     show_default=True,
     help="Rows; 0 is all.",
@@ -189,6 +190,7 @@ def _waits(row: Any, now_ms: int) -> tuple[int, int, int | None]:
 @click.option(
     "--limit",
     type=click.IntRange(1, MOST_ROWS),
+    metavar="N",
     default=50,
     show_default=True,
     help="Rows of each kind.",

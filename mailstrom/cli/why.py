@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 @click.option(
     "--limit",
     type=click.IntRange(1, 1_000_000),
+    metavar="N",
     default=100,
     show_default=True,
     help="Recipients of each.",
