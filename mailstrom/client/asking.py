@@ -136,8 +136,8 @@ class Asking(Handle):
         """Why recipients were not sent by now: the first thing in each one's way, and what ends it.
 
         As rows say it in this moment; a moment later it may be another reason. What it costs does
-        not grow with the queue, but for an address in a deep one: a million unfinished recipients
-        take half a second.
+        not grow with the queue, but for an address in a deep one: a fraction of a second among a
+        million unfinished recipients.
 
         Args:
             id_or_address: an id, for all recipients of a message, those that are not final first;
