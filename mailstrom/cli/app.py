@@ -132,8 +132,15 @@ def _run(argv: Sequence[str] | None) -> int:
     return int(result) if isinstance(result, int) else Exit.OK
 
 
+_HELP: type[click.UsageError] | tuple[()] = getattr(click.exceptions, "NoArgsIsHelpError", ())
+"""A group without a command shows its help by this; click before 8.2 by itself."""
+
+
 def _show(error: click.ClickException) -> None:
     """What click says of an argument, which may be anybody's text, as it may go to a terminal."""
+    if isinstance(error, _HELP):  # all of it is our own
+        error.show()
+        return
     text = error.format_message()
     # Only a list of choices has lines of its own; in all else a line end is the argument's.
     lines = text.split("\n") if isinstance(error, click.MissingParameter) else [text]

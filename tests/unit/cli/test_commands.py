@@ -67,6 +67,12 @@ def test_every_exit_code_is_documented() -> None:
     assert sorted(MEANINGS) == [0, 1, 64, 65, 73, 74, 75, 78]
 
 
+@pytest.mark.parametrize("group", [(), ("queue",), ("report",), ("store",), ("config",)])
+def test_a_group_without_a_command_shows_its_help(run: Any, group: tuple[str, ...]) -> None:
+    done = run(*group)
+    assert f"{done.out}{done.err}".strip() == run(*group, "--help").out.strip()
+
+
 def test_a_bug_shows_its_traceback(run: Any, fake: Any) -> None:
     fake.FakeClient.error = ZeroDivisionError()
     with pytest.raises(ZeroDivisionError):
