@@ -16,6 +16,7 @@ import click
 from mailstrom import __version__
 from mailstrom.cli import streams
 from mailstrom.cli.exits import Exit, exit_of
+from mailstrom.cli.ids import Several
 from mailstrom.printable import printable
 
 if TYPE_CHECKING:
@@ -142,8 +143,9 @@ def _show(error: click.ClickException) -> None:
         error.show()
         return
     text = error.format_message()
-    # Only a list of choices has lines of its own; in all else a line end is the argument's.
-    lines = text.split("\n") if isinstance(error, click.MissingParameter) else [text]
+    # Only lists of choices have lines of their own; in all else a line end is the argument's.
+    listed = isinstance(error, (click.MissingParameter, Several))
+    lines = text.split("\n") if listed else [text]
     safe = "\n".join(printable(line.expandtabs(4), 2000) for line in lines)
     if isinstance(error, click.UsageError):
         click.UsageError(safe, error.ctx).show()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mailstrom.cli.ids import Several
 from mailstrom.cli.output import cell, fold, print_json, print_table, terminal
 from mailstrom.cli.selection import characters
 from mailstrom.cli.spool import json_option, opened, spool_options
@@ -106,8 +107,7 @@ def _one(client: Mailstrom, name: str) -> Any:
             " what is"
         )
     if len(rows) > 1:
-        listed = "\n".join(f"  {row.site}" for row in rows)
-        raise click.UsageError(f"{name!r} belongs to several sites; name one:\n{listed}")
+        raise Several(f"{name!r} belongs to several sites; name one:", [row.site for row in rows])
     return rows[0]
 
 

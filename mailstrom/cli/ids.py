@@ -28,12 +28,24 @@ ENDING = (
 )
 
 
+class Several(click.UsageError):
+    """What was named may be one of several.
+
+    Args:
+        text: what is wrong and what to write; a sentence of one line.
+        names: what it may be, shown a line each.
+    """
+
+    def __init__(self, text: str, names: Sequence[str]) -> None:
+        super().__init__("\n".join([text, *(f"  {name}" for name in names)]))
+
+
 def full_id(client: Mailstrom, text: str) -> str:
     """The id that a text stands for.
 
     Raises:
         MessageNotFound: no message has it, or ends so.
-        UsageError: several do.
+        Several: more than one do.
     """
     if len(text) >= WHOLE:
         return text  # the client says whether there is one
@@ -50,8 +62,10 @@ def full_id(client: Mailstrom, text: str) -> str:
         raise MessageNotFound(f"no message whose id ends in {text!r} in {client.path}")
     if len(found) > 1:
         more = ["..."] if len(found) > LISTED else []
-        listed = "\n".join(f"  {id}" for id in [*found[:LISTED], *more])
-        raise click.UsageError(f"{text!r} is the end of several ids; write more of it:\n{listed}")
+        raise Several(
+            f"{text!r} is the end of several ids; write more of it:",
+            [*(str(id) for id in found[:LISTED]), *more],
+        )
     return str(found[0])
 
 

@@ -84,7 +84,7 @@ def test_an_ambiguous_end_names_the_candidates(run: Any, house: House) -> None:
         ids.append(id)
     done = run("show", "abcdef")
     assert (done.code, done.out) == (64, "")
-    assert all(id in done.err for id in ids)
+    assert sorted(done.err.splitlines()[-2:]) == [f"  {id}" for id in ids]
     assert run("queue", "list", "abcdef").code == 64
     assert run("status", ids[0][-36:]).code == 0
 
@@ -236,6 +236,16 @@ def test_a_destination_is_named_by_site_host_or_domain(run: Any, house: House) -
     done = run("destinations", "show", "nowhere.test")
     assert done.code == 1
     assert "'nowhere.test'" in done.err
+
+
+def test_a_host_of_several_sites_names_them(run: Any, house: House) -> None:
+    sites = ["mx.a.test;mx.big.test", "mx.b.test;mx.big.test"]
+    for number, site in enumerate(sites):
+        house.send(f"{number}", f"a@x{number}.test")
+        house.spool.route(f"x{number}.test", site=site, now=house.now)
+    done = run("destinations", "show", "mx.big.test")
+    assert (done.code, done.out) == (64, "")
+    assert done.err.splitlines()[-2:] == [f"  {site}" for site in sites]
 
 
 def test_a_relays_domain_is_good_until_no_day(run: Any, house: House) -> None:
