@@ -19,6 +19,8 @@ from mailstrom.policy.site import CRASHED
 from mailstrom.storage.facts import RecipientFacts
 from mailstrom.types import Reason, RouteResult, Status, from_ms, iso_ms
 
+_RETRY = "'mailstrom queue retry"
+
 
 def reason(fact: RecipientFacts, look: Look) -> Waiting:
     """The first thing that is in the way of a recipient.
@@ -161,12 +163,14 @@ def _not_yet(fact: RecipientFacts, look: Look) -> Said | None:
         said = _suspended(fact, look)
     else:
         said = _not_due(fact, look)
-    detail = said.detail
+    detail, change = said.detail, said.change
     if now_ms < fact.expires_ms <= until_ms:
         detail += f"; its time ends before that, at {iso_ms(fact.expires_ms)}"
     if not look.living:
         detail += "; no engine runs on this spool now"
-    return said._replace(detail=detail, until_ms=until_ms)
+        if change.startswith(_RETRY):
+            change = f"start 'mailstrom serve'; then {change}"
+    return said._replace(detail=detail, change=change, until_ms=until_ms)
 
 
 def _dns_fails(fact: RecipientFacts, look: Look) -> Said:
@@ -176,7 +180,7 @@ def _dns_fails(fact: RecipientFacts, look: Look) -> Said:
     return Said(
         Cause.DNS_TEMPORARY,
         f"the mail hosts of {fact.domain} cannot be looked up ({why}); asked again at {when}",
-        f"'mailstrom queue retry {fact.message_id}' asks at once",
+        f"{_RETRY} {fact.message_id}' asks at once",
         by="DNS",
     )
 
@@ -195,7 +199,7 @@ def _suspended(fact: RecipientFacts, look: Look) -> Said:
     return Said(
         Cause.SITE_SUSPENDED,
         f"its site {site.key} is left alone until {when} since {failed}: {why}",
-        f"'mailstrom queue retry {fact.message_id}' tries at once",
+        f"{_RETRY} {fact.message_id}' tries at once",
         by=site.suspended_by,
     )
 
@@ -218,7 +222,7 @@ def _not_due(fact: RecipientFacts, look: Look) -> Said:
     return Said(
         Cause.NOT_DUE,
         f"next attempt {when}{because}{doubt}",
-        f"'mailstrom queue retry {fact.message_id}' tries at once" if retry else "its time",
+        f"{_RETRY} {fact.message_id}' tries at once" if retry else "its time",
         by=fact.mx,
     )
 

@@ -122,7 +122,14 @@ CASES: list[tuple[Cause, dict[str, Any], dict[str, Any], str]] = [
         r"its site mx.x.test is left alone until \S+ \(in 1m\) since no host would talk, 3 times in"
         " a row: connect; worker 1; connection refused; 'mailstrom queue retry m1' tries at once",
     ),
-    (Cause.SITE_SUSPENDED, {"site": SUSPENDED, "due_ms": NOW + 5}, GONE, "no engine runs"),
+    (
+        Cause.SITE_SUSPENDED, {"site": SUSPENDED, "due_ms": NOW + 5}, GONE,
+        "; no engine runs on this spool now; start 'mailstrom serve'; then 'mailstrom queue retry",
+    ),
+    (
+        Cause.SCHEDULED, {"due_ms": NOW + HOUR, "send_ms": NOW + HOUR}, GONE,
+        "no engine runs on this spool now; nothing hastens it",
+    ),
     (
         Cause.DNS_TEMPORARY, {"site": None, "route": FAILING}, {},
         r"hosts of x.test cannot be looked up \(SERVFAIL\); asked again at \S+ \(in 1m\)",
