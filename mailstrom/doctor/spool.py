@@ -43,7 +43,7 @@ def _found(seen: Examined) -> Finding:
             bytes=facts.size,
         )
     check, advice = _TROUBLES[trouble.kind]
-    return problem(check, _told(trouble, seen.path), advice.format(path=place), kind=trouble.kind)
+    return problem(check, _told(trouble, seen), advice.format(path=place), kind=trouble.kind)
 
 
 _TROUBLES: dict[TroubleKind, tuple[str, str]] = {
@@ -84,11 +84,12 @@ _TROUBLES: dict[TroubleKind, tuple[str, str]] = {
 }
 
 
-def _told(trouble: Trouble, path: str) -> str:
+def _told(trouble: Trouble, seen: Examined) -> str:
     if trouble.kind is TroubleKind.MISSING:
-        return f"there is no spool at {path}"
+        empty = seen.files["database"].error is None
+        return f"there is no spool at {seen.path}{', but an empty file' if empty else ''}"
     if trouble.kind is TroubleKind.DENIED:
-        return f"{path}: this user may not read the spool"
+        return f"{seen.path}: this user may not read the spool"
     if trouble.kind is TroubleKind.CORRUPT:
         return trouble.text.partition("; ")[0]  # the rest is what the advice says
     return trouble.text

@@ -146,6 +146,19 @@ def test_a_file_of_the_spool_that_this_user_may_not_read_is_told_as_that(
     assert json.loads(done.stdout)["trouble"]["kind"] == "denied"
 
 
+def test_an_empty_file_is_no_spool_yet_and_nothing_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "spool.db"
+    path.touch(0o600)
+    found = seen(path)
+    assert found.trouble is not None
+    assert found.trouble.kind is TroubleKind.MISSING
+    assert path.stat().st_size == 0
+    (tmp_path / "spool.db-wal").write_bytes(b"x" * 4096)
+    left = seen(path)
+    assert left.trouble is not None
+    assert left.trouble.kind is TroubleKind.NOT_A_SPOOL, "something was here"
+
+
 def test_a_log_without_an_index_is_read_all_the_same(spool: Path) -> None:
     os.unlink(f"{spool}-shm")
     found = seen(spool)
@@ -156,14 +169,14 @@ def test_a_log_without_an_index_is_read_all_the_same(spool: Path) -> None:
 
 def test_what_is_no_spool_is_told_and_left(tmp_path: Path) -> None:
     missing = tmp_path / "missing.db"
-    kinds = {missing: TroubleKind.MISSING}
+    empty = tmp_path / "empty"
+    empty.touch()
+    kinds = dict.fromkeys((missing, empty), TroubleKind.MISSING)
     text = tmp_path / "text"
     text.write_text("no database\n" * 100)
     other = tmp_path / "other.db"
     apsw.Connection(str(other)).execute("CREATE TABLE t (x)")
-    empty = tmp_path / "empty"
-    empty.touch()
-    kinds |= dict.fromkeys((text, other, empty, tmp_path), TroubleKind.NOT_A_SPOOL)
+    kinds |= dict.fromkeys((text, other, tmp_path), TroubleKind.NOT_A_SPOOL)
     for path, kind in kinds.items():
         found = seen(path)
         assert found.trouble is not None

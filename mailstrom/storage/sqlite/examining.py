@@ -9,6 +9,7 @@ log's index anew, as for any reader.) Where the rows cannot be read, that is a f
 from __future__ import annotations
 
 import os
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -96,6 +97,8 @@ def examine(path: str, *, check_s: float) -> Examined:
         database = files["database"]
         if database.error is not None:
             kind = TroubleKind.DENIED if _shut(path) else TroubleKind.MISSING
+        elif kind is TroubleKind.NOT_A_SPOOL and _blank(files):
+            kind = TroubleKind.MISSING
         elif any(
             one.error is None and not one.readable
             for one in (database, files["log"], files["index"])
@@ -117,6 +120,13 @@ def _perhaps_a_spool(trouble: Trouble | None) -> bool:
     """Whether its names say anything: a directory has several, and a hidden file none to ask."""
     unknown = (TroubleKind.MISSING, TroubleKind.NOT_A_SPOOL, TroubleKind.DENIED)
     return trouble is None or trouble.kind not in unknown
+
+
+def _blank(files: dict[str, FileFacts]) -> bool:
+    """Whether there is only an empty file, of which whoever sends first makes a spool."""
+    database = files["database"]
+    alone = files["log"].error is not None
+    return alone and database.size == 0 and stat.S_ISREG(database.mode)
 
 
 def _shut(path: str) -> bool:
