@@ -128,6 +128,23 @@ def _share(fd: int, path: Path) -> None:
         os.fchmod(fd, mode)
 
 
+def make_directory(path: str | os.PathLike[str]) -> None:
+    """The directory of lock files, where it is missing: with the modes that a new spool gives it.
+
+    Somebody cleaned up, perhaps. What it is in says whether several users share the spool.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    folder = Path(path)
+    try:
+        os.makedirs(folder)
+    except FileExistsError:
+        return
+    shared = os.stat(folder.parent).st_mode & stat.S_ISGID
+    os.chmod(folder, 0o2770 if shared else 0o700)
+
+
 def holder(path: str | os.PathLike[str]) -> dict[str, object]:
     """What the holder of a lock file wrote into it; empty when unreadable."""
     try:

@@ -27,6 +27,7 @@ def checks(seen: Examined) -> Iterator[Finding]:
     yield from _schema_and_mark(seen)
     yield from _soundness(seen)
     yield from _poison(seen)
+    yield from _directory(seen)
     yield from _room(seen)
     if seen.trouble is None or seen.trouble.kind is not TroubleKind.NOT_A_SPOOL:
         yield from _names(seen)  # a file of another kind, named by mistake, is as its owner has it
@@ -151,6 +152,22 @@ def _poison(seen: Examined) -> Iterator[Finding]:
             text,
             f"Look at the disk and the kernel's log ('dmesg'). What keeps the repair: {remedy}.",
         )
+
+
+def _directory(seen: Examined) -> Iterator[Finding]:
+    """Where nobody has the spool open it may be missing: who opens it next makes it."""
+    run = seen.files["run"]
+    users = [one.pid for one in seen.sharers if one.ours and one.writes]
+    if run.error is None or not users or seen.trouble is not None:
+        return
+    yield problem(
+        "spool.directory",
+        f"{run.path}: {run.error}. Lock files and signs of disk errors are kept there, and"
+        " who has the spool open acknowledges nothing without it",
+        "Let nothing clean up there. An engine that runs makes it again within seconds; else"
+        f" 'mailstrom store init {shlex.quote(seen.path)}' does, and leaves the spool as it is.",
+        processes=len(users),
+    )
 
 
 def _names(seen: Examined) -> Iterator[Finding]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mailstrom import lockfile
-from mailstrom.lockfile import LockFile, holder, is_free
+from mailstrom.lockfile import LockFile, holder, is_free, make_directory
 
 
 def in_child(step: Callable[[], bool]) -> int:
@@ -135,3 +136,16 @@ def test_forks_beside_threads_that_take_and_probe_leave_no_lock_behind(tmp_path:
         for child in children:
             end(child)
     assert free == [True] * 3
+
+
+@pytest.mark.parametrize(("outer", "inner"), [(0o700, 0o700), (0o2770, 0o2770), (0o755, 0o700)])
+def test_a_directory_that_was_deleted_is_made_with_the_modes_it_had(
+    tmp_path: Path, outer: int, inner: int
+) -> None:
+    folder = tmp_path / "spool.db-run"
+    tmp_path.chmod(outer)
+    make_directory(folder)
+    assert stat.S_IMODE(folder.stat().st_mode) == inner
+    folder.chmod(0o750)
+    make_directory(folder)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o750, "one that is there stays as it is"

@@ -23,7 +23,7 @@ from typing import Protocol
 from mailstrom import events
 from mailstrom.config import Config
 from mailstrom.errors import SpoolCorrupt, SpoolError, SpoolReplaced
-from mailstrom.lockfile import LockFile
+from mailstrom.lockfile import LockFile, make_directory
 from mailstrom.storage import open_worker_store, run_directory
 from mailstrom.storage.base import WorkerStore
 from mailstrom.types import OnDoubt
@@ -224,7 +224,7 @@ async def enter(
     """
     name = f"{kind}-{os.getpid()}-{machine.token(4)}.lock"
     folder = run_directory(store)
-    os.makedirs(folder, exist_ok=True)
+    make_directory(folder)
     lock = LockFile(os.path.join(folder, name))
     for _ in range(LOCK_TRIES):
         if lock.acquire({"pid": os.getpid(), "kind": kind}):

@@ -122,6 +122,16 @@ def test_a_disk_error_that_is_not_repaired_is_a_problem() -> None:
     assert "another process saw a disk error" in found.found
 
 
+def test_a_directory_of_lock_files_that_is_gone_is_a_problem_where_the_spool_is_open() -> None:
+    gone = {**FILES, "run": FileFacts(path="/s.db-run", error="No such file or directory")}
+    one = Sharer(pid=9, command="app", copies=1, writes=True, ours=True)
+    found = only(spool.checks(sick(files=gone, sharers=(one,))), "spool.directory")
+    assert found.level == "problem"
+    assert "/s.db-run: No such file" in found.found
+    assert "spool.directory" not in levels(spool.checks(sick(files=gone, sharers=())))
+    assert "spool.directory" not in levels(spool.checks(sick(sharers=(one,))))
+
+
 @pytest.mark.parametrize(
     ("free", "total", "level"),
     [
