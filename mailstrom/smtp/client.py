@@ -13,12 +13,12 @@ octets is unknown.
 A reply too many or too few would give one recipient another's verdict, so places are counted where
 they can be. A 354 stands for DATA alone, and marks its place; an envelope refused without one is
 told once RSET behind it got its 250, which no reply to the command before is (the next flight
-leaves with it). So it is without PIPELINING, too, where DATA is sent behind MAIL or recipients that
-were refused, to mark their places. A 421, a close or silence in RSET's place leaves the refusal
-standing: servers end sessions so. DATA that is refused behind several recipients though one was
-taken, or in words that one of them got, may be refused by a neighbour's reply, two too late: that
-is told once QUIT got its 221, which nothing else gets. Where nothing answers QUIT a flight is out
-of step; without PIPELINING the refusal stands.
+leaves with it). So it is without PIPELINING, too, where DATA is sent behind MAIL or several
+recipients that were refused, to mark their places. A 421, a close or silence in RSET's place leaves
+the refusal standing: servers end sessions so. DATA that is refused behind several recipients though
+one was taken, or in words that one of them got, may be refused by a neighbour's reply, two too
+late: that is told once QUIT got its 221, which nothing else gets. Where nothing answers QUIT a
+flight is out of step; without PIPELINING the refusal stands.
 
 A recipient taken behind a refused MAIL, a reply to what has not left, and silence where a flight's
 DATA is to be refused, or behind recipients of a BDAT, undo the envelope. Where all of those were
@@ -30,9 +30,10 @@ spared BDAT. With it no reply to its envelope is believed.
 
 What cannot be seen: a missing reply to content in whose place stands that to the MAIL behind it; a
 reply too many before a refusal where 421 or a close came in place of RSET's reply, or without
-PIPELINING of QUIT's; three too many, of which the last refuses, before a lone recipient's DATA; and
-with BDAT whom of several a refusal meant that speaks of no address, or, by a server without
-enhanced codes, one too many before the first content of a session.
+PIPELINING of QUIT's; several too many, of which the last refuses, before a lone recipient's DATA
+(three), or his RCPT without PIPELINING (two; one, where it was said to his MAIL); and with BDAT
+whom of several a refusal meant that speaks of no address, or, by a server without enhanced codes,
+one too many before the first content of a session.
 
 A loss before the last octet of the content was taken is "not sent", a loss after it is "maybe sent"
 (``dot_written``), and the two are never confused: each transaction in flight has its own. RSET is

@@ -85,9 +85,10 @@ class Endings:
         """Every recipient is refused: told once RSET, or QUIT, behind it is answered as it must be.
 
         No 354 says that no reply was one too many: what answers RSET must not be what the command
-        before it was answered with. MAIL is no such command, nor is a recipient: they may have been
-        taken. DATA is, which has nobody to go to. So it goes behind them where commands leave one
-        by one, and where a BDAT was to follow several recipients.
+        before it was answered with. MAIL is no such command, nor is the last of several recipients:
+        they may have been taken. DATA is, which has nobody to go to. So it goes behind them where
+        commands leave one by one, and where a BDAT was to follow. What a lone recipient got is his
+        own, and honest servers complain of a DATA without recipients.
 
         Args:
             transaction: the first of those running.
@@ -98,8 +99,8 @@ class Endings:
         if pipeline.awaits(transaction):
             groups.clear()  # replies of the flight are still to be read
             return
-        several = transaction.opened and transaction.rcpts[1:]
-        if groups and (several or not self._liberties.pipelined):
+        marked = transaction.opened and not transaction.rcpts[1:]
+        if groups and not marked:
             transaction.chunked = False  # its BDAT did not leave
             groups.clear()
             pipeline.add(transaction, commands.DATA, Slot.DATA)

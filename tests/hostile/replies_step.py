@@ -72,8 +72,10 @@ def _ehlo(way: str) -> bytes:
     )
 
 
-_VERDICT = ("a refusal more behind it, later", "data")
-"""What comes first behind a content is its verdict: to take it all the same is the host's lie."""
+_LATER = "a refusal more behind it, later"
+_OWN = {(_LATER, "data"), (_LATER, "mail")}
+"""What comes first behind a content is its verdict: to take it all the same is the host's lie. And
+what a lone recipient gets is his own, though his MAIL got it behind a consent."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -116,7 +118,7 @@ def spoilt(stand: Stand, kinds: Mapping[str, Sequence[str]]) -> list[Row]:
     under_way = {
         kind: [
             begin(stand, kind, way, place, good)
-            for way in ways for place, good in _places(way) if (kind, place) != _VERDICT
+            for way in ways for place, good in _places(way) if (kind, place) not in _OWN
         ]
         for kind, ways in kinds.items()
     }  # fmt: skip

@@ -91,7 +91,7 @@ def test_without_pipelining_a_reset_proves_a_refusal_too(
         assert [code(end.dot) for end in drive.ends] == [250]
         drive.cleared()
     drive.begin()
-    for one in REFUSALS[refusal]:  # DATA goes behind each
+    for one in REFUSALS[refusal]:  # DATA goes behind MAIL, too
         if not drive.wrote.endswith(RSET):
             drive.say(lines(one))
     assert (drive.wrote[-len(RSET) :], drive.ends, drive.dialogue.ready) == (RSET, [], False)

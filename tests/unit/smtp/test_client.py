@@ -283,11 +283,10 @@ def test_no_rset_where_the_content_was_taken(pipelined: bool) -> None:
 @pytest.mark.parametrize(
     ("count", "codes", "marks"),
     [
-        # MAIL or the recipient may have been taken: what says so would pass for a reply to RSET
+        # MAIL or the last of several may have been taken: that would pass for a reply to RSET
         (2, [550], DATA),
         (2, [550, 503], b"RSET\r\n"),
-        (1, [250, 450], DATA),
-        (1, [250, 450, 503], b"RSET\r\n"),
+        (1, [250, 450], b"RSET\r\n"),
         (2, [250, 550, 450], DATA),
         (2, [250, 550, 450, 554], b"RSET\r\n"),
         (1, [250, 250, 554], b"RSET\r\n"),

@@ -296,8 +296,10 @@ def test_a_close_behind_a_refused_data_hides_no_reply_too_many(
 def test_a_refusal_of_its_own_too_many_gives_nobody_anothers_verdict(
     dialect: Dialect, words: str, extra: Sequence[bytes]
 ) -> None:
-    # what is said of a content as well as its verdict may be the next one's
-    assert wrongs(dialect, words, 1, pieces="apart", extra=extra, stages=["end"]) == {}
+    # what is said of a content as well as its verdict may be the next one's; where commands leave
+    # one by one, nothing marks a lone recipient's place if two of them come
+    found = wrongs(dialect, words, 1, pieces="apart", extra=extra, stages=["end"])
+    assert (found == {}) is (dialect is not SERIAL or len(extra) == 1)
 
 
 @pytest.mark.parametrize("words", WORDS)
