@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +33,10 @@ ENVIRONMENT = {
     "MAILSTROM_LOG_LEVEL": ("log", "level"),
     "MAILSTROM_LOG_FORMAT": ("log", "format"),
 }
+
+
+OWN_NAME_S = 2.0
+"""So long this machine's name with its domain is waited for, where only the DNS may tell it."""
 
 
 class _Source(NamedTuple):
@@ -149,8 +155,29 @@ def from_json(data: bytes | str) -> Config:
 def _own_name() -> str:
     name = socket.gethostname()
     if not is_fqdn(name):
-        name = socket.getfqdn(name)  # may ask DNS, hence second
+        name = _qualified(name)
     return name.lower() if is_fqdn(name) else "localhost"
+
+
+def _qualified(name: str) -> str:
+    """A short name with its domain, if the system finds that out in time.
+
+    It may ask the DNS, and wait half a minute for one that is dead: a supervisor that reloads, or
+    ``mailstrom doctor``, must not.
+    """
+    found: list[str] = []
+
+    def ask() -> None:
+        with suppress(OSError, UnicodeError):  # what is no host name, too
+            found.append(socket.getfqdn(name))
+
+    asking = threading.Thread(target=ask, name="own name", daemon=True)
+    try:
+        asking.start()
+    except RuntimeError:  # no thread is to be had
+        return name
+    asking.join(OWN_NAME_S)
+    return found[0] if found else name
 
 
 def _nested(source: _Source) -> ConfigError:

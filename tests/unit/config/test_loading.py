@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from mailstrom.config import (
     from_json,
     from_tables,
     load,
+    loading,
     places,
     schema,
     to_json,
@@ -378,3 +381,28 @@ def test_a_working_directory_that_is_gone_matters_to_relative_paths_only(
         load(environ=environ, store="relative.db")
     monkeypatch.chdir(tmp_path)
     assert load(environ=environ, store="relative.db").store == str(tmp_path / "relative.db")
+
+
+def test_a_dns_that_does_not_tell_our_name_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, environ: dict[str, str]
+) -> None:
+    over = threading.Event()
+
+    def getfqdn(name: str) -> str:
+        assert over.wait(60)
+        return f"{name}.late.test"
+
+    monkeypatch.setattr(socket, "gethostname", lambda: "short")
+    monkeypatch.setattr(socket, "getfqdn", getfqdn)
+    monkeypatch.setattr(loading, "OWN_NAME_S", 0.01)
+    assert load(environ=environ).hostname == "localhost"
+    over.set()
+    monkeypatch.setattr(loading, "OWN_NAME_S", 60)
+    assert load(environ=environ).hostname == "short.late.test"
+
+
+def test_a_machine_whose_name_no_resolver_can_write_has_none(
+    monkeypatch: pytest.MonkeyPatch, environ: dict[str, str]
+) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "x" * 64)
+    assert load(environ=environ).hostname == "localhost"
