@@ -69,3 +69,22 @@ def test_a_site_whose_lanes_always_raise_rests_longer_each_time_and_alone(
     assert all(engine.final(id).succeeded for id in ids)
     assert [len(engine.attempts(id)) for id in ids] == [1, 1, 1]
     assert len(engine.log("engine.failed")) == len(crashes(engine, 3)), "no other trouble"
+
+
+def test_a_message_that_ends_its_lane_each_time_keeps_no_other_of_its_site_waiting(
+    make_engine: MakeEngine, network: Network, tmp_path: Path
+) -> None:
+    domain, (host,) = network.site(Script())
+    spare = tmp_path / "no-more"
+    faults = {"torture_lane": {"domain": f"bad@{domain}", "spare": str(spare)}}
+    engine = make_engine(workers=1)
+    bad = engine.send(f"bad@{domain}")
+    fine = [engine.send(f"u{number}@{domain}") for number in range(40)]
+    engine.start(env=with_faults(faults))
+    assert all(engine.final(id).succeeded for id in fine)
+    assert crashes(engine, 1)
+    assert f"bad@{domain}" not in {name for dot in host.dots for name in dot.recipients}
+
+    spare.touch()
+    engine.ms.retry(bad)
+    assert engine.final(bad).succeeded
