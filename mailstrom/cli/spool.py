@@ -62,6 +62,11 @@ def in_a_file(name: str) -> bool:
     return scheme_of(name) == FILES
 
 
+def _written(path: str) -> bool:
+    """Whether there is a spool, or what is to be looked at; an empty file alone is no spool yet."""
+    return os.path.exists(path) and (os.path.getsize(path) > 0 or os.path.exists(f"{path}-wal"))
+
+
 def require_spool(config: str | None, store: str | None, *, create: bool = False) -> None:
     """Makes sure that the spool outlives this process, and is there already.
 
@@ -76,7 +81,7 @@ def require_spool(config: str | None, store: str | None, *, create: bool = False
 
     path = place(config, store)
     require_shared(path)
-    if not create and in_a_file(path) and not os.path.exists(path):
+    if not create and in_a_file(path) and not _written(path):
         raise MailstromError(
             f"no spool at {path}; create it with 'mailstrom store init {shlex.quote(path)}'"
         )

@@ -22,7 +22,7 @@ from mailstrom.errors import ConfigError
 from mailstrom.testing.dns import DNSServer, Zone
 from mailstrom.types import Route, RouteResult
 from mailstrom_workers.nameservers import MOST_STRANGE, Nameservers
-from mailstrom_workers.resolver import AddressError, Resolver
+from mailstrom_workers.resolver import MAX_RECORDS, AddressError, Resolver
 from tests.hostile.dns_peer import NS, Out, Peer, Question, message, mx, record, spelled
 from tests.support.sockets import free_port
 
@@ -481,6 +481,20 @@ def test_addresses_are_remembered_failures_too() -> None:
 
     zone: Zone = {"h.test": {"A": ["192.0.2.1"]}, "bad.test": "SERVFAIL"}
     assert with_dns(zone, ask) == [2, 2, 4, 4, 6, 6]
+
+
+def test_of_very_many_addresses_some_are_kept_by_lot() -> None:
+    told = [f"192.0.2.{number}" for number in range(1, 201)]
+
+    async def ask(resolver: Resolver, server: DNSServer) -> tuple[set[str], int]:
+        found = {ip for _ in range(200) for ip in (await resolver.addresses("h.test")).ips}
+        return found, server.queries["h.test", "A"]
+
+    found, asked = with_dns({"h.test": {"A": list(told)}}, ask)
+    assert asked == 1
+    assert len(found) == MAX_RECORDS  # five of these at a time
+    assert found < set(told)
+    assert found != set(told[:MAX_RECORDS])
 
 
 def test_the_same_question_is_asked_once_at_a_time() -> None:

@@ -7,9 +7,9 @@ Contract: answers ``types.Route`` and ``Addresses``; trouble is a value, never a
 * A CNAME is followed and its target is processed instead; more than 8 links, a loop, SERVFAIL,
   REFUSED, silence and broken answers are temporary trouble and nothing else.
 * Addresses that mail never goes to are refused (``policy.routing.refused_address``).
-* Bounds: 50 MX, 100 addresses, 8 CNAME links; each name is asked for once at a time. Not more than
-  ``places`` hosts' names are asked for at once; of domains the caller must bound the number
-  (``lookups``): neither waits for the other's silence. What nobody waits for any more ends.
+* Bounds: 50 MX, 20 addresses of a family, 8 CNAME links; each name is asked for once at a time. Not
+  more than ``places`` hosts' names are asked for at once; of domains the caller must bound the
+  number (``lookups``): neither waits for the other's silence. What nobody waits for any more ends.
 
 Addresses are kept in this process by their TTL; routes are the shared table's, not kept here.
 Answers are not validated (no DNSSEC). Must not know: the database, sessions, messages.
@@ -51,7 +51,8 @@ MAX_IN_FLIGHT = 1024
 MAX_STREAMS = 128
 """The same over TCP or TLS: connections that a nameserver must bear."""
 MAX_LINKS = 8
-MAX_RECORDS = 100
+MAX_RECORDS = 20
+"""Addresses of one family that are kept of a host; of more, so many by lot, others the next time."""
 MAX_CACHED = 10_000
 TROUBLE_S = 10
 """A host whose addresses nobody told is asked for again after this: sooner than its site is tried
@@ -233,13 +234,19 @@ class Resolver:
             error = AddressError.TEMPORARY if failed else AddressError.NO_HOST
             text = failed[0].text if failed else f"{name} has no address records"
         return _Cached(
-            v4=tuple(ip for _, ip in v4.records[:MAX_RECORDS]),
-            v6=tuple(ip for _, ip in v6.records[:MAX_RECORDS]),
+            v4=self._some(v4),
+            v6=self._some(v6),
             ttl_s=ttl_s,
             until=asyncio.get_running_loop().time() + ttl_s,
             error=error,
             text=text,
         )
+
+    def _some(self, answer: Answer) -> tuple[str, ...]:
+        ips = [ip for _, ip in answer.records]
+        if len(ips) > MAX_RECORDS:
+            ips = sorted(ips, key=lambda _: self._random())[:MAX_RECORDS]
+        return tuple(ips)
 
     def _usable(self, name: str, known: _Cached, relay: bool) -> Addresses:
         if known.error is not None:

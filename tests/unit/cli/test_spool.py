@@ -170,6 +170,17 @@ def test_asking_never_makes_a_spool(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_an_empty_file_is_no_spool_yet_for_commands_that_look(run: Any, tmp_path: Path) -> None:
+    path = tmp_path / "empty.db"
+    path.touch()
+    done = run("queue", "list", "--store", str(path))
+    assert (done.code, done.out) == (1, "")
+    assert done.err.startswith(f"mailstrom: no spool at {path}; create it with 'mailstrom store")
+    assert path.stat().st_size == 0
+    assert run("store", "init", str(path)).code == 0
+    assert run("queue", "list", "--store", str(path)).code == 0
+
+
 def test_store_init_says_in_json_whether_it_made_the_spool(run: Any, tmp_path: Path) -> None:
     path = str(tmp_path / "spool.db")
     for created in (True, False):
