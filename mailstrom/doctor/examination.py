@@ -46,9 +46,9 @@ CHECK_S = 5.0
 """For ``store check``; a larger spool is checked in part."""
 NETWORK_S, PATIENCE_S = 9.0, 11.5
 """For the worker's looks, and until it is killed."""
-SPOOL_S = 13.5
+SPOOL_S = 13.0
 """For all about the spool, the engine and the queue."""
-AGAIN_S, NO_LATER_S = 2.0, 8.0
+AGAIN_S, NO_LATER_S = 2.0, 5.0
 """Before a second look at processes that seem to have gone; and after so long there is none."""
 PROBE = "gmail.com"
 """Whose mail hosts are connected to: large, and up whenever the network is."""

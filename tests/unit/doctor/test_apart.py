@@ -15,6 +15,7 @@ import pytest
 from mailstrom import Mailstrom
 from mailstrom.doctor import examination
 from mailstrom.doctor.apart import apart
+from tests.support.dead_disk import dead_disk, possible
 from tests.support.engine import environment
 
 DEADLINE_S = 60
@@ -106,3 +107,28 @@ def test_the_command_ends_though_the_spools_disk_is_dead(tmp_path: Path) -> None
     assert done.returncode == 75, done.stderr
     assert "PROBLEM  spool.busy" in done.stdout
     assert time.monotonic() - began < DEADLINE_S
+
+
+_IMPATIENT = """
+import sys
+from mailstrom.doctor import examination
+from mailstrom.cli import main
+examination.SPOOL_S = 2.0
+sys.exit(main())
+"""
+
+
+@pytest.mark.skipif(not possible(), reason="mounts a file system by FUSE")
+def test_the_command_ends_beside_a_file_system_that_is_really_dead(tmp_path: Path) -> None:
+    with dead_disk(tmp_path):
+        asked = ["doctor", "--no-network", "--store", f"{tmp_path}/spool.db"]
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", _IMPATIENT, *asked],
+            env=environment(),
+            cwd="/",
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE_S,
+        )
+    assert done.returncode == 75, done.stderr
+    assert "did not end within 2 s" in " ".join(done.stdout.split())
