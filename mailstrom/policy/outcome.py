@@ -94,6 +94,8 @@ _LOSSES: dict[Fault, str] = {
     Fault.ENDED: "we ended the connection behind a message that was refused whole",
 }
 
+MOST_WORDS = 180
+"""Characters of a reply that is told though it does not count."""
 _OURS = (Fault.CUT, Fault.ENDED)
 
 
@@ -133,7 +135,7 @@ def judge(
     rcpt = end.rcpts[index]
     unread = _unread(end)
     if unread and not end.answered:
-        return _again_unread(end)
+        return _again_unread(end, index)
     unanswered = not end.answered and end.fault is Fault.CLOSED and not end.dot_written
     if unanswered and (excused or reused):
         return _unanswered(end, last_host=last_host, reused=reused)
@@ -155,7 +157,7 @@ def judge(
     if end.data is not None and end.data.code >= 400:
         return _refused(end.data, Stage.DATA, last_host)
     if unread:
-        return _again_unread(end)
+        return _again_unread(end, index)
     if rcpt is not None and rcpt.positive and end.dot is not None:
         if end.dot.code >= 400:
             early = end.stage is Stage.BODY
@@ -170,7 +172,7 @@ def judge(
         return _refused(closing, Stage.RCPT, last_host)
     if end.fault in _OURS:
         return _again_cut(end)
-    return _lost(end, last_host)
+    return _lost(end, index, last_host)
 
 
 def _delivered(reply: Reply) -> Verdict:
@@ -254,7 +256,7 @@ def _unread(end: TransactionEnd) -> bool:
     return end.stumbled is not None
 
 
-def _again_unread(end: TransactionEnd) -> Verdict:
+def _again_unread(end: TransactionEnd, index: int) -> Verdict:
     if end.stumbled:
         how = f"{end.stumbled} mishandled by the server"
     else:
@@ -264,7 +266,7 @@ def _again_unread(end: TransactionEnd) -> Verdict:
         judgement=None,
         reason=Reason.REMOTE,
         stage=end.stage,
-        reply_text=f"{_loss(end)}, {how}: not read, sent again",
+        reply_text=_told(end, index, f"{_loss(end)}, {how}: not read, sent again"),
     )
 
 
@@ -297,7 +299,7 @@ def _follows(reply: Reply) -> Verdict:
 def _left(end: TransactionEnd, index: int, action: Action) -> Verdict:
     closing = next((r for r in (*end.rcpts, end.data) if r and r.code == CLOSING), None)
     if closing is None:
-        verdict = _lost(end, last_host=True)
+        verdict = _lost(end, index, last_host=True)
     else:
         stage = Stage.DATA if closing is end.data else Stage.RCPT
         verdict = _refused(closing, stage, last_host=True)
@@ -311,14 +313,29 @@ def _left(end: TransactionEnd, index: int, action: Action) -> Verdict:
     return replace(verdict, action=action, judgement=None, retry_hint_s=None, turn=turn)
 
 
-def _lost(end: TransactionEnd, last_host: bool) -> Verdict:
+def _lost(end: TransactionEnd, index: int, last_host: bool) -> Verdict:
     return Verdict(
         action=Action.DEFER if last_host else Action.NEXT_HOST,
         judgement=Judgement.DEFERRED,
         reason=Reason.REMOTE,
         # The dot was not sent: whatever the dialogue awaited, the body was not complete.
         stage=Stage.BODY if end.stage is Stage.DOT else end.stage,
-        reply_text=f"{_loss(end)} at {end.stage.value}",
+        reply_text=_told(end, index, f"{_loss(end)} at {end.stage.value}"),
+    )
+
+
+def _told(end: TransactionEnd, index: int, how: str) -> str:
+    """How it was lost; with what the server had said of him, for a person to judge."""
+    told = end.disbelieved[index] if end.disbelieved else None
+    if told is None:
+        return how
+    said = f'"{str(told)[:MOST_WORDS]}"'
+    if end.reset is None:
+        return f"{how}; before that it said {said}, which may have been meant for another command"
+    reset = f'"{str(end.reset)[:MOST_WORDS]}"'
+    return (
+        f"the server said {said}, then {reset} to RSET:"
+        " the first may have been meant for another command"
     )
 
 

@@ -15,9 +15,10 @@ they can be. A 354 stands for DATA alone, and marks its place; an envelope refus
 told once RSET behind it got its 250, which no reply to the command before is (the next flight
 leaves with it). So it is without PIPELINING, too, where DATA is sent behind MAIL or several
 recipients that were refused, to mark their places. A 421, a close or silence in RSET's place leaves
-the refusal standing: servers end sessions so. DATA that is refused behind several recipients though
-one was taken, or in words that one of them got, may be refused by a neighbour's reply, two too
-late: that is told once QUIT got its 221, which nothing else gets. Where nothing answers QUIT a
+the refusal standing: servers end sessions so. Where RSET is refused, and nothing left with it, 221
+to QUIT proves the refusal, and nothing else does. DATA that is refused behind several recipients
+though one was taken, or in words that one of them got, may be refused by a neighbour's reply, two
+too late: that is told once QUIT got its 221, which nothing else gets. Where nothing answers QUIT a
 flight is out of step; without PIPELINING the refusal stands.
 
 A recipient taken behind a refused MAIL, a reply to what has not left, and silence where a flight's
@@ -436,8 +437,10 @@ class ClientDialogue:
         )
 
     def _out_of_step(
-        self, transaction: Progress, slot: Slot, _index: int, _reply: Reply
+        self, transaction: Progress, slot: Slot, _index: int, reply: Reply
     ) -> Sequence[Event]:
+        if slot is Slot.RSET and self._endings.asks_by_quit(transaction, reply):
+            return ()
         return self._endings.out_of_step(transaction, slot)
 
 

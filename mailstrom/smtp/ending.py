@@ -113,6 +113,23 @@ class Endings:
         else:
             pipeline.add(transaction, commands.RSET, Slot.RSET)
 
+    def asks_by_quit(self, transaction: Progress, reply: Reply) -> bool:
+        """Whether QUIT goes out, to show whose the refusal is: RSET was refused behind it.
+
+        Either the server has no RSET, or a reply too many came before, and this is not the one to
+        RSET: then that comes in QUIT's place. 221 does not, it answers QUIT alone. Where a flight
+        left with the RSET its replies stand before that: it goes alone the next time.
+        """
+        if not transaction.clearing or reply.code < 400:
+            return False
+        transaction.reset = reply
+        pipeline = self._pipeline
+        if len(pipeline.running) > 1 or pipeline.awaits(transaction):
+            return False
+        transaction.parting = True
+        pipeline.add(transaction, commands.QUIT, Slot.QUIT)
+        return True
+
     # Without a reply
 
     def peer_closed(self) -> list[Event]:
@@ -228,14 +245,19 @@ class Endings:
 
         Where nothing came it may be so.
         """
+        if transaction.reset is not None and fault is not Fault.CUT:
+            fault = Fault.GARBAGE  # something came; what it was cannot be told
         transaction.disbelieve()
         self._shifted(transaction)
         stumbled = Extension.PIPELINING if fault is Fault.CLOSED else None
         return self.end(transaction, Stage.DATA, fault, stumbled)
 
     def _confirms(self, transaction: Progress) -> bool:
-        """Whether its refusal is asked for once more, in lock step, where nothing answers QUIT."""
-        return transaction.parting and self._liberties.pipelined
+        """Whether its refusal is asked for once more, in lock step, where nothing answers QUIT.
+
+        Behind a refused RSET it is none without the 221, in lock step, too.
+        """
+        return transaction.parting and (self._liberties.pipelined or transaction.reset is not None)
 
     def _shifted(self, transaction: Progress) -> None:
         """What was out of step may have begun before it, if anything came before it."""

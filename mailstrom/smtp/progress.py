@@ -50,6 +50,8 @@ class Progress(Struct, eq=False, kw_only=True, gc=False):
     stale: bool = False
     clearing: bool = False  # refused, and told once RSET shows that its replies were its own
     parting: bool = False  # as clearing, by QUIT: nothing can follow on the session
+    reset: Reply | None = None  # what refused RSET, so that QUIT is to show it
+    disbelieved: tuple[Reply | None, ...] = ()
 
     def keep(self, slot: Slot, index: int, reply: Reply) -> None:
         """A reply that decides, in its place.
@@ -72,7 +74,16 @@ class Progress(Struct, eq=False, kw_only=True, gc=False):
             self.mail = reply
 
     def disbelieve(self) -> None:
-        """Forget the replies to the envelope: which of them was whose cannot be told."""
+        """Forget the replies to the envelope: which of them was whose cannot be told.
+
+        What each recipient was refused with is kept as words alone.
+        """
+        told = tuple(
+            next((one for one in (self.mail, rcpt, self.data) if one and one.code >= 400), None)
+            for rcpt in self.rcpts
+        )
+        if any(told):
+            self.disbelieved = told
         self.mail = self.data = None
         self.rcpts = [None] * len(self.rcpts)
 
@@ -105,4 +116,6 @@ class Progress(Struct, eq=False, kw_only=True, gc=False):
             chunked=self.chunked,
             stale=self.stale,
             stumbled=stumbled,
+            disbelieved=self.disbelieved,
+            reset=self.reset,
         )

@@ -136,6 +136,8 @@ class TransactionEnd(Struct, frozen=True, kw_only=True, gc=False):
             with 503 only, or its replies were out of step behind a transaction of the session;
             without ``answered``, nothing of it was heard.
         stumbled: the extension that the server offers and mishandled here, or None.
+        disbelieved: what each recipient was refused with, where that may be another's; or empty.
+        reset: what refused RSET behind a refusal, or None.
     """
 
     mail: Reply | None
@@ -151,6 +153,8 @@ class TransactionEnd(Struct, frozen=True, kw_only=True, gc=False):
     chunked: bool = False
     stale: bool = False
     stumbled: Extension | None = None
+    disbelieved: tuple[Reply | None, ...] = ()
+    reset: Reply | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,7 +27,7 @@ from mailstrom.types import OnDoubt
 from tests.hostile.fuzz_choices import Choices
 from tests.unit.smtp.driving import bdat, body, dotted
 
-CODES = (250, 354, 550, 450, 421, 503, 251, 220, 500, 552, 452, 451, 554, 350, 252, 334)
+CODES = (250, 354, 550, 450, 421, 503, 251, 220, 500, 552, 452, 451, 554, 350, 252, 334, 221)
 WORDS = (
     b"ok",
     b"2.1.5 ok",
@@ -215,7 +215,7 @@ def _heard_behind(heard: list[Reply], reply: Reply, start: int) -> int | None:
 
 
 _COMMAND = re.compile(
-    rb"RSET|DATA|MAIL FROM:<s\d@example\.net>(?: SIZE=\d+)?|RCPT TO:<r\d-\d@example\.org>"
+    rb"RSET|DATA|QUIT|MAIL FROM:<s\d@example\.net>(?: SIZE=\d+)?|RCPT TO:<r\d-\d@example\.org>"
     rb"|BDAT \d+ LAST|Subject: \d|(?:\.?\.dot)?|\."
 )
 

@@ -78,6 +78,7 @@ def _first_rcpt_bye(heard: Heard, _line: str) -> Say:
 
 
 _SERIAL = {"serial": SERIAL}
+_NOBODY = {"RCPT": "550 5.1.1 no\r\n", "DATA": "554 5.5.1 nobody\r\n"}
 LIES = (
     # without a 354 nothing of a content leaves; a flight that goes wrong so ends pipelining there
     Lie(case="250 to everything", answers=_all("250 ok\r\n", "greeting"), wanted=NOT_NOW,
@@ -104,11 +105,10 @@ LIES = (
     Lie(case="354 although every RCPT was refused, then 554 to the lone dot",
         answers={"RCPT": "550 5.1.1 no\r\n", "dot": "554 5.5.1 no recipients\r\n"},
         wanted=BOUNCED),
-    # whether one reply was too many cannot be told then (decision 0035): nobody bounces by it
+    # 221 to the QUIT behind it shows that no reply was one too many (decision 0035)
     *(
-        Lie(case="a 4xx or 5xx to RSET behind recipients that were all refused", rung="none",
-            answers={"RCPT": "550 5.1.1 no\r\n", "DATA": "554 5.5.1 nobody\r\n",
-                     "RSET": f"{code} no\r\n"}, wanted=NOT_NOW)
+        Lie(case="a 4xx or 5xx to RSET behind recipients that were all refused",
+            answers={**_NOBODY, "RSET": f"{code} no\r\n"}, wanted=BOUNCED)
         for code in (450, 500, 502)
     ),
     # a refusal at DATA behind taken recipients is proved by QUIT, or asked for again in lock step
@@ -123,6 +123,12 @@ LIES = (
         answers={"DATA": Say(text=f"554 5.7.1 no\r\n{BYE}", then="close")}),
     Lie(case="554 to DATA behind taken recipients, and another 2xx to QUIT", wanted=NOT_NOW,
         answers={"DATA": "554 5.7.1 no\r\n", "QUIT": "250 2.0.0 bye\r\n"}, rung="none"),
+    # else it cannot be told: nobody bounces by it
+    *(
+        Lie(case="a 5xx to RSET behind refused recipients, and no 221 to QUIT", rung="none",
+            answers={**_NOBODY, "RSET": "502 no\r\n", "QUIT": said}, wanted=NOT_NOW)
+        for said in ("250 ok\r\n", "502 no\r\n", BYE, Say(then="close"), Say(then="reset"))
+    ),
     # 421 that nobody asked for
     Lie(case="an unasked 421 behind the greeting or EHLO's reply", answers=_then_bye("greeting"),
         wanted=HOST),

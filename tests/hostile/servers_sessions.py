@@ -49,6 +49,8 @@ QUITS = {
 }
 STANDS = {"421, then FIN,", "FIN", "RST", "silence"}
 """Behind these a refusal without a 354 stands (decision 0035)."""
+ASKED = {"450", "554"}
+"""Behind these QUIT shows it, where no flight left with the RSET: so not in flights any more."""
 RSETS = {
     "220": {"code": 220},
     "354": {"code": 354},
@@ -89,7 +91,7 @@ def run(stand: Stand, plan: Plan) -> Iterator[Row]:
             "the refused fail, the others are delivered once, nobody else charged",
             lambda rule=rule: trains(stand, _after_refusal(rule, refused)),
         )  # fmt: skip
-        if name in STANDS and (plan.long or name != "silence"):
+        if name in STANDS | ASKED and (plan.long or name != "silence"):
             yield family(
                 stand, f"{name} in reply to RSET behind recipients that were all refused",
                 "the refused fail, the others are delivered once, nobody else charged",
@@ -115,6 +117,7 @@ def _offered(rule: Rule, *, flight_lost: bool = False) -> Iterator[Train]:
 def _after_refusal(rule: Rule, refused: Rule) -> Iterator[Train]:
     # each silence is waited for
     local = MIXED[:4] if rule.act is Act.SILENCE else MIXED
+    in_flight = rule.code in (450, 554) and refused.stage == "rcpt"  # the next left with the RSET
     bad = 2 * sum(name.startswith("no") for name in local)
     for name, offer in OFFERS.items():
         yield Train(
@@ -124,6 +127,9 @@ def _after_refusal(rule: Rule, refused: Rule) -> Iterator[Train]:
             wanted=Came(
                 {TAKEN: 2 * len(local) - bad, BOUNCED: bad},
                 {f"failed bounced {refused.stage} {refused.code}": bad},
-                ladder=("full", "proved" if offer.chunking else None),
+                ladder=(
+                    "none" if in_flight and name == "pipelined" else "full",
+                    "proved" if offer.chunking else None,
+                ),
             ),
         )

@@ -7,6 +7,7 @@ charge, whatever becomes of the RSET.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -56,6 +57,27 @@ INSTEAD: dict[str, tuple[Callable[[Drive], Drive], bool]] = {
 }
 
 
+ASKED = ("502", "450")
+"""What refuses RSET: then QUIT is asked, where nothing else is on the wire."""
+
+
+def refused(dialect: Dialect, refusal: str, *, reused: bool = False) -> Drive:
+    """A message is refused, and its RSET has no answer yet."""
+    drive = Drive(dialect)
+    if reused:
+        drive.begin()
+        for one in (250, 250, 354, 250):
+            drive.say(lines(one))
+        drive.cleared()
+    drive.begin()
+    if dialect is not SERIAL:
+        return drive.say(lines(*REFUSALS[refusal]))
+    for one in REFUSALS[refusal]:  # DATA goes behind MAIL, too
+        if not drive.wrote.endswith(RSET):
+            drive.say(lines(one))
+    return drive
+
+
 def verdict(end: TransactionEnd, *, reused: bool) -> Action:
     return judge(end, 0, last_host=True, reused=reused, on_doubt=OnDoubt.RETRY).action
 
@@ -96,10 +118,81 @@ def test_without_pipelining_a_reset_proves_a_refusal_too(
             drive.say(lines(one))
     assert (drive.wrote[-len(RSET) :], drive.ends, drive.dialogue.ready) == (RSET, [], False)
     comes, stands = INSTEAD[instead]
-    (refused,) = comes(drive).ends
+    comes(drive)
+    if instead in ASKED:
+        assert drive.wrote.endswith(RSET + QUIT)
+        assert (drive.ends, drive.dialogue.ready) == ([], False)
+        drive.say(b"250 that was for RSET\r\n")
+    (refused,) = drive.ends
     # What came too many may be from the message before; the first one's own is charged, and waits.
     unsure = Action.AGAIN if reused else Action.DEFER
     assert verdict(refused, reused=reused) is (Action.FAIL if stands else unsure)
+
+
+@pytest.mark.parametrize("reset", [b"450 slow down\r\n", b"502 5.5.1 no RSET here\r\n"])
+@pytest.mark.parametrize("refusal", REFUSALS)
+@pytest.mark.parametrize("dialect", [SERIAL, TRANSACTION, BEHIND], ids=["serial", "one", "full"])
+def test_221_to_quit_proves_a_refusal_where_the_server_refuses_rset(
+    dialect: Dialect, refusal: str, reset: bytes
+) -> None:
+    drive = refused(dialect, refusal).say(reset)
+    assert drive.wrote.endswith(RSET + QUIT)
+    assert (drive.ends, drive.dialogue.ready) == ([], False)
+    assert drive.dialogue.awaited is Awaited.RSET
+    drive.say(b"221 2.0.0 bye\r\n")
+    (end,) = drive.ends
+    assert verdict(end, reused=False) is Action.FAIL
+    assert (end.usable, end.fault, end.disbelieved) == (False, None, ())
+
+
+OTHERS: dict[str, Callable[[Drive], Drive]] = {
+    **{name: comes for name, (comes, _) in INSTEAD.items()},
+    "250": says(b"250 that was for RSET\r\n"),
+    "250, then 221": says(b"250 that was for RSET\r\n221 bye\r\n"),
+    "222": says(b"222 ?\r\n"),
+}
+
+
+@pytest.mark.parametrize("instead", OTHERS)
+@pytest.mark.parametrize("reused", [False, True])
+def test_whatever_else_comes_in_its_place_undoes_it_and_the_words_are_told(
+    reused: bool, instead: str
+) -> None:
+    drive = refused(SERIAL, "rcpt", reused=reused).say(b"554 5.5.1 no RSET here\r\n")
+    (end,) = OTHERS[instead](drive).ends
+    told = judge(end, 0, last_host=True, reused=reused, on_doubt=OnDoubt.RETRY)
+    again = reused or instead == "our own cut"
+    assert told.action is (Action.AGAIN if again else Action.DEFER)
+    assert (told.reply_code, told.in_doubt, end.usable) == (None, False, False)
+    if not again or reused:
+        assert told.reply_text is not None
+        assert re.search(
+            r'^the server said "550 text \d+", then "554 5.5.1 no RSET here" to RSET: the first may'
+            r" have been meant for another command$",
+            told.reply_text,
+        )
+
+
+def test_where_rset_was_refused_together_with_another_reply_it_is_undone_at_once() -> None:
+    drive = refused(SERIAL, "rcpt").say(b"554 no\r\n250 ok\r\n")
+    (end,) = drive.ends
+    assert verdict(end, reused=False) is Action.DEFER
+    assert (drive.wrote.endswith(RSET), code(end.reset)) == (True, 554)
+
+
+def test_words_that_are_not_believed_are_each_recipients_own() -> None:
+    drive = Drive(SERIAL).begin(2)
+    drive.say(b"250 ok\r\n").say(b"550 not one\r\n").say(b"551 not two\r\n")
+    drive.say(b"503 nobody\r\n").say(b"HTTP/1.1\r\n")
+    (end,) = drive.ends
+    assert [code(one) for one in end.disbelieved] == [550, 551]
+    assert end.reset is None
+    told = judge(end, 1, last_host=True, reused=False, on_doubt=OnDoubt.RETRY).reply_text
+    assert told is not None
+    assert told == (
+        'the server\'s answer was not SMTP at data; before that it said "551 not two", which may'
+        " have been meant for another command"
+    )
 
 
 @pytest.mark.parametrize(

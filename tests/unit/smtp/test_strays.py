@@ -68,6 +68,7 @@ class Server:
     Args:
         extra: what is said behind it, too.
         ends: it closes behind its first refusal of a DATA.
+        rset: its reply to RSET.
     """
 
     def __init__(
@@ -80,7 +81,9 @@ class Server:
         *,
         extra: Sequence[bytes] = (),
         ends: bool = False,
+        rset: int = 250,
     ) -> None:
+        self.rset = rset
         self.fates, self.words = fates, WORDS[words]
         self.coded = words == "coded"
         self.stray, self.times, self.strayed = (number, stray), times, False
@@ -146,7 +149,7 @@ class Server:
         else:
             assert verb in (b"RSET", b"QUIT"), line
             self.open, self.accepted = False, []
-            self._say(verb.decode().lower(), 221 if verb == b"QUIT" else 250)
+            self._say(verb.decode().lower(), 221 if verb == b"QUIT" else self.rset)
 
     def truth(self, number: int, index: int, *, chunked: bool) -> int:
         """The code that decided about a recipient, or will."""
@@ -240,6 +243,7 @@ def wrongs(
     stages: Sequence[str] = STAGES,
     extra: Sequence[bytes] = (),
     ends: bool = False,
+    rset: int = 250,
 ) -> Counter[str]:
     """What went wrong, over every place and many pairs of fates."""
     found: Counter[str] = Counter()
@@ -247,7 +251,9 @@ def wrongs(
     for first, second in itertools.product(FATES, FATES[::3]):
         for ahead, stage in itertools.product(([], [TAKEN]), stages):
             fates = [*ahead, first, second, TAKEN]
-            server = Server(fates, words, len(ahead), stage, times, extra=extra, ends=ends)
+            server = Server(
+                fates, words, len(ahead), stage, times, extra=extra, ends=ends, rset=rset
+            )
             client = Client(dialect, server, pieces=pieces)
             client.run()
             strayed += server.strayed
@@ -300,6 +306,16 @@ def test_a_refusal_of_its_own_too_many_gives_nobody_anothers_verdict(
     # one by one, nothing marks a lone recipient's place if two of them come
     found = wrongs(dialect, words, 1, pieces="apart", extra=extra, stages=["end"])
     assert (found == {}) is (dialect is not SERIAL or len(extra) == 1)
+
+
+@pytest.mark.parametrize("pieces", ["together", "apart", "late"])
+@pytest.mark.parametrize("rset", [450, 554])
+@pytest.mark.parametrize("dialect", [SERIAL, TRANSACTION], ids=["serial", "transaction"])
+def test_nor_where_the_server_refuses_rset_too(dialect: Dialect, rset: int, pieces: str) -> None:
+    stages = (*STAGES, "quit")
+    for words in WORDS:
+        assert wrongs(dialect, words, 2, pieces=pieces, stages=stages, rset=rset) == {}
+    assert wrongs(dialect, "bland", 0, pieces=pieces, stages=stages[:-2], rset=rset) == {}
 
 
 @pytest.mark.parametrize("words", WORDS)
