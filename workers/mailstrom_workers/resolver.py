@@ -52,7 +52,7 @@ MAX_STREAMS = 128
 """The same over TCP or TLS: connections that a nameserver must bear."""
 MAX_LINKS = 8
 MAX_RECORDS = 20
-"""Addresses of one family that are kept of a host; of more, so many by lot, others the next time."""
+"""Addresses of one family that are kept of a host; of more, so many by lot."""
 MAX_CACHED = 10_000
 TROUBLE_S = 10
 """A host whose addresses nobody told is asked for again after this: sooner than its site is tried
