@@ -157,6 +157,11 @@ class ClientDialogue:
         """
         self._pipeline.call_back()
 
+    def put_down(self) -> None:
+        """Bodies whose 354 has not come are forgotten: ``ContentWanted`` asks for them then."""
+        for transaction in self._pipeline.running:
+            transaction.body = None
+
     def begin(self, envelope: Envelope, body: bytes | None = None) -> None:
         """Starts a transaction.
 

@@ -13,6 +13,7 @@ import os
 import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from mailstrom.testing.script import Script
@@ -46,6 +47,7 @@ def run(plan: Plan) -> Iterator[Row]:
     yield large(plan, plan.pick(3, 40))
     yield many_recipients(plan, plan.pick(3_000, 100_000))
     yield sockets(plan, plan.pick(400, 10_000))
+    yield laden(plan, plan.pick(300, 1_500))
     yield from logs(plan)
 
 
@@ -255,6 +257,41 @@ def sockets(plan: Plan, count: int) -> Row:
             return tried(
                 engine, network, case, f"{count:,} open, a mail beside them: {DELIVERED}", story
             )
+
+
+def laden(plan: Plan, count: int) -> Row:
+    """More content than a worker may hold, at hosts that take it and never answer; a mail beside.
+
+    The worker lets go of what was written, so they take neither memory nor places.
+    """
+    folder = _folder(plan, "laden")
+    settings: Tables = {
+        **SETTINGS, "delivery": {"drain_timeout": "2s", "max_connections": count // 5},
+    }  # fmt: skip
+    with Network() as network:
+        domain, servers = network.site(Script())
+        (address,) = loopback_addresses()
+        names = [network.new_domain() for _ in range(count)]
+        for name in names:
+            network.route(name, [address])
+        engine = Engine(network, folder, workers=1, settings=settings)
+        with Hosts("never answers the final dot", network.port, [address]) as hosts, engine:
+
+            def story() -> str:
+                text = ("x" * 70 + "\n") * 2_800
+                list(engine.ms.send_many(mail(f"a@{name}", text=text) for name in names))
+                eventually(lambda: hosts.held >= count, WAIT_S, what=f"{count} connections")
+                said = f"all {count:,} reached, a mail beside them: "
+                return said + end(engine, servers, [engine.send(f"u@{domain}")])
+
+            case = f"200 kB each to {count:,} hosts that never answer the final dot"
+            wanted = f"all {count:,} reached, a mail beside them: {DELIVERED}"
+            row = tried(engine, network, case, wanted, story)
+    most = 96 * MIB + count * MIB // 16  # the budget, copies of it, and what a connection costs
+    if (row.memory or 0) <= most:
+        return row
+    grown = f"{(row.memory or 0) // MIB} MiB of memory"
+    return replace(row, findings=(*row.findings, grown))
 
 
 def _folder(plan: Plan, name: str) -> Path:

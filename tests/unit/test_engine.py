@@ -114,7 +114,7 @@ class Run:
     connected = None
     parted = opening = unproven = False
     waits_s = 0.0
-    cut = False
+    cut = light = False
 
     def __init__(self, ctx: Context, lane: Lane, lanes: int, rest_s: float) -> None:
         self.lane, self.idle, self.over = lane, False, asyncio.Event()
@@ -132,6 +132,9 @@ class Run:
 
     def waited_s(self, now_s: float) -> float:
         return self.waits_s
+
+    def put_down(self) -> None:
+        self.light = True
 
     def give_up(self) -> None:
         self.cut = True
@@ -364,6 +367,7 @@ def test_who_keeps_content_in_hand_takes_a_connection_where_no_more_may_be_held(
         rig.store.sites, rig.store.leases = [3], [[lane(3)]]
         await rig.looked(1)
         assert len(Run.made) == 2
+        assert all(run.light for run in Run.made)  # as far as they could be
         rig.ctx.stream(-1)
         await rig.looked(1)
         assert len(Run.made) == 3

@@ -923,11 +923,11 @@ def test_a_piece_of_content_counts_until_the_next_one_is_asked_for(
     seen: list[int] = []
 
     async def beside(lane: LaneRun) -> None:
-        pieces = lane.feed._chunks(row(9, chunks=2, body=None))
+        pieces = lane.feed._chunks(9, 2)
         async for _ in pieces:
             seen.append(lane.ctx._streamed_bytes)
         seen.append(lane.ctx._streamed_bytes)
-        broken_off: Any = lane.feed._chunks(row(9, chunks=2, body=None))
+        broken_off: Any = lane.feed._chunks(9, 2)
         await anext(broken_off)
         await broken_off.aclose()  # as where the session is cut
 

@@ -20,6 +20,7 @@ from mailstrom_workers.places import (
     Free,
     bounds,
     free,
+    lighten,
     longest,
 )
 
@@ -35,6 +36,10 @@ class Seen:
     unproven: bool = False
     opening: bool = False
     parted: bool = False
+    light: bool = False
+
+    def put_down(self) -> None:
+        self.light = True
 
     def waited_s(self, now_s: float) -> float:
         assert now_s == NOW
@@ -89,6 +94,12 @@ def test_where_content_is_short_who_waits_in_a_session_takes_a_place() -> None:
     assert free(at_dot, BOUNDS, NOW).anywhere == 15, "a quarter is kept: many are quiet"
     assert free(at_dot, BOUNDS, NOW, laden=True) == Free(3, 8, full=False)
     assert free(quiet(12), BOUNDS, NOW, laden=True).anywhere == 15, "they hold nothing"
+
+
+def test_where_content_is_short_who_waits_in_a_session_holds_none() -> None:
+    at_dot = [Seen(waits_s=QUIET_S), Seen(waits_s=QUIET_S - 0.001)]
+    lighten([*at_dot, *(busy := working(2)), *(opening := quiet(2))], NOW)
+    assert [lane.light for lane in (*at_dot, *busy, *opening)] == [True, *[False] * 5]
 
 
 def test_one_place_is_for_anybody() -> None:

@@ -388,3 +388,81 @@ def test_a_source_that_asks_for_more_from_within_is_not_entered_again() -> None:
             await session.quit()
 
     run(body)
+
+
+@pytest.mark.parametrize("where", ["at MAIL", "at the dot"])
+def test_content_that_is_put_down_is_read_again_where_it_is_wanted(where: str) -> None:
+    async def body() -> None:
+        hanging, go_on = asyncio.Event(), asyncio.Event()
+        contents: list[bytes] = []
+
+        async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readexactly(len(FLIGHT + DATA))
+            if where == "at MAIL":
+                hanging.set()
+                await go_on.wait()
+            writer.write(ACCEPTED)
+            contents.append(await reader.readuntil(b"\r\n.\r\n"))
+            hanging.set()
+            await go_on.wait()
+            writer.write(b"250 stored\r\n")
+            await gone(reader)
+
+        read: list[int] = []
+
+        async def chunks() -> AsyncIterator[bytes]:
+            read.append(1)
+            yield CONTENT
+
+        async with serving(greeted(talk, "PIPELINING")) as target:
+            session = await opened(target)
+            outgoing = Outgoing(envelope=ONE, body=CONTENT, chunks=chunks, of=0)
+            source = Queue(outgoing)
+            session.feed(source)
+            await hanging.wait()
+            while not session.put_down():  # noqa: ASYNC110 - nobody tells what a system took
+                await asyncio.sleep(0.001)
+            assert outgoing.body is None
+            go_on.set()
+            await source.over.wait()
+            (end,) = source.ends
+            assert (code(end, "dot"), end.fault, contents) == (250, None, [ON_WIRE + b".\r\n"])
+            assert len(read) == (where == "at MAIL")
+
+    run(body)
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_content_is_held_for_who_does_not_read_and_where_it_cannot_be_read_again(
+    again: bool,
+) -> None:
+    async def body() -> None:
+        large = (b"x" * 998 + b"\r\n") * 250
+        hanging, go_on = asyncio.Event(), asyncio.Event()
+
+        async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(DATA)
+            if again:
+                writer.transport.pause_reading()
+                writer.write(ACCEPTED)
+            hanging.set()
+            await go_on.wait()
+
+        async def chunks() -> AsyncIterator[bytes]:
+            yield large
+
+        async with serving(greeted(talk, "PIPELINING")) as target:
+            session = await opened(target)
+            outgoing = Outgoing(envelope=ONE, body=large, chunks=chunks if again else None, of=0)
+            source = Queue(outgoing)
+            session.feed(source)
+            await hanging.wait()
+            transport = session._pump.transport
+            while again and not transport.get_write_buffer_size():  # noqa: ASYNC110 - as above
+                await asyncio.sleep(0.001)
+            assert not session.put_down()
+            assert outgoing.body is large
+            go_on.set()
+            await source.over.wait()
+
+    run(body)

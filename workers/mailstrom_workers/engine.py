@@ -22,7 +22,7 @@ from mailstrom_workers.crashes import Crashes
 from mailstrom_workers.dbrequest import StoreEnded
 from mailstrom_workers.lane import LaneRun
 from mailstrom_workers.lookups import Lookups
-from mailstrom_workers.places import Bounds, Free, bounds, free, longest
+from mailstrom_workers.places import Bounds, Free, bounds, free, lighten, longest
 
 AGAIN_S = 0.05
 """So soon it looks again after a look that found more due than one look serves."""
@@ -163,6 +163,8 @@ class Engine:
             return None
         self._counted_anew = now >= self._count_at
         if self._counted_anew:
+            if ctx.laden:
+                lighten(self._lanes.values(), now)
             self._counted = free(self._lanes.values(), most, now, laden=ctx.laden)
             self._count_at = now + COUNT_S * len(self._lanes)
         return self._counted

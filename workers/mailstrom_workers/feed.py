@@ -20,9 +20,10 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import AsyncIterator
+from functools import partial
 
 from mailstrom.smtp.client import TransactionEnd
-from mailstrom.storage.base import Claimed, Exchange
+from mailstrom.storage.base import Exchange
 from mailstrom.types import OnDoubt
 from mailstrom_workers.connector import Connected
 from mailstrom_workers.context import Context
@@ -114,6 +115,15 @@ class Feed:
             self.reclaim()
         if session.idle:  # else it is cut, and its end under way
             session.feed(None)
+
+    def put_down(self) -> None:
+        """Hold no content of what is on the wire: its host lets it wait, and others need the room.
+
+        What was written is not asked for again; what is asked for, or sent once more, is read anew.
+        """
+        connected = self._walk.connected
+        if connected is not None and self._stock.wire and connected.session.put_down():
+            self._stock.put_down()
 
     def look(self) -> None:
         """Something changed for all lanes: see whether it is time to end."""
@@ -317,7 +327,7 @@ class Feed:
         return Outgoing(
             envelope=transaction.address(),
             body=body,
-            chunks=None if body is not None else lambda: self._chunks(first),
+            chunks=partial(self._chunks, first.content, first.chunks),  # not its body
             of=transaction,
         )
 
@@ -345,10 +355,10 @@ class Feed:
         self._exchanges.stir()
         self.turned()
 
-    async def _chunks(self, first: Claimed) -> AsyncIterator[bytes]:
-        for number in range(first.chunks):
+    async def _chunks(self, content: int, count: int) -> AsyncIterator[bytes]:
+        for number in range(count):
             data = await self._ctx.db.call(
-                lambda store, number=number: store.chunk(first.content, number)  # type: ignore[misc]
+                lambda store, number=number: store.chunk(content, number)  # type: ignore[misc]
             )
             if data is None:
                 raise ContentDamaged

@@ -86,6 +86,10 @@ class LaneRun:
             return 0.0
         return now_s - max(self.supply.pace.progress_s, connected.session.wrote_s)
 
+    def put_down(self) -> None:
+        """The host in session lets it wait, and content is held without use: others need it."""
+        self.feed.put_down()
+
     def give_up(self) -> None:
         """The host that is waited for, and let no mail begin, had its time: others need room."""
         self.walk.connector.give_up()

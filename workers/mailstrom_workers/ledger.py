@@ -90,6 +90,11 @@ class Transaction(Struct, eq=False):
         """Only these travel."""
         self.recipients, self.envelope = rows, None
 
+    def put_down(self) -> None:
+        """Its content is held no longer: it is read again where it is wanted."""
+        self.recipients = [replace(row, body=None) for row in self.recipients]
+        self.octets = 0
+
     def rest(self, most: int) -> Transaction:
         """Cut off what is beyond so many recipients, as another one."""
         left = self.recipients[most:]

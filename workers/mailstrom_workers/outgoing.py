@@ -15,13 +15,14 @@ from msgspec import Struct
 from mailstrom.smtp.transaction import Envelope, TransactionEnd
 
 
-class Outgoing(Struct, frozen=True, kw_only=True, eq=False):
+class Outgoing(Struct, kw_only=True, eq=False):
     """A transaction to be run.
 
     Args:
         envelope: who to whom; ask ``smtp.client.unmet`` first.
-        body: the whole content, CRLF line ends, not stuffed; or
-        chunks: gives it piece by piece, asked only after a 354.
+        body: the whole content, CRLF line ends, not stuffed; None: ``chunks`` are asked, or it is
+            written. With ``chunks`` it may be put down on the way (``Session.put_down``).
+        chunks: gives it piece by piece, asked only after a 354, and where there is no body.
         of: what the source knows it by.
     """
 

@@ -4,7 +4,7 @@ A connection has a place (``max_connections`` of them) while it works: it finish
 takes a block of content, at least every ``QUIET_S``. One whose host has kept it waiting for longer
 is *quiet*: it costs a descriptor and some memory, and there may be many of them, up to the *room*.
 So hosts that hang, at whatever stage, do not keep others from their mail, as long as the worker may
-hold more content than what they keep.
+hold more content than what they keep: where it may not, what can be read again is put down.
 
 Of the room a quarter is for sites that took mail last time; so is a quarter of the places, while
 half as many connections as there are places are quiet. Where the room is used up, a host that was
@@ -57,6 +57,9 @@ class Waiting(Protocol):
 
     def waited_s(self, now_s: float) -> float:
         """How long its host has let nothing end."""
+
+    def put_down(self) -> None:
+        """Hold no content for its host; what is being written is held all the same."""
 
 
 _Lane = TypeVar("_Lane", bound=Waiting)
@@ -136,6 +139,13 @@ def free(lanes: Iterable[Waiting], bounds: Bounds, now_s: float, *, laden: bool 
         anywhere = min(anywhere, places - places // KEPT - unproven_working)
     full = room - total <= 0 or room - room // KEPT - unproven <= 0
     return Free(max(anywhere, 0), proven, full)
+
+
+def lighten(lanes: Iterable[Waiting], now_s: float) -> None:
+    """As much content is held as may be: whose host lets it wait in a session holds none."""
+    for lane in lanes:
+        if not lane.opening and lane.waited_s(now_s) >= QUIET_S:
+            lane.put_down()
 
 
 def longest(lanes: Iterable[_Lane], most: int, now_s: float) -> list[_Lane]:

@@ -17,7 +17,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
+import termios
+from array import array
 from collections import deque
 from collections.abc import AsyncGenerator
 
@@ -53,6 +56,20 @@ def _heard_out(ends: list[tuple[Outgoing, TransactionEnd]]) -> bool:
     return refused and all(
         reply is None or reply.code != CLOSING for reply in (end.mail, *end.rcpts)
     )
+
+
+def _unread(transport: asyncio.Transport) -> bool:
+    """Whether the peer's system has not taken all that was written, or none can tell.
+
+    Under TLS this alone tells what the transport below still holds: it gives no less to the system
+    than that takes.
+    """
+    held = array("i", [0])
+    try:
+        fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, held)
+    except (AttributeError, OSError, ValueError):
+        return True
+    return held[0] != 0
 
 
 async def _content(outgoing: Outgoing) -> AsyncGenerator[bytes, None]:
@@ -188,6 +205,21 @@ class Pump(asyncio.Protocol):
         finally:
             self._busy = False
         self.advance()
+
+    def put_down(self) -> bool:
+        """Forget content that can be read again: the peer says nothing.
+
+        Returns:
+            Whether none of it is held: not where it waits for a peer that does not read.
+        """
+        outgoing = self.outgoing
+        again = all(one.body is None or one.chunks is not None for one in outgoing)
+        if not again or self.transport.get_write_buffer_size() or _unread(self.transport):
+            return False
+        self.dialogue.put_down()
+        for one in outgoing:
+            one.body = None
+        return True
 
     def flush(self) -> None:
         """Hands the dialogue's output to the transport.

@@ -77,6 +77,14 @@ class Session:
         """The source may have something: ask it, if a transaction may begin."""
         self._pump.fill()
 
+    def put_down(self) -> bool:
+        """Hold no content for a peer that says nothing: it is read when, and if, it is wanted.
+
+        Returns:
+            Whether none is held: not where it waits for a peer that does not read.
+        """
+        return self._pump.put_down()
+
     @property
     def idle(self) -> bool:
         """No transaction is under way."""

@@ -171,6 +171,13 @@ class Stock:
         self.apart.clear()
         return True
 
+    def put_down(self) -> None:
+        """The content of what is on the wire is in hand no more; it can be read again."""
+        for transaction in self.wire:
+            if transaction.octets:
+                self.over(transaction)
+                transaction.put_down()
+
     def over(self, transaction: Transaction) -> None:
         """Nothing of it is in hand any more."""
         octets = transaction.octets
