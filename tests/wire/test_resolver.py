@@ -6,8 +6,8 @@ One file past 400 lines: it is one table of zones and what they mean, with its f
 from __future__ import annotations
 
 import asyncio
-import random
 import os
+import random
 import ssl
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
