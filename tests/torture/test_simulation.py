@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,25 @@ def until(place: Path, word: str, more: str = "") -> None:
     pytest.fail(f"{MOST_SEEDS} stories, and nobody noticed by the rule {word!r}")
 
 
+def mortal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kill workers ten times more a story, while there is mail."""
+    plan = Fate.plan
+
+    def more(self: Fate) -> list[tuple[float, Callable[[], object]]]:
+        draw, span = self.world.rng.random, self.world.horizon_s * 0.6
+        kills = [(span * draw() ** 2, self.kill_one) for _ in range(10)]
+        return sorted([*plan(self), *kills], key=lambda step: step[0])
+
+    monkeypatch.setattr(Fate, "plan", more)
+
+
+def test_stories_in_which_workers_are_killed_ten_times_more_are_clean(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mortal(monkeypatch)
+    assert [text for seed in range(1, 30) for text in story(seed, place).judged.findings] == []
+
+
 def test_a_verdict_that_is_dropped_is_noticed(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     take = Ledger.take
 
@@ -131,6 +150,7 @@ def test_a_claim_that_says_open_and_writes_claimed_is_noticed(
     own = STATEMENTS["claim"]
     assert before in own
     monkeypatch.setitem(STATEMENTS, "claim", own.replace(before, "'claimed'"))
+    mortal(monkeypatch)
     until(place, "doubled_unmarked: ")
 
 
