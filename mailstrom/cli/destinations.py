@@ -103,8 +103,8 @@ def _one(client: Mailstrom, name: str) -> Any:
     rows = exact or rows
     if not rows:
         raise MailstromError(
-            f"no site, host or domain {name!r} is known; 'mailstrom destinations list --all' shows"
-            " what is"
+            f"no site, host or domain {name[:255]!r} is known;"
+            " 'mailstrom destinations list --all' shows what is"
         )
     if len(rows) > 1:
         raise Several(f"{name!r} belongs to several sites; name one:", [row.site for row in rows])

@@ -79,7 +79,9 @@ def configuration_file(
             shown = arguments.shown(named) if len(named) > LONGEST_PATH else named
             if not shown.isprintable():
                 shown = repr(shown)
-            raise ConfigError(f"{shown}: no such configuration file; create it or name another")
+            there = os.path.exists(named)  # a directory, a pipe
+            what = "not a regular file" if there else "no such configuration file"
+            raise ConfigError(f"{shown}: {what}; create it or name another")
         return plain_path(named)
     if os.path.lexists(SYSTEM_FILE):
         return SYSTEM_FILE

@@ -58,10 +58,9 @@ def find_file(path: str | os.PathLike[str] | None, environ: Mapping[str, str]) -
             place = plain_path(named)
             if not os.path.isfile(place):  # false, too, where the name is too long for a file
                 shown = printable(place if len(place) <= LONGEST_PATH else f"{place[:80]}…", 5000)
-                raise ConfigError(
-                    f"{shown}: no such configuration file (named by {by}); create it or name"
-                    " another"
-                )
+                there = os.path.exists(place)  # a directory, a pipe
+                what = "not a regular file" if there else "no such configuration file"
+                raise ConfigError(f"{shown}: {what} (named by {by}); create it or name another")
             return Path(place)
     for file in (
         SYSTEM_FILE,

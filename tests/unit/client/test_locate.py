@@ -217,7 +217,7 @@ def test_the_environment_says_which_spool_is_opened(
         ({"MAILSTROM_STORE": "sqlite://"}, "MAILSTROM_STORE: .* is no path"),
         ({"MAILSTROM_STORE": "missing/a.db"}, "make it first"),
         ({"MAILSTROM_CONFIG": "missing.toml"}, "no such configuration file"),
-        ({"MAILSTROM_CONFIG": "."}, "no such configuration file"),
+        ({"MAILSTROM_CONFIG": "."}, "not a regular file"),
     ],
     ids=str,
 )
