@@ -85,10 +85,10 @@ class Endings:
         """Every recipient is refused: told once RSET, or QUIT, behind it is answered as it must be.
 
         No 354 says that no reply was one too many: what answers RSET must not be what the command
-        before it was answered with. MAIL is no such command, nor is the last of several recipients:
-        they may have been taken. DATA is, which has nobody to go to. So it goes behind them where
-        commands leave one by one, and where a BDAT was to follow. What a lone recipient got is his
-        own, and honest servers complain of a DATA without recipients.
+        before it was answered with. The last of several recipients is no such command: he may have
+        been taken. DATA is, which has nobody to go to. So it goes behind them where commands leave
+        one by one, and where a BDAT was to follow. What a lone recipient got is his own, and honest
+        servers complain of a DATA without recipients, or behind a refused MAIL.
 
         Args:
             transaction: the first of those running.
@@ -99,15 +99,14 @@ class Endings:
         if pipeline.awaits(transaction):
             groups.clear()  # replies of the flight are still to be read
             return
-        marked = transaction.opened and not transaction.rcpts[1:]
-        if groups and not marked:
+        if groups and transaction.opened and transaction.rcpts[1:]:
             transaction.chunked = False  # its BDAT did not leave
             groups.clear()
             pipeline.add(transaction, commands.DATA, Slot.DATA)
             return
         groups.clear()
         transaction.clearing = True
-        transaction.parting = _unproved(transaction, slot, reply)
+        transaction.parting = self._unproved(transaction, slot, reply)
         if transaction.parting:
             pipeline.add(transaction, commands.QUIT, Slot.QUIT)
         else:
@@ -259,6 +258,25 @@ class Endings:
         """
         return transaction.parting and (self._liberties.pipelined or transaction.reset is not None)
 
+    def _unproved(self, transaction: Progress, slot: Slot, refusal: Reply) -> bool:
+        """Whether the reply to RSET could not tell that the last refusal stands in its place.
+
+        With two replies too many it could be a recipient's consent: that refusal was another one's
+        then. DATA is refused behind a taken recipient so, or in the words of a refusal before. With
+        one too many it could be the consent to MAIL where that left alone, behind replies that
+        were read: refused for good it must be proved. Then QUIT proves it: 221 answers nothing
+        else. What a lone recipient got is his own.
+        """
+        if not transaction.opened:
+            if slot is Slot.MAIL:
+                return refusal.permanent and not self._liberties.pipelined
+            return repeats(refusal, transaction.mail)
+        if slot is not Slot.DATA or not transaction.rcpts[1:]:
+            return False
+        if transaction.accepted or refuses_address(refusal):
+            return True
+        return any(repeats(refusal, before) for before in transaction.rcpts)
+
     def _shifted(self, transaction: Progress) -> None:
         """What was out of step may have begun before it, if anything came before it."""
         transaction.answered = False  # not by replies that are surely its own
@@ -267,19 +285,3 @@ class Endings:
     def _followed(self) -> Extension | None:
         """PIPELINING where something stands behind the first content that is unanswered."""
         return Extension.PIPELINING if len(self._pipeline.running) > 1 else None
-
-
-def _unproved(transaction: Progress, slot: Slot, refusal: Reply) -> bool:
-    """Whether the reply to RSET could not tell that the last refusal stands in its place.
-
-    With two replies too many it could be a recipient's consent: that refusal was another one's
-    then. DATA is refused behind a taken recipient so, or in the words of a refusal before. Then
-    QUIT proves it: 221 answers nothing else. What a lone recipient got is his own.
-    """
-    if not transaction.opened:
-        return slot is not Slot.MAIL and repeats(refusal, transaction.mail)
-    if slot is not Slot.DATA or not transaction.rcpts[1:]:
-        return False
-    if transaction.accepted or refuses_address(refusal):
-        return True
-    return any(repeats(refusal, before) for before in transaction.rcpts)

@@ -231,8 +231,10 @@ dot  garbage     doubt    doubt  doubt
 dot  late        taken    taken  taken
 dot  then-close  taken    doubt  doubt
 """
+# A refused MAIL is proved by the goodbye to a QUIT.
+_SERIAL = _BY_DATA.replace("5xx         refused  taken  taken", "5xx         refused  again  again", 1)
 _TABLES = {
-    "serial": _BY_DATA,
+    "serial": _SERIAL,
     "transaction": _BY_DATA,
     "full": _BY_DATA,
     "transaction-bdat": _BY_BDAT,

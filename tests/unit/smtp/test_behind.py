@@ -270,7 +270,7 @@ def test_the_same_words_for_the_content_before_refuse_nobody(odd: str) -> None:
 @pytest.mark.parametrize("odd", ["503", "improper pipelining", "out of sync"])
 def test_the_same_words_where_nothing_was_sent_ahead_are_a_refusal(odd: str) -> None:
     serial = Drive(Dialect(pipelining=Pipelining.NONE))
-    (end,) = serial.begin().say(ODD[odd]).say(lines(503)).say(lines(250)).ends
+    (end,) = serial.begin().say(ODD[odd]).say(lines(221)).ends
     assert (end.stage, end.fault, end.stumbled) == (Stage.MAIL, None, None)
     (end,) = warm().say(ODD[odd]).ends
     assert (end.stage, end.fault, end.stumbled) == (Stage.DOT, None, None)

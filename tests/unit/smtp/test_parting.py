@@ -15,7 +15,7 @@ import pytest
 from mailstrom.policy.outcome import Action, judge
 from mailstrom.smtp.client import Dialect, Extension, Fault, Pipelining, TransactionEnd
 from mailstrom.types import OnDoubt
-from tests.unit.smtp.driving import BEHIND, DATA, QUIT, RSET, Drive, codes, lines, warm
+from tests.unit.smtp.driving import BEHIND, QUIT, RSET, Drive, codes, lines, warm
 
 TRANSACTION = Dialect(pipelining=Pipelining.TRANSACTION)
 SERIAL = Dialect(pipelining=Pipelining.NONE)
@@ -137,12 +137,29 @@ def test_the_words_of_a_refusal_before_or_of_an_address_prove_nothing_at_data(
     assert verdicts(end) == {Action.AGAIN}
 
 
+@pytest.mark.parametrize("bye", [b"221 bye\r\n", b"421 bye\r\n", b""])
+def test_goodbye_proves_a_refused_mail_in_lock_step(bye: bytes) -> None:
+    drive = Drive(SERIAL).begin(2).say(b"550 not you\r\n")
+    assert (drive.wrote[-6:], drive.ends, drive.dialogue.ready) == (QUIT, [], False)
+    drive = drive.say(bye) if bye else drive.took(drive.dialogue.receive_eof())
+    (end,) = drive.ends
+    assert (codes(end)[0], end.usable) == (550, False)
+    assert verdicts(end) == {Action.FAIL}
+
+
+def test_a_mail_refused_for_now_in_lock_step_keeps_its_session() -> None:
+    drive = Drive(SERIAL).begin(2).say(b"450 not now\r\n")
+    assert drive.wrote.endswith(RSET)
+    (end,) = drive.say(b"250 ok\r\n").ends
+    assert (codes(end)[0], end.usable) == (450, True)
+
+
 def test_a_late_refusal_more_of_a_content_bounces_nobody_at_mail_in_lock_step() -> None:
     drive = Drive(SERIAL).begin()
     for one in (250, 250, 354, 250):
         drive.say(lines(one))
     drive.cleared().begin().say(b"550 and yet no\r\n")
-    assert drive.wrote.endswith(DATA)
+    assert drive.wrote.endswith(QUIT)
     (end,) = drive.say(lines(250)).ends  # MAIL's own
     assert codes(end) == (None, (None,), None, None)
     assert verdicts(end, reused=True) == {Action.AGAIN}
