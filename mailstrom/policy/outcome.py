@@ -12,7 +12,7 @@ rcpt 5xx                  this recipient              failed; 552 counts as 452 
 data, dot 5xx             every recipient concerned   failed; 5.3.4: too_large
 mail rcpt data dot 4xx    not now, not here           next host; last: deferred/remote
 421 anywhere              the host is closing         next host; last: deferred/remote
-mail, reused session      421                         again: it closes an idle session
+mail rcpt data, reused    421                         again: the session had its time
 mail, reused session      4xx, more than one in turn  again: reconnect, nothing charged
 rcpt, others were taken   452, 552, x.5.3: too many   another transaction, nothing charged
 rcpt data, others failed  421, close                  another connection, nothing charged
@@ -139,6 +139,7 @@ def judge(
     unanswered = not end.answered and end.fault is Fault.CLOSED and not end.dot_written
     if unanswered and (excused or reused):
         return _unanswered(end, last_host=last_host, reused=reused)
+    over = reused and not end.dot_written  # a 421 ends a session for what came before in it
     # In the order of the wire: the first reply that refuses is the one that stands.
     if end.mail is not None and end.mail.code >= 400:
         if reused and end.mail.code == CLOSING:
@@ -151,10 +152,14 @@ def judge(
             return _follows(rcpt)
         if left is not None and rcpt.code == CLOSING:
             return _left(end, index, left)
+        if over and rcpt.code == CLOSING:
+            return _again(rcpt, Stage.RCPT)
         return _refused(rcpt, Stage.RCPT, last_host)
     if left is not None and not end.dot_written:
         return _left(end, index, left)
     if end.data is not None and end.data.code >= 400:
+        if over and end.data.code == CLOSING:
+            return _again(end.data, Stage.DATA)
         return _refused(end.data, Stage.DATA, last_host)
     if unread:
         return _again_unread(end, index)
@@ -169,7 +174,8 @@ def judge(
         return _in_doubt(end, on_doubt)
     closing = next((r for r in end.rcpts if r is not None and r.code == CLOSING), None)
     if closing is not None:
-        return _refused(closing, Stage.RCPT, last_host)
+        again = _again(closing, Stage.RCPT)
+        return again if over else _refused(closing, Stage.RCPT, last_host)
     if end.fault in _OURS:
         return _again_cut(end)
     return _lost(end, index, last_host)
@@ -280,12 +286,12 @@ def _again_cut(end: TransactionEnd) -> Verdict:
     )
 
 
-def _again(reply: Reply) -> Verdict:
+def _again(reply: Reply, stage: Stage = Stage.MAIL) -> Verdict:
     return Verdict(
         action=Action.AGAIN,
         judgement=None,
         reason=Reason.REMOTE,
-        stage=Stage.MAIL,
+        stage=stage,
         reply_code=reply.code,
         enhanced_code=reply.enhanced,
         reply_text=reply.text,

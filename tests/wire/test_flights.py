@@ -232,7 +232,9 @@ dot  late        taken    taken  taken
 dot  then-close  taken    doubt  doubt
 """
 # A refused MAIL is proved by the goodbye to a QUIT.
-_SERIAL = _BY_DATA.replace("5xx         refused  taken  taken", "5xx         refused  again  again", 1)
+_SERIAL = _BY_DATA.replace(
+    "5xx         refused  taken  taken", "5xx         refused  again  again", 1
+)
 _TABLES = {
     "serial": _SERIAL,
     "transaction": _BY_DATA,

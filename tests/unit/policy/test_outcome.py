@@ -335,6 +335,21 @@ def test_421_to_the_first_command_of_a_reused_session_charges_nothing() -> None:
     assert decide(ended, reused=False).action is Action.DEFER
 
 
+@pytest.mark.parametrize("stage", [Stage.RCPT, Stage.DATA])
+def test_421_before_the_content_on_a_reused_session_charges_nobody_it_answers(stage: Stage) -> None:
+    """It counted errors of the messages before: chasquid ends a session at the third."""
+    said = reply(421, "4.5.0 Too many errors")
+    told = {"rcpts": (reply(450), said, None)} if stage is Stage.RCPT else {
+        "rcpts": (reply(450), OK, OK), "data": said}  # fmt: skip
+    ended = end(mail=OK, stage=stage, fault=Fault.CLOSED, **told)
+    deferred, *others = (decide(ended, index, reused=True) for index in range(3))
+    assert (deferred.action, deferred.reply_code) == (Action.DEFER, 450)
+    assert {(one.action, one.judgement, one.reply_code) for one in others} == {
+        (Action.AGAIN, None, 421)
+    }
+    assert {decide(ended, index).action for index in range(3)} == {Action.DEFER}
+
+
 @pytest.mark.parametrize("fault", [Fault.TIMEOUT, Fault.GARBAGE])
 def test_silence_on_a_reused_session_is_the_hosts_trouble(fault: Fault) -> None:
     assert decide(at(Stage.MAIL, fault), reused=True).action is Action.DEFER
