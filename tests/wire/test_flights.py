@@ -143,7 +143,7 @@ mail late        taken    taken  taken
 mail then-close  lost     again  again
 rcpt 4xx         not-now  taken  taken
 rcpt 5xx         refused  taken  taken
-rcpt 421         not-now  again  again
+rcpt 421         again    again  again
 rcpt close       lost     again  again
 rcpt reset       lost     again  again
 rcpt silence     lost     again  again
@@ -152,7 +152,7 @@ rcpt late        taken    taken  taken
 rcpt then-close  lost     again  again
 data 4xx         not-now  taken  taken
 data 5xx         refused  taken  taken
-data 421         not-now  again  again
+data 421         again    again  again
 data close       lost     again  again
 data reset       lost     again  again
 data silence     lost     again  again
