@@ -14,13 +14,13 @@ A reply too many or too few would give one recipient another's verdict, so place
 they can be. A 354 stands for DATA alone, and marks its place; an envelope refused without one is
 told once RSET behind it got its 250, which no reply to the command before is (the next flight
 leaves with it). So it is without PIPELINING, too, where DATA is sent behind several recipients that
-were refused, to mark their places. A 421, a close or silence in RSET's place leaves
-the refusal standing: servers end sessions so. Where RSET is refused, and nothing left with it, 221
-to QUIT proves the refusal, and nothing else does. DATA that is refused behind several recipients
-though one was taken, or in words that one of them got, may be refused by a neighbour's reply, two
-too late, and without PIPELINING a 5xx to MAIL may be for the content before: that is told once QUIT
-got its 221, which nothing else gets. Where nothing answers QUIT a
-flight is out of step; without PIPELINING the refusal stands.
+were refused, to mark their places. A 421, a close or silence in RSET's place leaves the refusal
+standing: servers end sessions so. Where RSET is refused, and nothing left with it, 221 to QUIT
+proves the refusal, and nothing else does. DATA that is refused behind several recipients though one
+was taken, or in words that one of them got, may be refused by a neighbour's reply, two too late,
+and without PIPELINING a 5xx to MAIL may be for the content before: that is told once QUIT got its
+221, which nothing else gets. Where nothing answers QUIT a flight is out of step; without PIPELINING
+the refusal stands.
 
 A recipient taken behind a refused MAIL, a reply to what has not left, and silence where a flight's
 DATA is to be refused, or behind recipients of a BDAT, undo the envelope. Where all of those were

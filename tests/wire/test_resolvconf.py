@@ -35,6 +35,11 @@ def test_what_is_no_nameserver_with_an_address_is_passed_over(
     assert addresses(text) == found
 
 
+def test_a_fifo_in_its_place_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "resolv.conf")
+    assert ResolvConf(tmp_path / "resolv.conf", lambda: 100.0).changed() == DEFAULT
+
+
 def test_it_is_read_when_it_changed_and_looked_at_once_a_second(tmp_path: Path) -> None:
     now_s = 100.0
     place = tmp_path / "resolv.conf"

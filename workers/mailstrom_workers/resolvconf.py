@@ -16,6 +16,8 @@ from collections.abc import Callable, Sequence
 from ipaddress import ip_address
 from pathlib import Path
 
+from mailstrom.regular import beginning
+
 PLACE = Path("/etc/resolv.conf")
 LOOK_S = 1.0
 DEFAULT = ("127.0.0.1",)
@@ -49,8 +51,7 @@ class ResolvConf:
             sign = (found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size)
             if sign == self._sign:
                 return None
-            with self._place.open("rb") as file:
-                text = file.read(_MOST_OCTETS)
+            text = beginning(self._place, _MOST_OCTETS)
         except OSError:  # it is being replaced, perhaps
             return DEFAULT if first else None
         self._sign = sign

@@ -231,7 +231,7 @@ class Settling:
             )
             verdicts.append(verdict)
         if verdicts[0].judgement is None and verdicts[0].action not in _OF_OTHERS:
-            # What was answered, if anything, is no verdict, and so it is for all of them.
+            # What was answered, if anything, is no verdict: the session could not be used.
             walk.connector.blame(verdicts[0])
         if self._failing and any(v.judgement is Judgement.DELIVERED for v in verdicts):
             self._failing = False  # as the store will find with these verdicts
