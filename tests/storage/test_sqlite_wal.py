@@ -114,6 +114,23 @@ def test_a_reader_whose_lock_one_look_missed_is_named_all_the_same(
     assert looks == 3
 
 
+def test_who_reads_the_log_to_its_end_is_named_and_who_reads_none_of_it_is_not(
+    spool: Spool, stores: SQLiteStores
+) -> None:
+    fill(spool, lambda: spool.engine.log_bytes() >= LIMIT)
+    with foreign_reader(stores.path) as reader:
+        found = spool.engine.checkpoint()
+        assert found.moved == found.frames
+        with foreign_reader(stores.path) as other:  # all is moved: it needs the database alone
+            assert [one.pid for one in wal.pinned(stores.path).holders] == [reader]
+            with pytest.raises(SpoolFull, match=rf"process {reader} \(") as refused:
+                spool.send("b@example.org")
+            assert str(other) not in str(refused.value)
+        assert [one.pid for one in wal.pinned(stores.path).holders] == [reader]
+    with foreign_reader(stores.path):
+        spool.send("b@example.org")  # who reads the database alone keeps no empty log from anything
+
+
 def test_a_large_message_that_is_refused_leaves_nothing_behind(
     spool: Spool, stores: SQLiteStores
 ) -> None:

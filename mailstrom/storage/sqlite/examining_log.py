@@ -77,11 +77,14 @@ def _readers(shm: os.stat_result) -> tuple[Reader, ...]:
 
 def _reading(shm: os.stat_result) -> dict[int, int | None]:
     """Processes with a reader's lock, and how many frames behind the log's end they read."""
-    marks = wal.read_marks(shm)
+    known = wal.read_marks(shm)
     found: dict[int, int | None] = {}
     for pid, mode, at in locks.locked(shm):
         if mode != "READ" or at < _FIRST_READ or pid == os.getpid():
             continue
-        behind = marks[-1] - marks[at - _FIRST_READ] if marks and at > _FIRST_READ else None
+        behind = None
+        if known and at > _FIRST_READ:
+            marks, _, end = known
+            behind = end - marks[at - _FIRST_READ]
         found[pid] = max(behind or 0, found.get(pid) or 0) if behind is not None else None
     return found

@@ -58,7 +58,7 @@ many looks."""
 _CHECKPOINT, _FIRST_READ, _READS = 121, 123, 5
 _HEADER_BYTES = 48  # of the WAL-index; changed by each commit
 _END, _END_AT = struct.Struct("=I"), 16
-_MARKS, _HEAD_AT = struct.Struct(f"={_READS}I"), 100
+_MARKS, _MOVED_AT = struct.Struct(f"={1 + _READS}I"), 96
 
 
 def limit_bytes(connection: apsw.Connection) -> int:
@@ -189,23 +189,7 @@ def pinned(path: str) -> Pinned:
         return Pinned()
     held = _held(found)
     marks = read_marks(found)
-    if marks:
-        *marks, last = marks
-        held = [
-            (pid, at) for pid, at in held if at <= _FIRST_READ or marks[at - _FIRST_READ] < last
-        ]
-    if held and marks:
-        slots = [at - _FIRST_READ for _, at in held if at >= _FIRST_READ]
-        # The oldest snapshot is what the checkpoint stopped at. A reader of the database file alone
-        # (slot 0) stops it altogether: its mark is always 0.
-        oldest = min((marks[slot] for slot in slots), default=0)
-        pids = {
-            pid
-            for pid, at in held
-            if (marks[at - _FIRST_READ] == oldest if at >= _FIRST_READ else not slots)
-        }
-    else:
-        pids = {pid for pid, _ in held}
+    pids = _stopping(held, *marks) if marks else {pid for pid, _ in held}
     pids = {pid for pid in pids if not locks.at_work(pid)}
     if all(pid > 0 for pid in pids) and (pids or marks):
         return Pinned(holders=tuple(locks.named(pid) for pid in sorted(pids)), sure=bool(marks))
@@ -304,11 +288,33 @@ def _held(shm: os.stat_result) -> list[tuple[int, int]]:
     ]
 
 
-def read_marks(shm: os.stat_result) -> list[int]:
-    """How far each reader's slot reads, and the log's end, in frames; empty if unknown."""
+def _stopping(held: list[tuple[int, int]], marks: list[int], moved: int, end: int) -> set[int]:
+    """Of those who hold locks, the processes that a checkpoint stops at, by SQLite's own rules.
+
+    It moves frames up to the oldest snapshot, and none while somebody reads the database file alone
+    (slot 0). When all are moved the log begins again once no slot but that one is held: who reads
+    the whole log, to its end, is in the way then, and who reads none of it no longer is.
+
+    Args:
+        held: (process, byte), see ``_held``.
+        marks, moved, end: see ``read_marks``.
+    """
+    reading = [(pid, min(marks[at - _FIRST_READ], end)) for pid, at in held if at > _FIRST_READ]
+    oldest = min((mark for _, mark in reading), default=end)
+    stopping = {pid for pid, at in held if at < _FIRST_READ}
+    if oldest < end or moved >= end:
+        stopping.update(pid for pid, mark in reading if mark == oldest)
+    if moved < oldest:
+        stopping.update(pid for pid, at in held if at == _FIRST_READ)
+    return stopping
+
+
+def read_marks(shm: os.stat_result) -> tuple[list[int], int, int] | None:
+    """In frames: how far each slot reads, how many were moved, the log's end; None if unknown."""
     if not sys.platform.startswith("linux"):
-        return []
+        return None
     head = frames.index_head(shm)
     if head is None:
-        return []
-    return [*_MARKS.unpack_from(head, _HEAD_AT), *_END.unpack_from(head, _END_AT)]
+        return None
+    moved, *marks = _MARKS.unpack_from(head, _MOVED_AT)
+    return marks, moved, _END.unpack_from(head, _END_AT)[0]
