@@ -18,7 +18,9 @@ HASTE_S = 0.1
 trickle in, each lane would take one, and every message cost a claim."""
 FIRST_CLAIM = 8
 """Messages claimed before the site was heard at all; twice as many each time, until the pace of
-the lane is known. A dead site must not keep much, nor much of the worker's memory."""
+the lane is known. A dead site must not keep much, nor much of the worker's memory. A claim that
+found less, for want of memory or of mail, does not grow: or one lane, a few such claims later, took
+what is due from all the others."""
 SLOW_CLAIM = 2
 """A lane so slow claims when it has nothing in hand: what is more urgent may come meanwhile."""
 DRY_S = 0.25
@@ -120,7 +122,7 @@ class ClaimPace:
             self._dry_s = now_s
         elif self.size > 1:
             self._unclaimed = max(self._unclaimed, 1)
-        if not self._paced:
+        if not self._paced and messages >= self.size:
             self.size = min(self.size * 2, CLAIM_MESSAGES)
 
     def dry(self, now_s: float) -> None:

@@ -58,6 +58,15 @@ def test_a_lane_begins_small_and_doubles_until_its_pace_is_known() -> None:
     assert one.size == 1
 
 
+def test_claims_that_find_less_than_they_asked_for_do_not_grow() -> None:
+    one = pace()
+    for _ in range(6):  # what may be held is spent: message by message
+        one.found(1, 100.0, more=True)
+    assert one.size == FIRST_CLAIM
+    one.found(FIRST_CLAIM, 100.0, more=True)
+    assert one.size == 2 * FIRST_CLAIM
+
+
 @pytest.mark.parametrize(("due", "lanes", "size"), [(3, 1, 3), (30, 20, 2), (0, 20, 1), (9, 9, 1)])
 def test_a_first_claim_is_no_more_than_an_even_share(due: int, lanes: int, size: int) -> None:
     assert pace(due, lanes).size == size
