@@ -281,7 +281,7 @@ class DNSServer:
         if fault == "WRONG_ID":
             response.id ^= 1
         if fault == "WRONG_QUESTION":
-            other = dns.name.from_text(f"other.{name}.")
+            other = dns.name.from_text("other", origin=query.question[0].name)
             response.question = [
                 dns.rrset.RRset(other, dns.rdataclass.IN, query.question[0].rdtype)
             ]
@@ -319,7 +319,9 @@ class DNSServer:
 
     def _exists(self, name: str) -> bool:
         # A name above a name of the zone exists too (empty non-terminal, RFC 8020).
-        return any(known == name or known.endswith(f".{name}") for known in map(_key, self.zone))
+        return not name or any(
+            known == name or known.endswith(f".{name}") for known in map(_key, self.zone)
+        )
 
     def _look(self, name: str, kind: str) -> tuple[Sequence[str], str | None, int, float]:
         entry = next((e for n, e in self.zone.items() if _key(n) == name), None)
@@ -364,7 +366,7 @@ def _key(name: str) -> str:
 
 
 def _text(name: dns.name.Name) -> str:
-    return name.to_text(omit_final_dot=True).lower()
+    return _key(name.to_text())  # the root: empty
 
 
 def _rrset(name: str, ttl_s: int, kind: str, values: Sequence[str]) -> dns.rrset.RRset:

@@ -67,7 +67,7 @@ ASKED = dnswire.question(4711, "d.test", "MX")
 SOA = "ns.test. root.test. 1 2 3 4 60"
 
 
-@given(st.integers(0, 65535), NAMES, st.sampled_from(KINDS))
+@given(st.integers(0, 65535), NAMES | st.just(""), st.sampled_from(KINDS))
 def test_a_question_is_what_another_implementation_reads(
     number: int, name: str, kind: Kind
 ) -> None:

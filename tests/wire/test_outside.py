@@ -10,6 +10,7 @@ import sys
 from typing import Any
 
 import msgspec
+import pytest
 import trustme
 
 from mailstrom import outside
@@ -122,13 +123,21 @@ def test_a_nameserver_without_tcp_and_one_that_is_dead() -> None:
     [half] = seen({PROBE: "TRUNCATE_DEAD"}).nameservers
     assert half.udp_error is None
     assert half.tcp_error is not None
-    [refusing] = seen({PROBE: "REFUSED"}).nameservers
+    [refusing] = seen({PROBE: "REFUSED", ".": "REFUSED"}).nameservers
     assert (refusing.udp_error, refusing.tcp_error) == ("REFUSED", "REFUSED")
     found = seen({PROBE: "TIMEOUT"}, dns={"timeout": "200ms"})
     [silent] = found.nameservers
     assert (silent.udp_ms, silent.tcp_ms) == (None, None)
     assert found.hosts == []
     assert found.no_hosts
+
+
+@pytest.mark.parametrize("fault", ["SERVFAIL", "REFUSED"])
+def test_a_nameserver_is_not_to_blame_for_one_domain_that_fails(fault: str) -> None:
+    found = seen({PROBE: fault})
+    [server] = found.nameservers
+    assert (server.udp_error, server.tcp_error) == (None, None)
+    assert fault in (found.no_hosts or "")
 
 
 def greeted(rule: Rule) -> Host:

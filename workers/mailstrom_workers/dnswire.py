@@ -100,10 +100,11 @@ def question(number: int, name: str, kind: Kind) -> bytes:
 
     Args:
         number: the message's id, 0 to 65535.
-        name: an A-label host name without the final dot (``policy.answers.is_host_name``).
+        name: an A-label host name without the final dot (``policy.answers.is_host_name``); empty:
+            the root.
     """
     wire = bytearray(_HEADER.pack(number, _RECURSE, 1, 0, 0, 0))
-    for label in name.encode("ascii").split(b"."):
+    for label in name.encode("ascii").split(b".") if name else ():
         wire.append(len(label))
         wire += label
     wire.append(0)

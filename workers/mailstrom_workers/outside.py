@@ -50,6 +50,7 @@ MOST_HOSTS = 3
 MOST_NAMES = 10
 _GREETING_LINES, _GREETING_OCTETS = 20, 4096
 _WITHOUT_ROUTE = "127.0.0.1"
+_ROOT = ""
 _numbers = random.SystemRandom()
 
 
@@ -139,17 +140,24 @@ class _Look:
     async def _answered(
         self, ask: Callable[[bytes, float], Awaitable[dnswire.Response]]
     ) -> tuple[float | None, str | None]:
-        """(milliseconds, why not); a name that does not exist is an answer."""
+        """(milliseconds, why not); a name that does not exist is an answer.
+
+        One that fails for the probe's domain alone, whose own servers may be what fails, is asked
+        about the root as well: every resolver has an answer to that.
+        """
         loop = asyncio.get_running_loop()
-        began = loop.time()
-        text = dnswire.question(_numbers.getrandbits(16), self.probe, "MX")
-        try:
-            response = await ask(text, self.dns_s)
-        except Exception as error:  # each way to fail is the answer to what was asked
-            return None, str(error) or type(error).__name__
-        if response.rcode not in (dnswire.NOERROR, dnswire.NXDOMAIN):
-            return None, dnswire.RCODES.get(response.rcode, f"response code {response.rcode}")
-        return (loop.time() - began) * 1000, None
+        refused = ""
+        for name in (self.probe, _ROOT):
+            began = loop.time()
+            text = dnswire.question(_numbers.getrandbits(16), name, "MX")
+            try:
+                response = await ask(text, self.dns_s)
+            except Exception as error:  # each way to fail is the answer to what was asked
+                return None, refused or str(error) or type(error).__name__
+            if response.rcode in (dnswire.NOERROR, dnswire.NXDOMAIN):
+                return (loop.time() - began) * 1000, None
+            refused = dnswire.RCODES.get(response.rcode, f"response code {response.rcode}")
+        return None, refused
 
     # Names
 
