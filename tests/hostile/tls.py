@@ -37,7 +37,7 @@ MOST = 48 * MIB
 _VERIFY: dict[str, object] = {"verify": True}
 _MX = (
     Policy(name="opportunistic", column="may"),
-    Policy(name="opportunistic, require_tls", column="may", demand=True),
+    Policy(name="opportunistic + require_tls", column="may", demand=True),
     Policy(name="require", column="must", tls={"require": True}),
     Policy(name="verify", column="sure", tls=_VERIFY),
 )
@@ -45,22 +45,22 @@ _RELAYS = (
     Policy(name="relay none", column="none", relay={"tls": "none"}),
     Policy(name="relay opportunistic", column="may", relay={"tls": "opportunistic"}),
     Policy(name="relay required", column="must", relay={"tls": "required"}),
-    Policy(name="relay required, verify", column="sure", tls=_VERIFY, relay={"tls": "required"}),
+    Policy(name="relay required + verify", column="sure", tls=_VERIFY, relay={"tls": "required"}),
     Policy(name="relay implicit", column="implicit", relay={"tls": "implicit"}),
-    Policy(name="relay implicit, verify", column="implicit+", tls=_VERIFY,
+    Policy(name="relay implicit + verify", column="implicit+", tls=_VERIFY,
            relay={"tls": "implicit"}),
 )  # fmt: skip
 POLICIES = (
     *_MX,
     *_RELAYS,
-    *(replace(one, name=f"{one.name}, login", login=True) for one in _RELAYS[2:]),
+    *(replace(one, name=f"{one.name} + login", login=True) for one in _RELAYS[2:]),
 )
 SHORT = {
     "opportunistic": 2,
-    "opportunistic, require_tls": 1,
+    "opportunistic + require_tls": 1,
     "verify": 1,
-    "relay implicit, verify": 1,
-    "relay required, login": 2,
+    "relay implicit + verify": 1,
+    "relay required + login": 2,
 }
 """Policies of the short form, and how many variants of a case."""
 WAITED = frozenset({"mute", "unsure"})
