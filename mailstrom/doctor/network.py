@@ -28,7 +28,7 @@ def checks(seen: Outside, config: Config, probe: str) -> Iterator[Finding]:
         probe: whose mail hosts were connected to, without a relay.
     """
     relay = config.delivery.mode == "relay"
-    yield from _dns(seen)
+    yield from _dns(seen, relay)
     yield from _hostname(seen, config, relay)
     for source in seen.sources:
         yield _source(source, config.hostname, relay)
@@ -44,7 +44,7 @@ def checks(seen: Outside, config: Config, probe: str) -> Iterator[Finding]:
 # --- DNS ------------------------------------------------------------------------------------------
 
 
-def _dns(seen: Outside) -> Iterator[Finding]:
+def _dns(seen: Outside, relay: bool) -> Iterator[Finding]:
     dead = [one for one in seen.nameservers if one.udp_ms is None and one.tcp_ms is None]
     for one in seen.nameservers:
         if one in dead:
@@ -58,10 +58,11 @@ def _dns(seen: Outside) -> Iterator[Finding]:
                 tcp_error=one.tcp_error,
             )
         else:
-            yield _answering(one)
+            yield _answering(one, relay)
 
 
-def _answering(one: NameserverAnswer) -> Finding:
+def _answering(one: NameserverAnswer, relay: bool) -> Finding:
+    worse = note if relay else warning  # a relay's address is all that is asked for there
     evidence: dict[str, Scalar] = {
         "server": one.server,
         "udp_ms": None if one.udp_ms is None else round(one.udp_ms, 1),
@@ -69,15 +70,15 @@ def _answering(one: NameserverAnswer) -> Finding:
     }
     stream = "TLS" if one.tls else "TCP"
     if one.udp_ms is not None and one.tcp_ms is None:
-        return warning(
+        return worse(
             "dns.tcp",
             f"nameserver {one.server} answers by UDP and not by TCP ({one.tcp_error}): answers that"
-            " are too long for UDP are lost, and their mail is deferred",
+            " are too long for UDP are lost" + ("" if relay else ", and their mail is deferred"),
             "Let TCP port 53 pass to it (a firewall?), or name another in [dns] nameservers.",
             **evidence,
         )
     if one.udp_error is not None:
-        return warning(
+        return worse(
             "dns.udp",
             f"nameserver {one.server} answers by TCP and not by UDP ({one.udp_error})",
             "Let UDP port 53 pass to it, or write tcp = true under [dns], so that no time is lost.",
@@ -317,7 +318,7 @@ _RELAY_ADVICE = {
 def _relay_trouble(host: Host, config: Config) -> tuple[str, str] | None:
     if host.error is not None:
         return (
-            f"no session with the relay {_at(host)}{host.error}",
+            f"no session with the relay: {_at(host)}{host.error}",
             _RELAY_ADVICE.get(host.stage, "Ask who runs the relay."),
         )
     if config.relay.username is not None and not host.auth:

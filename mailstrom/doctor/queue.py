@@ -98,7 +98,7 @@ def _suspended(rows: Contents, now_ms: int, relay: bool) -> Iterator[Finding]:
 
 
 def _one_suspended(site: SuspendedSite, now_ms: int, relay: bool) -> Finding:
-    name = site.site.split(";")[0].removesuffix(":25")
+    name = site.site.removeprefix("relay ").split(";")[0].removesuffix(":25")
     others = site.site.count(";")
     named = f"{name} and {plural(others, 'more host')}" if others else name
     why = site.last_reply or site.reason or "no reason is known"

@@ -200,6 +200,13 @@ def test_a_site_that_is_left_alone(failures: int, waiting: int, relay: bool, lev
         assert words in found.found
 
 
+def test_a_relay_that_is_left_alone_is_called_so_once() -> None:
+    site = replace(suspended(failures=1, waiting=9), site="relay smtp.far.test:587")
+    rows = replace(ROWS, suspended_sites=1, suspended=(site,))
+    found = only(queue.checks(rows, NOW, running=True, relay=True), "queue.sites")
+    assert found.found.startswith("the relay smtp.far.test:587 is left alone for ")
+
+
 def test_many_sites_are_counted_and_a_few_told() -> None:
     rows = replace(ROWS, suspended_sites=400, suspended=tuple(suspended() for _ in range(20)))
     told = [one for one in queue.checks(rows, NOW, running=True, relay=False)

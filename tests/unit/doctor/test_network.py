@@ -61,6 +61,20 @@ def test_nameservers(servers: list[NameserverAnswer], check: str, level: str) ->
     assert levels(checked(nameservers=servers))[check] == level
 
 
+@pytest.mark.parametrize(
+    ("server", "check"),
+    [
+        (replace(SERVER, tcp_ms=None, tcp_error="closed"), "dns.tcp"),
+        (replace(SERVER, udp_ms=None, udp_error="late"), "dns.udp"),
+    ],
+)
+def test_a_relay_needs_a_nameserver_for_its_address_alone(
+    server: NameserverAnswer, check: str
+) -> None:
+    found = only(checked(RELAY, nameservers=[server]), check)
+    assert (found.level, "deferred" in found.found) == ("note", False)
+
+
 # --- our name -------------------------------------------------------------------------------------
 
 
@@ -129,6 +143,7 @@ def test_where_an_error_happened_is_said_once() -> None:
         found = only(checked(RELAY, hosts=[failed("connect", error)]), "outgoing.relay").found
         assert found.count(f"[{HOST.address}]") == told
         assert "refused" in found
+        assert found.startswith("no session with the relay: ")
 
 
 # --- the way out ----------------------------------------------------------------------------------
