@@ -180,7 +180,7 @@ def test_generated_lists_know_what_is_logged_and_what_is_kept() -> None:
     assert rows["recipient.failed"] == rows["claim.lapsed"] == "yes | yes"
     assert rows["supervisor.ready"] == "yes | -"
     assert rows["message.held"] == rows["message.released"] == "- | yes"
-    assert rows["store.copied"] == "yes | -"
+    assert rows["store.copied"] == rows["log.dropped"] == "yes | -"
     assert rows["recipient.routed"] == "- | -"
 
 
