@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mailstrom.config import Config
+from mailstrom.config import Config, relay_hosts
 from mailstrom.config.names import is_fqdn
 from mailstrom.doctor.finding import Finding, Scalar, note, ok, problem, warning
 from mailstrom.outside import Host, Name, NameserverAnswer, Outside, Source
+from mailstrom.policy.answers import is_ip
 
 SLOW_MS = 1_500
 _SERVERS = (
@@ -28,7 +29,7 @@ def checks(seen: Outside, config: Config, probe: str) -> Iterator[Finding]:
         probe: whose mail hosts were connected to, without a relay.
     """
     relay = config.delivery.mode == "relay"
-    yield from _dns(seen, relay)
+    yield from _dns(seen, relay, asked=not relay or _is_named(config))
     yield from _hostname(seen, config, relay)
     for source in seen.sources:
         yield _source(source, config.hostname, relay)
@@ -44,12 +45,18 @@ def checks(seen: Outside, config: Config, probe: str) -> Iterator[Finding]:
 # --- DNS ------------------------------------------------------------------------------------------
 
 
-def _dns(seen: Outside, relay: bool) -> Iterator[Finding]:
+def _is_named(config: Config) -> bool:
+    """Whether a relay host is told by its name, which somebody has to look up."""
+    return not all(is_ip(host.name) for host in relay_hosts(config.relay))
+
+
+def _dns(seen: Outside, relay: bool, *, asked: bool) -> Iterator[Finding]:
     dead = [one for one in seen.nameservers if one.udp_ms is None and one.tcp_ms is None]
     for one in seen.nameservers:
         if one in dead:
             all_dead = len(dead) == len(seen.nameservers)
-            yield (problem if all_dead else warning)(
+            level = (problem if all_dead else warning) if asked else note
+            yield level(
                 "dns.servers",
                 f"nameserver {one.server} is of no use: {one.udp_error or one.tcp_error}",
                 _SERVERS if all_dead else f"The others are asked in its place, later. {_SERVERS}",

@@ -62,6 +62,19 @@ def test_nameservers(servers: list[NameserverAnswer], check: str, level: str) ->
 
 
 @pytest.mark.parametrize(
+    ("hosts", "level"),
+    [
+        (["192.0.2.25"], "note"),
+        (["[2001:db8::25]:587"], "note"),
+        (["192.0.2.25", "smtp.relay.test"], "problem"),
+    ],
+)
+def test_a_relay_told_by_its_address_needs_no_nameserver(hosts: list[str], level: str) -> None:
+    tables = {**RELAY, "relay": {"hosts": hosts, "tls": "none"}}
+    assert only(checked(tables, nameservers=[DEAD]), "dns.servers").level == level
+
+
+@pytest.mark.parametrize(
     ("server", "check"),
     [
         (replace(SERVER, tcp_ms=None, tcp_error="closed"), "dns.tcp"),
