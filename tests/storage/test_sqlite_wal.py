@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
+import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import apsw
 import pytest
@@ -235,6 +237,36 @@ def test_where_the_system_does_not_tell_the_openers_are_named(
         assert f"process {reader} (" in wal.sentence(found)
     monkeypatch.setattr(locks, "PROCESSES", "/proc/self/nothing")
     assert "does not name" in wal.sentence(wal.pinned(stores.path))
+
+
+def test_a_reader_in_another_container_is_seen_and_nobody_is_named_in_its_place(
+    spool: Spool, stores: SQLiteStores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Linux lists its locks nowhere here, and tells of them without a process when it is asked."""
+    real, question = fcntl.fcntl, struct.Struct("@hhqqi")
+
+    def asked(fd: int, number: int, *rest: Any) -> Any:
+        answer = real(fd, number, *rest)
+        if number != fcntl.F_GETLK:
+            return answer
+        return question.pack(*question.unpack(answer)[:-1], 0)
+
+    with foreign_reader(stores.path) as reader:
+        fill(spool, lambda: spool.engine.log_bytes() >= LIMIT)
+        with monkeypatch.context() as elsewhere:
+            elsewhere.setattr(locks, "LOCKS", "/proc/self/nothing")
+            elsewhere.setattr(fcntl, "fcntl", asked)
+            assert [pid for pid, mode, _ in locks.locked(os.stat(f"{stores.path}-shm"))] == [0]
+            found = wal.pinned(stores.path)
+            assert (found.sure, found.holders) == (False, ())
+            with pytest.raises(SpoolFull, match="a process that this system does not name"):
+                spool.send("b@example.org")
+            assert spool.engine.checkpoint().pinned is not None, "no alarm"
+            (note,) = spool.client.pinned()
+            assert str(reader) not in note
+            assert locks.writer(stores.path) is None
+        assert [one.pid for one in wal.pinned(stores.path).holders] == [reader]
+    spool.send("b@example.org")
 
 
 def test_a_limit_is_what_the_engine_told_else_a_gibibyte(stores: SQLiteStores) -> None:

@@ -91,6 +91,12 @@ def index_head(shm: os.stat_result) -> bytes | None:
     return None if found is None else found[1]
 
 
+def index_descriptor(shm: os.stat_result) -> int | None:
+    """The descriptor by which this process has the log's index open; it is never to be closed."""
+    found = _index(shm)
+    return None if found is None else found[0]
+
+
 def _index(shm: os.stat_result, *, writable: bool = False) -> tuple[int, bytes] | None:
     for fd in _descriptors():
         with contextlib.suppress(OSError):

@@ -2,7 +2,9 @@
 
 Each process that reads or writes a WAL holds POSIX locks on bytes of that file. Nothing is opened
 here but /proc: to open and close the -shm file would drop this process's locks. Where the system
-does not tell (another container, no /proc), nobody is named.
+does not tell (no /proc), nobody is named. Locks of processes in another container stand in no
+/proc/locks that this one sees: the file itself is asked for them, by the descriptor that SQLite has
+open here, and who holds them is told as process 0.
 
 Source: SQLite's documentation of the WAL-index (walformat, section 2.3).
 """
@@ -12,13 +14,18 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import struct
+import sys
 from collections.abc import Iterator
 
 from mailstrom.storage.pinned import LogHolder
+from mailstrom.storage.sqlite import frames
 
 LOCKS, PROCESSES = "/proc/locks", "/proc"
+UNNAMED = "a process that this system does not name (of another container? lsof, fuser)"
 _OWN = b"mailstrom_workers."
 _FIRST, _LAST = 120, 127  # the lock bytes; the first is the writer's
+_FLOCK = struct.Struct("@hhqqi")  # Linux: type, whence, start, length, process
 _LOCK = re.compile(r"^\d+: (\w+) +\w+ +(\w+) +(-?\d+) ([0-9a-f]+):([0-9a-f]+):(\d+) (\d+) (\w+)$")
 
 
@@ -42,7 +49,7 @@ def writers(shm: os.stat_result) -> list[int]:
 def who(pid: int) -> str:
     """A process for a sentence: id, command, and whether it was stopped."""
     if pid <= 0:
-        return "a process that this system does not name (lsof, fuser)"
+        return UNNAMED
     halted = ", stopped: kill -CONT lets it go on" if stopped(pid) else ""
     which = "this very process," if pid == os.getpid() else "process"
     return f"{which} {pid} ({named(pid).command}{halted})"
@@ -68,7 +75,7 @@ def at_work(pid: int) -> bool:
 
 
 def locked(shm: os.stat_result) -> list[tuple[int, str, int]]:
-    """(process, mode, byte) of the locks on a file."""
+    """(process, mode, byte) of the locks on a file; process 0 is one of another container."""
     device = (os.major(shm.st_dev), os.minor(shm.st_dev))
     exact: list[tuple[int, str, int]] = []
     by_inode: list[tuple[int, str, int]] = []  # some file systems show another device there
@@ -79,7 +86,24 @@ def locked(shm: os.stat_result) -> list[tuple[int, str, int]]:
             by_inode.append((int(pid), mode, at))
             if (int(major, 16), int(minor, 16)) == device:
                 exact.append((int(pid), mode, at))
-    return exact or by_inode
+    found = exact or by_inode
+    told = {at for pid, _, at in found if pid != os.getpid()}
+    return found + [(0, mode, at) for mode, at in _hidden(shm) if at not in told]
+
+
+def _hidden(shm: os.stat_result) -> Iterator[tuple[str, int]]:
+    """(mode, byte) of locks whose process is not of this container, as the file itself tells."""
+    fd = frames.index_descriptor(shm) if sys.platform.startswith("linux") else None
+    if fd is None:
+        return
+    import fcntl  # not every system has it
+
+    for at in range(_FIRST, _LAST + 1):
+        ask = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, at, 1, 0)
+        with contextlib.suppress(OSError):  # closed by another thread meanwhile
+            kind, _, _, _, pid = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_GETLK, ask))
+            if kind != fcntl.F_UNLCK and pid == 0:
+                yield "WRITE" if kind == fcntl.F_WRLCK else "READ", at
 
 
 def openers(shm: str) -> list[int]:

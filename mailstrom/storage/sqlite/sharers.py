@@ -41,7 +41,8 @@ def sharers(path: str) -> tuple[tuple[Sharer, ...], tuple[int, ...]]:
     """
     files = {name: _file(f"{path}{name}") for name in ("", "-shm")}
     try:
-        locking = {pid for pid, _, _ in locks.locked(os.stat(f"{path}-shm"))} - {os.getpid()}
+        named = {pid for pid, _, _ in locks.locked(os.stat(f"{path}-shm")) if pid > 0}
+        locking = named - {os.getpid()}
     except OSError:
         locking = set()
     found, seen = [], set()

@@ -191,10 +191,14 @@ def pinned(path: str) -> Pinned:
     marks = read_marks(found)
     pids = _stopping(held, *marks) if marks else {pid for pid, _ in held}
     pids = {pid for pid in pids if not locks.at_work(pid)}
-    if all(pid > 0 for pid in pids) and (pids or marks):
-        return Pinned(holders=tuple(locks.named(pid) for pid in sorted(pids)), sure=bool(marks))
-    # Locks of another kind, or of another container: at least who has the file open.
-    return Pinned(holders=tuple(locks.named(pid) for pid in locks.openers(shm)))
+    visible = sorted(pid for pid in pids if pid > 0)
+    if 0 in pids:  # of another container: who has the file open here has nothing to do with it
+        return Pinned(holders=tuple(locks.named(pid) for pid in visible), sure=bool(visible))
+    if len(visible) == len(pids) and (pids or marks):
+        return Pinned(holders=tuple(locks.named(pid) for pid in visible), sure=bool(marks))
+    # Locks of another kind, or locks are not told at all: at least who has the file open.
+    opened = [pid for pid in locks.openers(shm) if not locks.at_work(pid)]
+    return Pinned(holders=tuple(locks.named(pid) for pid in opened))
 
 
 def lasting(path: str, found: Pinned) -> Pinned:
@@ -226,7 +230,7 @@ def sentence(found: Pinned) -> str:
     if not names and found.sure:
         return "nobody any more (try again): until now a process"
     if not names:
-        return "a process that this system does not name (lsof, fuser)"
+        return locks.UNNAMED
     return names if found.sure or len(found.holders) == 1 else f"one of {names}"
 
 
