@@ -66,6 +66,7 @@ class ClaimPace:
         self.size = claim_size(due, lanes, FIRST_CLAIM)
         self.progress_s = 0.0
         self._paced = False  # whether the size comes from what was measured
+        self._last = self.size  # of the last claim
         self._unclaimed = due  # of what was due at the lease, as far as this lane knows
         self._dry_s = float("-inf")  # when a claim found nothing
         self._from_s = 0.0
@@ -122,6 +123,7 @@ class ClaimPace:
             self._dry_s = now_s
         elif self.size > 1:
             self._unclaimed = max(self._unclaimed, 1)
+        self._last = self.size
         if not self._paced and messages >= self.size:
             self.size = min(self.size * 2, CLAIM_MESSAGES)
 
@@ -142,12 +144,15 @@ class ClaimPace:
     def wants(self, ahead: int, now_s: float, *, wire: bool, spent: bool) -> bool:
         """Whether to claim ahead: by half of what the lane delivers in ``CLAIM_S``.
 
+        Before that is known, once half of the last claim is gone: the next is larger, and a lane
+        that took it at once, of which nothing was delivered, would leave little for the others.
+
         Args:
             ahead: messages that the wire can go on with.
             wire: whether some are on it.
             spent: whether as much content is held as may be.
         """
-        if ahead > self.size // 2:
+        if ahead > (self.size if self._paced else self._last) // 2:
             return False
         if not (ahead or wire):
             return self._unclaimed > 0

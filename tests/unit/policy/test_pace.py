@@ -117,6 +117,16 @@ def test_it_claims_ahead_when_half_is_left() -> None:
     assert one.wants(0, 101.0, wire=True, spent=False)
 
 
+def test_before_its_pace_is_known_it_claims_when_half_of_the_last_claim_is_gone() -> None:
+    one = pace()
+    for last in (FIRST_CLAIM, 2 * FIRST_CLAIM, 4 * FIRST_CLAIM):
+        one.found(last, 100.0, more=True)
+        assert one.size == 2 * last
+        assert not one.wants(last - 1, 100.0, wire=True, spent=False), "nothing was delivered yet"
+        assert not one.wants(last // 2 + 1, 100.0, wire=True, spent=False)
+        assert one.wants(last // 2, 100.0, wire=True, spent=False)
+
+
 @pytest.mark.parametrize(("ahead", "wire"), [(1, False), (0, True), (1, True)])
 def test_a_slow_lane_or_a_spent_budget_waits_until_nothing_is_in_hand(
     ahead: int, wire: bool
