@@ -92,6 +92,32 @@ def test_who_holds_it_longest_is_named_and_the_others_listed(heard: Heard) -> No
     assert (line["holder_pid"], line["held_s"], line["others"]) == (42, 2.0, ["41 (sqlite3)"])
 
 
+def test_where_who_was_named_is_gone_the_next_is_named_soon(heard: Heard) -> None:
+    alarm = PinAlarm("/spool.db")
+    alarm.look(pin(READER), 2_000, 0)
+    (line,) = heard()
+    assert line["holder_pid"] == 41
+    alarm.look(pin(READER, OTHER), 2_000, 3_000)
+    alarm.look(pin(OTHER), 2_000, 4_500)
+    assert heard() == []
+    alarm.look(pin(OTHER), 2_000, 5_000)
+    (line,) = heard()
+    assert (line["holder_pid"], line["held_s"], line["full"]) == (42, 2.0, True)
+    alarm.look(pin(OTHER), 2_000, 60_000)
+    assert heard() == []
+
+
+def test_readers_that_take_turns_are_not_named_one_after_the_other(heard: Heard) -> None:
+    alarm = PinAlarm("/spool.db")
+    alarm.look(pin(READER), 500, 0)
+    alarm.look(pin(READER), 500, 1_000)
+    assert len(heard()) == 1
+    for now_ms in range(1_500, 61_000, 500):
+        one = LogHolder(pid=now_ms, command="report")
+        alarm.look(pin(one), 500, now_ms)
+    assert heard() == []
+
+
 def test_where_nobody_can_tell_nobody_is_accused(heard: Heard) -> None:
     alarm = PinAlarm("/spool.db")
     alarm.look(pin(READER, OTHER, sure=False), 1_000, 0)

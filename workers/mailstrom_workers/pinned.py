@@ -2,7 +2,8 @@
 
 Fed by the janitor with what its checkpoints find. Says ``store.pinned`` once the state has lasted a
 moment (a crowd of short readers is no pin), again each minute while it lasts, at once when the
-limit is reached, and ``store.unpinned`` at its end. Pure but for the log lines.
+limit is reached, soon when who was named holds it no more and another does, and ``store.unpinned``
+at its end. Pure but for the log lines.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from mailstrom.storage.pinned import Pinned, mebibytes
 
 PATIENCE_MS = 1_000
 AGAIN_MS = 60_000
+CHANGED_MS = 5_000
+"""Who was named was ended, perhaps for that, and another holds the log: so soon it is said anew."""
 
 
 class PinAlarm:
@@ -26,6 +29,7 @@ class PinAlarm:
         self._since: dict[int, int] = {}  # process -> when it was first seen to hold the log
         self._began_ms: int | None = None
         self._said_ms: int | None = None
+        self._said_pid: int | None = None  # who was named then
         self._said_full = False
         self.full = False
         """Whether the log was at its limit when it was looked at last."""
@@ -51,13 +55,21 @@ class PinAlarm:
         if now_ms - self._began_ms < PATIENCE_MS and not self.full:
             return
         news = self.full and not self._said_full
-        if self._said_ms is None or now_ms - self._said_ms >= AGAIN_MS or news:
+        again_ms = CHANGED_MS if self._changed(found, now_ms) else AGAIN_MS
+        if self._said_ms is None or now_ms - self._said_ms >= again_ms or news:
             self._say(found, wal_bytes, now_ms)
+
+    def _changed(self, found: Pinned, now_ms: int) -> bool:
+        """Whether who was named holds the log no more, and another has for more than a moment."""
+        if not found.sure or self._said_pid is None or self._said_pid in self._since:
+            return False
+        return any(now_ms - since >= PATIENCE_MS for since in self._since.values())
 
     def _say(self, found: Pinned, wal_bytes: int, now_ms: int) -> None:
         self._said_ms, self._said_full = now_ms, self._said_full or self.full
         ordered = sorted(found.holders, key=lambda one: self._since[one.pid])
         first = ordered[0] if ordered and (found.sure or len(ordered) == 1) else None
+        self._said_pid = None if first is None else first.pid
         rest = [f"{one.pid} ({one.command})" for one in ordered if one is not first]
         who = "that process's read transaction, or the process"
         if first is None:
@@ -85,4 +97,5 @@ class PinAlarm:
                 held_s=(now_ms - self._began_ms) / 1000, wal_bytes=wal_bytes, store=self._store
             )
         self._since, self._began_ms, self._said_ms = {}, None, None
+        self._said_pid = None
         self._said_full = self.full = False
