@@ -34,8 +34,15 @@ MAX_HOPS = 127
 """Pointers from one to the next: a name has no more labels."""
 NEGATIVE_S = 300
 """How long a denial without an SOA holds."""
-NOERROR, NXDOMAIN = 0, 3
-RCODES = {1: "FORMERR", 2: "SERVFAIL", 3: "NXDOMAIN", 4: "NOTIMP", 5: "REFUSED", 6: "YXDOMAIN"}
+NOERROR, SERVFAIL, NXDOMAIN = 0, 2, 3
+RCODES = {
+    1: "FORMERR",
+    SERVFAIL: "SERVFAIL",
+    NXDOMAIN: "NXDOMAIN",
+    4: "NOTIMP",
+    5: "REFUSED",
+    6: "YXDOMAIN",
+}
 
 
 class _Type(IntEnum):

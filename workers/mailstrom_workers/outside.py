@@ -140,24 +140,26 @@ class _Look:
     async def _answered(
         self, ask: Callable[[bytes, float], Awaitable[dnswire.Response]]
     ) -> tuple[float | None, str | None]:
-        """(milliseconds, why not); a name that does not exist is an answer.
+        """(milliseconds, why not).
 
-        One that fails for the probe's domain alone, whose own servers may be what fails, is asked
-        about the root as well: every resolver has an answer to that.
+        One that fails for the probe's domain, whose own servers may be what fails, or denies it is
+        asked about the root as well: every resolver has an answer to that.
         """
         loop = asyncio.get_running_loop()
-        refused = ""
+        wrong = ""
         for name in (self.probe, _ROOT):
             began = loop.time()
             text = dnswire.question(_numbers.getrandbits(16), name, "MX")
             try:
                 response = await ask(text, self.dns_s)
             except Exception as error:  # each way to fail is the answer to what was asked
-                return None, refused or str(error) or type(error).__name__
-            if response.rcode in (dnswire.NOERROR, dnswire.NXDOMAIN):
+                return None, wrong or str(error) or type(error).__name__
+            if response.rcode == dnswire.NOERROR:
                 return (loop.time() - began) * 1000, None
-            refused = dnswire.RCODES.get(response.rcode, f"response code {response.rcode}")
-        return None, refused
+            wrong = dnswire.RCODES.get(response.rcode, f"response code {response.rcode}")
+            if response.rcode not in (dnswire.SERVFAIL, dnswire.NXDOMAIN):
+                break  # what it says of all that it is asked
+        return None, wrong
 
     # Names
 
