@@ -55,7 +55,7 @@ from collections.abc import Callable, Sequence
 
 from mailstrom.smtp.capabilities import Capabilities
 from mailstrom.smtp.ending import Endings
-from mailstrom.smtp.flight import flight
+from mailstrom.smtp.flight import CONSENT, flight
 from mailstrom.smtp.framing import DotStuffer, require_crlf, stuffed
 from mailstrom.smtp.liberties import BAD_SEQUENCE, Liberties, spoiled
 from mailstrom.smtp.pipeline import Pipeline
@@ -159,9 +159,15 @@ class ClientDialogue:
         self._pipeline.call_back()
 
     def put_down(self) -> None:
-        """Bodies whose 354 has not come are forgotten: ``ContentWanted`` asks for them then."""
+        """Bodies whose 354 has not come are forgotten: ``ContentWanted`` asks for them then.
+
+        A BDAT that has not left holds its content: it goes by DATA.
+        """
         for transaction in self._pipeline.running:
             transaction.body = None
+            if transaction.chunked and transaction.groups:
+                transaction.chunked = False
+                transaction.groups[-1] = CONSENT
 
     def begin(self, envelope: Envelope, body: bytes | None = None) -> None:
         """Starts a transaction.

@@ -31,6 +31,10 @@ class Group(Struct, frozen=True, gc=False):
     places: tuple[Place, ...]
 
 
+CONSENT = Group(commands.DATA, ((Slot.DATA, 0),))
+"""DATA alone, in the place of a BDAT that is not to leave."""
+
+
 @lru_cache(maxsize=512)
 def places(reset: bool, recipients: int, last: Slot | None) -> tuple[Place, ...]:
     """What the replies to a flight answer: ``[RSET] MAIL RCPT* [DATA or BDAT]``."""

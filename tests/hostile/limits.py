@@ -47,7 +47,8 @@ def run(plan: Plan) -> Iterator[Row]:
     yield large(plan, plan.pick(3, 40))
     yield many_recipients(plan, plan.pick(3_000, 100_000))
     yield sockets(plan, plan.pick(400, 10_000))
-    yield laden(plan, plan.pick(300, 1_500))
+    for kind in ("never answers the final dot", "never answers MAIL, with CHUNKING offered"):
+        yield laden(plan, kind, plan.pick(300, 1_500))
     yield from logs(plan)
 
 
@@ -259,12 +260,13 @@ def sockets(plan: Plan, count: int) -> Row:
             )
 
 
-def laden(plan: Plan, count: int) -> Row:
-    """More content than a worker may hold, at hosts that take it and never answer; a mail beside.
+def laden(plan: Plan, kind: str, count: int) -> Row:
+    """More content than a worker may hold, at hosts that never answer; a mail beside.
 
-    The worker lets go of what was written, so they take neither memory nor places.
+    The worker lets go of what was written, and of what is not to be written yet, so they take
+    neither memory nor places.
     """
-    folder = _folder(plan, "laden")
+    folder = _folder(plan, f"laden {kind}".replace(" ", "-"))
     settings: Tables = {
         **SETTINGS, "delivery": {"drain_timeout": "2s", "max_connections": count // 5},
     }  # fmt: skip
@@ -275,7 +277,7 @@ def laden(plan: Plan, count: int) -> Row:
         for name in names:
             network.route(name, [address])
         engine = Engine(network, folder, workers=1, settings=settings)
-        with Hosts("never answers the final dot", network.port, [address]) as hosts, engine:
+        with Hosts(kind, network.port, [address]) as hosts, engine:
 
             def story() -> str:
                 text = ("x" * 70 + "\n") * 2_800
@@ -284,7 +286,7 @@ def laden(plan: Plan, count: int) -> Row:
                 said = f"all {count:,} reached, a mail beside them: "
                 return said + end(engine, servers, [engine.send(f"u@{domain}")])
 
-            case = f"200 kB each to {count:,} hosts that never answer the final dot"
+            case = f"200 kB each to {count:,} hosts that {kind.replace('answers', 'answer')}"
             wanted = f"all {count:,} reached, a mail beside them: {DELIVERED}"
             row = tried(engine, network, case, wanted, story)
     most = 96 * MIB + count * MIB // 16  # the budget, copies of it, and what a connection costs

@@ -90,6 +90,12 @@ class Mute(Host):
             super().obey(verb)
 
 
+class MuteToMail(Mute):
+    """The same, and it offers BDAT."""
+
+    ehlo = b"250-h.test\r\n250-PIPELINING\r\n250 CHUNKING\r\n"
+
+
 class MuteToRcpt(Mute):
     """Never answers RCPT."""
 
@@ -225,6 +231,7 @@ class Wordy(Host):
 KINDS: Mapping[str, type[Host]] = {
     "never greets": Silent,
     "never answers MAIL": Mute,
+    "never answers MAIL, with CHUNKING offered": MuteToMail,
     "never answers RCPT": MuteToRcpt,
     "never answers RCPT, and offers PIPELINING": MuteToFlights,
     "never answers DATA": MuteToData,

@@ -10,6 +10,7 @@ from mailstrom.policy.outcome import Action, judge
 from mailstrom.smtp.capabilities import Capabilities
 from mailstrom.smtp.client import (
     ClientDialogue,
+    ContentWanted,
     Dialect,
     Envelope,
     Event,
@@ -95,6 +96,37 @@ def test_data_is_used_where_bdat_is_not_offered_too_large_or_not_wanted(
 
 def test_streamed_content_goes_by_data() -> None:
     assert Drive(BDAT).begin(streamed=True).wrote == mail(0) + rcpts(0) + DATA
+
+
+@pytest.mark.parametrize("heard", [0, 1, 2])
+@pytest.mark.parametrize("dialect", [FIRST_BDAT, SERIAL], ids=["pipelined", "serial"])
+def test_content_of_a_bdat_that_has_not_left_is_put_down_and_goes_by_data(
+    dialect: Dialect, heard: int
+) -> None:
+    drive = Drive(dialect).begin(2)
+    for _ in range(heard):
+        drive.say(lines(250))
+    drive.dialogue.put_down()
+    kept = [group.octets for one in drive.dialogue._pipeline.running for group in one.groups]
+    assert not any(body(0) in octets for octets in kept)
+    for _ in range(heard, 3):
+        drive.say(lines(250))
+    assert drive.wrote == mail(0) + rcpts(0, 2) + DATA
+    drive.say(lines(354))
+    assert drive.events.pop() == ContentWanted()
+    drive.dialogue.content(body(0))
+    drive.dialogue.end_content()
+    drive.take()
+    (end,) = drive.say(lines(250)).ends
+    assert (codes(end)[3], end.chunked, end.usable) == (250, False, True)
+    assert drive.wrote == mail(0) + rcpts(0, 2) + DATA + dotted(0)
+
+
+def test_of_a_bdat_that_left_nothing_is_put_down() -> None:
+    drive = Drive(BDAT).begin()
+    drive.dialogue.put_down()
+    (end,) = drive.say(lines(250, 250, 250)).ends
+    assert (drive.wrote, codes(end)[3], end.chunked) == (flight(0), 250, True)
 
 
 def test_what_a_bdat_carries_is_not_stuffed_and_not_smuggled() -> None:
