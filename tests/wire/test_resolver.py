@@ -6,6 +6,7 @@ One file past 400 lines: it is one table of zones and what they mean, with its f
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import random
 import ssl
@@ -24,7 +25,21 @@ from mailstrom.testing.dns import DNSServer, Zone
 from mailstrom.types import Route, RouteResult
 from mailstrom_workers.nameservers import MOST_STRANGE, Nameservers
 from mailstrom_workers.resolver import MAX_RECORDS, AddressError, Resolver
-from tests.hostile.dns_peer import NS, Out, Peer, Question, message, mx, record, spelled
+from tests.hostile.dns_peer import (
+    NS,
+    A,
+    Act,
+    Out,
+    Peer,
+    Question,
+    address,
+    message,
+    mx,
+    record,
+    right,
+    soa,
+    spelled,
+)
 from tests.support.sockets import free_port
 
 T = TypeVar("T")
@@ -498,6 +513,29 @@ def test_of_very_many_addresses_some_are_kept_by_lot() -> None:
     assert asked == 2  # by UDP, and since that was cut off by TCP; then never again
     assert len(found) == MAX_RECORDS  # five of these at a time
     assert found < set(told)
+
+
+@pytest.mark.parametrize("step", [1, -1])
+def test_the_lot_may_fall_on_each_of_very_many_addresses(step: int) -> None:
+    told = [f"192.0.2.{number}" for number in range(1, 201)]
+    lot = itertools.count(0, step)  # what is told first goes first, or last
+
+    def answers(question: Question) -> Iterator[Act]:
+        if question.kind == A:
+            return right(question, *map(address, told))
+        return right(question, authority=[soa()])
+
+    async def ask(peer: Peer) -> tuple[str, ...]:
+        resolver = Resolver([(peer.host, peer.port)], PATIENCE_S, random=lambda: float(next(lot)))
+        found = (await resolver.addresses("h.test")).ips
+        await resolver.close()
+        return found
+
+    with Peer() as peer:
+        peer.says("h.test", answers)
+        found = asyncio.run(ask(peer))
+    assert found
+    assert set(found) < set(told[:MAX_RECORDS] if step > 0 else told[-MAX_RECORDS:])
 
 
 def test_the_same_question_is_asked_once_at_a_time() -> None:
