@@ -172,35 +172,43 @@ def test_a_checkpointer_at_work_pins_nothing_and_one_that_was_stopped_does(
 ) -> None:
     """As the engine's own janitor, which copies the log all the time."""
     fill(spool, lambda: spool.engine.log_bytes() >= wal.alarm_bytes(LIMIT))
-    with foreign(CHECKPOINTER, stores.path, stopped=False) as pid:
+    with foreign(("-c", CHECKPOINTER), stores.path, stopped=False) as pid:
         assert (pid, "WRITE", 121) in locks.locked(os.stat(f"{stores.path}-shm"))
         found = wal.pinned(stores.path)
         assert (found.sure, found.holders) == (True, ())
         assert spool.client.pinned() == []
         assert "nobody any more" in wal.sentence(found)
-    with foreign(CHECKPOINTER, stores.path, stopped=True) as pid:
+    with foreign(("-c", CHECKPOINTER), stores.path, stopped=True) as pid:
         assert [one.pid for one in wal.pinned(stores.path).holders] == [pid]
 
 
 def test_a_reader_of_the_engines_own_is_nobody_unless_it_was_stopped(
-    spool: Spool, stores: SQLiteStores, monkeypatch: pytest.MonkeyPatch
+    spool: Spool, stores: SQLiteStores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(spool, lambda: spool.engine.log_bytes() >= wal.alarm_bytes(LIMIT) // 2)
-    reader = (
+    (tmp_path / "some_engine").mkdir()
+    (tmp_path / "some_engine" / "reader.py").write_text(
         "import apsw, sys; c = apsw.Connection(sys.argv[1]); c.execute('BEGIN').fetchall();"
         "c.execute('SELECT count(*) FROM meta').fetchall(); print('reads', flush=True);"
         "sys.stdin.read()"
     )
-    for halted in (False, True):
-        with foreign(reader, stores.path, stopped=halted) as pid:
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    own = ("-m", "some_engine.reader")
+    by_chance = ("-c", READER)  # whose arguments only look like it
+    for program, halted, named in (
+        (own, False, False),
+        (own, True, True),
+        (by_chance, False, True),
+    ):
+        with foreign(program, stores.path, *own, stopped=halted) as pid:
             spool.send("a@example.org")
             spool.engine.checkpoint()
             assert [one.pid for one in wal.pinned(stores.path).holders] == [pid]
             with monkeypatch.context() as patch:
-                patch.setattr(locks, "_OWN", reader.encode())  # as if it were a worker's
+                patch.setattr(locks, "_OWN", b"some_engine.")  # as if it were a worker's
                 found = wal.pinned(stores.path)
             assert found.sure
-            assert [one.pid for one in found.holders] == ([pid] if halted else [])
+            assert [one.pid for one in found.holders] == ([pid] if named else [])
 
 
 def test_a_reader_of_the_database_file_alone_is_named_too(
@@ -339,14 +347,14 @@ def test_readers_that_let_go_now_and_then_are_waited_for() -> None:
 def foreign_writer(path: str, *, stopped: bool = False) -> AbstractContextManager[int]:
     """Another process with another SQLite that keeps the write lock; its id."""
     writer = READER.replace('"BEGIN"', '"BEGIN IMMEDIATE"').replace("mode=ro", "mode=rw")
-    return foreign(writer, path, stopped=stopped)
+    return foreign(("-c", writer), path, stopped=stopped)
 
 
 @contextmanager
-def foreign(writer: str, path: str, *, stopped: bool) -> Iterator[int]:
+def foreign(program: tuple[str, str], path: str, *more: str, stopped: bool) -> Iterator[int]:
     """Another process that runs a program, stopped or not; its id."""
     with subprocess.Popen(
-        [sys.executable, "-P", "-c", writer, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-P", *program, path, *more], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
         assert process.stdout is not None
         assert process.stdin is not None

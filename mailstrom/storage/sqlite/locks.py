@@ -68,9 +68,11 @@ def at_work(pid: int) -> bool:
     """Whether a process is one of an engine's own and runs: what it reads is read in a moment."""
     try:
         with open(f"{PROCESSES}/{pid}/cmdline", "rb") as stream:
-            own = any(word.startswith(_OWN) for word in stream.read().split(b"\0"))
+            words = iter(stream.read().split(b"\0")[1:])
     except OSError:
         return False
+    option = next((word for word in words if word in (b"-m", b"-c") or word[:1] != b"-"), b"")
+    own = option == b"-m" and next(words, b"").startswith(_OWN)
     return own and not stopped(pid)
 
 
