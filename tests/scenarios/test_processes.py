@@ -17,6 +17,7 @@ from pathlib import Path
 import apsw
 
 from mailstrom import Mailstrom
+from mailstrom.policy.pace import FIRST_CLAIM
 from mailstrom.testing.script import Act, Rule, Script
 from tests.scenarios.conftest import MakeEngine
 from tests.support.engine import DEADLINE_S, Engine, alive, environment, mail
@@ -119,7 +120,7 @@ def test_a_stopped_worker_is_killed_and_only_its_open_recipient_is_in_doubt(
     (lost,) = engine.wait_log("worker.lost", pid=pid)
     assert "no heartbeat" in lost["cause"]
     (lapsed,) = engine.wait_log("claim.lapsed", lost_pid=pid)
-    assert (lapsed["recipients"], lapsed["in_doubt"], lapsed["lanes"]) == (10, 1, 1)
+    assert (lapsed["recipients"], lapsed["in_doubt"], lapsed["lanes"]) == (FIRST_CLAIM, 1, 1)
     assert _doubtful(engine, domain) == {stuck}
     by_stopped = engine.rows("SELECT recipient FROM attempts WHERE worker = ?", stopped.id)
     assert [row.recipient for row in by_stopped] == [stuck]

@@ -94,6 +94,14 @@ def test_lanes_that_crash_together_count_once() -> None:
     told(story)
 
 
+def test_a_lane_begun_in_the_moment_of_a_crash_crashed_with_it() -> None:
+    async def story(crashes: Crashes, store: Store) -> None:
+        assert crashes.crashed(lane(), now(), BUG) == 1.0
+        assert crashes.crashed(lane(token=2), now(), BUG) == 1.0
+
+    told(story)
+
+
 def test_only_a_lane_begun_since_that_ends_well_begins_the_count_anew() -> None:
     async def story(crashes: Crashes, store: Store) -> None:
         before = now()

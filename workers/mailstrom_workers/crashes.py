@@ -68,7 +68,7 @@ class Crashes:
             began: loop time.
         """
         rest = self._sites.get(lane.site)
-        if rest is not None and began >= rest.last:
+        if rest is not None and began > rest.last:
             del self._sites[lane.site]
 
     def crashed(
@@ -84,7 +84,7 @@ class Crashes:
         rest = self._sites.pop(lane.site, None)
         if rest is None:
             rest = _Rest(0, 0.0, 0.0)
-        if not rest.count or began >= rest.last:  # else it crashed together with the one before
+        if not rest.count or began > rest.last:  # else it crashed together with the one before
             rest.count = 1 if took else rest.count + 1
             rest.last, rest.written = now, False
             pause_s = crash_s(rest.count)
