@@ -3,7 +3,7 @@
 Contract. ``Trial`` is one host's behaviour and the outcome wanted of a message to it, and to it
 alone; ``judged`` runs some and makes one row of them that tells the worst. Beside the outcome it
 holds against the engine: *delivered* where the host never had the content or refused it; a host
-that may have it and no doubt marked; what no client may say; more than two MiB of memory beyond
+that may have it and no doubt marked; what no client may say; more than a MiB of memory beyond
 the content, or more than a second of processor, for one host.
 
 Must not know: any case.
@@ -27,8 +27,7 @@ DOUBT = "deferred in_doubt in doubt, 1 charged"
 BOUNCED = "failed bounced, 1 charged"
 STAGE_S = 3
 """How long a stage may take here."""
-MOST_MEMORY = 2 * MIB
-"""Python's allocator takes a MiB at a time."""
+MOST_MEMORY = MIB
 MOST_CPU_S = 1.0
 WAITING = ("queued", "sending")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,12 @@ def test_a_site_whose_lanes_always_raise_rests_longer_each_time_and_alone(
         return [first[rest] for rest in rests] if crash_s(3) in first else []
 
     lines = eventually(rested, DEADLINE_S, what="three crashes")
+    at = {line["pause_s"]: datetime.fromisoformat(line["ts"]) for line in lines}
+    for line in crashes(engine, 3):
+        late = datetime.fromisoformat(line["ts"]) - at.get(
+            line["pause_s"], datetime.max.replace(tzinfo=UTC)
+        )
+        assert late.total_seconds() < 0.5, "it crashed while its site was to rest"
     for one, next in pairwise(lines):
         waited = datetime.fromisoformat(next["ts"]) - datetime.fromisoformat(one["ts"])
         assert waited.total_seconds() >= one["pause_s"] - 0.1, "leased again before its time"
