@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
-import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -251,7 +250,7 @@ def test_a_reader_in_another_container_is_seen_and_nobody_is_named_in_its_place(
     spool: Spool, stores: SQLiteStores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Linux lists its locks nowhere here, and tells of them without a process when it is asked."""
-    real, question = fcntl.fcntl, struct.Struct("@hhqqi")
+    real, question = fcntl.fcntl, frames.FLOCK
 
     def asked(fd: int, number: int, *rest: Any) -> Any:
         answer = real(fd, number, *rest)

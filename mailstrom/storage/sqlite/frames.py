@@ -43,7 +43,8 @@ _INDEX_BYTES = 136
 _HEADER_BYTES = 48  # of the index; there are two, and a commit writes the second one first
 _MOVED_AT = 96
 _CHECKPOINT = 121  # the lock byte of whoever makes a checkpoint
-_FLOCK = "hhqqi4x"  # struct flock of Linux, 64 bits
+FLOCK = struct.Struct("hhqqi4x")
+"""struct flock of Linux, 64 bits: type, whence, start, length, process."""
 _SET = getattr(fcntl, "F_OFD_SETLK", None)
 _FOLDERS = ("/proc/self/fd", "/dev/fd")
 _MOST_DESCRIPTORS = 4096  # tried where the system lists none
@@ -151,7 +152,7 @@ def _lock(fd: int, kind: int) -> None:
     Nothing where the system has none: one of the process would be taken from SQLite by its end.
     """
     if _SET is not None:
-        fcntl.fcntl(fd, _SET, struct.pack(_FLOCK, kind, os.SEEK_SET, _CHECKPOINT, 1, 0))
+        fcntl.fcntl(fd, _SET, FLOCK.pack(kind, os.SEEK_SET, _CHECKPOINT, 1, 0))
 
 
 def prove(path: str, wal: int, known: Known) -> None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import struct
 import sys
 from collections.abc import Iterator
 
@@ -25,7 +24,6 @@ LOCKS, PROCESSES = "/proc/locks", "/proc"
 UNNAMED = "a process that this system does not name (of another container? lsof, fuser)"
 _OWN = b"mailstrom_workers."
 _FIRST, _LAST = 120, 127  # the lock bytes; the first is the writer's
-_FLOCK = struct.Struct("@hhqqi")  # Linux: type, whence, start, length, process
 _LOCK = re.compile(r"^\d+: (\w+) +\w+ +(\w+) +(-?\d+) ([0-9a-f]+):([0-9a-f]+):(\d+) (\d+) (\w+)$")
 
 
@@ -101,9 +99,9 @@ def _hidden(shm: os.stat_result) -> Iterator[tuple[str, int]]:
     import fcntl  # not every system has it
 
     for at in range(_FIRST, _LAST + 1):
-        ask = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, at, 1, 0)
+        ask = frames.FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, at, 1, 0)
         with contextlib.suppress(OSError):  # closed by another thread meanwhile
-            kind, _, _, _, pid = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_GETLK, ask))
+            kind, _, _, _, pid = frames.FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_GETLK, ask))
             if kind != fcntl.F_UNLCK and pid == 0:
                 yield "WRITE" if kind == fcntl.F_WRLCK else "READ", at
 

@@ -28,6 +28,7 @@ from typing import NamedTuple
 
 from mailstrom import interrupts
 from mailstrom.errors import SpoolError
+from mailstrom.storage.sqlite.frames import FLOCK
 from mailstrom.storage.sqlite.unchanged import Look, look, steady
 
 RETRY_S = 0.25
@@ -35,11 +36,10 @@ RETRY_S = 0.25
 _ATTEMPTS = 3
 _EFFECTIVE = os.access in os.supports_effective_ids
 _LOCKED_BYTE = 1 << 62
-_FLOCK = "hhqqi4x"  # struct flock of Linux, 64 bits
 _APPEND = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC
 _SET = getattr(fcntl, "F_OFD_SETLK", None)
 _GET = getattr(fcntl, "F_OFD_GETLK", None)
-_ASKED = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, _LOCKED_BYTE, 1, 0)
+_ASKED = FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, _LOCKED_BYTE, 1, 0)
 _FREE = struct.pack("h", fcntl.F_UNLCK)
 
 _unwritten: dict[str, OSError] = {}  # path of a spool -> what its flag does not say yet
@@ -335,7 +335,7 @@ def _forget(path: str) -> None:
 def _lock(fd: int, kind: int) -> None:
     if _SET is not None:
         with contextlib.suppress(OSError):  # EMFILE and the like cannot meet a lock
-            fcntl.fcntl(fd, _SET, struct.pack(_FLOCK, kind, os.SEEK_SET, _LOCKED_BYTE, 1, 0))
+            fcntl.fcntl(fd, _SET, FLOCK.pack(kind, os.SEEK_SET, _LOCKED_BYTE, 1, 0))
 
 
 def _try_on(path: str, pid: int) -> None:
