@@ -3,8 +3,8 @@
 Contract: keywords are case-insensitive, unknown ones are ignored (RFC 5321 section 4.1.1.1), an
 unreadable parameter counts as absent. Extensions known: SIZE (RFC 1870), PIPELINING (2920),
 8BITMIME (6152), SMTPUTF8 (6531), CHUNKING (3030), STARTTLS (3207), AUTH (4954, and the old
-``AUTH=`` form), ENHANCEDSTATUSCODES (2034), LIMITS (9422; of a limit given twice
-the smaller holds).
+``AUTH=`` form), ENHANCEDSTATUSCODES (2034), DSN (3461), FUTURERELEASE (4865), MT-PRIORITY (6710),
+REQUIRETLS (8689), LIMITS (9422; of a limit given twice the smaller holds).
 
 Must not know: whether an extension is used.
 """
@@ -25,10 +25,15 @@ _FLAGS = {
     "CHUNKING": "chunking",
     "STARTTLS": "starttls",
     "ENHANCEDSTATUSCODES": "enhancedstatuscodes",
+    "DSN": "dsn",
+    "REQUIRETLS": "requiretls",
 }
 
 MOST_RAW = 2000
 """It is stored with each session, and a server may say 32 kB each time."""
+
+# RFC 4865 section 3: so many seconds, and until when; both stand there
+_SECONDS = re.compile(r"[0-9]{1,9}")
 
 # RFC 9422 section 4: one to six digits, the first no zero; what is none of that is ignored
 _LIMIT = re.compile(r"[1-9][0-9]{0,5}")
@@ -41,6 +46,11 @@ class Capabilities:
     Args:
         name: the server's own name, first word of the reply.
         size: None = no SIZE extension; 0 = no fixed limit; else the largest content in octets.
+        dsn: NOTIFY, ORCPT, RET and ENVID may be said.
+        requiretls: REQUIRETLS may be said; a server offers it under TLS alone.
+        future_release: seconds for which a message may be held; None: FUTURERELEASE is not offered.
+        future_release_until: until when, RFC 3339; what a server renders is told when it is asked.
+        mt_priority: the profile of MT-PRIORITY, "" for one that has no name; None: not offered.
         auth: SASL mechanisms, upper case.
         limits: RFC 9422 limits by upper-case name, each at least 1 (sections 3 and 4).
         raw: the reply's lines as sent (unprintables escaped), joined by LF, for ``sessions.ehlo``;
@@ -55,6 +65,11 @@ class Capabilities:
     chunking: bool = False
     starttls: bool = False
     enhancedstatuscodes: bool = False
+    dsn: bool = False
+    requiretls: bool = False
+    future_release: int | None = None
+    future_release_until: str = ""
+    mt_priority: str | None = None
     auth: frozenset[str] = frozenset()
     limits: Mapping[str, int] = field(default_factory=dict, hash=False)
     raw: str = ""
@@ -66,6 +81,9 @@ class Capabilities:
         size: int | None = None
         auth: set[str] = set()
         limits: dict[str, int] = {}
+        hold: int | None = None
+        until = ""
+        priority: str | None = None
         for line in reply_lines[1:]:
             words = line.upper().split()
             if not words:
@@ -79,6 +97,11 @@ class Capabilities:
                 auth.update(params)
             elif keyword.startswith("AUTH="):
                 auth.update(word for word in (keyword[5:], *params) if word)
+            elif keyword == "FUTURERELEASE":
+                if len(params) >= 2 and _SECONDS.fullmatch(params[0]):
+                    hold, until = int(params[0]), visible(params[1])
+            elif keyword == "MT-PRIORITY":
+                priority = visible(params[0]) if params else ""
             elif keyword == "LIMITS":
                 for word in params:
                     limit, _, value = word.partition("=")
@@ -89,6 +112,9 @@ class Capabilities:
             name=visible(words[0]) if words else "",
             size=size,
             auth=frozenset(auth),
+            future_release=hold,
+            future_release_until=until,
+            mt_priority=priority,
             limits=limits,
             raw="\n".join(visible(line) for line in reply_lines)[:MOST_RAW],
             **flags,
@@ -115,6 +141,10 @@ class Capabilities:
         lines += [keyword for keyword, name in _FLAGS.items() if getattr(self, name)]
         if self.size is not None:
             lines.append(f"SIZE {self.size}" if self.size else "SIZE")
+        if self.future_release is not None and self.future_release_until:
+            lines.append(f"FUTURERELEASE {self.future_release} {self.future_release_until}")
+        if self.mt_priority is not None:
+            lines.append(f"MT-PRIORITY {self.mt_priority}".rstrip())
         if self.auth:
             lines.append("AUTH " + " ".join(sorted(self.auth)))
         if self.limits:

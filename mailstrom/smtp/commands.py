@@ -31,6 +31,7 @@ _MAILBOX = re.compile(rf"(?:{_ATOM}|{_QUOTED})@(?:{_ATOM}|{_LITERAL})")
 _ROUTE = re.compile(rf"@{_ATOM}(?:,@{_ATOM})*:")
 _NAME = re.compile(r"[\x21-\x7e]+")
 _PARAMETER = re.compile(rf"([A-Za-z0-9][A-Za-z0-9-]*)(?:=([^{_CONTROL} =]+))?")
+_PARAMETERS = re.compile(rf"(?: {_PARAMETER.pattern})+")
 _VERB = re.compile(rb"([A-Za-z0-9]+)(?: |\Z)")
 _CONTROLS = re.compile(f"[{_CONTROL}]")
 
@@ -87,8 +88,19 @@ def _path(address: str, null: bool, smtputf8: bool) -> str:
     return address
 
 
+def _more(text: str) -> str:
+    if text and not _PARAMETERS.fullmatch(text):
+        raise ValueError(f"parameters {text!r} are no list of KEYWORD=value, a space before each")
+    return text
+
+
 def mail(
-    sender: str, *, size: int | None = None, body: str | None = None, smtputf8: bool = False
+    sender: str,
+    *,
+    size: int | None = None,
+    body: str | None = None,
+    smtputf8: bool = False,
+    more: str = "",
 ) -> bytes:
     """``MAIL FROM:<sender>`` with its parameters.
 
@@ -97,6 +109,7 @@ def mail(
         size: octets of the content (RFC 1870), or None to leave SIZE out.
         body: ``"7BIT"`` or ``"8BITMIME"``, or None to leave BODY out.
         smtputf8: adds SMTPUTF8 and allows UTF-8 in the path.
+        more: other parameters, a space before each.
 
     Raises:
         ValueError: a value that is not exactly one path or parameter.
@@ -110,7 +123,9 @@ def mail(
         if body not in ("7BIT", "8BITMIME"):
             raise ValueError(f"BODY {body!r} must be 7BIT or 8BITMIME (RFC 6152)")
         out += f" BODY={body}"
-    return (out + (" SMTPUTF8\r\n" if smtputf8 else "\r\n")).encode()
+    if smtputf8:
+        out += " SMTPUTF8"
+    return (out + _more(more) + "\r\n").encode()
 
 
 def bdat(octets: int) -> bytes:
@@ -118,13 +133,18 @@ def bdat(octets: int) -> bytes:
     return b"BDAT %d LAST\r\n" % octets
 
 
-def rcpt(address: str, *, smtputf8: bool = False) -> bytes:
+def rcpt(address: str, *, smtputf8: bool = False, more: str = "") -> bytes:
     """``RCPT TO:<address>``; ``postmaster`` alone is allowed (RFC 5321 section 4.1.1.3).
 
+    Args:
+        address: the recipient.
+        smtputf8: allows UTF-8 in the path.
+        more: parameters, a space before each.
+
     Raises:
-        ValueError: not exactly one path, or UTF-8 without ``smtputf8``.
+        ValueError: not exactly one path, UTF-8 without ``smtputf8``, or no parameters.
     """
-    return f"RCPT TO:<{_path(address, False, smtputf8)}>\r\n".encode()
+    return f"RCPT TO:<{_path(address, False, smtputf8)}>{_more(more)}\r\n".encode()
 
 
 def parse_command(line: bytes) -> Command:

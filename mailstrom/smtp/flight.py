@@ -17,6 +17,7 @@ from msgspec import Struct
 
 from mailstrom.smtp import commands
 from mailstrom.smtp.capabilities import Capabilities
+from mailstrom.smtp.dsn import mail_parameters, rcpt_parameters
 from mailstrom.smtp.states import Slot
 from mailstrom.smtp.transaction import Envelope
 
@@ -41,6 +42,16 @@ def places(reset: bool, recipients: int, last: Slot | None) -> tuple[Place, ...]
     before = [(Slot.RSET, 0)] if reset else []
     after = [] if last is None else [(last, 0)]
     return (*before, (Slot.MAIL, 0), *[(Slot.RCPT, index) for index in range(recipients)], *after)
+
+
+def _asked_of_mail(envelope: Envelope, offered: Capabilities) -> str:
+    """The parameters of MAIL that the mail goes without where the server does not know them."""
+    out = ""
+    if offered.dsn and (envelope.ret or envelope.envid):
+        out = mail_parameters(envelope.ret, envelope.envid)
+    if envelope.mt_priority is not None and offered.mt_priority is not None:
+        out += f" MT-PRIORITY={max(-9, min(9, envelope.mt_priority))}"
+    return out
 
 
 def flight(
@@ -76,10 +87,16 @@ def flight(
             size=envelope.size if offered.size is not None else None,
             body="8BITMIME" if envelope.eightbit else None,
             smtputf8=utf8,
+            more=_asked_of_mail(envelope, offered),
         )
     )
-    for one in envelope.recipients:
-        lines.append(commands.rcpt(one, smtputf8=utf8))
+    if envelope.asked and offered.dsn:
+        for one, asked in zip(envelope.recipients, envelope.asked, strict=True):
+            more = rcpt_parameters(asked, one, smtputf8=utf8)
+            lines.append(commands.rcpt(one, smtputf8=utf8, more=more))
+    else:
+        for one in envelope.recipients:
+            lines.append(commands.rcpt(one, smtputf8=utf8))
     slot = Slot.DATA if chunk is None else Slot.BDAT
     last = commands.DATA if chunk is None else commands.bdat(len(chunk)) + chunk
     if not pipelined:

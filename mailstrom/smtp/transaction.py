@@ -15,6 +15,7 @@ from enum import StrEnum
 from msgspec import Struct
 
 from mailstrom.smtp.capabilities import Capabilities
+from mailstrom.smtp.dsn import Asked
 from mailstrom.smtp.reply import Reply
 from mailstrom.types import Pipelining, Stage
 
@@ -28,6 +29,9 @@ class Envelope(Struct, frozen=True, kw_only=True, gc=False):
         size: octets of the content before dot stuffing.
         eightbit: the content has octets above 127.
         smtputf8: an address or header needs RFC 6531.
+        ret, envid, asked: RET, ENVID (decoded) and what is asked for each recipient, in their
+            order or empty (RFC 3461); sent where the server offers DSN, else left away.
+        mt_priority: -9 to 9 (RFC 6710), or None; sent where the server offers MT-PRIORITY.
     """
 
     sender: str
@@ -35,6 +39,10 @@ class Envelope(Struct, frozen=True, kw_only=True, gc=False):
     size: int
     eightbit: bool = False
     smtputf8: bool = False
+    ret: str | None = None
+    envid: str | None = None
+    asked: tuple[Asked, ...] = ()
+    mt_priority: int | None = None
 
 
 class Fault(StrEnum):

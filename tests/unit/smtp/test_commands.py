@@ -103,6 +103,11 @@ def test_bad_mail_parameters_are_refused(size: int) -> None:
         commands.mail("", size=size)
     with pytest.raises(ValueError, match="BODY"):
         commands.mail("", body="7BIT X=Y")
+    for more in ("RET=FULL", " RET=FULL ", " A=1=2", " A=\r\nRSET", " A=\u2028", " =B", " A\n"):
+        with pytest.raises(ValueError, match="parameters"):
+            commands.mail("", more=more)
+        with pytest.raises(ValueError, match="parameters"):
+            commands.rcpt("a@b.c", more=more)
 
 
 @pytest.mark.parametrize("name", ["", "a b", "a\r\nMAIL", "ex\u00e4mple.org", "a\tb"])
@@ -177,6 +182,11 @@ def test_capabilities_round_trip_over_the_wire() -> None:
         chunking=True,
         starttls=True,
         enhancedstatuscodes=True,
+        dsn=True,
+        requiretls=True,
+        future_release=86400,
+        future_release_until="2030-01-01T00:00:00Z",
+        mt_priority="MIXER",
         auth=frozenset({"PLAIN", "LOGIN"}),
         limits={"RCPTMAX": 5},
     )
@@ -184,6 +194,8 @@ def test_capabilities_round_trip_over_the_wire() -> None:
     read = Capabilities.parse(reply.lines)
     assert read.render() == offered.render()
     assert read.limits == {"RCPTMAX": 5}
+    assert (read.dsn, read.requiretls, read.mt_priority) == (True, True, "MIXER")
+    assert (read.future_release, read.future_release_until) == (86400, "2030-01-01T00:00:00Z")
     assert read.raw.splitlines()[0] == "mx.example.org"
 
 
@@ -197,6 +209,10 @@ def test_capabilities_as_the_field_writes_them() -> None:
     assert Capabilities.parse(["mx", "SIZE"]).size == 0
     assert Capabilities.parse(["mx", "SIZE " + "9" * 5000]).size == 0
     assert Capabilities.parse(["mx"]).size is None
+    assert Capabilities.parse(["mx"]).mt_priority is None
+    assert Capabilities.parse(["mx", "mt-priority"]).mt_priority == ""
+    for odd in ("FUTURERELEASE", "FUTURERELEASE 5", "FUTURERELEASE x 2030-01-01T00:00:00Z"):
+        assert Capabilities.parse(["mx", odd]).future_release is None
     assert Capabilities.parse(["mx", "LIMITS RCPTMAX=x MAILMAX=7"]).limits == {"MAILMAX": 7}
     assert Capabilities.parse([]) == Capabilities(limits={})
     assert Capabilities.parse(["mx\x1b[2J"]).raw == r"mx\x1b[2J"
