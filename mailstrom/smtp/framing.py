@@ -9,8 +9,11 @@ Must not know: commands, replies, what a violation leads to.
 
 from __future__ import annotations
 
+import re
+
 BARE_CR = "bare-cr"
 BARE_LF = "bare-lf"
+_LINE_END = re.compile(rb"\r\n|\r|\n")
 _HOLDS = "content holds a {}; it must have CRLF line ends only"
 
 
@@ -26,6 +29,11 @@ def bare_line_end(block: bytes) -> str | None:
     if block.count(b"\r") != pairs:
         return BARE_CR
     return None
+
+
+def crlf(block: bytes) -> bytes:
+    """A block that ends with no open CR, each CR and LF that stands alone made a CRLF."""
+    return _LINE_END.sub(b"\r\n", block)
 
 
 def require_crlf(content: bytes) -> None:

@@ -20,6 +20,7 @@ from mailstrom.smtp.framing import BARE_CR, BARE_LF, bare_line_end
 LINE_TOO_LONG = "line-too-long"
 _END = b"\r\n.\r\n"
 _DOT = re.compile(rb"\r\n\.")
+_LINE_START = re.compile(rb"(?:\r\n|\r|\n)\.?")  # with the dot that stuffing put there
 
 
 class Inbox:
@@ -147,18 +148,25 @@ class LineReader:
 class DotUnstuffer:
     """Takes content up to CRLF.CRLF out of what came, its stuffing off (server side).
 
+    Args:
+        fix: each CR and LF that stands alone is made a CRLF, and a dot behind it is stuffing as
+            behind any line end. The end is looked for in what came, so that nothing that is mended
+            can become one.
+
     Attributes:
         done: the end of data was seen; what is left in the inbox are commands.
         violation: ``BARE_LF`` where there is one, else ``BARE_CR`` where there is one, else None,
             whatever the pieces. Such content still ends only at CRLF.CRLF; what to answer is the
-            server's choice, storing it is not.
+            server's choice, storing it is not, unless it is fixed.
     """
 
-    __slots__ = ("_line_start", "done", "violation")
+    __slots__ = ("_fix", "_line_start", "_mended_start", "done", "violation")
 
-    def __init__(self) -> None:
+    def __init__(self, *, fix: bool = False) -> None:
         # The CRLF of the DATA command line counts: ".CRLF" at once is empty content.
         self._line_start = True
+        self._fix = fix
+        self._mended_start = False  # behind an LF that stood alone
         self.done = False
         self.violation: str | None = None
 
@@ -193,12 +201,28 @@ class DotUnstuffer:
         else:
             stop = inbox.at = len(data) - self._held(data, at)
         block = data[at:stop]
-        if self.violation != BARE_LF:  # a CR at its end was left, so no CRLF is ever cut in two
-            self.violation = bare_line_end(block) or self.violation
+        if self._fix or self.violation != BARE_LF:
+            # a CR at its end was left, so no CRLF is ever cut in two
+            broken = bare_line_end(block)
+            if broken is not None:
+                self.violation = broken if self.violation != BARE_LF else BARE_LF
+            if self._fix and (broken is not None or self._mended_start):
+                return self._mended(block, first_dot)
         if block:
             self._line_start = block.endswith(b"\r\n")
         if dot is not None:
             block = block.replace(b"\r\n.", b"\r\n")
+        return block[1:] if first_dot else block
+
+    def _mended(self, block: bytes, first_dot: bool) -> bytes:
+        """A block with its line ends made whole, and the stuffing behind each of them off."""
+        if not block:
+            return block
+        if self._mended_start and block.startswith(b"."):
+            first_dot = True
+        self._line_start = block.endswith(b"\r\n")
+        self._mended_start = block.endswith(b"\n") and not self._line_start
+        block = _LINE_START.sub(b"\r\n", block)
         return block[1:] if first_dot else block
 
     def _held(self, data: bytes, at: int) -> int:

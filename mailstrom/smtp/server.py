@@ -6,7 +6,9 @@ pipelined (RFC 2920), and a shell may take as long as it needs, for example unti
 disk. What may follow what is the table ``server_order.ORDER``. Strict where laxness is a hole:
 commands end with CRLF, content ends with CRLF.CRLF only or with the last octet of a BDAT (RFC 3030;
 one whose size cannot be read closes), nothing buffered survives STARTTLS (554, closed; RFC 3207
-section 4.2, CVE-2011-0411); lines, recipients, errors and content are bounded.
+section 4.2, CVE-2011-0411). Bounded are lines (512 octets and the room of what is offered; longer
+ones, controls and what is not UTF-8 are 500 5.5.2 and the session goes on), recipients, content,
+transactions, what is refused, and commands that lead to no message.
 Enhanced codes (RFC 2034) go out only where they were offered. Any split of the bytes gives the
 same events.
 
@@ -18,14 +20,14 @@ Longer than a file should be: one state, and one short method for each command t
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from typing import Any, Literal
 
 from mailstrom.smtp.capabilities import Capabilities
 from mailstrom.smtp.commands import BadCommand, parse_command
 from mailstrom.smtp.inbox import LINE_TOO_LONG, Inbox, Line, LineReader
 from mailstrom.smtp.reply import Reply, render_reply
 from mailstrom.smtp.server_auth import MECHANISMS, OAUTH_ERROR, AuthExchange, Challenge
-from mailstrom.smtp.server_commands import read_hello, read_mail, read_rcpt, refuse
+from mailstrom.smtp.server_commands import NOTHING_OFFERED, read_hello, read_mail, read_rcpt
 from mailstrom.smtp.server_content import ChunkReader, DataReader, read_size
 from mailstrom.smtp.server_events import (
     ChunkEnd,
@@ -45,9 +47,12 @@ from mailstrom.smtp.server_events import (
     Refused,
     Reset,
     StartTls,
+    refuse,
 )
+from mailstrom.smtp.server_offer import greeted, offer
 from mailstrom.smtp.server_order import (
     BAD_SEQUENCE,
+    FOREIGN,
     INQUIRIES,
     KNOWN_ELSEWHERE,
     NO_LINES,
@@ -56,30 +61,47 @@ from mailstrom.smtp.server_order import (
     Phase,
 )
 
-LINE_LIMIT = 4096
+LINE_LIMIT = 512  # RFC 5321 section 4.5.3.1.4; what is offered adds to it
 AUTH_LINE_LIMIT = 12288  # RFC 4954 section 4
 RECIPIENT_LIMIT = 1000  # RFC 5321 section 4.5.3.1.8 asks for 100 at least
 ERROR_LIMIT = 20
+IDLE_LIMIT = 1000
 
 PLAINTEXT_BEHIND_STARTTLS = "plaintext-behind-starttls"
 # Where its octets end, and commands begin again, cannot be known.
 CHUNK_SIZE = "chunk-size"
-# Not an error of the client, which sends the rest in another transaction.
+# Not an error of the client, which sends the rest in another transaction, or session.
 RECIPIENT_LIMIT_REACHED = "recipient-limit"
+TRANSACTION_LIMIT_REACHED = "transaction-limit"
+
+_GO_AHEAD = Reply(354, None, ("end data with <CR><LF>.<CR><LF>",))
+_FORGOTTEN = Reply(250, "2.0.0", ("forgotten",))
+_GOODBYE = Reply(221, "2.0.0", ("goodbye",))
+_UNASKED = "nothing may be sent behind STARTTLS before its reply"
+_IDLE = (Inquiry, Reset, Hello)  # they lead to no message by themselves
 
 
 class ServerDialogue:
     """One session, server side.
 
     Args:
-        capabilities: what EHLO offers, and the server's name.
+        capabilities: what EHLO offers, and the server's name. REQUIRETLS is offered under TLS
+            alone, FUTURERELEASE with a ``clock`` alone.
         secured: the same once TLS is on; None: the same without STARTTLS.
         tls: whether the connection is encrypted from the start.
         recipient_limit: accepted recipients of one transaction; more get 452 4.5.3.
-        error_limit: refused commands after which the session ends with 421.
-        line_limit: octets of a command line, CRLF included.
+        transaction_limit: accepted MAILs of one session, a further one gets 421; 0: no limit.
+        announce: offer LIMITS (RFC 9422) with these two.
+        error_limit: refused commands and credentials after which the session ends with 421.
+        idle_limit: commands that lead to no message (NOOP, VRFY, HELP, RSET, EHLO, HELO) since the
+            last message that was taken; further ones count as errors.
+        line_limit: octets of a command line, CRLF included; MAIL, RCPT and AUTH may be longer by
+            what is offered.
+        bare_newlines: a CR or LF alone in content: ``refuse`` it, or ``fix`` it to CRLF. What ends
+            content is the same.
         challenge: makes the challenge of each CRAM-MD5 exchange, never the same twice (RFC 2195
             section 2); without it that mechanism is refused.
+        clock: the time in seconds since 1970, asked for FUTURERELEASE.
     """
 
     def __init__(
@@ -89,23 +111,40 @@ class ServerDialogue:
         secured: Capabilities | None = None,
         tls: bool = False,
         recipient_limit: int = RECIPIENT_LIMIT,
+        transaction_limit: int = 0,
+        announce: bool = False,
         error_limit: int = ERROR_LIMIT,
+        idle_limit: int = IDLE_LIMIT,
         line_limit: int = LINE_LIMIT,
+        bare_newlines: Literal["refuse", "fix"] = "refuse",
         challenge: Callable[[], str] | None = None,
+        clock: Callable[[], float] | None = None,
     ) -> None:
-        self._secured = secured or replace(capabilities, starttls=False)
-        self.capabilities = self._secured if tls else capabilities
+        announced = (recipient_limit, transaction_limit) if announce else None
+        clocked = clock is not None
+        self._secured = offer(
+            secured or capabilities, tls=True, clocked=clocked, announced=announced
+        )
+        self._offer = self._secured
+        if not tls:
+            self._offer = offer(capabilities, tls=False, clocked=clocked, announced=announced)
         self.tls = tls
         self.phase = Phase.CONNECTED
         self.extended = False
         self.authenticated = False
         self.recipients = 0  # accepted in the open transaction
+        self.transactions = 0  # accepted in the session
         self._recipient_limit = recipient_limit
+        self._transaction_limit = transaction_limit
         self._error_limit = error_limit
+        self._idle_limit = idle_limit
         self._line_limit = line_limit
-        self._errors = 0
-        offers_auth = self.capabilities.auth or self._secured.auth
-        self._reader = LineReader(max(line_limit, AUTH_LINE_LIMIT) if offers_auth else line_limit)
+        self._fix = bare_newlines == "fix"
+        self._clock = clock
+        self._errors = self._idle = 0
+        self._reader = LineReader(
+            max(self._most(b"MAIL"), self._most(b"RCPT"), self._most(b"AUTH"))
+        )
         self._inbox = Inbox()
         self._output: list[bytes] = []
         self._question: Question | None = None
@@ -119,6 +158,11 @@ class ServerDialogue:
         self._withheld: bytes | None = None  # XOAUTH2: the refusal, told behind the next line
         self._closing: str | None = None
         self._closing_told = False
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What EHLO offers at this moment."""
+        return self._offer.capabilities
 
     # Bytes
 
@@ -153,8 +197,8 @@ class ServerDialogue:
             self.phase = Phase.CLOSED
             return Closing(cause=self._closing)
         event = self._step()
-        if event is not None and not isinstance(event, Content):
-            self._question = event
+        if event is not None and type(event) is not Content:
+            self._question = event  # type: ignore[assignment]  # every other one is a question
         return event
 
     def reply(self, code: int, enhanced: str | None = None, *lines: str) -> None:
@@ -208,7 +252,7 @@ class ServerDialogue:
             self._closing = PLAINTEXT_BEHIND_STARTTLS
             return
         self.tls = True
-        self.capabilities = self._secured
+        self._offer = self._secured
         self.extended = self.authenticated = False
         self.phase = Phase.GREETED
 
@@ -225,32 +269,43 @@ class ServerDialogue:
 
     def _step_between_lines(self) -> Question | Content | None:
         match self.phase:
-            case Phase.CONNECTED:
-                self._accepted_phase = Phase.GREETED
-                greeting = f"{self.capabilities.name} ESMTP"
-                return Opened(default=Reply(220, None, (greeting,)))
             case Phase.CONTENT:
                 return self._data.take(self._inbox, self.capabilities.size or 0)
             case Phase.CHUNK:
                 return self._read_chunk()
+            case Phase.CONNECTED:
+                self._accepted_phase = Phase.GREETED
+                greeting = f"{self.capabilities.name} ESMTP"
+                return Opened(default=Reply(220, None, (greeting,)))
         return None  # until the handshake is over, or for ever
+
+    def _most(self, verb: bytes) -> int:
+        """Octets of a line that begins so; before STARTTLS and behind it alike."""
+        told = (self._offer, self._secured)
+        match verb:
+            case b"MAIL":
+                return self._line_limit + max(one.mail_room for one in told)
+            case b"RCPT":
+                return self._line_limit + max(one.rcpt_room for one in told)
+            case b"AUTH" if any(one.capabilities.auth for one in told):
+                return max(self._line_limit, AUTH_LINE_LIMIT)
+        return self._line_limit
 
     def _read_command(self, line: Line) -> Question | Content | None:
         rule = line.violation
-        if rule is None and len(line.octets) + 2 > self._line_limit:
-            rule = None if line.octets[:5].upper() == b"AUTH " else LINE_TOO_LONG
+        octets = line.octets
+        if rule is None and len(octets) + 2 > self._line_limit:
+            most = self._most(octets[:4].upper() if octets[4:5] == b" " else b"")
+            rule = LINE_TOO_LONG if len(octets) + 2 > most else None
         if rule is not None:
             return refuse("", rule, 500, "5.5.2", f"command line refused: {rule}")
         try:
-            command = parse_command(line.octets)
+            command = parse_command(octets)
         except BadCommand as error:
             return refuse("", error.rule, 500, "5.5.2", error.text)
         verb = command.verb
-        unoffered = verb == "BDAT" and not self.capabilities.chunking
-        if verb not in VERBS or unoffered:
-            known = verb in KNOWN_ELSEWHERE or unoffered
-            code, rule = (502, "not-implemented") if known else (500, "unknown-command")
-            return refuse(verb, rule, code, "5.5.1", "command not implemented")
+        if verb not in VERBS or not self._there(verb):
+            return self._no_command(verb)
         after = ORDER.get((self.phase, verb))
         if verb == "BDAT":
             return self._bdat(command.argument, in_order=after is not None)
@@ -258,6 +313,22 @@ class ServerDialogue:
             return self._out_of_order(verb)
         self._accepted_phase = after
         return self._understand(verb, command.argument)
+
+    def _there(self, verb: str) -> bool:
+        """Whether a verb that there may be is one of this server's."""
+        if verb == "BDAT":
+            return self.capabilities.chunking
+        return verb != "AUTH" or bool(self.capabilities.auth)
+
+    def _no_command(self, verb: str) -> Refused:
+        if verb == "AUTH" and self._secured.capabilities.auth and not self.tls:
+            text = "AUTH needs TLS: STARTTLS first"
+            return refuse(verb, "auth-in-clear", 538, "5.7.11", text)  # RFC 4954 section 6
+        if verb in FOREIGN:
+            return refuse(verb, "foreign-protocol", 421, "4.7.0", "this is a mail server")
+        known = verb in VERBS or verb in KNOWN_ELSEWHERE
+        code, rule = (502, "not-implemented") if known else (500, "unknown-command")
+        return refuse(verb, rule, code, "5.5.1", "command not implemented")
 
     def _out_of_order(self, verb: str) -> Refused:
         if verb in ("DATA", "BDAT") and self._refused_recipients:
@@ -267,40 +338,51 @@ class ServerDialogue:
         return refuse(verb, "bad-sequence", 503, "5.5.1", text)
 
     def _understand(self, verb: str, argument: str) -> Question | None:
-        if verb in INQUIRIES:
-            return Inquiry(verb=verb, argument=argument, default=INQUIRIES[verb])
         match verb:
-            case "EHLO" | "HELO":
-                return read_hello(verb, argument, self.capabilities)
             case "MAIL":
-                return read_mail(argument, self.capabilities, extended=self.extended)
+                return self._mail(argument)
             case "RCPT":
                 return self._rcpt(argument)
+            case "EHLO":
+                return read_hello(verb, argument, greeted(self._offer, self._clock))
+            case "HELO":
+                return read_hello(verb, argument, (self.capabilities.name,))
             case "AUTH":
                 return self._auth(argument)
+            case "HELP":
+                return Inquiry(verb=verb, argument=argument, default=self._offer.help)
+            case "NOOP" | "VRFY":
+                return Inquiry(verb=verb, argument=argument, default=INQUIRIES[verb])
         if argument:
             return refuse(verb, "argument", 501, "5.5.4", f"{verb} takes no argument")
         match verb:
             case "DATA":
-                return DataBegin(default=Reply(354, None, ("end data with <CR><LF>.<CR><LF>",)))
+                return DataBegin(default=_GO_AHEAD)
             case "STARTTLS":
                 return self._starttls()
             case "RSET":
-                return Reset(default=Reply(250, "2.0.0", ("forgotten",)))
-        return Quit(default=Reply(221, "2.0.0", ("goodbye",)))
+                return Reset(default=_FORGOTTEN)
+        return Quit(default=_GOODBYE)
 
     def _starttls(self) -> Question:
         if not self.capabilities.starttls:
             code, rule = (503, "tls-already") if self.tls else (502, "not-offered")
             return refuse("STARTTLS", rule, code, "5.5.1", "STARTTLS is not offered")
         if self._plaintext_waits():
-            text = "nothing may be sent behind STARTTLS before its reply"
-            return refuse("STARTTLS", PLAINTEXT_BEHIND_STARTTLS, 554, "5.5.1", text)
+            return refuse("STARTTLS", PLAINTEXT_BEHIND_STARTTLS, 554, "5.5.1", _UNASKED)
         return StartTls(default=Reply(220, "2.0.0", ("ready to start TLS",)))
+
+    def _mail(self, argument: str) -> Question:
+        if 0 < self._transaction_limit <= self.transactions:
+            text = f"no more than {self._transaction_limit} transactions in one session"
+            return refuse("MAIL", TRANSACTION_LIMIT_REACHED, 421, "4.7.0", text)
+        usable = self._offer.capabilities if self.extended else NOTHING_OFFERED
+        return read_mail(argument, usable, self._clock)
 
     def _rcpt(self, argument: str) -> Question:
         if self.recipients < self._recipient_limit:
-            return read_rcpt(argument, smtputf8=self._smtputf8)
+            usable = self._offer.capabilities if self.extended else NOTHING_OFFERED
+            return read_rcpt(argument, usable, smtputf8=self._smtputf8)
         text = f"no more than {self._recipient_limit} recipients at once"
         return refuse("RCPT", RECIPIENT_LIMIT_REACHED, 452, "4.5.3", text)
 
@@ -339,7 +421,7 @@ class ServerDialogue:
             )
         refusal = None if in_order else self._out_of_order("BDAT")
         if self.phase is Phase.RCPT:
-            self._chunks = ChunkReader()
+            self._chunks = ChunkReader(fix=self._fix)
         self._chunks.begin(*size, refusal)
         self._accepted_phase = self.phase if refusal is not None else Phase.CHUNKS
         self.phase = Phase.CHUNK
@@ -354,26 +436,34 @@ class ServerDialogue:
     # Answering
 
     def _settle(self, question: Question, reply: Reply) -> None:
-        if isinstance(question, Refused):
-            reply = self._counted(question, reply)
-        elif isinstance(question, StartTls) and reply.positive and self._plaintext_waits():
-            reply = Reply(554, "5.5.1", ("nothing may be sent behind STARTTLS before its reply",))
+        kind = type(question)
+        if kind is Refused:
+            if question.rule not in (RECIPIENT_LIMIT_REACHED, TRANSACTION_LIMIT_REACHED):  # type: ignore[union-attr]
+                reply = self._counted(reply)
+        elif kind is Credentials:
+            reply = self._counted(reply) if reply.permanent else reply
+        elif kind in _IDLE:
+            self._idle += 1
+            if self._idle > self._idle_limit:
+                reply = self._counted(reply)
+        elif kind is StartTls and reply.positive and self._plaintext_waits():
+            reply = Reply(554, "5.5.1", (_UNASKED,))
             self._closing = PLAINTEXT_BEHIND_STARTTLS
         enhanced = reply.enhanced
         if enhanced is not None:
-            plain = isinstance(question, (Opened, Hello)) or reply.intermediate
+            plain = kind is Opened or kind is Hello or reply.intermediate
             if plain or not (self.extended and self.capabilities.enhancedstatuscodes):
                 enhanced = None
         self._output.append(render_reply(reply.code, enhanced, *reply.lines))
         self._apply(question, reply)
-        if isinstance(question, Credentials) and reply.permanent:
-            self._withhold_refusal(question)
+        if kind is Credentials and reply.permanent:
+            self._withhold_refusal(question)  # type: ignore[arg-type]
 
-    def _counted(self, refused: Refused, reply: Reply) -> Reply:
-        if refused.rule != RECIPIENT_LIMIT_REACHED:
-            self._errors += 1
-            if self._errors > self._error_limit:
-                return Reply(421, "4.7.0", ("too many errors", *reply.lines))
+    def _counted(self, reply: Reply) -> Reply:
+        """The reply to an error: 421 where there were too many."""
+        self._errors += 1
+        if self._errors > self._error_limit:
+            return Reply(421, "4.7.0", ("too many errors", *reply.lines))
         return reply
 
     def _withhold_refusal(self, credentials: Credentials) -> None:
@@ -383,34 +473,62 @@ class ServerDialogue:
 
     def _apply(self, question: Question, reply: Reply) -> None:
         self._question = None
-        accepted = reply.intermediate if isinstance(question, DataBegin) else reply.positive
-        if accepted and not isinstance(question, (Refused, ContentEnd)):
+        kind, code = type(question), reply.code
+        accepted = 300 <= code < 400 if kind is DataBegin else code < 300
+        if accepted and kind is not Refused and kind is not ContentEnd:
             self.phase = self._accepted_phase
-        match question:
-            case Opened() if not accepted:
-                self.phase = Phase.REFUSED
-            case Hello() if accepted:
-                self.extended = question.extended
-                self._forget()
-            case Credentials():
-                self.authenticated = accepted
-            case RcptTo():
-                self.recipients += accepted
-                self._refused_recipients |= not accepted
-            case DataBegin() if accepted:
-                self._data = DataReader()
-            case ContentEnd() | ChunkEnd() if self.phase is not Phase.CHUNKS:
-                self.phase = Phase.READY
-                self._forget()
-            case MailFrom() | Reset() if accepted:
-                self._forget()
-                self._smtputf8 = isinstance(question, MailFrom) and question.smtputf8
-            case Quit():
-                self._closing = "quit"
-            case Refused() if question.rule in (PLAINTEXT_BEHIND_STARTTLS, CHUNK_SIZE):
-                self._closing = question.rule
-        if reply.code == 421:
+        answered = _ANSWERED.get(kind)
+        if answered is not None:
+            answered(self, question, accepted)
+        if code == 421:
             self._closing = self._closing or "421"
+
+    def _opened(self, _question: Opened, accepted: bool) -> None:
+        if not accepted:
+            self.phase = Phase.REFUSED
+
+    def _greeted(self, question: Hello, accepted: bool) -> None:
+        if accepted:
+            self.extended = question.extended
+            self._forget()
+
+    def _logged_in(self, _question: Credentials, accepted: bool) -> None:
+        self.authenticated = accepted
+
+    def _begun(self, question: MailFrom, accepted: bool) -> None:
+        if accepted:
+            self._forget()
+            self.transactions += 1
+            self._smtputf8 = question.smtputf8
+
+    def _named(self, _question: RcptTo, accepted: bool) -> None:
+        if accepted:
+            self.recipients += 1
+        else:
+            self._refused_recipients = True
+
+    def _content_begun(self, _question: DataBegin, accepted: bool) -> None:
+        if accepted:
+            self._data = DataReader(fix=self._fix)
+
+    def _content_ended(self, question: ContentEnd | ChunkEnd, accepted: bool) -> None:
+        if self.phase is Phase.CHUNKS:
+            return
+        self.phase = Phase.READY
+        self._forget()
+        if accepted and type(question) is ContentEnd:
+            self._idle = 0
+
+    def _reset(self, _question: Reset, accepted: bool) -> None:
+        if accepted:
+            self._forget()
+
+    def _left(self, _question: Quit, _accepted: bool) -> None:
+        self._closing = "quit"
+
+    def _refused(self, question: Refused, _accepted: bool) -> None:
+        if question.rule in (PLAINTEXT_BEHIND_STARTTLS, CHUNK_SIZE):
+            self._closing = question.rule
 
     def _forget(self) -> None:
         """Forget the transaction's envelope."""
@@ -420,3 +538,19 @@ class ServerDialogue:
     def _plaintext_waits(self) -> bool:
         """Whether anything stands behind STARTTLS; it is thrown away."""
         return self.discard() > 0
+
+
+_ANSWERED: dict[type, Callable[[ServerDialogue, Any, bool], None]] = {
+    Opened: ServerDialogue._opened,
+    Hello: ServerDialogue._greeted,
+    Credentials: ServerDialogue._logged_in,
+    MailFrom: ServerDialogue._begun,
+    RcptTo: ServerDialogue._named,
+    DataBegin: ServerDialogue._content_begun,
+    ContentEnd: ServerDialogue._content_ended,
+    ChunkEnd: ServerDialogue._content_ended,
+    Reset: ServerDialogue._reset,
+    Quit: ServerDialogue._left,
+    Refused: ServerDialogue._refused,
+}
+"""What an answer changes."""

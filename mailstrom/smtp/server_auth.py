@@ -16,8 +16,7 @@ from dataclasses import dataclass
 
 from mailstrom.smtp.inbox import Line
 from mailstrom.smtp.reply import Reply
-from mailstrom.smtp.server_commands import refuse
-from mailstrom.smtp.server_events import Credentials, Refused
+from mailstrom.smtp.server_events import Credentials, Refused, refuse
 
 _PROMPTS: dict[str, tuple[str | None, ...]] = {
     "PLAIN": ("",),

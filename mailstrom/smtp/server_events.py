@@ -70,23 +70,46 @@ class MailFrom(Struct, frozen=True, gc=False, kw_only=True):
         size: octets announced (RFC 1870), or None.
         eightbit: BODY=8BITMIME was given.
         smtputf8: SMTPUTF8 was given (RFC 6531).
-        params: all parameters by upper-case keyword.
+        params: all parameters by upper-case keyword, as they were written.
+        ret: ``"full"`` or ``"hdrs"`` (RFC 3461), or None.
+        envid: the envelope's identifier, decoded, or None.
+        hold_for: seconds for which the message is to be held (RFC 4865), or None.
+        hold_until_ms: until when it is to be held, since 1970; it may be past. Or None.
+        mt_priority: -9 to 9 (RFC 6710), or None.
+        requiretls: REQUIRETLS was given (RFC 8689).
+        auth: who submitted it, as the client says, ``"<>"`` for nobody known (RFC 4954 section 5).
     """
 
     address: str
-    size: int | None
-    eightbit: bool
-    smtputf8: bool
-    params: Mapping[str, str | None]
     default: Reply
+    size: int | None = None
+    eightbit: bool = False
+    smtputf8: bool = False
+    params: Mapping[str, str | None] = {}
+    ret: str | None = None
+    envid: str | None = None
+    hold_for: int | None = None
+    hold_until_ms: int | None = None
+    mt_priority: int | None = None
+    requiretls: bool = False
+    auth: str | None = None
 
 
 class RcptTo(Struct, frozen=True, gc=False, kw_only=True):
-    """RCPT: one recipient of the open transaction."""
+    """RCPT: one recipient of the open transaction.
+
+    Args:
+        address: forward-path.
+        params: all parameters by upper-case keyword, as they were written.
+        notify: ``"never"`` or a list such as ``"failure,delay"`` (RFC 3461), or None.
+        orcpt: who was addressed at first, decoded: ``"rfc822;a@b"``, or None.
+    """
 
     address: str
-    params: Mapping[str, str | None]
     default: Reply
+    params: Mapping[str, str | None] = {}
+    notify: str | None = None
+    orcpt: str | None = None
 
 
 class DataBegin(Struct, frozen=True, gc=False, kw_only=True):
@@ -109,6 +132,7 @@ class ContentEnd(Struct, frozen=True, gc=False, kw_only=True):
         violation: ``bare-cr`` or ``bare-lf``: the content must not be stored.
         oversize: longer than the SIZE offered; pieces beyond it were not handed out.
         chunked: it came by BDAT and ended with the octets of the last one, not with CRLF.CRLF.
+        fixed: a CR or LF alone was made a CRLF; ``octets`` counts what came of it.
     """
 
     octets: int
@@ -116,6 +140,7 @@ class ContentEnd(Struct, frozen=True, gc=False, kw_only=True):
     oversize: bool
     default: Reply
     chunked: bool = False
+    fixed: bool = False
 
 
 class ChunkEnd(Struct, frozen=True, gc=False, kw_only=True):
@@ -166,6 +191,11 @@ class Closing(Struct, frozen=True, gc=False, kw_only=True):
     """The last event: write what is left of the output, then close. ``cause`` says why."""
 
     cause: str
+
+
+def refuse(verb: str, rule: str, code: int, enhanced: str, text: str) -> Refused:
+    """A line that the server refuses, with its reply."""
+    return Refused(verb=verb, rule=rule, default=Reply(code, enhanced, (text,)))
 
 
 Question = (

@@ -56,10 +56,15 @@ VERBS = frozenset(verb for _, verb in ORDER)
 # Commands of other documents: 502, not 500 (RFC 5321 section 4.2.4).
 KNOWN_ELSEWHERE = frozenset({"EXPN", "TURN", "ETRN", "SEND", "SOML", "SAML"})
 
+# A browser was made to speak to this port, and its form's fields are to be read as commands.
+FOREIGN = frozenset(
+    {"GET", "POST", "PUT", "HEAD", "OPTIONS", "DELETE", "PATCH", "CONNECT", "TRACE"}
+)
+
+# HELP, too; its reply says what is offered.
 INQUIRIES = {
     "NOOP": Reply(250, "2.0.0", ("ok",)),
     "VRFY": Reply(252, "2.1.5", ("not verified here; send mail to find out",)),
-    "HELP": Reply(214, "2.0.0", ("EHLO HELO MAIL RCPT DATA RSET NOOP VRFY HELP QUIT",)),
 }
 BAD_SEQUENCE = {
     "MAIL": "MAIL is not possible here: greet first, one transaction at a time",

@@ -213,7 +213,8 @@ def test_commands_out_of_order_are_503(before: list[str], line: str) -> None:
         ("MAIL FROM:<a@x.test> BODY", "501", "parameter-value"),
         ("MAIL FROM:<a@x.test> SIZE=1001", "552", "oversize"),
         ("MAIL FROM:<é@x.test>", "553", "smtputf8"),
-        ("AUTH PLAIN", "504", "mechanism"),
+        ("AUTH PLAIN", "502", "not-implemented"),
+        ("NOOP \x00", "500", "control"),
         ("\u2028", "500", "syntax"),
     ],
 )
