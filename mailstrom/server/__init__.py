@@ -1,0 +1,1 @@
+"""The SMTP server's shell: sockets and time around the dialogue of ``mailstrom.smtp``."""

@@ -1,0 +1,117 @@
+"""The sessions open in one loop: what bounds them, who they are, one timer for all.
+
+Contract. A session has a deadline that it moves as it goes on, by writing an attribute; one timer
+looks at all of them every so often and cuts who is late. So a deadline costs nothing to move and
+an idle session no timer. It is kept to within a quarter of the shortest limit, a second at most.
+
+Must not know: SMTP, what a session is cut for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from math import inf
+from typing import Protocol
+
+READ_OCTETS = 65536
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one session may take; ``inf`` or 0 (of a count) for no limit.
+
+    Args:
+        command_s: from a reply to the next whole command (RFC 5321 section 4.5.3.2.7).
+        content_s: from one piece of content to the next.
+        content_rate: octets a second at which content comes at least, ``content_s`` spared.
+        handshake_s: a TLS handshake, and what comes before a session.
+        unread_s: from replies that the peer does not read to its reading on.
+        finish_s: from our end of the connection to the peer's.
+        unread: octets taken in and not looked at, at which reading stops.
+        errors: refused commands, senders, recipients and contents since the last accepted content.
+        logins: refused AUTH exchanges.
+        idle_commands: NOOP, VRFY, HELP, RSET, EHLO since the last accepted content.
+    """
+
+    command_s: float = 300.0
+    content_s: float = 180.0
+    content_rate: float = 1000.0
+    handshake_s: float = 30.0
+    unread_s: float = 180.0
+    finish_s: float = 5.0
+    unread: int = 65536
+    errors: int = 100
+    logins: int = 3
+    idle_commands: int = 100
+
+    @property
+    def coarseness(self) -> float:
+        """Seconds between two looks at the deadlines."""
+        shortest = min(
+            self.command_s, self.content_s, self.handshake_s, self.unread_s, self.finish_s
+        )
+        return max(0.02, min(1.0, shortest / 4))
+
+
+UNLIMITED = Limits(
+    command_s=inf, content_s=inf, content_rate=0, unread_s=inf, errors=0, logins=0, idle_commands=0
+)
+"""Of a peer that is trusted to end by itself."""
+
+
+class Session(Protocol):
+    """What is counted here."""
+
+    deadline: float
+
+    def expired(self) -> None:
+        """The deadline is over."""
+
+
+class Sessions:
+    """Those of one loop.
+
+    Args:
+        limits: what each of them may take.
+
+    Attributes:
+        open: the sessions.
+        buffer: what all of them read into, one after the other.
+    """
+
+    def __init__(self, limits: Limits | None = None) -> None:
+        self.limits = limits or Limits()
+        self.open: set[Session] = set()
+        self.buffer = memoryview(bytearray(READ_OCTETS))
+        self._every = self.limits.coarseness
+        self._timer: asyncio.TimerHandle | None = None
+        self._deserted: asyncio.Event | None = None
+
+    def add(self, session: Session) -> None:
+        """A session begins."""
+        self.open.add(session)
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self._every, self._look)
+
+    def remove(self, session: Session) -> None:
+        """A session is over; one that was removed before may be again."""
+        self.open.discard(session)
+        if not self.open and self._deserted is not None:
+            self._deserted.set()
+
+    async def deserted(self) -> None:
+        """Return once no session is open."""
+        while self.open:
+            self._deserted = asyncio.Event()
+            await self._deserted.wait()
+
+    def _look(self) -> None:
+        self._timer = None
+        if not self.open:
+            return  # the next session sets it again
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        for late in [session for session in self.open if session.deadline <= now]:
+            late.expired()
+        self._timer = loop.call_later(self._every, self._look)
