@@ -43,6 +43,8 @@ _LEAST_MESSAGES = 16
 _STREAM = "default"
 
 _made = tuple.__new__
+_FROM_LIBRARY = ("library", None, None, None, (), False, None)
+"""The last fields of a ``Submission``, from ``origin`` on."""
 _moment = lru_cache(maxsize=8)(from_ms)  # one millisecond has many messages
 
 
@@ -364,7 +366,7 @@ class Sending(Handle):
             now, due, expires,
             None if on_doubt is None else options.doubt(on_doubt),
             False if require_tls is False else options.flag("require_tls", require_tls),
-            eightbit, smtputf8, key,
+            eightbit, smtputf8, key, *_FROM_LIBRARY,
         ))  # fmt: skip
 
 

@@ -150,6 +150,12 @@ class Claimed(Struct, frozen=True, kw_only=True, gc=False):
     require_tls: bool
     eightbit: bool
     smtputf8: bool
+    ret: str | None = None
+    envid: str | None = None
+    """This and ``ret``, ``notify``, ``orcpt`` and ``priority_wire``: as in ``Submission``."""
+    notify: str | None = None
+    orcpt: str | None = None
+    priority_wire: int | None = None
     unread: bool = False
     """Its content could not be read when it was claimed, so nobody compared it with its digests: it
     is to be given back, never sent."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
+from mailstrom.errors import InvalidMessage
 from mailstrom.types import Change, Event, MessageStatus, OnDoubt, QueueStats, Suppression
 from mailstrom.value import value
 
@@ -18,6 +19,41 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES = 256 * 1024
 """Largest piece of content in one row."""
+
+
+class Notice(NamedTuple):
+    """What a recipient's sender asked to be told about it (RFC 3461), one for each recipient.
+
+    Args:
+        notify: ``never``, or some of ``failure``, ``delay`` and ``success`` with commas in between;
+            None where nothing was said, which means failure and delay.
+        orcpt: the original recipient, ``type;address``, decoded; None where it was not given.
+    """
+
+    notify: str | None = None
+    orcpt: str | None = None
+
+
+NOTIFY = frozenset(("failure", "delay", "success"))
+"""Words of ``Notice.notify`` that may stand together."""
+
+
+def require_notices(recipients: Sequence[str], notices: Sequence[Notice]) -> None:
+    """Raise unless notices can be those of the recipients; there may be none at all.
+
+    Raises:
+        InvalidMessage: nobody can have asked for that.
+    """
+    if notices and len(notices) != len(recipients):
+        raise InvalidMessage("notices: there must be one for each recipient", rule="notify")
+    for notify, _ in notices:
+        if notify is None or notify == "never" or NOTIFY.issuperset(notify.split(",")):
+            continue
+        raise InvalidMessage(
+            f"notify: {notify!r} is neither 'never' nor some of failure, delay and success",
+            value=notify,
+            rule="notify",
+        )
 
 
 class Submission(NamedTuple):
@@ -33,6 +69,13 @@ class Submission(NamedTuple):
             age holds, from ``send_ms`` on.
         on_doubt: None is the stream's, else the engine's.
         require_tls: True adds to what the stream says, False takes nothing from it.
+        origin: how it came: ``library``, ``smtp``, ``sendmail`` or ``report``.
+        client: what is known of who handed it in (address, helo, user, tls), for people.
+        ret: how much of it a report returns, ``full`` or ``hdrs`` (RFC 3461).
+        envid: the sender's own name for it, decoded (RFC 3461).
+        notices: one for each of the recipients, or none at all.
+        reports: whether reports about it go to the sender; the null sender never gets one.
+        priority_wire: MT-PRIORITY as it was asked for, -9 to 9 (RFC 6710).
     """
 
     id: str
@@ -53,6 +96,13 @@ class Submission(NamedTuple):
     eightbit: bool
     smtputf8: bool
     idempotency: tuple[str, bytes] | None = None
+    origin: str = "library"
+    client: Mapping[str, object] | None = None
+    ret: str | None = None
+    envid: str | None = None
+    notices: tuple[Notice, ...] = ()
+    reports: bool = False
+    priority_wire: int | None = None
 
 
 @value

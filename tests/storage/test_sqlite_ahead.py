@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from mailstrom.errors import InvalidMessage
-from mailstrom.storage.client import CHUNK_BYTES, AheadStore, Submission
+from mailstrom.storage.client import CHUNK_BYTES, AheadStore, Notice, Submission
 from mailstrom.storage.sqlite import submissions
 from mailstrom.storage.sqlite.client import SQLiteClientStore
 from mailstrom.storage.sqlite.submissions import Encoded, Row
@@ -28,7 +28,7 @@ def client(tmp_path: Path) -> Iterator[SQLiteClientStore]:
 
 
 def several() -> list[Submission]:
-    """Every kind: plain, with all options, long, empty, and three that no spool holds."""
+    """Every kind: plain, with all options, long, empty, and four that no spool holds."""
     return [
         submission(),
         submission(
@@ -36,17 +36,23 @@ def several() -> list[Submission]:
             idempotency=("key", b"hash"), on_doubt=OnDoubt.HOLD, require_tls=True, eightbit=True,
             smtputf8=True, expires_ms=T0 + 5,
         ),
+        submission(
+            "a@example.org", "b@example.net", origin="smtp", client={"helo": "h", "tls": None},
+            ret="full", envid="ü", reports=True, priority_wire=9,
+            notices=(Notice("success,delay", "rfc822;x@y"), Notice()),
+        ),
         submission(content=b"y" * (CHUNK_BYTES + 1)),
         submission(content=b"z" * CHUNK_BYTES),
         submission(content=b""),
         submission()._replace(recipients=()),
+        submission(notices=(Notice("perhaps"),)),
         submission(metadata={"k": object()}),
         submission(created_ms=1 << 70),
     ]  # fmt: skip
 
 
 def test_a_row_made_ahead_is_the_row_made_at_its_turn(client: SQLiteClientStore) -> None:
-    made = (True, True, False, True, True, False, False, True)
+    made = (True, True, True, False, True, True, False, False, False, True)
     for one, here in zip(several(), made, strict=True):
         (row,) = Encoded([one]).rows
         assert (row is not None) == here
@@ -61,10 +67,10 @@ def test_what_is_refused_is_told_in_its_place_and_the_others_are_stored(
     assert isinstance(client, AheadStore)
     given = several()
     found = client.enqueue(client.ahead(given), T0)
-    for one, result in zip(given[:5], found, strict=False):
+    for one, result in zip(given[:6], found, strict=False):
         assert result == one.id
         assert client.content(one.id) == one.content
-    assert all(isinstance(result, InvalidMessage) for result in found[5:])
+    assert all(isinstance(result, InvalidMessage) for result in found[6:])
     assert client.check() == []
 
 
@@ -73,7 +79,7 @@ def test_all_or_none_of_what_was_made_ahead(client: SQLiteClientStore) -> None:
     with pytest.raises(InvalidMessage, match="no recipient"):
         client.enqueue(client.ahead(given), T0, atomic=True)
     assert client.statuses([one.id for one in given]) == {}
-    assert client.enqueue(client.ahead(given[:5]), T0, atomic=True) == [o.id for o in given[:5]]
+    assert client.enqueue(client.ahead(given[:6]), T0, atomic=True) == [o.id for o in given[:6]]
 
 
 def test_what_a_handler_raises_is_no_fault_of_a_message(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -330,8 +330,9 @@ def test_an_older_spool_is_migrated_and_keeps_its_mail(
     one = submission()
     with monkeypatch.context() as patch:
         _older(patch, 2)
-        now = STATEMENTS["enqueue"]  # the 24th value had no column then
-        then = now.replace("message_digest)", ")").replace("recipients, )", "recipients)")
+        now = STATEMENTS["enqueue"]  # from the 24th on values had no column then
+        named, _, values = now.partition(", message_digest")
+        then = f"{named}{values[values.index(')') :]}"
         then = then.replace("SELECT * FROM", f"SELECT {_COLUMNS_OF_2} FROM")
         patch.setitem(STATEMENTS, "enqueue", then)
         store = SQLiteClientStore(path)

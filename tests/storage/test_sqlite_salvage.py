@@ -199,7 +199,7 @@ def spoil_rows(path: Path, sql: str) -> None:
         "CREATE TABLE recipient (seq INTEGER PRIMARY KEY, message, address, domain, checksum,"
         " priority, state, reason, site, generation, due_ms, lane, session, opened_ms, attempts,"
         " deferrals, in_doubt, doubts, reopened_ms, last_ms, finished_ms, mx, reply_code,"
-        " enhanced_code, reply_text, tls)"
+        " enhanced_code, reply_text, tls, notify, orcpt, wants, reported)"
     )
     connection.execute("PRAGMA writable_schema = ON").fetchall()
     connection.execute("DELETE FROM sqlite_schema WHERE tbl_name = 'recipient' AND type = 'index'")

@@ -19,6 +19,7 @@ from tests.storage.contract_changes import ChangeContract
 from tests.storage.contract_facts import FactsContract
 from tests.storage.contract_finding import FindingContract
 from tests.storage.contract_lifecycle import LifecycleContract
+from tests.storage.contract_notices import NoticeContract
 from tests.storage.contract_streams import StreamContract
 from tests.storage.contract_turns import TurnContract
 from tests.storage.machine import MACHINE_SETTINGS, SpoolMachine
@@ -62,7 +63,13 @@ class ToySpool(Spool):
 
 
 class TestToy(
-    LifecycleContract, TurnContract, ChangeContract, FindingContract, FactsContract, StreamContract
+    LifecycleContract,
+    TurnContract,
+    ChangeContract,
+    FindingContract,
+    FactsContract,
+    StreamContract,
+    NoticeContract,
 ):
     """What the toy claims."""
 

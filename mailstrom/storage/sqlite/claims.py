@@ -65,6 +65,7 @@ _READY, _MOVED, _EXPIRED, _UNREFRESHED = range(4)
 """What the statement ``due_recipients`` says of a row."""
 _SEQ, _MESSAGE, _SIZE, _DUE, _DOMAIN, _KIND, _REFRESH = 0, 1, 7, 22, 23, 24, 25
 _ON_DOUBT, _REQUIRE_TLS, _EIGHTBIT, _SMTPUTF8 = 16, 17, 18, 19
+_TOLD = slice(26, 30)
 """Some of its columns."""
 
 
@@ -363,7 +364,7 @@ def _wait(connection: apsw.Connection, look: _Look, site: int, now_ms: int) -> N
 
 
 _DOUBTS = {str(word): word for word in OnDoubt}
-_TEXTS = (2, 3, 4, 6, 10, 16, 20, 21, 23)  # columns of due_recipients
+_TEXTS = (2, 3, 4, 6, 10, 16, 20, 21, 23, 27, 28, 30, 31)  # columns of due_recipients
 
 
 def _decoded(row: Any) -> list[Any]:
@@ -432,9 +433,11 @@ def complete(rows: list[tuple[int, Any]], found: Mapping[int, Kept | None]) -> l
         (
             recipient, message, id, address, domain, check, sender, size, content, chunks, stream,
             priority, created_ms, expires_ms, attempts, deferrals, on_doubt, require_tls, eightbit,
-            smtputf8, *_,
+            smtputf8, *_, ret, envid, priority_wire, notify, orcpt,
         ) = row  # fmt: skip
-        whole = checksum(id, sender, address) == check and domain_of(address) == domain
+        whole = (
+            checksum(id, sender, address, notify, orcpt) == check and domain_of(address) == domain
+        )
         body = None
         unread = content not in found
         if not unread:
@@ -467,6 +470,11 @@ def complete(rows: list[tuple[int, Any]], found: Mapping[int, Kept | None]) -> l
                 require_tls=bool(require_tls),
                 eightbit=bool(eightbit),
                 smtputf8=bool(smtputf8),
+                ret=ret,
+                envid=envid,
+                priority_wire=priority_wire,
+                notify=notify,
+                orcpt=orcpt,
             )
         )
     return claimed
@@ -479,9 +487,9 @@ def _fits(row: Any, kept: Kept) -> bool:
     id, sender, message_id = row[2], row[6], row[20]
     if not (type(id) is type(sender) is type(message_id) is str):
         return False  # damaged: no digest was made over what is no text
-    facts = id, sender, message_id, row[7], row[9], row[18], row[19]
+    facts, told = (id, sender, message_id, row[7], row[9], row[18], row[19]), row[_TOLD]
     seal = bytes.fromhex(row[21])
-    if message_digest(*facts, row[17], row[16], kept.digests) == seal:
+    if message_digest(*facts, row[17], row[16], kept.digests, *told) == seal:
         return True
-    named = dict(zip(SEALED, facts, strict=True))
+    named = dict(zip(SEALED, (*facts, *told), strict=True))
     return fits(seal, require_tls=row[17], on_doubt=row[16], digests=kept.digests, **named)

@@ -28,9 +28,17 @@ def digest(data: bytes) -> bytes:
     return blake2b(data, digest_size=16).digest()
 
 
-def checksum(id: str, sender: str, address: str) -> int:
-    """CRC-32 that ties an address to its message and sender, so that a damaged row is seen."""
-    return zlib.crc32(f"{id}\0{sender}\0{address}".encode("utf-8", "surrogatepass"))
+def checksum(
+    id: str, sender: str, address: str, notify: str | None = None, orcpt: str | None = None
+) -> int:
+    """CRC-32 that ties an address to its message and sender, so that a damaged row is seen.
+
+    Covers what is to be told about it, too, where anything was said.
+    """
+    text = f"{id}\0{sender}\0{address}"
+    if notify is not None or orcpt is not None:
+        text = f"{text}\0{notify}\0{orcpt}"
+    return zlib.crc32(text.encode("utf-8", "surrogatepass"))
 
 
 def domain_of(address: str) -> str:
@@ -38,7 +46,10 @@ def domain_of(address: str) -> str:
     return address.rpartition("@")[2]
 
 
-SEALED = ("id", "sender", "message_id", "size", "chunks", "eightbit", "smtputf8")
+SEALED = (
+    "id", "sender", "message_id", "size", "chunks", "eightbit", "smtputf8", "reports", "ret",
+    "envid", "priority_wire",
+)  # fmt: skip
 """Columns of a message that its digest covers as they are, in the order of ``seals``."""
 
 
@@ -53,6 +64,10 @@ def message_digest(
     require_tls: int,
     on_doubt: str | None,
     digests: Iterable[bytes],
+    reports: int = 0,
+    ret: str | None = None,
+    envid: str | None = None,
+    priority_wire: int | None = None,
 ) -> bytes:
     """What ties a message's content to its envelope and flags (BLAKE2b, 16 bytes).
 
@@ -60,8 +75,12 @@ def message_digest(
         require_tls: 0 or 1, as the client asked; the stream may have raised it in the row.
         on_doubt: as the client asked; where it is None the row may have the stream's.
         digests: of the chunks of content, in order.
+        reports, ret, envid, priority_wire: left out where all have their defaults, as of messages
+            that were stored before there were such columns.
     """
     flags = f"{size} {chunks} {eightbit}{smtputf8}{require_tls} {on_doubt}"
+    if reports or ret is not None or envid is not None or priority_wire is not None:
+        flags = f"{flags} {reports} {ret} {priority_wire} {envid}"
     head = f"{id}\0{sender}\0{message_id}\0{flags}\0"
     return digest(head.encode("utf-8", "surrogatepass") + b"".join(digests))
 

@@ -62,7 +62,9 @@ class Traces:
         lost: dict[str, None] = {}
         named: set[int] = set()
         for row in found:
-            own = checksum(message["id"], message["sender"], row["address"]) == row["checksum"]
+            own = row["checksum"] == checksum(
+                message["id"], message["sender"], row["address"], row["notify"], row["orcpt"]
+            )
             if row["address"] not in addresses and (own or row["seq"] not in seqs):
                 lost[row["address"]] = None
                 named.add(row["seq"])

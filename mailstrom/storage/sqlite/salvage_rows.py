@@ -20,13 +20,14 @@ from mailstrom.storage.sqlite.sql import run
 MESSAGE = (
     "seq", "id", "sender", "subject", "size", "content", "chunks", "stream", "priority",
     "message_id", "idempotency_key", "metadata", "on_doubt", "require_tls", "eightbit", "smtputf8",
-    "created_ms", "send_ms", "expires_ms", "finished_ms", "purged_ms", "digest",
+    "created_ms", "send_ms", "expires_ms", "finished_ms", "purged_ms", "digest", "origin", "client",
+    "ret", "envid", "reports", "priority_wire", "report_delay_ms",
 )  # fmt: skip
 RECIPIENT = (
     "seq", "message", "address", "domain", "checksum", "priority", "state", "reason", "site",
     "generation", "due_ms", "lane", "session", "opened_ms", "attempts", "deferrals", "in_doubt",
     "doubts", "reopened_ms", "last_ms", "finished_ms", "mx", "reply_code", "enhanced_code",
-    "reply_text", "tls",
+    "reply_text", "tls", "notify", "orcpt", "wants", "reported",
 )  # fmt: skip
 ATTEMPT = (
     "seq", "message", "recipient", "number", "session", "worker", "started_ms", "ended_ms", "stage",
@@ -54,15 +55,15 @@ ADDRESS = ("message", "address", "recipient")
 # Columns by what a value of them may be: the number of a row is no value (N), T text, I integer,
 # B bytes; small letters may be NULL.
 _SHAPES = {
-    "message": (MESSAGE, "NTTTIiITITtTtIIIIIIiib"),
-    "recipient": (RECIPIENT, "NITTIITtiIiitiIIIIiiitittt"),
+    "message": (MESSAGE, "NTTTIiITITtTtIIIIIIiibttttiii"),
+    "recipient": (RECIPIENT, "NITTIITtiIiitiIIIIiiititttttit"),
     "attempt": (ATTEMPT, "NIIItiIITttittTtII"),
     "event": (EVENT, "NITiiT"),
 }
 REPLACED = ("id", "seq", "message_id", "created_ms", "finished_ms")
 """What is told of a message in a page of the database file that the -wal replaced."""
-_OLDER_MESSAGE = len(MESSAGE) - 1
-"""Columns of a message that was stored before there was a digest of it."""
+_OLDER = {"message": (21, 22), "recipient": (26,)}
+"""Columns of rows that were stored before there were all of them; what they lack is NULL."""
 _CONTENT_DIGEST = 44  # serial type of 16 bytes
 _KINDS: dict[str, tuple[type, ...]] = {"T": (str,), "I": (int,), "B": (bytes,), "N": ()}
 ROWS_AT_ONCE = 2_000
@@ -191,12 +192,11 @@ def _rows(
                 yield "numbers", (values[1], rank)
             continue
         for table, (columns, letters) in _SHAPES.items():
-            older = table == "message" and len(kinds) == _OLDER_MESSAGE
-            if len(kinds) != len(columns) and not older:
+            if len(kinds) not in (len(columns), *_OLDER.get(table, ())):
                 continue
             values = record(pages.payload(cell) or b"")
-            if values is not None and older:
-                values = (*values, None)
+            if values is not None:
+                values = (*values, *[None] * (len(columns) - len(values)))
             if values is not None and _fits(values, letters):
                 yield table, (cell.number, *values[1:], rank)
 
@@ -207,10 +207,12 @@ def _replaced(pages: Pages) -> Iterator[Sequence[Value]]:
     for image in pages.replaced():
         for cell in pages.cells(0, image) if image[0] == LEAF else ():
             kinds = shape(cell.local)
-            if kinds is None or len(kinds) not in (len(columns), _OLDER_MESSAGE):
+            if kinds is None or len(kinds) not in (len(columns), *_OLDER["message"]):
                 continue
             values = record(pages.payload(cell, replaced=True) or b"")
-            if values is not None and _fits([*values, None][: len(columns)], letters):
+            if values is not None:
+                values = (*values, *[None] * (len(columns) - len(values)))
+            if values is not None and _fits(values, letters):
                 told = dict(zip(columns, [cell.number, *values[1:]], strict=False))
                 yield [*(told[name] for name in REPLACED), 0]
 

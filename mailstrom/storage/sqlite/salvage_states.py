@@ -42,7 +42,10 @@ def proved(message: dict[str, Any], recipients: list[dict[str, Any]]) -> list[di
         whole = (
             row["seq"] not in own
             and row["address"] not in addresses
-            and checksum(message["id"], message["sender"], row["address"]) == row["checksum"]
+            and checksum(
+                message["id"], message["sender"], row["address"], row["notify"], row["orcpt"]
+            )
+            == row["checksum"]
             and domain_of(row["address"]) == row["domain"]
             and row["state"] in _STATES
         )

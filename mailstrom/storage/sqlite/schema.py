@@ -30,7 +30,7 @@ from mailstrom.storage.sqlite.connection import (
 from mailstrom.storage.sqlite.durable import run_directory
 from mailstrom.storage.statements import sql_files
 
-VERSION = 6
+VERSION = 7
 """The schema that this Mailstrom writes: the number of the last migration."""
 MIN_CLIENT_VERSION = 1
 """The oldest schema version whose clients may still enqueue into the current schema."""

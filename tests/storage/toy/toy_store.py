@@ -44,7 +44,7 @@ from mailstrom.storage.base import (
     Work,
     WorkerRow,
 )
-from mailstrom.storage.client import Owner, Selection, Submission, Target
+from mailstrom.storage.client import Notice, Owner, Selection, Submission, Target, require_notices
 from mailstrom.storage.facts import (
     Facts,
     LaneFacts,
@@ -92,6 +92,7 @@ NO_ATTEMPT = Attempt(
     reason=None,
     in_doubt=False,
 )
+NOTHING_SAID = Notice()
 _DOWN, _UP, _MIDDLE = (0, 1, 2), (2, 1, 0), (1, 0, 2)
 TURNS = (_DOWN, _DOWN, _DOWN, _DOWN, _UP, _DOWN, _DOWN, _MIDDLE, _DOWN, _UP)
 TOUCHES: dict[Change, Callable[[Row, int], bool]] = {
@@ -164,6 +165,7 @@ class Row:
     doubts: int = 0
     in_doubt: bool = False
     reopened_ms: int = 0
+    notice: Notice = NOTHING_SAID
     last: Attempt | None = None
 
     @property
@@ -335,6 +337,10 @@ class ToyClient:
             if limit is not None and found > limit:
                 text = f"{found} is more than the {limit} that stream {one.stream!r} takes"
                 return InvalidMessage(text, rule=rule)
+        try:
+            require_notices(one.recipients, one.notices)
+        except InvalidMessage as error:
+            return error
         if one.id in self._spool.messages:
             return InvalidMessage(f"the id {one.id!r} is taken", rule="constraint")
         return None
@@ -351,8 +357,9 @@ class ToyClient:
             on_doubt=one.on_doubt or stream.on_doubt,
             require_tls=one.require_tls or stream.require_tls,
         )
-        for address in one.recipients:
-            row = Row(next(spool.numbers), message, address, one.send_ms)
+        notices = one.notices or [NOTHING_SAID] * len(one.recipients)
+        for address, notice in zip(one.recipients, notices, strict=True):
+            row = Row(next(spool.numbers), message, address, one.send_ms, notice=notice)
             message.rows.append(row)
             spool.rows[row.seq] = row
             spool.domains.setdefault(row.domain, Domain())
@@ -1210,6 +1217,11 @@ def _claimed(row: Row) -> Claimed:
         require_tls=message.require_tls,
         eightbit=given.eightbit,
         smtputf8=given.smtputf8,
+        ret=given.ret,
+        envid=given.envid,
+        priority_wire=given.priority_wire,
+        notify=row.notice.notify,
+        orcpt=row.notice.orcpt,
     )
 
 

@@ -6,8 +6,9 @@
 INSERT INTO enqueue (id, sender, subject, size, content, chunks, body, digest, stream, priority,
                      message_id, idempotency_key, idempotency_hash, metadata,
                      tags, on_doubt, require_tls, eightbit, smtputf8, created_ms, send_ms,
-                     expires_ms, recipients, message_digest)
-SELECT * FROM (VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)) WHERE column1 IS NOT NULL;
+                     expires_ms, recipients, message_digest, origin, client, ret, envid, reports,
+                     notices, priority_wire)
+SELECT * FROM (VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)) WHERE column1 IS NOT NULL;
 
 -- name: idempotency_get
 SELECT id, hash FROM idempotency WHERE key = :key AND expires_ms > :since_ms;
@@ -48,7 +49,7 @@ SELECT m.id, r.address, r.status, r.reason, r.attempts, r.next_attempt_ms, r.las
 
 -- name: content_of
 SELECT iif(content < 0, content, seq), purged_ms, digest, require_tls, on_doubt, id, sender,
-       message_id, size, chunks, eightbit, smtputf8
+       message_id, size, chunks, eightbit, smtputf8, reports, ret, envid, priority_wire
   FROM message WHERE id = :id;
 
 -- name: content_chunks

@@ -4,13 +4,14 @@
 -- Candidates by number; of each the newest image first.
 SELECT seq, id, sender, subject, size, content, chunks, stream, priority, message_id,
        idempotency_key, metadata, on_doubt, require_tls, eightbit, smtputf8, created_ms, send_ms,
-       expires_ms, finished_ms, purged_ms, digest
+       expires_ms, finished_ms, purged_ms, digest, origin, client, ret, envid, coalesce(reports, 0),
+       priority_wire, report_delay_ms
   FROM found.message WHERE seq BETWEEN 1 AND 1099511627776 ORDER BY seq, rank;
 
 -- name: found_recipients
 SELECT seq, message, address, domain, checksum, priority, state, reason, site, generation, due_ms,
        lane, session, opened_ms, attempts, deferrals, in_doubt, doubts, reopened_ms, last_ms,
-       finished_ms, mx, reply_code, enhanced_code, reply_text, tls
+       finished_ms, mx, reply_code, enhanced_code, reply_text, tls, notify, orcpt, wants, reported
   FROM found.recipient
  WHERE message = :message AND seq BETWEEN 1 AND 1099511627776
  ORDER BY seq, rank;
@@ -117,10 +118,12 @@ SELECT 1 FROM content WHERE key = :key;
 -- name: salvage_message
 INSERT INTO message (seq, id, sender, subject, size, content, chunks, stream, priority, message_id,
                      idempotency_key, metadata, on_doubt, require_tls, eightbit, smtputf8,
-                     created_ms, send_ms, expires_ms, finished_ms, purged_ms, digest)
+                     created_ms, send_ms, expires_ms, finished_ms, purged_ms, digest, origin,
+                     client, ret, envid, reports, priority_wire, report_delay_ms)
 VALUES (:seq, :id, :sender, :subject, :size, :content, :chunks, :stream, :priority, :message_id,
         :idempotency_key, :metadata, :on_doubt, :require_tls, :eightbit, :smtputf8, :created_ms,
-        :send_ms, :expires_ms, :finished_ms, :purged_ms, :digest);
+        :send_ms, :expires_ms, :finished_ms, :purged_ms, :digest, :origin, :client, :ret, :envid,
+        :reports, :priority_wire, :report_delay_ms);
 
 -- name: salvage_content
 INSERT INTO content (key, data, digest) VALUES (:key, :data, :digest);
@@ -128,10 +131,10 @@ INSERT INTO content (key, data, digest) VALUES (:key, :data, :digest);
 -- name: salvage_recipient
 INSERT INTO recipient (seq, message, address, domain, checksum, priority, state, reason, due_ms,
                        attempts, deferrals, in_doubt, doubts, reopened_ms, last_ms, finished_ms, mx,
-                       reply_code, enhanced_code, reply_text, tls)
+                       reply_code, enhanced_code, reply_text, tls, notify, orcpt, wants, reported)
 VALUES (:seq, :message, :address, :domain, :checksum, :priority, :state, :reason, :due_ms,
         :attempts, :deferrals, :in_doubt, :doubts, :reopened_ms, :last_ms, :finished_ms, :mx,
-        :reply_code, :enhanced_code, :reply_text, :tls)
+        :reply_code, :enhanced_code, :reply_text, :tls, :notify, :orcpt, :wants, :reported)
 RETURNING seq;
 
 -- name: salvage_attempt
