@@ -51,6 +51,8 @@ EVENTS: Mapping[str, Event] = {
     "message.cancelled": Event("info", "Recipients of a message were cancelled by a user."),
     "message.held": Event("info", "Recipients of a message were put on hold by a user."),
     "message.released": Event("info", "Held recipients of a message are queued again."),
+    "message.reported": Event("info", "A report about a message to its sender was stored."),
+    "message.unreported": Event("warning", "A report to a sender could not be made, and why."),
     "recipient.routed": Event("debug", "Waiting recipients of a domain were given their site."),
     "recipient.deferred": Event("info", "An attempt ended without a final result; tried again."),
     "recipient.delivered": Event("info", "The remote server took responsibility."),
@@ -266,6 +268,18 @@ def message_held(*, message_id: str, recipients: int, recipient: str | None = No
 def message_released(*, message_id: str, recipients: int, recipient: str | None = None) -> None:
     """``message.released``: recipients is a count; recipient where only one was named."""
     _emit("message.released", locals())
+
+
+def message_reported(*, message_id: str, report: str, kind: str, count: int) -> None:
+    """``message.reported``: report is the report's id, count how many recipients it tells of."""
+    _emit("message.reported", locals())
+
+
+def message_unreported(
+    *, message_id: str, kind: str, count: int, error: str, tries: int, given_up: bool
+) -> None:
+    """``message.unreported``: count as above; it is tried again unless it was given up."""
+    _emit("message.unreported", locals())
 
 
 def recipient_routed(

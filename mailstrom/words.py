@@ -12,6 +12,8 @@ EVENT_WORDS = (
     "message.cancelled",
     "message.held",
     "message.released",
+    "message.reported",
+    "message.unreported",
     "recipient.routed",
     "recipient.deferred",
     "recipient.delivered",

@@ -23,7 +23,8 @@ settings.load_profile("patient")
 
 _NAMES = (
     "changes", "clients", "clock", "copies", "doubt", "facts", "finding", "freshness", "lanes",
-    "lifecycle", "notices", "retention", "routes", "settling", "streams", "turns", "upkeep",
+    "lifecycle", "notices", "reports", "retention", "routes", "settling", "streams", "turns",
+    "upkeep",
 )  # fmt: skip
 for _name in _NAMES:
     pytest.register_assert_rewrite(f"tests.storage.contract_{_name}")

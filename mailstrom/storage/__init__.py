@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mailstrom.storage.base import WorkerStore
     from mailstrom.storage.client import ClientStore
     from mailstrom.storage.examined import Examined
+    from mailstrom.storage.reporting import Reporter
 
 __all__ = [
     "canonical",
@@ -74,7 +75,11 @@ def open_client_store(path: str, *, busy_ms: int = 5_000) -> ClientStore:
 
 
 def open_worker_store(
-    path: str, *, busy_ms: int = 8_000, doubt_delays_ms: Sequence[int] | None = None
+    path: str,
+    *,
+    busy_ms: int = 8_000,
+    doubt_delays_ms: Sequence[int] | None = None,
+    reporter: Reporter | None = None,
 ) -> WorkerStore:
     """The engine's half of a store; the spool must exist.
 
@@ -83,14 +88,18 @@ def open_worker_store(
         busy_ms: how long to wait for another writer; one that stands still is named then.
         doubt_delays_ms: how long a recipient waits that was lost on the wire, by how often it was
             lost in a row before; the last one repeats. None: the store's own.
+        reporter: see ``WorkerStore.use_reporter``.
 
     Raises:
         SpoolError: or a subclass that says what is wrong with the spool.
         ConfigError: no store has names like this one.
     """
-    return provider_of(path).open_worker(
+    store = provider_of(path).open_worker(
         canonical(path), busy_ms=busy_ms, doubt_delays_ms=doubt_delays_ms
     )
+    if reporter is not None:
+        store.use_reporter(reporter)
+    return store
 
 
 def run_directory(path: str) -> str:

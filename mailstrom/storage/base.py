@@ -22,6 +22,7 @@ from typing import NamedTuple, Protocol
 from msgspec import Struct
 
 from mailstrom.storage.pinned import Pinned
+from mailstrom.storage.reporting import ORIGINAL_BYTES, Reporter
 from mailstrom.types import (
     Host,
     Judgement,
@@ -201,6 +202,8 @@ class Settlement(Struct, frozen=True, kw_only=True, gc=False):
         attempt: None where nothing happened since the last one: ``queued``, ``claimed`` (to be
             opened anew), or ``deferred`` by what an earlier host said.
         charge: whether a deferral advances the retry schedule.
+        confirmed: of a delivery: the host took over to report it, as its sender asked (RFC 3461
+            section 5.2.2); so no report of ours says that it was relayed.
     """
 
     lane: int
@@ -210,6 +213,7 @@ class Settlement(Struct, frozen=True, kw_only=True, gc=False):
     due_ms: int | None = None
     attempt: Attempt | None = None
     charge: bool = True
+    confirmed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -565,6 +569,29 @@ class WorkerStore(Protocol):
 
     def expire(self, limit: int, now_ms: int) -> int:
         """Fail recipients whose message's time is over; returns how many."""
+        ...
+
+    def use_reporter(self, reporter: Reporter | None, original_bytes: int = ORIGINAL_BYTES) -> None:
+        """Who makes reports from now on, in ``report`` and each verb that ends a recipient.
+
+        Those verbs make few, and leave the rest to ``report``. Without a reporter nothing is made
+        here, and what is owed waits for a store that has one.
+
+        Args:
+            original_bytes: largest content that is handed over whole, where the sender wants it.
+        """
+        ...
+
+    def report(self, delays_ms: Sequence[int], limit: int, now_ms: int) -> int:
+        """Make what is owed, and reports of delays; returns how much was done, 0 when all is.
+
+        In short transactions. Nothing in a copy. A delay is told once for each threshold, whatever
+        number of recipients still waits by then, and not of those that are held.
+
+        Args:
+            delays_ms: how old a message is when its sender is told that it waits, ascending.
+            limit: most messages whose delay is looked at.
+        """
         ...
 
     def keep_clock(self, *, wall_ms: int, monotonic_ms: int, boot: str, limit: int) -> int:

@@ -19,6 +19,7 @@ from tests.storage.contract_freshness import FreshnessContract
 from tests.storage.contract_lanes import LaneContract
 from tests.storage.contract_lifecycle import LifecycleContract
 from tests.storage.contract_notices import NoticeContract
+from tests.storage.contract_reports import ReportContract
 from tests.storage.contract_retention import RetentionContract
 from tests.storage.contract_routes import RouteContract
 from tests.storage.contract_settling import SettlingContract
@@ -31,6 +32,7 @@ from tests.storage.spool import Spool, Stores
 class StoreContract(
     ClientContract,
     NoticeContract,
+    ReportContract,
     ChangeContract,
     FindingContract,
     FactsContract,

@@ -45,6 +45,7 @@ _REMEDIES = {
     "check_unrouted": _RETRY,
     "check_site_gone": _RETRY,
     "check_domain_site": _RETRY,
+    "check_owed": _TOLD,
     "check_session": _TOLD,
     "check_purged": _TOLD,
     "check_content_owner": _ROOM,

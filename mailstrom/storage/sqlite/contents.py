@@ -116,6 +116,36 @@ def read(connection: apsw.Connection, path: str, id: str) -> bytes | None:
     return b"".join(data for data, _ in pieces)
 
 
+def original(connection: apsw.Connection, message: int, most: int) -> bytes:
+    """What a report may return of a message: all of it up to ``most`` bytes, else its header.
+
+    The header section comes with the empty line behind it; one that does not end in the first chunk
+    is cut behind its last whole line there. Empty where the digests say that it is not this
+    message's, or is damaged.
+    """
+    try:
+        rows = connection.execute(
+            f"{STATEMENTS['seals']} WHERE m.seq = :message", {"message": message}
+        ).fetchall()
+        if not rows or not seal_fits(rows[0]):
+            return b""
+        size = rows[0][3 + SEALED.index("size")]
+        whole = isinstance(size, int) and size <= most
+        pieces = run(connection, "original_chunks", {"message": message, "whole": int(whole)})
+    except (apsw.CorruptError, UnicodeDecodeError, ValueError):
+        return b""
+    if not pieces or not all(digest(data) == own for data, own in pieces):
+        return b""
+    content = b"".join(data for data, _ in pieces)
+    if whole or content.startswith(b"\r\n"):
+        return content if whole else content[:2]
+    end = content.find(b"\r\n\r\n")
+    if end >= 0:
+        return content[: end + 4]
+    lines, newline, _ = content.rpartition(b"\r\n")
+    return lines + newline
+
+
 def delete(
     connection: apsw.Connection,
     message: int,

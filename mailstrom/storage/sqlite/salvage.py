@@ -55,7 +55,7 @@ _MOST_NUMBER = 1 << 40
 """A row's number beyond it is damage; what is numbered here comes behind all that were found."""
 _AFTER = (
     "salvage_tags", "salvage_idempotency", "salvage_suppression",
-    "salvage_domains", "salvage_hours", "salvage_staged", "salvage_unstage",
+    "salvage_domains", "salvage_owed", "salvage_hours", "salvage_staged", "salvage_unstage",
     "salvage_message_tally", "salvage_tally",
 )  # fmt: skip
 

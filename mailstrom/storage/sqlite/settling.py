@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import apsw
 
 from mailstrom.storage.base import Attempt, Settlement
+from mailstrom.storage.sqlite import reports
 from mailstrom.storage.sqlite.encoding import encoded
 from mailstrom.storage.sqlite.sql import run, wrote
 from mailstrom.types import Judgement
@@ -134,6 +135,9 @@ def settle(connection: apsw.Connection, settlements: Sequence[Settlement], now_m
         for s in settlements:
             if s.recipient not in settled and s.attempt is not None:
                 _settle_late(connection, s, s.attempt, now_ms)
+    confirmed = [s.recipient for s in settlements if s.confirmed]
+    if confirmed:
+        reports.confirmed(connection, confirmed)
     return settled
 
 

@@ -36,12 +36,14 @@ from mailstrom.storage.base import (
     Work,
     WorkerRow,
 )
+from mailstrom.storage.reporting import ORIGINAL_BYTES, Reporter
 from mailstrom.storage.sqlite import (
     claims,
     clocks,
     contents,
     forks,
     lanes,
+    reports,
     routes,
     sweeps,
     upkeep,
@@ -82,6 +84,7 @@ class SQLiteWorkerStore:
         self.path = path
         self._doubt_delays_ms = tuple(doubt_delays_ms)
         self._shared = contents.Shared()
+        self._reporting: reports.Reporting | None = None
         self._place: Place = place or FilePlace(path, sync)
         self._sync = self._place.durable
         self._connection = WorkerConnection(path, self._place, busy_ms)
@@ -222,7 +225,14 @@ class SQLiteWorkerStore:
 
     def put_routes(self, worker: int, answers: Sequence[RouteAnswer], now_ms: int) -> list[bool]:
         """See ``WorkerStore.put_routes``."""
-        return self._write("storing routes", lambda c: routes.put(c, worker, answers, now_ms))
+
+        def step(connection: apsw.Connection) -> list[bool]:
+            left = routes.put(connection, worker, answers, now_ms)
+            if any(answer.refusal is not None for answer in answers):
+                self._report(connection, now_ms)
+            return left
+
+        return self._write("storing routes", step)
 
     def give_back(self, worker: int, domains: Mapping[str, int]) -> None:
         """See ``WorkerStore.give_back``."""
@@ -295,7 +305,14 @@ class SQLiteWorkerStore:
         """See ``WorkerStore.exchange``."""
         if work.empty:
             return Exchange(frozenset(), frozenset(), [])
-        done = self._write("exchanging work", lambda c: claims.exchange(c, work, now_ms))
+
+        def step(connection: apsw.Connection) -> claims.Exchanged:
+            done = claims.exchange(connection, work, now_ms)
+            if work.settlements:
+                self._report(connection, now_ms)
+            return done
+
+        done = self._write("exchanging work", step)
         times = self._connection.locked_s, self._connection.freed_s
         try:
             rows = self._with_bodies(done.rows)
@@ -385,7 +402,36 @@ class SQLiteWorkerStore:
 
     def expire(self, limit: int, now_ms: int) -> int:
         """See ``WorkerStore.expire``."""
-        return self._write("expiring", lambda c: upkeep.expire(c, limit, now_ms))
+
+        def step(connection: apsw.Connection) -> int:
+            expired = upkeep.expire(connection, limit, now_ms)
+            if expired:
+                self._report(connection, now_ms)
+            return expired
+
+        return self._write("expiring", step)
+
+    def use_reporter(self, reporter: Reporter | None, original_bytes: int = ORIGINAL_BYTES) -> None:
+        """See ``WorkerStore.use_reporter``."""
+        self._reporting = None if reporter is None else reports.Reporting(reporter, original_bytes)
+
+    def report(self, delays_ms: Sequence[int], limit: int, now_ms: int) -> int:
+        """See ``WorkerStore.report``; takes the lock only where there is something to do."""
+        asked = {"thresholds": encoded(list(delays_ms)), "now_ms": now_ms}
+        if (
+            self._reporting is None
+            or not self._read("looking for reports", STATEMENTS["owed_any"], asked)[0][0]
+        ):
+            return 0
+        doing = "making reports"
+        total = self._write(doing, lambda c: reports.owe_delays(c, delays_ms, limit, now_ms))
+        while made := self._write(doing, lambda c: self._report(c, now_ms)):
+            total += made
+            time.sleep(FREE_LOCK_S)
+        return total
+
+    def _report(self, connection: apsw.Connection, now_ms: int) -> int:
+        return reports.make(self.path, connection, self._reporting, now_ms)
 
     def keep_clock(self, *, wall_ms: int, monotonic_ms: int, boot: str, limit: int) -> int:
         """See ``WorkerStore.keep_clock``."""

@@ -3,7 +3,8 @@
 It keeps the promises of ``mailstrom.storage.client`` and ``mailstrom.storage.base`` with the least
 code that delivers: one lock around every verb makes each of them whole, nothing survives the
 process (``shared`` is False), routes are asked at every claim instead of being stamped on
-recipients. It has no SQL, keeps neither sessions nor hourly sums, and makes no copies.
+recipients. It has no SQL, keeps neither sessions nor hourly sums, and makes neither copies nor
+reports.
 
 One file of more than 400 lines, because it is installed as one module.
 """
@@ -53,6 +54,7 @@ from mailstrom.storage.facts import (
     SiteFacts,
     WorkerFacts,
 )
+from mailstrom.storage.reporting import ORIGINAL_BYTES, Reporter
 from mailstrom.types import (
     DELIVERABLE,
     Change,
@@ -1085,6 +1087,13 @@ class ToyWorker:
                 row.move("failed", Reason.IN_DOUBT if doubtful else Reason.EXPIRED, now_ms)
                 self._spool.tell("recipient.failed", now_ms, row, expired=1)
             return len(late[:limit])
+
+    def use_reporter(self, reporter: Reporter | None, original_bytes: int = ORIGINAL_BYTES) -> None:
+        """Not used: the toy tells nobody."""
+
+    def report(self, delays_ms: Sequence[int], limit: int, now_ms: int) -> int:
+        """Nothing is owed."""
+        return 0
 
     def keep_clock(self, *, wall_ms: int, monotonic_ms: int, boot: str, limit: int) -> int:
         """Not kept: a jump of the wall clock moves what is due."""

@@ -96,13 +96,15 @@ UPDATE recipient
        deferrals = CASE WHEN finished_ms IS NULL THEN deferrals ELSE 0 END,
        doubts = CASE WHEN finished_ms IS NULL THEN doubts ELSE 0 END,
        reopened_ms = CASE WHEN finished_ms IS NULL THEN reopened_ms ELSE :now_ms END,
+       reported = CASE WHEN finished_ms IS NULL THEN reported END,
        finished_ms = NULL, site = NULL
  WHERE seq IN (SELECT value FROM json_each(:recipients));
 
 -- name: reopen_messages
 -- A message with a reopened recipient lives at least another day.
 UPDATE message
-   SET finished_ms = NULL, expires_ms = max(expires_ms, :now_ms + 86400000)
+   SET finished_ms = NULL, expires_ms = max(expires_ms, :now_ms + 86400000),
+       delay_from_ms = iif(delay_from_ms IS NULL, NULL, :now_ms), delays_told = 0
  WHERE seq IN (SELECT message FROM recipient
                 WHERE seq IN (SELECT value FROM json_each(:recipients))
                   AND reopened_ms = :now_ms);

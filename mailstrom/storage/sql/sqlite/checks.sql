@@ -167,6 +167,26 @@ SELECT 'recipient ' || r.address || ' of message ' || m.id || ' is on the wire o
   FROM recipient r JOIN message m ON m.seq = r.message
  WHERE r.lane IS NOT NULL AND r.state = 'sending' AND (r.session IS NULL OR r.opened_ms IS NULL);
 
+-- name: check_owed
+-- Who wants to be told of a failure was told, or is owed it ('none' is on record, too). What is owed
+-- is the truth.
+SELECT 'nobody was told, or is to be told, that recipient ' || r.address || ' of message ' || m.id
+       || ' failed, which its sender wants to hear'
+  FROM recipient r JOIN message m ON m.seq = r.message
+ WHERE r.wants & 1 AND r.state = 'failed' AND r.reported IS NULL
+   AND NOT EXISTS (SELECT 1 FROM owed o
+                    WHERE o.message = r.message AND o.recipient = r.seq AND o.kind = 'failed')
+ UNION ALL
+SELECT 'that it is ' || o.kind || ' is to be told of recipient ' || coalesce(r.address, o.recipient)
+       || ' of message ' || coalesce(m.id, o.message) || ', which '
+       || coalesce('is ' || r.state, 'does not exist')
+  FROM owed o
+  LEFT JOIN recipient r ON r.seq = o.recipient AND r.message = o.message
+  LEFT JOIN message m ON m.seq = o.message
+ WHERE CASE o.kind WHEN 'failed' THEN r.state IS NOT 'failed'
+                   WHEN 'relayed' THEN r.state IS NOT 'delivered'
+                   ELSE r.seq IS NULL OR r.finished_ms IS NOT NULL END;
+
 -- name: check_session
 SELECT 'session ' || s.id || ' is open, and its worker ' || s.worker || ' has ended'
   FROM session s LEFT JOIN worker w ON w.seq = s.worker

@@ -5,7 +5,7 @@
 SELECT seq, id, sender, subject, size, content, chunks, stream, priority, message_id,
        idempotency_key, metadata, on_doubt, require_tls, eightbit, smtputf8, created_ms, send_ms,
        expires_ms, finished_ms, purged_ms, digest, origin, client, ret, envid, coalesce(reports, 0),
-       priority_wire, report_delay_ms
+       priority_wire, delay_from_ms, coalesce(delays_told, 0)
   FROM found.message WHERE seq BETWEEN 1 AND 1099511627776 ORDER BY seq, rank;
 
 -- name: found_recipients
@@ -119,11 +119,12 @@ SELECT 1 FROM content WHERE key = :key;
 INSERT INTO message (seq, id, sender, subject, size, content, chunks, stream, priority, message_id,
                      idempotency_key, metadata, on_doubt, require_tls, eightbit, smtputf8,
                      created_ms, send_ms, expires_ms, finished_ms, purged_ms, digest, origin,
-                     client, ret, envid, reports, priority_wire, report_delay_ms)
+                     client, ret, envid, reports, priority_wire, delay_from_ms,
+                     delays_told)
 VALUES (:seq, :id, :sender, :subject, :size, :content, :chunks, :stream, :priority, :message_id,
         :idempotency_key, :metadata, :on_doubt, :require_tls, :eightbit, :smtputf8, :created_ms,
         :send_ms, :expires_ms, :finished_ms, :purged_ms, :digest, :origin, :client, :ret, :envid,
-        :reports, :priority_wire, :report_delay_ms);
+        :reports, :priority_wire, :delay_from_ms, :delays_told);
 
 -- name: salvage_content
 INSERT INTO content (key, data, digest) VALUES (:key, :data, :digest);
@@ -193,6 +194,12 @@ SELECT CAST(value AS INTEGER) FROM meta WHERE key = 'max_age_ms';
 -- Everything that waits goes to the router.
 INSERT INTO domain (name, due_ms)
 SELECT domain, min(due_ms) FROM recipient WHERE due_ms IS NOT NULL GROUP BY domain;
+
+-- name: salvage_owed
+-- A failure that no report tells of yet; the copy tells once it is adopted.
+INSERT INTO owed (message, recipient, kind)
+SELECT message, seq, 'failed' FROM recipient
+ WHERE state = 'failed' AND wants & 1 AND reported IS NULL;
 
 -- name: salvage_hours
 -- The sums of what is told by the events that are left.

@@ -188,6 +188,10 @@ UPDATE message
          WHEN :amount_ms > 0 THEN expires_ms + min(:amount_ms, max(0, :at_ms - send_ms))
          WHEN send_ms > created_ms AND send_ms > :at_ms THEN expires_ms
          ELSE min(expires_ms + :amount_ms, :at_ms + expires_ms - send_ms) END,
+       delay_from_ms = CASE
+         WHEN :amount_ms > 0 THEN delay_from_ms + min(:amount_ms, max(0, :at_ms - send_ms))
+         WHEN send_ms > created_ms AND send_ms > :at_ms THEN delay_from_ms
+         ELSE min(delay_from_ms + :amount_ms, :at_ms) END,
        send_ms = CASE WHEN send_ms > created_ms THEN send_ms ELSE min(send_ms, :at_ms) END
  WHERE seq > :done AND seq <= :until AND finished_ms IS NULL
    AND (seq <= :known OR CASE WHEN :amount_ms < 0 THEN created_ms > :at_ms

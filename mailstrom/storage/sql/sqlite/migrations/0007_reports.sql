@@ -7,19 +7,20 @@ ALTER TABLE message ADD COLUMN ret TEXT CHECK (ret IS NULL OR ret = 'full' OR re
 ALTER TABLE message ADD COLUMN envid TEXT;
 ALTER TABLE message ADD COLUMN reports INTEGER NOT NULL DEFAULT 0 CHECK (reports = 0 OR reports = 1);
 ALTER TABLE message ADD COLUMN priority_wire INTEGER;
--- The next delay notice is due when the first of the engine's thresholds has passed since then. It
--- begins with the time to send; the threshold is not known here. NULL: none any more.
-ALTER TABLE message ADD COLUMN report_delay_ms INTEGER;
+-- Since when it is late, which is when it was to be sent, and of how many of the engine's thresholds
+-- (which are not known here) its sender was told. NULL: nobody wants to hear of it.
+ALTER TABLE message ADD COLUMN delay_from_ms INTEGER;
+ALTER TABLE message ADD COLUMN delays_told INTEGER NOT NULL DEFAULT 0;
 
-CREATE INDEX message_delay ON message (report_delay_ms)
-  WHERE report_delay_ms IS NOT NULL AND finished_ms IS NULL;
+CREATE INDEX message_delay ON message (delays_told, delay_from_ms)
+  WHERE delay_from_ms IS NOT NULL AND finished_ms IS NULL;
 
 ALTER TABLE recipient ADD COLUMN notify TEXT;    -- never, or failure delay success with commas
 ALTER TABLE recipient ADD COLUMN orcpt TEXT;     -- type;address
 -- What its sender is told of: 1 failure + 2 delay + 4 success; NULL: nothing. Made once, so that what
 -- wants no report pays for none.
 ALTER TABLE recipient ADD COLUMN wants INTEGER;
-ALTER TABLE recipient ADD COLUMN reported TEXT;  -- what was reported last: failed delayed relayed
+ALTER TABLE recipient ADD COLUMN reported TEXT;  -- what was reported last: failed delayed relayed none
 
 -- What is yet to be reported. A row comes with what is to be reported, in its transaction, and goes with
 -- the report, in that one's.
@@ -32,7 +33,7 @@ CREATE TABLE owed (
   PRIMARY KEY (message, recipient)
 ) STRICT, WITHOUT ROWID;
 
-CREATE INDEX owed_due ON owed (due_ms);
+CREATE INDEX owed_due ON owed (due_ms, message, kind);
 
 -- Final, or reopened: then the failure is none any more, and nobody is to hear of it.
 CREATE TRIGGER owed_final AFTER UPDATE OF state ON recipient
@@ -80,7 +81,7 @@ BEGIN
   INSERT INTO message (id, sender, subject, size, content, chunks, stream, priority, message_id,
                        idempotency_key, metadata, on_doubt, require_tls, eightbit, smtputf8,
                        created_ms, send_ms, expires_ms, digest, origin, client, ret, envid, reports,
-                       priority_wire, report_delay_ms)
+                       priority_wire, delay_from_ms)
   SELECT NEW.id, NEW.sender, NEW.subject,
          CASE
            WHEN s.name IS NULL THEN NEW.size
@@ -229,4 +230,4 @@ INSERT INTO schema_info (version, view, "column", type, description) VALUES
 (7, 'messages', 'priority_wire', 'INTEGER', 'MT-PRIORITY as asked for (RFC 6710), -9 to 9, or null'),
 (7, 'recipients', 'notify', 'TEXT', 'what its sender wants to be told of (RFC 3461): never, or some of failure delay success with commas, or null where nothing was said'),
 (7, 'recipients', 'orcpt', 'TEXT', 'original recipient given by its sender (RFC 3461), type;address, or null'),
-(7, 'recipients', 'reported', 'TEXT', 'what its sender was told of last in a report: failed delayed relayed, or null');
+(7, 'recipients', 'reported', 'TEXT', 'what its sender was told of last in a report: failed delayed relayed, none where no report could be made, or null');

@@ -1,0 +1,253 @@
+"""Reports to senders: from what is owed (table ``owed``) to messages; steps of one transaction.
+
+Contract. What is to be told is noted by a trigger, in the transaction that makes it true. Here it
+becomes a message, by the ``Reporter`` that whoever opened the store brought, in that transaction or
+in a later one: report, note and event go together, so nobody is told twice, or not at all. A report
+never costs more than itself: what a reporter raises, and what cannot be read or written, is noted
+and tried again later (``LATER_MS``), and given up after the last time; the transaction around it
+stands. Bounded by ``MOST`` reports and ``MOST_BYTES``; a sweep of the janitor's makes the rest.
+
+Nothing is reported in a copy that nobody adopted. A report itself owes none, whatever its reporter
+says of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+import apsw
+
+from mailstrom import interrupts
+from mailstrom.storage.reporting import ReportedRecipient, Reporter, ReportFacts
+from mailstrom.storage.sqlite import contents, copies, inserting
+from mailstrom.storage.sqlite.encoding import encoded
+from mailstrom.storage.sqlite.sql import run
+from mailstrom.storage.sqlite.submissions import encode
+
+MOST = 16
+"""Reports of one transaction: some milliseconds of the lock."""
+MOST_BYTES = 1024 * 1024
+"""With so much of originals in them no further one is begun."""
+MOST_RECIPIENTS = 1_000
+"""Recipients of one report; there is another one for the rest."""
+LATER_MS = (60_000, 600_000, 3_600_000, 6 * 3_600_000)
+"""How long what failed waits for its next try; after the last one it is given up."""
+LONGEST_LIST = 100
+"""Addresses in the event that tells of a report."""
+
+
+class Reporting(NamedTuple):
+    """Who makes reports, and how large a content may be that is handed over whole."""
+
+    reporter: Reporter
+    original_bytes: int
+
+
+def make(path: str, connection: apsw.Connection, reporting: Reporting | None, now_ms: int) -> int:
+    """Make some of the reports that are owed; returns how many notes were dealt with.
+
+    Args:
+        path: what errors call the spool.
+        connection: in a transaction.
+        reporting: None: nobody makes reports here, and what is owed stays for others.
+    """
+    if reporting is None:
+        return 0
+    due = run(connection, "owed_due", {"now_ms": now_ms, "most": MOST})
+    if not due or copies.marked(connection):
+        return 0
+    size = 0
+    for done, (message, kind, _) in enumerate(due):
+        if size >= MOST_BYTES:
+            return done
+        size += _make_one(path, connection, reporting, message, kind, now_ms)
+    return len(due)
+
+
+def owe_delays(
+    connection: apsw.Connection, thresholds: Sequence[int], limit: int, now_ms: int
+) -> int:
+    """Note that messages are late; returns how many were looked at.
+
+    Nothing in a copy, nor while a jump of the clock is unshifted: nobody knows how old they are.
+
+    Args:
+        thresholds: ages in milliseconds, ascending.
+        limit: most messages.
+    """
+    if copies.marked(connection) or run(connection, "jumps_pending"):
+        return 0
+    found: list[int] = []
+    for place, age_ms in enumerate(thresholds):
+        values = {"place": place, "before_ms": now_ms - age_ms, "most": limit - len(found)}
+        found += [row[0] for row in run(connection, "delayed_messages", values)]
+    if found:
+        messages = encoded(found)
+        run(connection, "owe_delays", {"messages": messages})
+        told = {"messages": messages, "thresholds": encoded(list(thresholds)), "now_ms": now_ms}
+        run(connection, "delay_told", told)
+    return len(found)
+
+
+def confirmed(connection: apsw.Connection, recipients: Sequence[int]) -> None:
+    """Of these deliveries the host that took them reports itself."""
+    run(connection, "owed_confirmed", {"recipients": encoded(list(recipients))})
+
+
+def _make_one(
+    path: str,
+    connection: apsw.Connection,
+    reporting: Reporting,
+    message: int,
+    kind: str,
+    now_ms: int,
+) -> int:
+    """Make one report, or note why not; returns the bytes of the original that it was made of."""
+    size = 0
+    connection.execute("SAVEPOINT report")
+    try:
+        facts, recipients = _facts(connection, reporting, message, kind)
+        if facts is not None:
+            size = len(facts.content)
+            _store(path, connection, reporting, message, kind, facts, recipients, now_ms)
+        else:  # it is true no more
+            recipients = [row[0] for row in run(connection, "owed_of", _named(message, kind))]
+        _paid(connection, message, recipients)
+    except Exception as error:
+        if interrupts.raised(error) or connection.get_autocommit():
+            raise  # there is no transaction any more
+        connection.execute("ROLLBACK TO report")
+        with suppress(apsw.Error):  # then it is due again at once
+            _put_off(connection, message, kind, error, now_ms)
+    finally:
+        if not connection.get_autocommit():
+            connection.execute("RELEASE report")
+    return size
+
+
+def _named(message: int, kind: str) -> dict[str, Any]:
+    return {"message": message, "kind": kind}
+
+
+def _facts(
+    connection: apsw.Connection, reporting: Reporting, message: int, kind: str
+) -> tuple[ReportFacts | None, list[int]]:
+    """What a report tells, and of which recipients; None where there is nothing to tell."""
+    named = _named(message, kind)
+    rows = run(connection, "report_recipients", {**named, "most": MOST_RECIPIENTS})
+    found = run(connection, "report_message", {"message": message})
+    if not rows or not found:
+        return None, []
+    (
+        id, sender, message_id, envid, ret, created_ms, expires_ms, client, smtputf8, size,
+        purged_ms,
+    ) = found[0]  # fmt: skip
+    content = b""
+    if purged_ms is None:
+        most = reporting.original_bytes if ret == "full" else 0
+        content = contents.original(connection, message, most)
+    recipients = tuple(
+        ReportedRecipient(
+            address=address,
+            orcpt=orcpt,
+            action=kind,
+            reason=reason,
+            mx=mx,
+            reply_code=code,
+            enhanced_code=enhanced,
+            reply_text=text,
+            last_ms=last_ms,
+            expires_ms=expires_ms,
+        )
+        for _, address, orcpt, reason, mx, code, enhanced, text, last_ms in rows
+    )
+    facts = ReportFacts(
+        id=id,
+        sender=sender,
+        message_id=message_id,
+        envid=envid,
+        ret=ret,
+        created_ms=created_ms,
+        client=None if client is None else json.loads(client),
+        smtputf8=bool(smtputf8),
+        size=size,
+        content=content,
+        recipients=recipients,
+    )
+    return facts, [row[0] for row in rows]
+
+
+def _store(
+    path: str,
+    connection: apsw.Connection,
+    reporting: Reporting,
+    message: int,
+    kind: str,
+    facts: ReportFacts,
+    recipients: list[int],
+    now_ms: int,
+) -> None:
+    """Store the report, where there is to be one, and say so."""
+    report = reporting.reporter(facts, now_ms)
+    if report is None:
+        run(connection, "reported", {"kind": "none", "recipients": encoded(recipients)})
+        return
+    report = report._replace(origin="report", reports=False)
+    row = encode(path, connection, report, now_ms, [])
+    if isinstance(row, Exception):
+        raise row
+    id = row
+    if not isinstance(row, str):
+        inserting.step(connection, [row])
+        id = report.id
+    run(connection, "reported", {"kind": kind, "recipients": encoded(recipients)})
+    detail: dict[str, object] = {
+        "report": id,
+        "kind": kind,
+        "count": len(recipients),
+        "recipients": [one.address for one in facts.recipients[:LONGEST_LIST]],
+    }
+    _tell(connection, "message.reported", message, detail, now_ms)
+
+
+def _paid(connection: apsw.Connection, message: int, recipients: list[int]) -> None:
+    run(connection, "owed_paid", {"message": message, "recipients": encoded(recipients)})
+
+
+def _put_off(
+    connection: apsw.Connection, message: int, kind: str, error: Exception, now_ms: int
+) -> None:
+    """A report could not be made: later again, or never, and why.
+
+    What the spool itself lacks, such as room, is no fault of the report's and counts as no try.
+    """
+    own = not isinstance(error, apsw.Error) or isinstance(error, apsw.ConstraintError)
+    before = run(connection, "owed_of", _named(message, kind))
+    asked = {**_named(message, kind), "tries": int(own), "due_ms": now_ms + LATER_MS[0]}
+    tries = max((row[0] for row in run(connection, "owed_later", asked)), default=0)
+    given_up = tries > len(LATER_MS)
+    if given_up:
+        recipients = [row[0] for row in before]
+        run(connection, "reported", {"kind": "none", "recipients": encoded(recipients)})
+        _paid(connection, message, recipients)
+    elif tries > 1:
+        due_ms = now_ms + LATER_MS[tries - 1]
+        run(connection, "owed_later", {**asked, "tries": 0, "due_ms": due_ms})
+    detail = {
+        "kind": kind,
+        "count": len(before),
+        "error": f"{type(error).__name__}: {error}"[:500],
+        "tries": tries,
+        "given_up": given_up,
+    }
+    _tell(connection, "message.unreported", message, detail, now_ms)
+
+
+def _tell(
+    connection: apsw.Connection, type: str, message: int, detail: dict[str, object], now_ms: int
+) -> None:
+    values = {"message": message, "type": type, "detail": encoded(detail), "now_ms": now_ms}
+    run(connection, "report_event", values)
