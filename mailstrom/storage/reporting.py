@@ -56,6 +56,7 @@ class ReportFacts(NamedTuple):
         created_ms: when it was accepted.
         client: as in ``Submission``; None where nothing is known.
         smtputf8: whether it needed SMTPUTF8.
+        require_tls: whether it may not travel in clear, nor what returns of it (RFC 8689).
         size: bytes of the whole content.
         content: all of it where ``ret`` is ``full`` and it is no larger than was asked for, else
             the header section with the empty line behind it. Empty where it is gone or damaged.
@@ -70,6 +71,7 @@ class ReportFacts(NamedTuple):
     created_ms: int
     client: Mapping[str, object] | None
     smtputf8: bool
+    require_tls: bool
     size: int
     content: bytes
     recipients: tuple[ReportedRecipient, ...]

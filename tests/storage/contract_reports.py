@@ -92,7 +92,7 @@ class ReportContract:
             id, "sender@example.com", "E=1", "hdrs",
         )  # fmt: skip
         assert (facts.content, facts.size, facts.created_ms) == (HEADER, len(BODY), T0)
-        assert facts.client is None
+        assert (facts.client, facts.require_tls, facts.smtputf8) == (None, False, False)
         (one,) = facts.recipients
         assert (one.address, one.orcpt, one.action) == ("a@example.org", "rfc822;o@x", "failed")
         assert (one.reason, one.mx) == ("bounced", "mx1.example.org")

@@ -142,8 +142,8 @@ def _facts(
     if not rows or not found:
         return None, []
     (
-        id, sender, message_id, envid, ret, created_ms, expires_ms, client, smtputf8, size,
-        purged_ms,
+        id, sender, message_id, envid, ret, created_ms, expires_ms, client, smtputf8,
+        require_tls, size, purged_ms,
     ) = found[0]  # fmt: skip
     content = b""
     if purged_ms is None:
@@ -173,6 +173,7 @@ def _facts(
         created_ms=created_ms,
         client=None if client is None else json.loads(client),
         smtputf8=bool(smtputf8),
+        require_tls=bool(require_tls),
         size=size,
         content=content,
         recipients=recipients,
