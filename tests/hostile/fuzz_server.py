@@ -12,6 +12,7 @@ import re
 from typing import Any
 
 from mailstrom.smtp.capabilities import Capabilities
+from mailstrom.smtp.dsn import BadValue, decode_orcpt, decode_xtext, encode_orcpt, encode_xtext
 from mailstrom.smtp.server import PLAINTEXT_BEHIND_STARTTLS, ServerDialogue
 from mailstrom.smtp.server_auth import MECHANISMS
 from mailstrom.smtp.server_events import (
@@ -34,14 +35,19 @@ from tests.hostile.fuzz_choices import Choices, cut
 from tests.hostile.fuzz_replies import naive_content, naive_replies
 
 LINE_LIMIT = 512
-MOST = 12288 + 8  # the longest line of AUTH
+MOST = 12288 + 8  # the longest line of AUTH; those of parameters are shorter
 OFFERS = (
     Capabilities(name="mx", size=200, pipelining=True, eightbitmime=True, chunking=True,
                  smtputf8=True, enhancedstatuscodes=True),
     Capabilities(name="mx"),
     Capabilities(name="mx", chunking=True, auth=MECHANISMS),
     Capabilities(name="mx", starttls=True, chunking=True),
+    Capabilities(name="mx", size=200, eightbitmime=True, smtputf8=True, dsn=True, chunking=True,
+                 requiretls=True, future_release=3600, mt_priority=""),
+    Capabilities(name="mx", size=0),
 )  # fmt: skip
+FIXED = OFFERS[5]  # a CR or LF alone in content is made a CRLF
+NOW = 1_900_000_000
 
 
 class _Server:
@@ -49,8 +55,9 @@ class _Server:
 
     def __init__(self, offer: Capabilities, whim: int) -> None:
         self.dialogue = ServerDialogue(
-            offer, line_limit=LINE_LIMIT, error_limit=8, recipient_limit=3,
-            challenge=lambda: "<1@mx>",
+            offer, tls=offer.dsn, line_limit=LINE_LIMIT, error_limit=8, recipient_limit=3,
+            challenge=lambda: "<1@mx>", clock=lambda: NOW, transaction_limit=9, idle_limit=20,
+            bare_newlines="fix" if offer is FIXED else "refuse",
         )  # fmt: skip
         self.whim = whim
         self.events: list[Any] = []
@@ -97,9 +104,11 @@ class _Server:
             case MailFrom():
                 assert self.greeted, "MAIL before a greeting"
                 assert self.envelope is None, "MAIL within a transaction"
+                _asked_of_mail(event)
             case RcptTo():
                 assert self.envelope is not None, "RCPT without MAIL"
                 assert len(self.envelope) < 3
+                _asked_of_rcpt(event)
             case DataBegin():
                 assert self.envelope, "DATA without a recipient"
             case Content():
@@ -124,6 +133,41 @@ class _Server:
                 self.envelope = None
             case Reset() if ok:
                 self.envelope = None
+
+
+def _asked_of_mail(event: MailFrom) -> None:
+    """What is told of parameters is what may be stored, shown and sent on."""
+    assert event.ret in (None, "full", "hdrs")
+    if event.envid is not None:
+        assert event.envid.isascii()
+        assert event.envid.isprintable()
+        assert decode_xtext(encode_xtext(event.envid)) == event.envid
+        assert len(event.params["ENVID"] or "") <= 100
+    assert event.hold_for is None or 0 <= event.hold_for <= 3600
+    assert event.hold_until_ms is None or event.hold_until_ms <= (NOW + 3600) * 1000
+    assert event.hold_for is None or event.hold_until_ms is None
+    assert event.mt_priority is None or -9 <= event.mt_priority <= 9
+    assert event.size is None or 0 <= event.size < 10**20
+    assert event.auth is None or event.auth.isascii()
+    assert set(event.params) <= _KEYWORDS
+
+
+def _asked_of_rcpt(event: RcptTo) -> None:
+    assert set(event.params) <= {"NOTIFY", "ORCPT"}
+    if event.notify is not None:
+        words = event.notify.split(",")
+        assert words == ["never"] or set(words) <= {"success", "failure", "delay"}
+    if event.orcpt is not None:
+        kind, _, address = event.orcpt.partition(";")
+        assert kind.isascii()
+        assert address
+        assert not set(event.orcpt) & set("\r\n\0\x7f\u2028\u2029")
+        try:
+            wire = encode_orcpt(event.orcpt, smtputf8=True)
+        except BadValue:
+            assert len(event.params["ORCPT"] or "") > 80  # it grew beyond the bound
+        else:
+            assert decode_orcpt(wire).partition(";")[2] == address
 
 
 def server(data: bytes) -> None:
@@ -152,8 +196,8 @@ def server(data: bytes) -> None:
     assert _told(late.events) == _told(one.events), "taken late, other events"
     assert late.output == one.output
     if not offer.auth:
-        _walk(stream, one.events)
-        _walk(stream, other.events)
+        _walk(stream, one.events, offer is FIXED)
+        _walk(stream, other.events, offer is FIXED)
 
 
 def _told(events: list[Any]) -> list[Any]:
@@ -182,14 +226,14 @@ def _starttls(one: _Server, offer: Capabilities, whim: int) -> None:
 _BDAT = re.compile(rb"BDAT +([0-9]{1,20})( +LAST)? *", re.IGNORECASE)
 
 
-def _walk(stream: bytes, events: list[Any]) -> None:
+def _walk(stream: bytes, events: list[Any], fixed: bool) -> None:
     """The events account for the stream, octet by octet, as a naive reader cuts it."""
     at = 0
     for number, event in enumerate(events):
         if isinstance(event, (Opened, Closing, Content)):
             continue
         if isinstance(event, (ContentEnd, ChunkEnd)):
-            at, content = _content(stream, at, events, number)
+            at, content = _content(stream, at, events, number, fixed)
             before = events[number - 1]
             got = before.chunk if isinstance(before, Content) else b""
             stored = isinstance(event, ContentEnd) and not (event.violation or event.oversize)
@@ -209,6 +253,10 @@ def _walk(stream: bytes, events: list[Any]) -> None:
             assert line[:4].upper() in _VERBS[verb], (line, verb)
 
 
+_KEYWORDS = {
+    "SIZE", "BODY", "SMTPUTF8", "AUTH", "RET", "ENVID", "HOLDFOR", "HOLDUNTIL", "MT-PRIORITY",
+    "REQUIRETLS",
+}  # fmt: skip
 _VERBS = {
     "Hello": (b"EHLO", b"HELO"), "MailFrom": (b"MAIL",), "RcptTo": (b"RCPT",),
     "DataBegin": (b"DATA",), "Reset": (b"RSET",), "Inquiry": (b"NOOP", b"VRFY", b"HELP"),
@@ -216,14 +264,20 @@ _VERBS = {
 }  # fmt: skip
 
 
-def _content(stream: bytes, at: int, events: list[Any], number: int) -> tuple[int, bytes]:
+def _content(
+    stream: bytes, at: int, events: list[Any], number: int, fixed: bool
+) -> tuple[int, bytes]:
     """The content that ends here: behind the DATA before it, or in a BDAT of its own line."""
     event = events[number]
     chunked = isinstance(event, ChunkEnd) or event.chunked
     if not chunked:
         content, rest = naive_content([stream[at:]])
         assert rest is not None, "content that has no end"
-        return len(stream) - len(rest), content
+        last = len(stream) - len(rest)
+        if fixed:
+            whole = re.sub(rb"\r\n|\r|\n", b"\r\n", b"\r\n" + stream[at : last - 3])
+            content = whole.replace(b"\r\n.", b"\r\n")[2:]
+        return last, content
     end = stream.find(b"\r\n", at)
     size = _BDAT.fullmatch(stream[at:end])
     assert size is not None, stream[at:end]

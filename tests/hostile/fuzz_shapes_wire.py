@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 
 from mailstrom.smtp.capabilities import Capabilities
 from mailstrom.smtp.framing import DotStuffer
 from mailstrom.smtp.inbox import DotUnstuffer, Inbox, LineReader
+from mailstrom.smtp.proxy import BadProxy, ProxyReader
 from mailstrom.smtp.reply import ReplyParser
 from mailstrom.smtp.server import ServerDialogue
 from mailstrom_workers import dnswire
@@ -56,6 +58,30 @@ def _session() -> Callable[[bytes], object]:
             dialogue.take_output()
 
     feed(b"EHLO c\r\nMAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\n")
+    return feed
+
+
+def _fixing() -> Callable[[bytes], object]:
+    """As ``_session``, its content begun: line ends are mended, parameters are known."""
+    offer = Capabilities(name="mx", chunking=True, dsn=True, smtputf8=True)
+    dialogue = ServerDialogue(offer, error_limit=1 << 30, bare_newlines="fix")
+
+    def feed(data: bytes) -> None:
+        dialogue.feed(data)
+        while dialogue.next_event() is not None:
+            dialogue.take_output()
+
+    feed(b"EHLO c\r\nMAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\n")
+    return feed
+
+
+def _proxied() -> Callable[[bytes], object]:
+    reader = ProxyReader()
+
+    def feed(data: bytes) -> None:
+        with suppress(BadProxy, RuntimeError):  # RuntimeError: it was whole
+            reader.feed(data)
+
     return feed
 
 
@@ -204,6 +230,38 @@ def server_one_taken_while_one_more_comes(n: int) -> Done:
                 dialogue.feed(b"\r\n")
 
     return done
+
+
+@shape("server", "line ends that are mended, octet by octet", octets=3)
+def server_line_ends_that_are_mended_octet_by_octet(n: int) -> Done:
+    return _fed(_fixing, b"DATA\r\n" + b"\n.\r" * n, 1)
+
+
+@shape("server", "line ends that are mended", octets=3)
+def server_line_ends_that_are_mended(n: int) -> Done:
+    return _fed(_fixing, b"DATA\r\n" + b"\n.\r" * n, _CHUNK)
+
+
+@shape("server", "a chunk that is mended, octet by octet", octets=1)
+def server_a_chunk_that_is_mended_octet_by_octet(n: int) -> Done:
+    return _fed(_fixing, b"BDAT %d\r\n" % n + b"\r" * n, 1)
+
+
+@shape("server", "parameters of one recipient after the other", octets=60)
+def server_parameters_of_one_recipient_after_the_other(n: int) -> Done:
+    return _fed(
+        _fixing, b"RCPT TO:<c@d> NOTIFY=DELAY ORCPT=utf-8;\\x{E9}\\x{E9}\\x{E9}@d.e\r\n" * n, _CHUNK
+    )
+
+
+@shape("proxy", "a header without end, octet by octet", octets=1)
+def proxy_a_header_without_end_octet_by_octet(n: int) -> Done:
+    return _fed(_proxied, b"PROXY UNKNOWN " + b"x" * n, 1)
+
+
+@shape("proxy", "additions of the greatest length", octets=1)
+def proxy_additions_of_the_greatest_length(n: int) -> Done:
+    return _fed(_proxied, b"\r\n\r\n\0\r\nQUIT\n\x21\x11\x0f\xff" + b"x" * n, 1)
 
 
 @shape("server", "recipients", octets=15)

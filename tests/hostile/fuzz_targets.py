@@ -8,6 +8,7 @@ from pathlib import Path
 from tests.hostile.fuzz_client import client
 from tests.hostile.fuzz_headers import addresses, headers
 from tests.hostile.fuzz_messages import messages, mime
+from tests.hostile.fuzz_proxy import proxy
 from tests.hostile.fuzz_replies import framing, replies
 from tests.hostile.fuzz_rest import configuration, dns, printing
 from tests.hostile.fuzz_server import server
@@ -19,6 +20,7 @@ TARGETS: Mapping[str, Target] = {
     "client": client,
     "server": server,
     "framing": framing,
+    "proxy": proxy,
     "headers": headers,
     "addresses": addresses,
     "messages": messages,
@@ -32,6 +34,7 @@ TITLES = {
     "client": "a whole dialogue with a server",
     "server": "a whole dialogue with a client",
     "framing": "dots and ends of content",
+    "proxy": "headers of a proxy",
     "headers": "headers that are made",
     "addresses": "addresses that are read",
     "messages": "messages as octets, and their hash",

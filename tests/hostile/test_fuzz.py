@@ -85,6 +85,10 @@ def content_that_ends_with_lf(patch: Patch) -> None:
     patch.setattr("mailstrom.smtp.inbox._END", b"\r\n.\n\n")
 
 
+def a_header_of_any_length(patch: Patch) -> None:
+    patch.setattr("mailstrom.smtp.proxy.LINE_OCTETS", 1 << 16)
+
+
 def line_breaks_in_values(patch: Patch) -> None:
     patch.setattr("mailstrom.message.header_value.LINE_BREAK", re.compile("(?!)"))
     patch.setattr("mailstrom.message.header.LINE_BREAK", re.compile("(?!)"))
@@ -133,6 +137,7 @@ FAULTS: dict[str, tuple[str, Callable[[Patch], None]]] = {
     "client, delivered": ("client", delivered_by_a_refusal),
     "server": ("server", recipients_without_a_sender),
     "framing": ("framing", content_that_ends_with_lf),
+    "proxy": ("proxy", a_header_of_any_length),
     "headers": ("headers", line_breaks_in_values),
     "addresses": ("addresses", another_domain),
     "messages": ("messages", bcc_that_leaves),
