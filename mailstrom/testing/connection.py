@@ -215,7 +215,9 @@ class Shell(asyncio.Protocol):
         return _STAGES[type(event)]
 
     def _begin(self, event: MailFrom) -> None:
-        self.transaction = Transaction(connection=self.seen.number, sender=event.address)
+        self.transaction = Transaction(
+            connection=self.seen.number, sender=event.address, params=event.params
+        )
         self.server.transactions.append(self.transaction)
         self.transaction_number = len(self.server.transactions)
         self._begin_content()
@@ -343,6 +345,7 @@ class Shell(asyncio.Protocol):
         transaction = self.transaction
         if transaction is not None and isinstance(event, RcptTo):
             transaction.recipients.append((event.address, code))
+            transaction.asked.append(event.params)
         elif transaction is not None and isinstance(event, ContentEnd):
             transaction.code = code
 

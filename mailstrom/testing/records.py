@@ -66,10 +66,14 @@ class Transaction:
         recipients: every address named, with the code it was answered (0 for no reply).
         dot: the content, if its end was reached.
         code: of the reply to the dot; 0 for none.
+        params: of MAIL, by upper-case keyword, as they were written.
+        asked: the parameters of RCPT, likewise, for each of the recipients.
     """
 
     connection: int
     sender: str
+    params: Mapping[str, str | None] = field(default_factory=dict)
+    asked: list[Mapping[str, str | None]] = field(default_factory=list)
     recipients: list[tuple[str, int]] = field(default_factory=list)
     dot: Dot | None = None
     code: int = 0

@@ -167,6 +167,7 @@ class Script:
         chunking: BDAT is offered; with ``bdat_known`` False it is no command here all the same, and
             the octets behind it are read as commands, as behind a proxy that lets EHLO replies
             pass.
+        dsn, mt_priority: offered by EHLO; what a client asks for is kept, and nothing reported.
         limits: offered by EHLO (RFC 9422), not enforced.
         starttls: offered where the server has a certificate.
         size: None: SIZE is not offered; 0: offered without a limit.
@@ -186,6 +187,8 @@ class Script:
     enhancedstatuscodes: bool = True
     chunking: bool = False
     bdat_known: bool = True
+    dsn: bool = False
+    mt_priority: bool = False
     limits: Mapping[str, int] = field(default_factory=dict)
     starttls: bool = True
     size: int | None = 50 * 1024 * 1024
@@ -240,6 +243,8 @@ class Script:
             starttls=self.starttls and tls_possible and not tls,
             enhancedstatuscodes=self.enhancedstatuscodes,
             chunking=self.chunking and self.bdat_known,
+            dsn=self.dsn,
+            mt_priority="" if self.mt_priority else None,
             limits=self.limits,
             auth=frozenset(self.mechanisms) if offers_auth else frozenset(),
         )

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from mailstrom import events
 from mailstrom.policy.retry import next_attempt_ms
 from mailstrom.policy.verdict import Action, Turn, Verdict
+from mailstrom.smtp.dsn import Asked
 from mailstrom.smtp.transaction import Envelope
 from mailstrom.storage.base import Attempt, Claimed, Lane, Settlement
 from mailstrom.types import Judgement, OnDoubt, Reason, Stage, iso_ms
@@ -26,6 +27,14 @@ UNREAD_MS = 60_000
 UNREADABLE_MS = 1_000
 """So long a message waits whose content could not be read on while it was sent."""
 _FINAL = {Action.DELIVER: "delivered", Action.FAIL: "failed", Action.HOLD: "held"}
+
+
+def _asked(rows: list[Claimed]) -> tuple[Asked, ...]:
+    """What is asked for each of them, or nothing where nothing is."""
+    for row in rows:
+        if row.notify is not None or row.orcpt is not None:
+            return tuple([(one.notify, one.orcpt) for one in rows])
+    return ()
 
 
 class Transaction(Struct, eq=False):
@@ -75,6 +84,10 @@ class Transaction(Struct, eq=False):
                 size=first.size,
                 eightbit=first.eightbit,
                 smtputf8=first.smtputf8,
+                ret=first.ret,
+                envid=first.envid,
+                asked=_asked(self.recipients),
+                mt_priority=first.priority_wire,
             )
         return self.envelope
 
@@ -182,7 +195,8 @@ class Ledger:
             number = row.attempts + 1 + (row.recipient in run.retained)
             attempt = _attempt(verdict, connected, transaction.started_ms, ended_ms)
             if action is Action.DELIVER:
-                self._settle(row, "delivered", None, None, attempt)
+                told = row.notify is not None and connected.session.capabilities.dsn
+                self._settle(row, "delivered", None, None, attempt, confirmed=told)
                 self._log(row, verdict, attempt, number, None)
                 continue
             if action is Action.NEXT_TRANSACTION:
@@ -295,6 +309,8 @@ class Ledger:
         reason: Reason | None,
         due_ms: int | None,
         attempt: Attempt | None,
+        *,
+        confirmed: bool = False,
     ) -> None:
         self.settlements.append(
             Settlement(
@@ -304,6 +320,7 @@ class Ledger:
                 reason=reason,
                 due_ms=due_ms,
                 attempt=attempt,
+                confirmed=confirmed,
             )
         )
 
