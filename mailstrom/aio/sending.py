@@ -79,6 +79,7 @@ class AsyncSending:
         idempotency_key: str | None = None,
         require_tls: bool = False,
         on_doubt: str | None = None,
+        notify: str | Iterable[str] | None = None,
     ) -> str:
         """Accept a message; see ``Mailstrom.send``. Concurrent calls share a commit.
 
@@ -99,6 +100,7 @@ class AsyncSending:
                 "idempotency_key": idempotency_key,
                 "require_tls": require_tls,
                 "on_doubt": on_doubt,
+                "notify": notify,
             },
         )
         id: str = await self._written(Request(submission=submission, key=submission.id))

@@ -23,6 +23,7 @@ from mailstrom.cli.times import future, parse_span
 from mailstrom.client.look import reply
 from mailstrom.errors import MailstromError
 from mailstrom.printable import printable
+from mailstrom.storage.client import NOTIFY
 from mailstrom.types import MessageStatus, OnDoubt, Priority, Status
 
 if TYPE_CHECKING:
@@ -67,6 +68,20 @@ def pairs(
             raise click.BadParameter(f"the key {key!r} is given twice")
         found[key] = value
     return found or None
+
+
+def words(ctx: click.Context, param: click.Parameter, text: str | None) -> str | list[str] | None:
+    """``never``, or words with commas in between."""
+    if text is None or text == "never":
+        return text
+    found = text.split(",")
+    unknown = [word for word in found if word not in NOTIFY]
+    if unknown:
+        raise click.BadParameter(
+            f"{unknown[0]!r} is none of {', '.join(sorted(NOTIFY))}; write some of them with commas"
+            " in between, or never"
+        )
+    return found
 
 
 class SendCommand(click.Command):
@@ -121,6 +136,12 @@ class SendCommand(click.Command):
     help="Where nobody can know whether it was delivered; else the stream's.",
 )
 @click.option(
+    "--notify",
+    callback=words,
+    metavar="WORDS",
+    help="Tell the sender by mail: failure,delay,success; or never.",
+)
+@click.option(
     "--wait", callback=limit, metavar="[=SECONDS]", help="Stay until it is final; exit 1 if failed."
 )
 @click.option("--wait-forever", is_flag=True, hidden=True)
@@ -139,6 +160,7 @@ def command(
     priority: str | None,
     require_tls: bool,
     on_doubt: str | None,
+    notify: str | list[str] | None,
     wait: float | None,
     wait_forever: bool,
     config: str | None,
@@ -177,6 +199,7 @@ def command(
             idempotency_key=key,
             require_tls=require_tls,
             on_doubt=on_doubt,
+            notify=notify,
         )
         waiting = wait_forever or wait is not None
         with telling(f"the message is accepted as {id}"):

@@ -14,14 +14,16 @@ from mailstrom.types import PRIORITY_RANK, OnDoubt, Priority
 
 NAMES = (
     "sender", "recipients", "send_at", "expires_at", "priority", "stream", "tags", "metadata",
-    "idempotency_key", "require_tls", "on_doubt",
+    "idempotency_key", "require_tls", "on_doubt", "notify",
 )  # fmt: skip
 """Options of ``send()``, in its order."""
-MANY = ("recipients", "tags", "metadata")
+MANY = ("recipients", "tags", "metadata", "notify")
 """Those that hold as many values as one likes."""
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\x80-\x9f\u2028\u2029\ud800-\udfff]")
 _MOST_TAGS = 50
+_TOLD_OF = ("success", "failure", "delay")
+_NEVER = "never"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MS = timedelta(milliseconds=1)
 _LAST_MS = 253_402_300_799_000
@@ -98,6 +100,17 @@ def doubt(on_doubt: object) -> OnDoubt | None:
         return OnDoubt(str(on_doubt))
     except ValueError:
         raise _refuse("on_doubt", on_doubt, "must be 'retry' or 'hold'", "option") from None
+
+
+def notices(notify: object) -> str:
+    """What the sender is told of, as the spool keeps it."""
+    if notify == _NEVER:
+        return _NEVER
+    words = [] if isinstance(notify, str) or not isinstance(notify, Iterable) else list(notify)
+    if not words or not all(isinstance(word, str) and word in _TOLD_OF for word in words):
+        text = f"must be {_NEVER!r}, or a list of {', '.join(map(repr, _TOLD_OF))}"
+        raise _refuse("notify", notify, text, "option")
+    return ",".join(word for word in _TOLD_OF if word in words)
 
 
 def tag_list(tags: Iterable[str]) -> tuple[str, ...]:

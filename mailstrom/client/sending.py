@@ -22,7 +22,7 @@ from mailstrom.client.identity import new_id
 from mailstrom.client.rooms import message_room
 from mailstrom.clock import wall_ms
 from mailstrom.errors import InvalidMessage
-from mailstrom.storage.client import AheadStore, Submission
+from mailstrom.storage.client import AheadStore, Notice, Submission
 from mailstrom.types import from_ms
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ class SendOptions(TypedDict, total=False):
     idempotency_key: str | None
     require_tls: bool
     on_doubt: str | None
+    notify: str | Iterable[str] | None
 
 
 class Pace:
@@ -196,6 +197,7 @@ class Sending(Handle):
         idempotency_key: str | None = None,
         require_tls: bool = False,
         on_doubt: str | None = None,
+        notify: str | Iterable[str] | None = None,
     ) -> str:
         """Accept a message: when this returns, it survives power loss.
 
@@ -215,6 +217,9 @@ class Sending(Handle):
             require_tls: never send it unencrypted; False leaves that to stream and engine.
             on_doubt: ``retry`` or ``hold`` where it cannot be known whether it was delivered.
                 Default: the stream's, else the engine's.
+            notify: what the sender is told of by mail (RFC 3461): some of ``failure``, ``delay``
+                and ``success``, or ``"never"``; the next server is told, too. Default: no report
+                from here, ``status()`` knows; what other servers do is left to them.
 
         Returns:
             The message id, to ask ``status()`` with.
@@ -239,6 +244,7 @@ class Sending(Handle):
             idempotency_key=idempotency_key,
             require_tls=require_tls,
             on_doubt=on_doubt,
+            notify=notify,
         )
         return self._committer.enqueue(submission, begun)
 
@@ -326,6 +332,7 @@ class Sending(Handle):
         idempotency_key: str | None = None,
         require_tls: bool = False,
         on_doubt: str | None = None,
+        notify: str | Iterable[str] | None = None,
     ) -> Submission:
         room = message_room(self._timeout)
         now = due = wall_ms()
@@ -366,8 +373,15 @@ class Sending(Handle):
             now, due, expires,
             None if on_doubt is None else options.doubt(on_doubt),
             False if require_tls is False else options.flag("require_tls", require_tls),
-            eightbit, smtputf8, key, *_FROM_LIBRARY,
+            eightbit, smtputf8, key,
+            *(_FROM_LIBRARY if notify is None else _told_of(options.notices(notify), len(to))),
         ))  # fmt: skip
+
+
+def _told_of(notify: str, recipients: int) -> tuple[Any, ...]:
+    """The last fields of a ``Submission``, of which somebody wants to be told, or not to be."""
+    notices = (Notice(notify),) * recipients
+    return ("library", None, None, None, notices, notify != "never", None)
 
 
 class Telling:

@@ -175,7 +175,7 @@ def test_send_passes_every_option(run: Any, fake: Any) -> None:
         *("--to", "c@d.test", "--at", "2030-01-31T08:00:00+02:00", "--tag", "x", "--tag", "y"),
         *("--key", "k", "--stream", "bulk", "--priority", "low", "--require-tls", "-"),
         *("--expires", "2030-02-01T08:00:00Z", "--metadata", "a=1=2", "--metadata", "b="),
-        *("--on-doubt", "hold"),
+        *("--on-doubt", "hold", "--notify", "failure,delay"),
         stdin=MAIL,
     )
     assert done.code == 0
@@ -195,8 +195,19 @@ def test_send_passes_every_option(run: Any, fake: Any) -> None:
             "expires_at": datetime(2030, 2, 1, 8, tzinfo=UTC),
             "metadata": {"a": "1=2", "b": ""},
             "on_doubt": "hold",
+            "notify": ["failure", "delay"],
         },
     )
+
+
+def test_send_notify_takes_words_that_there_are(run: Any, fake: Any) -> None:
+    assert run("send", "--notify", "never", stdin=MAIL).code == 0
+    assert fake.FakeClient.calls[1][2]["notify"] == "never"
+    calls = list(fake.FakeClient.calls)
+    for wrong in ("", "always", "never,failure", "failure,"):
+        done = run("send", "--notify", wrong, stdin=MAIL)
+        assert (done.code, "failure, success" in done.err) == (64, True), done.err
+    assert fake.FakeClient.calls == calls
 
 
 def test_send_at_takes_a_delay(run: Any, fake: Any) -> None:

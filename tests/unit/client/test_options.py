@@ -61,6 +61,15 @@ REFUSED: list[tuple[str, Any]] = [
     ("require_tls", 1),
     ("require_tls", None),
     ("on_doubt", "maybe"),
+    ("notify", "failure"),
+    ("notify", "NEVER"),
+    ("notify", ()),
+    ("notify", ["never"]),
+    ("notify", ["failure", "never"]),
+    ("notify", ["failure", 7]),
+    ("notify", [["failure"]]),
+    ("notify", b"never"),
+    ("notify", True),
     ("send_at", "tomorrow"),
     ("send_at", 1_700_000_000),
     ("send_at", datetime(2031, 1, 1)),  # noqa: DTZ001
@@ -99,6 +108,8 @@ def test_a_bad_option_is_named_and_nothing_is_written(
         ("require_tls", True),
         ("on_doubt", "hold"),
         ("on_doubt", OnDoubt.RETRY),
+        ("notify", None),
+        ("notify", {"delay": 1}.keys()),
         ("send_at", FAR),
         ("send_at", timedelta(minutes=5)),
         ("send_at", datetime(2001, 1, 1, tzinfo=UTC)),
@@ -110,6 +121,35 @@ def test_a_good_option_is_taken(
     client: Mailstrom, message: bytes, option: str, value: object
 ) -> None:
     assert client.send(message, **{option: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("notify", "kept", "wants"),
+    [
+        (None, None, None),
+        ("never", "never", None),
+        (["failure"], "failure", 1),
+        (("delay", "success", "delay"), "success,delay", 6),
+        (iter(["failure", "delay", "success"]), "success,failure,delay", 7),
+    ],
+    ids=["nothing", "never", "failure", "two", "all"],
+)
+def test_what_the_sender_is_told_of_is_kept_with_each_recipient(
+    client: Mailstrom, message: bytes, notify: Any, kept: str | None, wants: int | None
+) -> None:
+    id = client.send(message, recipients=["a@example.org", "b@example.net"], notify=notify)
+    rows = client.query("SELECT notify FROM recipients WHERE message_id = ?", [id])
+    assert rows == [(kept,)] * 2
+    assert client.query("SELECT wants FROM recipient") == [(wants,)] * 2
+    (row,) = client.query("SELECT origin, client, ret, envid FROM messages")
+    assert row == ("library", None, None, None)
+
+
+def test_a_default_for_many_is_one_for_each(client: Mailstrom, message: bytes) -> None:
+    client.send_many([message, (message, {"notify": "never"})], notify=iter(["failure"]))
+    client.send_many([message])
+    rows = client.query("SELECT notify FROM recipient ORDER BY seq")
+    assert rows == [("failure",), ("never",), (None,)]
 
 
 def test_a_message_must_expire_after_it_may_be_sent(client: Mailstrom, message: bytes) -> None:
