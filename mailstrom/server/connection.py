@@ -54,6 +54,7 @@ _TURN = 4  # others have their turn
 _SEALED = 8  # a handshake
 _PREFACE = 16  # what comes before the session has not come
 _OVER = 32  # whatever comes is thrown away
+_RESTING = 64  # until go_on()
 
 _AT_ONCE = 100
 """Questions of one connection before others have their turn."""
@@ -160,6 +161,11 @@ class Connection(Stages, asyncio.BufferedProtocol):
         sealed = self.transport.get_extra_info("ssl_object")
         return None if sealed is None else sealed.version()
 
+    @property
+    def attentive(self) -> bool:
+        """Whether what comes now goes to the dialogue."""
+        return not self._held & (_OVER | _SEALED | _PREFACE)
+
     # What they may call
 
     def answer(self, reply: Reply) -> bool:
@@ -178,9 +184,22 @@ class Connection(Stages, asyncio.BufferedProtocol):
         self._held &= ~_ASKED
         if self._held & _OVER:
             return False
-        self._settle(event, reply)
+        self.settle(event, reply)
         self._pump(heard=True)
         return True
+
+    def rest(self) -> None:
+        """Look at nothing more that comes until :meth:`go_on`."""
+        self._held |= _RESTING
+
+    def go_on(self) -> None:
+        """Look at what has come."""
+        self._go_on(_RESTING)
+
+    def mute(self) -> None:
+        """Neither answer nor look at anything any more; close when the peer does."""
+        self._held |= _OVER
+        self.deadline = inf
 
     def stop(self) -> None:
         """End with 421 as soon as no content and no answer is on its way."""
@@ -302,7 +321,7 @@ class Connection(Stages, asyncio.BufferedProtocol):
     def eof_received(self) -> bool:
         """The client says no more; it may still listen."""
         self._gone = True
-        if self._held & (_ASKED | _UNREAD | _TURN) and not self._held & _OVER:
+        if self._held & (_ASKED | _UNREAD | _TURN | _RESTING) and not self._held & _OVER:
             # under TLS the connection closes whatever is said here
             return self.transport.get_extra_info("sslcontext") is None
         self.cause = self.cause or "eof"
@@ -340,7 +359,7 @@ class Connection(Stages, asyncio.BufferedProtocol):
         """The deadline is over: cut it, with a word where the client listens."""
         if self._held & (_OVER | _UNREAD | _SEALED | _PREFACE):
             self.abort("unread" if self._held & _UNREAD else "timeout")
-        elif not self._held & _ASKED:  # the client waits for us
+        elif not self._held & (_ASKED | _RESTING):  # the client waits for us
             self.part(_LATE, "timeout")
 
     # The dialogue's side
@@ -394,7 +413,7 @@ class Connection(Stages, asyncio.BufferedProtocol):
             self._asked = event
             self._held |= _ASKED
         elif not self._held & _OVER:
-            self._settle(event, event.default if reply is None else reply)
+            self.settle(event, event.default if reply is None else reply)
 
     def _content(self, event: Content) -> None:
         if not self._spoiled:
@@ -405,7 +424,7 @@ class Connection(Stages, asyncio.BufferedProtocol):
                 self._pieces = None
                 self.on_error(event, error)
 
-    def _settle(self, event: Question, reply: Reply) -> None:
+    def settle(self, event: Question, reply: Reply) -> None:
         """Give the answer, and keep what it says of the session."""
         reply = self._counted(event, reply)
         try:
@@ -460,7 +479,7 @@ class Connection(Stages, asyncio.BufferedProtocol):
         return phase is Phase.CONTENT or phase is Phase.CHUNK or phase is Phase.CHUNKS
 
     def _move_deadline(self, heard: bool = True) -> None:
-        if self._held & _ASKED:
+        if self._held & (_ASKED | _RESTING):
             self.deadline = inf
         elif self._held & (_UNREAD | _SEALED):
             return

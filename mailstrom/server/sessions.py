@@ -68,6 +68,12 @@ class Session(Protocol):
     def expired(self) -> None:
         """The deadline is over."""
 
+    def abort(self, cause: str) -> None:
+        """Cut it at once."""
+
+    def stop(self) -> None:
+        """End it as soon as nothing is half said."""
+
 
 class Sessions:
     """Those of one loop.

@@ -1,12 +1,13 @@
-"""One connection of a scripted SMTP server: bytes between a transport and a dialogue, by script.
+"""One connection of a scripted SMTP server: a connection like any other, that asks a script.
 
 Contract. Every event of the ``ServerDialogue`` passes here: it is recorded, the script is asked,
 and what the script leaves open is answered normally. A content is recorded at its final dot before
-its answer, delayed or not. Misbehaviour begins only after the replies due before it are out.
+its answer, delayed or not. Misbehaviour begins only after the replies due before it are out. How
+long a client may take is not limited: a test waits as it likes.
 
 Must not know: where the server listens, who reads the record.
 
-Longer than a file should be: each callback changes what may still be answered, and in which order.
+Longer than a file should be: what is recorded, and what a rule does, at each stage.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ import socket
 import struct
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
+from mailstrom.server.connection import Connection
+from mailstrom.server.stages import LATER, Answer
 from mailstrom.smtp.reply import Reply, render_reply
 from mailstrom.smtp.server import ServerDialogue
 from mailstrom.smtp.server_events import (
     ChunkEnd,
-    Closing,
-    Content,
     ContentEnd,
     Credentials,
     DataBegin,
@@ -41,7 +42,8 @@ from mailstrom.smtp.server_events import (
     StartTls,
 )
 from mailstrom.smtp.server_order import Phase
-from mailstrom.testing.records import HEAD_LIMIT, Connection, Dot, Transaction, message_id
+from mailstrom.testing.records import HEAD_LIMIT, Dot, Transaction, message_id
+from mailstrom.testing.records import Connection as Record
 from mailstrom.testing.script import Act, Moment, Rule
 
 if TYPE_CHECKING:
@@ -60,8 +62,6 @@ _STAGES: dict[type, str] = {
     Quit: "quit",
 }
 _NO_LINGER = struct.pack("ii", 1, 0)
-HANDSHAKE_TIMEOUT = 30.0
-FINISH_TIMEOUT = 5.0
 
 
 _TOO_MANY = Rule(
@@ -69,118 +69,97 @@ _TOO_MANY = Rule(
 )
 
 
-class Shell(asyncio.Protocol):
-    """One connection: moves bytes between a transport and a dialogue, and asks the script."""
+class Shell(Connection):
+    """One connection; asks the script where another would ask a policy."""
+
+    __slots__ = (
+        "_digest",
+        "_head",
+        "_kept",
+        "ahead",
+        "director",
+        "early",
+        "octets",
+        "rule",
+        "seen",
+        "server",
+        "timer",
+        "transaction",
+        "transaction_number",
+    )
 
     def __init__(self, server: SMTPServer) -> None:
         self.server = server
         self.director = server.director
         script = self.director.script
         possible = server.tls is not None
-        self.dialogue = ServerDialogue(
+        dialogue = ServerDialogue(
             script.offer(server.hostname, tls_possible=possible, tls=False),
             secured=script.offer(server.hostname, tls_possible=possible, tls=True),
             tls=server.implicit_tls,
             recipient_limit=script.recipient_limit,
             challenge=lambda: f"<{os.urandom(12).hex()}@{server.hostname}>",
         )
-        self.transport: asyncio.Transport
-        self.seen: Connection
+        super().__init__(
+            server.sessions, dialogue, tls=server.tls, implicit_tls=server.implicit_tls
+        )
+        self.seen: Record
+        self.rule: Rule | None = None  # for the question that is open
         self.transaction: Transaction | None = None
         self.transaction_number = 0
-        self.lost = False
-        self.waiting = False  # for a delay or a handshake: nothing is read from the dialogue
-        self.muted = False  # whatever comes is thrown away
-        self.early = False  # the content was answered before its dot
         self.ahead = -1  # reads there had been when the last content was answered
         self.timer: asyncio.TimerHandle | None = None
-        self.handshake: asyncio.Task[None] | None = None
         self._begin_content()
 
     def _begin_content(self) -> None:
-        self.sealed = bytearray()
-        self.head = bytearray()
-        self.kept: list[bytes] = []
+        self.early = False  # the content was answered before its dot
         self.octets = 0
-        self.digest = hashlib.sha256()
-        self.early = False
+        self._head = bytearray()
+        self._kept: list[bytes] = []
+        self._digest = hashlib.sha256()
 
     # asyncio's side
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin with the greeting."""
-        self.transport = cast(asyncio.Transport, transport)  # uvloop's are none by class
+        """Record it, and begin."""
         name = transport.get_extra_info("sockname")
-        self.seen = Connection(
+        peer = transport.get_extra_info("peername") or ("",)
+        self.seen = Record(
             number=next(self.server.numbers),
             address=str(name[0]),
             port=int(name[1]),
-            peer=str(transport.get_extra_info("peername")[0]),
+            peer=str(peer[0]),
             opened=time.time(),
         )
-        self._note_tls()
         self.server.opened(self)
-        self._pump()
+        super().connection_made(transport)
 
-    def data_received(self, data: bytes) -> None:
-        """Feed the dialogue, unless everything is thrown away by now."""
-        if self.muted:
-            return
-        if self.handshake is not None:  # encrypted, and come along with the handshake's end
-            self.sealed += data
-            return
-        self.seen.flights.append([])
-        self.dialogue.feed(data)
-        self._pump()
+    def received(self, data: bytes) -> None:
+        """Record a flight."""
+        if self.attentive:
+            self.seen.flights.append([])
+        super().received(data)
 
     def eof_received(self) -> bool:
-        """Close when the client does."""
-        self.seen.cause = self.seen.cause or "eof"
+        """Close when the client does: a delay may be long, and tests count who is open."""
+        self.cause = self.cause or "eof"
         return False
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Record the end, once."""
-        if self.lost:
-            return
-        self.lost = True
+    def on_secured(self) -> None:
+        """Record the version."""
+        self.seen.tls = self.tls_version
+
+    def on_closed(self) -> None:
+        """Record the end."""
         if self.timer is not None:
             self.timer.cancel()
-        self.muted = self.waiting = True
-        self.seen.cause = self.seen.cause or (type(exc).__name__ if exc else "closed")
+        self.seen.cause = self.cause
         self.server.closed(self)
-
-    def abort(self, cause: str) -> None:
-        """Cut the connection at once."""
-        self.seen.cause = self.seen.cause or cause
-        if self.handshake is not None:
-            self.handshake.cancel()
-        self.transport.abort()
 
     # The dialogue's side
 
-    def _pump(self) -> None:
-        dialogue = self.dialogue
-        while not (self.waiting or self.muted):
-            event = dialogue.next_event()
-            if event is None:
-                break
-            if isinstance(event, Content):
-                self._content(event.chunk)
-            elif isinstance(event, Closing):
-                self._flush()
-                self._finish(event.cause)
-            else:
-                self._question(event)
-        self._flush()
-        if dialogue.phase is Phase.HANDSHAKE and not (self.waiting or self.muted):
-            self._start_handshake()
-
-    def _flush(self) -> None:
-        output = self.dialogue.take_output()
-        if output and not self.transport.is_closing():
-            self.transport.write(output)
-
-    def _question(self, event: Question) -> None:
+    def ask(self, event: Question) -> Answer:
+        """What the script says."""
         stage = self._stage(event)
         chunked = isinstance(event, ContentEnd) and event.chunked
         if stage and self.seen.flights:
@@ -190,7 +169,7 @@ class Shell(asyncio.Protocol):
         elif isinstance(event, Credentials):
             self.seen.auth.append((event.mechanism, event.user))
         elif isinstance(event, MailFrom):
-            self._begin(event)
+            self._new_transaction(event)
         rule = None
         limit = self.director.script.connection_limit
         if stage == "greeting" and 0 < limit < self.server.open:
@@ -202,10 +181,11 @@ class Shell(asyncio.Protocol):
                     rule = self._decide(asked, named)
         if isinstance(event, ContentEnd):
             self._dot(event, rule)
+        self.rule = rule
         if rule is not None and rule.delay:
-            self._wait(rule.delay, lambda: self._act(event, rule))
-        else:
-            self._act(event, rule)
+            self._later(rule.delay, lambda: self._act_late(event, rule))
+            return LATER
+        return self._act(event, rule)
 
     def _stage(self, event: Question) -> str:
         if isinstance(event, Hello):
@@ -214,7 +194,7 @@ class Shell(asyncio.Protocol):
             return ""
         return _STAGES[type(event)]
 
-    def _begin(self, event: MailFrom) -> None:
+    def _new_transaction(self, event: MailFrom) -> None:
         self.transaction = Transaction(
             connection=self.seen.number, sender=event.address, params=event.params
         )
@@ -241,18 +221,20 @@ class Shell(asyncio.Protocol):
 
     # Content
 
-    def _content(self, chunk: bytes) -> None:
+    def on_content(self, chunk: bytes) -> None:
+        """Record it, and see what the script says of it."""
         self.octets += len(chunk)
-        self.digest.update(chunk)
-        if len(self.head) < HEAD_LIMIT:
-            self.head += chunk[:HEAD_LIMIT]
+        self._digest.update(chunk)
+        if len(self._head) < HEAD_LIMIT:
+            self._head += chunk[:HEAD_LIMIT]
         if self.server.keep_content:
-            self.kept.append(chunk)
+            self._kept.append(chunk)
         if self.director.scripted("body") and not self.early:
             rule = self._decide("body", None)
             if rule is not None:
                 if rule.delay:
-                    self._wait(rule.delay, lambda: self._act_in_body(rule))
+                    self.rest()
+                    self._later(rule.delay, lambda: self._act_in_body_late(rule))
                 else:
                     self._act_in_body(rule)
 
@@ -265,9 +247,13 @@ class Shell(asyncio.Protocol):
             lines = rule.text.split("\n")
             self.transport.write(render_reply(rule.code, rule.enhanced, *lines))
             if rule.close:
-                self._finish("script")
+                self.finish("script")
         else:
             self._misbehave(rule)
+
+    def _act_in_body_late(self, rule: Rule) -> None:
+        self._act_in_body(rule)
+        self.go_on()
 
     def _dot(self, event: ContentEnd, rule: Rule | None) -> None:
         transaction = self.transaction
@@ -284,44 +270,52 @@ class Shell(asyncio.Protocol):
             connection=self.seen.number,
             sender=transaction.sender,
             recipients=transaction.accepted,
-            message_id=message_id(bytes(self.head)),
-            digest=self.digest.hexdigest(),
+            message_id=message_id(bytes(self._head)),
+            digest=self._digest.hexdigest(),
             octets=event.octets,
             kept=kept,
-            content=b"".join(self.kept) if self.server.keep_content else None,
+            content=b"".join(self._kept) if self.server.keep_content else None,
         )
         self.seen.transactions += 1
         self.server.take_dot(transaction.dot)
 
     # Acts
 
-    def _act(self, event: Question, rule: Rule | None) -> None:
+    def _act(self, event: Question, rule: Rule | None) -> Reply | None:
+        """The reply, or None where there is none."""
         if rule is not None and rule.act is not Act.REPLY:
             self._note(event, 0)
             self._misbehave(rule)
-            return
-        if isinstance(event, ContentEnd) and self.early:
-            self.dialogue.withhold()
-            return
+            return None
+        return self._answer(event, rule)
+
+    def _act_late(self, event: Question, rule: Rule) -> None:
+        reply = self._act(event, rule)
+        if reply is not None:
+            self.answer(reply)
+
+    def settle(self, event: Question, reply: Reply) -> None:
+        """Answer, as often and with what else the rule says."""
+        rule = self.rule
         if isinstance(event, ContentEnd):
+            if self.early:
+                self.dialogue.withhold()
+                return
             self.ahead = len(self.seen.flights)
-        reply = self._answer(event, rule)
         self._note(event, reply.code)
         if rule is not None and rule.deaf:
             self.dialogue.discard()
-        self._reply(reply, 1 if rule is None else rule.times)
+        times = 1 if rule is None else rule.times
+        if times != 1:
+            self._flush()
+        super().settle(event, reply)
+        if times != 1:
+            self._write(self.dialogue.take_output() * times)
         if rule is not None and rule.held and not reply.positive:
             self.dialogue.phase = Phase.RCPT
         if rule is not None and rule.close:
             self._flush()
-            self._finish("script")
-
-    def _reply(self, reply: Reply, times: int) -> None:
-        if times != 1:
-            self._flush()
-        self.dialogue.reply(reply.code, reply.enhanced, *reply.lines)
-        if times != 1:
-            self.transport.write(self.dialogue.take_output() * times)
+            self.finish("script")
 
     def _answer(self, event: Question, rule: Rule | None) -> Reply:
         users = self.director.script.auth
@@ -352,84 +346,21 @@ class Shell(asyncio.Protocol):
     def _misbehave(self, rule: Rule) -> None:
         self._flush()
         if rule.act is Act.CLOSE:
-            self._finish("script")
+            self.finish("script")
             return
-        self.muted = True
         if rule.act is Act.GARBAGE:
-            self.transport.write(rule.data.encode("latin-1"))
+            self._write(rule.data.encode("latin-1"))
             if rule.close:
-                self._finish("script")
-        elif rule.act is Act.STALL:
+                self.finish("script")
+                return
+        self.mute()
+        if rule.act is Act.STALL:
             self.transport.pause_reading()
         elif rule.act is Act.RESET:
-            self.seen.cause = "script"
             self.transport.get_extra_info("socket").setsockopt(
                 socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER
             )
-            self.transport.abort()
+            self.abort("script")
 
-    def _finish(self, cause: str) -> None:
-        """Close in order: FIN, then whatever the client still sends is read and thrown away.
-
-        Closing with unread bytes would send RST, which can destroy the last reply on its way.
-        """
-        self.muted = True
-        self.seen.cause = self.seen.cause or cause
-        if self.transport.can_write_eof():
-            self.transport.write_eof()
-            loop = asyncio.get_running_loop()
-            self.timer = loop.call_later(FINISH_TIMEOUT, self.transport.abort)
-        else:
-            self.transport.close()
-
-    def _wait(self, delay: float, then: Callable[[], None]) -> None:
-        self._flush()
-        self.waiting = True
-        self.timer = asyncio.get_running_loop().call_later(delay, self._go_on, then)
-
-    def _go_on(self, then: Callable[[], None]) -> None:
-        self.waiting = False
-        then()
-        self._pump()
-
-    # TLS
-
-    def _start_handshake(self) -> None:
-        # Paused before control is given up: the next bytes belong to TLS, not to the dialogue.
-        self.waiting = True
-        self.transport.pause_reading()
-        self.handshake = asyncio.get_running_loop().create_task(self._shake_hands())
-
-    async def _shake_hands(self) -> None:
-        context = self.server.tls
-        assert context is not None
-        try:
-            transport = await asyncio.get_running_loop().start_tls(
-                self.transport,
-                self,
-                context,
-                server_side=True,
-                ssl_handshake_timeout=HANDSHAKE_TIMEOUT,
-            )
-        except (OSError, TimeoutError) as error:  # ssl.SSLError is an OSError
-            self.seen.cause = f"handshake: {type(error).__name__}"
-            self.transport.abort()
-            self.connection_lost(error)
-            return
-        finally:
-            self.handshake = None
-        if transport is None:
-            return  # lost during the handshake; connection_lost was called
-        self.transport = transport
-        self._note_tls()
-        self.dialogue.tls_started()
-        if self.sealed:
-            self.seen.flights.append([])
-            self.dialogue.feed(bytes(self.sealed))
-            self.sealed.clear()
-        self.waiting = False
-        self._pump()
-
-    def _note_tls(self) -> None:
-        tls = self.transport.get_extra_info("ssl_object")
-        self.seen.tls = tls.version() if tls is not None else None
+    def _later(self, delay: float, then: Callable[[], None]) -> None:
+        self.timer = asyncio.get_running_loop().call_later(delay, then)

@@ -29,6 +29,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
+from mailstrom.server.sessions import UNLIMITED, Sessions
 from mailstrom.testing.connection import Shell
 from mailstrom.testing.records import Connection, Dot, Journal, Transaction
 from mailstrom.testing.script import Director, Script
@@ -86,8 +87,7 @@ class SMTPServer:
         self._record = record
         self.journal = Journal(None)
         self._listener: asyncio.Server | None = None
-        self._live: set[Shell] = set()
-        self._deserted = asyncio.Event()
+        self.sessions = Sessions(UNLIMITED)
 
     async def start(self) -> Self:
         """Listen; connections are taken as soon as this returns.
@@ -102,7 +102,6 @@ class SMTPServer:
             self.host,
             self.port,
             backlog=BACKLOG,
-            ssl=self.tls if self.implicit_tls else None,
         )
         self.port = int(self._listener.sockets[0].getsockname()[1])
         return self
@@ -113,10 +112,9 @@ class SMTPServer:
         if listener is None:
             return
         listener.close()
-        for shell in list(self._live):
+        for shell in list(self.sessions.open):
             shell.abort("stopped")
-        if self._live:
-            await self._deserted.wait()
+        await self.sessions.deserted()
         await listener.wait_closed()
         self.journal.close()
 
@@ -153,8 +151,6 @@ class SMTPServer:
 
     def opened(self, shell: Shell) -> None:
         """Count a connection."""
-        self._live.add(shell)
-        self._deserted.clear()
         self.open += 1
         self.most_open = max(self.most_open, self.open)
         seen = shell.seen
@@ -169,7 +165,6 @@ class SMTPServer:
 
     def closed(self, shell: Shell) -> None:
         """Uncount a connection."""
-        self._live.discard(shell)
         self.open -= 1
         seen = shell.seen
         seen.closed = time.time()
@@ -182,8 +177,6 @@ class SMTPServer:
             cause=seen.cause,
             open=self.open,
         )
-        if not self._live:
-            self._deserted.set()
 
     def take_dot(self, dot: Dot) -> None:
         """Record a content; called before its answer."""
