@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from mailstrom.client.options import _LAST_MS
+from mailstrom.options import _LAST_MS
 from mailstrom.storage.base import Retention
 from tests.storage.files import SQLiteStores
 from tests.storage.spool import DAY, HOUR, T0, Spool, change
