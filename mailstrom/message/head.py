@@ -13,14 +13,18 @@ from datetime import UTC, datetime
 from functools import lru_cache
 
 from mailstrom.errors import InvalidMessage
+from mailstrom.message.address import parse_address
+from mailstrom.message.address_list import Mailbox
 from mailstrom.message.compose import SUBJECT_LIMIT
 from mailstrom.message.date import lenient_date, render_date
 from mailstrom.message.encoded_word import decode_words
 from mailstrom.message.grammar import message_ids
+from mailstrom.message.header import render_entries
 from mailstrom.message.leaf import CRLF, too_long_line
 from mailstrom.message.mending import (
     FIELD,
     ascii_field,
+    broken,
     folded_field,
     lined_body,
     qualified,
@@ -218,15 +222,14 @@ class Head:
             self._told = "" if charset is None else charset[1]
         return self._told
 
-    def complete(self, sender: str, trace: Trace) -> bytes | None:
+    def complete(self, sender: str, name: str, trace: Trace) -> bytes | None:
         """Add what is missing; gives the body where it had to be written anew."""
         values, added = self.values, self.added
         for key, lists in self._merged.items():
             place = self._places[key]
             self.kept[place] = b",\r\n ".join([self.kept[place][:-2], *lists]) + CRLF
         if b"from" not in values:
-            author = sender or f"MAILER-DAEMON@{trace.hostname}"
-            added.append(f"From: {author}\r\n".encode())
+            added.append(_author(sender, name, trace.hostname))
         if b"date" not in values or not (self._signed or _is_date(values[b"date"])):
             self._replace(b"date", f"Date: {_date(trace.now_ms // 1000)}\r\n")
         known = message_ids(text_of(values.get(b"message-id", b"")), header="Message-ID")
@@ -248,7 +251,7 @@ class Head:
     def _body(self) -> bytes | None:
         content = self._content
         # Of a long one only every 998th octet is looked at.
-        if b"\0" not in content and too_long_line(content) is None:
+        if not broken(content):
             return None
         body = content[self.end :]
         values = self.values
@@ -257,6 +260,8 @@ class Head:
                 raise nul(content)
             if too_long_line(body) is not None:
                 raise too_long(body)
+            if broken(body):
+                raise bare_cr()
             return None
         kind = text_of(values.get(b"content-type", b""))
         encoding = text_of(values.get(b"content-transfer-encoding", b""))
@@ -325,6 +330,11 @@ def nul(content: bytes) -> InvalidMessage:
     )
 
 
+def bare_cr() -> InvalidMessage:
+    """The refusal of a CR that ends no line and cannot be encoded."""
+    return InvalidMessage("the content holds a CR alone; CRLF ends lines", rule="line-endings")
+
+
 def too_large() -> InvalidMessage:
     """The refusal of a header over ``HEAD_LIMIT``."""
     return InvalidMessage(
@@ -352,6 +362,17 @@ def _is_date(value: bytes) -> bool:
 @lru_cache(maxsize=64)
 def _is_date_text(text: str) -> bool:
     return lenient_date(text) is not None
+
+
+def _author(sender: str, name: str, hostname: str) -> bytes:
+    """A From for a message without one."""
+    if name and sender:
+        try:
+            author = Mailbox(name=name, address=parse_address(sender))
+            return render_entries("From", (author,)).wire
+        except InvalidMessage:  # a name that is no text
+            pass
+    return f"From: {sender or f'MAILER-DAEMON@{hostname}'}\r\n".encode()
 
 
 def _new_id(sender: str, trace: Trace) -> str:

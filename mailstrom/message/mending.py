@@ -2,9 +2,9 @@
 
 What RFC 6409 section 8 leaves to a submission server: encoded-words for raw 8-bit text in headers
 (RFC 2047), folds for header lines that are too long, a transfer encoding for bodies with lines over
-998 octets or NUL (8.4), a domain for addresses without one (section 6.2). The meaning stays; what
-cannot be written otherwise with certainty is given back as None, and a signature is never broken.
-Knows fields and bodies, not which of them a submission looks at.
+998 octets, NUL or a CR alone (8.4), a domain for addresses without one (section 6.2). The meaning
+stays; what cannot be written otherwise with certainty is given back as None, and a signature is
+never broken. Knows fields and bodies, not which of them a submission looks at.
 """
 
 from __future__ import annotations
@@ -36,6 +36,15 @@ _Q = [
 _OPAQUE = ("multipart/signed", "multipart/encrypted")
 _DEPTH = 50
 _MENDED_LIMIT = 262_144  # characters of a field; some thousand addresses take a tenth of a second
+
+
+def broken(octets: bytes) -> bool:
+    """Whether there is NUL, a CR alone, or a line of more than 998 octets."""
+    return (
+        b"\0" in octets
+        or too_long_line(octets) is not None
+        or octets.count(b"\r") != octets.count(CRLF)
+    )
 
 
 def without_blank_folds(wire: bytes) -> bytes:
@@ -118,7 +127,7 @@ def lined_body(kind: str, encoding: str, body: bytes, depth: int = 0) -> tuple[b
     Raises:
         InvalidMessage: it is signed, or is not what it says.
     """
-    if not _broken(body):
+    if not broken(body):
         return body, None
     try:
         parsed = parse_parameterised(kind, header="Content-Type") if kind else None
@@ -148,7 +157,7 @@ def _multipart(boundary: str, body: bytes, depth: int) -> bytes:
     at, inside = 0, False
     for match in delimiter.finditer(body):
         part = body[at : match.start()]
-        if inside and part.startswith(CRLF) and _broken(part):
+        if inside and part.startswith(CRLF) and broken(part):
             part = CRLF + _entity(part[2:], depth + 1)
         pieces += [part, match[0]]
         at, inside = match.end(), match[1] is None
@@ -156,7 +165,7 @@ def _multipart(boundary: str, body: bytes, depth: int) -> bytes:
             break
     pieces.append(body[at:])
     whole = b"".join(pieces)
-    if _broken(whole):
+    if broken(whole):
         raise _refusal("stands between the parts")
     return whole
 
@@ -183,13 +192,9 @@ def _entity(content: bytes, depth: int) -> bytes:
         head = [wire for key, wire in fields if key != b"content-transfer-encoding"]
         head.append(b"Content-Transfer-Encoding: " + changed.encode("ascii") + CRLF)
     whole = b"".join([*head, CRLF])
-    if _broken(whole):
+    if broken(whole):
         raise _refusal("stands in the headers of a part")
     return whole + body
-
-
-def _broken(octets: bytes) -> bool:
-    return b"\0" in octets or too_long_line(octets) is not None
 
 
 def _decoded(value: bytes, charset: str) -> str | None:
@@ -236,7 +241,7 @@ def _complete(pieces: list[bytes], words: list[int], angle: bool, domain: bytes)
 
 def _refusal(where: str) -> InvalidMessage:
     return InvalidMessage(
-        f"the message has a line of more than 998 octets, or NUL, that {where}; encode the part as"
-        " quoted-printable or base64",
+        f"the message has a line of more than 998 octets, NUL or a CR alone that {where}; encode"
+        " the part as quoted-printable or base64",
         rule="line-too-long",
     )

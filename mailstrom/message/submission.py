@@ -19,6 +19,7 @@ from mailstrom.message.head import (
     ADDRESSES,
     HEAD_LIMIT,
     Head,
+    bare_cr,
     behind_mailbox_line,
     is_utf8,
     nul,
@@ -77,6 +78,7 @@ def submitted(
     smtputf8: bool = False,
     send_ms: int | None = None,
     domain: str | None = None,
+    name: str = "",
 ) -> Submitted:
     """Make a new message ready for the spool.
 
@@ -88,6 +90,7 @@ def submitted(
         smtputf8: the client asked for SMTPUTF8, so that UTF-8 in headers stays.
         send_ms: not before this time, by a parameter of the envelope.
         domain: what completes an address without one; None: ``trace.hostname``.
+        name: of the author, where there is no From.
 
     Raises:
         InvalidMessage: nothing that a server takes can be made of it, or an option is wrong;
@@ -100,7 +103,7 @@ def submitted(
     options = NONE
     if head.options or send_ms is not None:
         options = read_options(head.options, trace.now_ms, send_ms=send_ms)
-    body = head.complete(sender, trace)
+    body = head.complete(sender, name, trace)
     if head.changed:
         rest = b"".join([*head.kept, CRLF])
         body_at = len(rest)
@@ -141,9 +144,11 @@ def relayed(
 
     Raises:
         InvalidMessage: it runs in circles, or no session can carry it: a line of more than 998
-            octets, NUL, a CR or LF alone.
+            octets, NUL, a CR alone.
     """
     content = _checked(content)
+    if content.count(b"\r") != content.count(CRLF):
+        raise bare_cr()
     if b"\0" in content:
         raise nul(content)
     if too_long_line(content) is not None:
@@ -178,12 +183,9 @@ def relayed(
 
 
 def _checked(content: bytes) -> bytes:
-    """The content with its last line ended."""
-    pairs = content.count(CRLF)
-    if pairs != content.count(b"\n") or pairs != content.count(b"\r"):
-        raise InvalidMessage(
-            "the content holds a CR or LF alone; CRLF ends lines", rule="line-endings"
-        )
+    """The content with its last line ended; a CR alone is a matter of the body it stands in."""
+    if content.count(CRLF) != content.count(b"\n"):
+        raise InvalidMessage("the content holds an LF alone; CRLF ends lines", rule="line-endings")
     return content if content.endswith(CRLF) else content + CRLF
 
 
