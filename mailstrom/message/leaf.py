@@ -84,7 +84,7 @@ def render_leaf(
             )
         octets = binascii.a2b_qp(octets)
     if text:
-        return _quoted_printable(octets), "quoted-printable"
+        return quoted_printable(octets), "quoted-printable"
     return _base64(octets), "base64"
 
 
@@ -193,7 +193,7 @@ def _check_text(octets: bytes, encoding: str, content_type: Parameterised) -> No
     )
 
 
-def _quoted_printable(octets: bytes) -> bytes:
+def quoted_printable(octets: bytes) -> bytes:
     """Quoted-printable of text: line ends stay line ends, everything else survives exactly."""
     lines = octets.replace(CRLF, b"\n").split(b"\n")
     encoded = CRLF.join(binascii.b2a_qp(line, istext=False) for line in lines)
