@@ -11,6 +11,7 @@ import os
 import shlex
 from collections.abc import Callable, Iterator
 from ipaddress import IPv6Address
+from itertools import pairwise
 
 from msgspec.structs import replace
 
@@ -18,7 +19,8 @@ from mailstrom.config import names
 from mailstrom.config.authorities import authorities
 from mailstrom.config.derived import relay_password
 from mailstrom.config.settings import Config
-from mailstrom.errors import ConfigError
+from mailstrom.errors import ConfigError, InvalidAddress
+from mailstrom.message.address import parse_address
 from mailstrom.printable import printable
 
 MOST_TOLD = 50
@@ -209,6 +211,23 @@ def _retry(config: Config) -> Iterator[str]:
         yield "[retry] schedule begins after max_age, so nothing would be retried: raise max_age"
 
 
+def _reports(config: Config) -> Iterator[str]:
+    sender, delays = config.reports.sender, config.reports.delays
+    if sender is not None:
+        try:
+            address = parse_address(sender)
+        except InvalidAddress as error:
+            yield f"[reports] sender: {error}"
+        else:
+            if address.smtputf8:
+                yield (
+                    f"[reports] sender {sender!r} needs SMTPUTF8, which those who get reports may"
+                    " not have: write an ASCII address"
+                )
+    if any(later <= sooner for sooner, later in pairwise(delays)):
+        yield "[reports] delays do not grow: write them in order, each once"
+
+
 def _stream(config: Config) -> Iterator[str]:
     for name, stream in config.stream.items():
         if stream.max_age is not None and stream.max_age < config.retry.schedule[0]:
@@ -230,5 +249,6 @@ RULES: tuple[Callable[[Config], Iterator[str]], ...] = (
     _files,
     _timeouts,
     _retry,
+    _reports,
     _stream,
 )

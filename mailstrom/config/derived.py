@@ -125,6 +125,11 @@ def relay_password(relay: Relay) -> str | None:
     return password
 
 
+def report_author(config: Config) -> str:
+    """Address in the From field of delivery reports."""
+    return config.reports.sender or f"mailer-daemon@{config.hostname}"
+
+
 def stage_timeouts(config: Config) -> Timeouts:
     """``[timeouts]`` as the value that the wire layer takes."""
     return Timeouts(**msgspec.structs.asdict(config.timeouts))

@@ -254,6 +254,51 @@ class Retry(Table, frozen=True, kw_only=True):
     ] = 0.15
 
 
+class Reports(Table, frozen=True, kw_only=True):
+    """What senders are told of mail that came by SMTP, or that was sent with `notify` (RFC 3464).
+
+    Nothing here speaks of the queue: what becomes of a message is in the views, reported or not.
+    """
+
+    send: Annotated[
+        bool,
+        Meta(
+            description="Write reports at all. If not, nobody but the views says that a message"
+            " failed."
+        ),
+    ] = True
+    sender: (
+        Annotated[
+            str,
+            Meta(
+                min_length=1,
+                max_length=320,
+                description="Address in the From field of reports; when not set `mailer-daemon@`"
+                " and `hostname`. Their envelope sender is always the null sender.",
+            ),
+        ]
+        | None
+    ) = None
+    delays: Annotated[
+        tuple[Wait, ...],
+        Meta(
+            max_length=10,
+            description="How long a message may wait before its sender is told of the delay, once"
+            " for each; none: never.",
+        ),
+    ] = (4 * HOUR, 24 * HOUR)
+    original_size: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=1 << 24,
+            description="Largest message that a report of a failure returns whole; of a larger one"
+            " it returns the header. RET=HDRS of the sender (RFC 3461) goes before.",
+            extra={"unit": "size"},
+        ),
+    ] = 256 * 1024
+
+
 class Sites(Table, frozen=True, kw_only=True):
     """Limits of one site, the set of hosts that serves a domain."""
 
@@ -412,6 +457,7 @@ class Config(Table, frozen=True, kw_only=True):
     dns: Dns = Dns()
     tls: Tls = Tls()
     retry: Retry = Retry()
+    reports: Reports = Reports()
     sites: Sites = Sites()
     supervisor: Supervisor = Supervisor()
     timeouts: StageTimeouts = StageTimeouts()

@@ -17,6 +17,7 @@ from mailstrom.config import (
     places,
     relay_hosts,
     relay_password,
+    report_author,
     stage_timeouts,
     warnings,
     worker_count,
@@ -70,6 +71,11 @@ RELAY = '[delivery]\nmode = "relay"\n[relay]\nhosts = ["mail.example.org"]\n'
         ("[tls]\nca_file = 'none.pem'", r"\[tls\] ca_file .*none.pem: No such file"),
         ("[delivery]\nconnect_timeout='1s'\n[timeouts]\nconnect='2s'", "one setting"),
         ("[retry]\nmax_age = '30s'", "nothing would be retried"),
+        ("[reports]\nsender = 'postmaster'", r"\[reports\] sender: .* has no @"),
+        ('[reports]\nsender = "a@b.example\\nBcc: c@d.example"', "control character or line break"),
+        ("[reports]\nsender = 'pöst@b.example'", "needs SMTPUTF8.*write an ASCII address"),
+        ("[reports]\ndelays = ['1d', '4h']", "delays do not grow"),
+        ("[reports]\ndelays = ['4h', '240m']", "delays do not grow"),
         ("[stream.'a b']\npriority = 'low'", "stream's name"),
     ],
 )
@@ -277,3 +283,15 @@ def test_an_error_repeats_foreign_values_harmlessly_and_not_without_end(tmp_path
 def test_a_control_character_in_a_path_does_not_reach_a_terminal(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"ca_file .*a\\x1b\[2Jb: No such file"):
         loaded(tmp_path, '[tls]\nca_file = "a\\u001b[2Jb"')
+
+
+def test_reports_come_from_this_host_unless_said_otherwise(tmp_path: Path) -> None:
+    config = loaded(tmp_path, "hostname = 'mail.example.org'")
+    assert report_author(config) == "mailer-daemon@mail.example.org"
+    assert config.reports.delays == (4 * 3600, 24 * 3600)
+    assert config.reports.original_size == 256 * 1024
+    assert config.reports.send
+    said = "[reports]\nsender = 'post@example.org'\ndelays = []\noriginal_size = '1MiB'"
+    config = loaded(tmp_path, said)
+    assert report_author(config) == "post@example.org"
+    assert (config.reports.delays, config.reports.original_size) == ((), 1 << 20)
