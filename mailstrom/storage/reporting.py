@@ -58,8 +58,9 @@ class ReportFacts(NamedTuple):
         smtputf8: whether it needed SMTPUTF8.
         require_tls: whether it may not travel in clear, nor what returns of it (RFC 8689).
         size: bytes of the whole content.
-        content: all of it where ``ret`` is ``full`` and it is no larger than was asked for, else
-            the header section with the empty line behind it. Empty where it is gone or damaged.
+        content: all of it where it failed, ``ret`` is not ``hdrs``, it may travel in clear and is
+            no larger than was asked for, else the header section with the empty line behind it.
+            Empty where it is gone or damaged.
         recipients: at least one; all with the same action.
     """
 

@@ -247,15 +247,30 @@ class ReportContract:
         ],
         ids=["small", "just so", "too large", "long", "long and too large"],
     )
+    @pytest.mark.parametrize("ret", ["full", None])
     def test_the_whole_original_is_handed_over_up_to_a_size(
-        self, spool: Spool, content: bytes, most: int, full: bool
+        self, spool: Spool, content: bytes, most: int, full: bool, ret: str | None
     ) -> None:
         reports = Reports(spool, original_bytes=most)
-        _, lane, rows = spool.sending("a@example.org", content=content, ret="full", **SMTP)
+        _, lane, rows = spool.sending("a@example.org", content=content, ret=ret, **SMTP)
         spool.settle(lane, rows[0], "failed")
         (facts,) = reports.facts
         assert facts.content == (content if full else HEADER)
         assert facts.size == len(content)
+
+    def test_of_what_did_not_fail_the_header_alone_is_handed_over(self, spool: Spool) -> None:
+        reports = Reports(spool)
+        spool.sending("a@example.org", ret="full", **SMTP)
+        assert spool.engine.report((1,), 100, T0 + DAY) > 0
+        (facts,) = reports.facts
+        assert (facts.recipients[0].action, facts.content) == ("delayed", HEADER)
+
+    def test_what_may_not_travel_in_clear_is_known_and_not_handed_over(self, spool: Spool) -> None:
+        reports = Reports(spool)
+        _, lane, rows = spool.sending("a@example.org", ret="full", require_tls=True, **SMTP)
+        spool.settle(lane, rows[0], "failed")
+        (facts,) = reports.facts
+        assert (facts.require_tls, facts.content) == (True, HEADER)
 
     @pytest.mark.parametrize(
         ("content", "header"),
@@ -272,7 +287,7 @@ class ReportContract:
         self, spool: Spool, content: bytes, header: bytes
     ) -> None:
         reports = Reports(spool)
-        _, lane, rows = spool.sending("a@example.org", content=content, **SMTP)
+        _, lane, rows = spool.sending("a@example.org", content=content, ret="hdrs", **SMTP)
         spool.settle(lane, rows[0], "failed")
         assert reports.facts[0].content == header
 

@@ -147,7 +147,8 @@ def _facts(
     ) = found[0]  # fmt: skip
     content = b""
     if purged_ms is None:
-        most = reporting.original_bytes if ret == "full" else 0
+        wanted = kind == "failed" and ret != "hdrs" and not require_tls
+        most = reporting.original_bytes if wanted else 0
         content = contents.original(connection, message, most)
     recipients = tuple(
         ReportedRecipient(
