@@ -1,4 +1,4 @@
-"""The janitor: lapse the dead, expire the late, keep the clock, checkpoint, purge, repair.
+"""The janitor: lapse the dead, expire the late, report, keep the clock, checkpoint, purge, repair.
 
 Only whoever has the role (``role``) has rounds. Every step is bounded and idempotent: killed at any
 point, the next janitor goes on.
@@ -137,7 +137,8 @@ class Janitor:
         steps: list[Callable[[WorkerStore], None]]
         steps = [self._repair, self._checkpoint, self.lapse, self._clock]
         if not self._is_copy(store):
-            steps += [self._unless_full(self._expire), self._unless_full(self._purge)]
+            steps += [self._unless_full(self._expire), self._unless_full(self._report)]
+            steps += [self._unless_full(self._purge)]
         for step in steps:
             try:
                 step(store)
@@ -228,6 +229,13 @@ class Janitor:
                 enhanced=failure.enhanced_code,
                 reply=failure.reply_text,
             )
+
+    def _report(self, store: WorkerStore) -> None:
+        """Tell senders what clients' changes left to be told, and of delays."""
+        if self._looked_ms is None:
+            return  # by a clock that jumped since the last look all mail may seem late
+        delays_ms = [int(delay * 1000) for delay in self.config.reports.delays]
+        self._left |= store.report(delays_ms, BATCH, self._looked_ms) > 0
 
     def _repair(self, store: WorkerStore) -> None:
         if not store.poisoned:

@@ -27,6 +27,7 @@ from mailstrom.lockfile import LockFile, make_directory
 from mailstrom.storage import open_worker_store, run_directory
 from mailstrom.storage.base import WorkerStore
 from mailstrom.types import OnDoubt
+from mailstrom_workers import reporting
 from mailstrom_workers.dbrequest import Crash
 from mailstrom_workers.dbservice import DBService
 from mailstrom_workers.dbthread import DBThread
@@ -130,6 +131,8 @@ class Presence:
         self.reloaded.set()
         if before.retry.schedule != config.retry.schedule:
             await self.db.reopen(lambda: (self.open_store or _open)(self.store, config))
+        elif not reporting.same(before, config):
+            await self.db.call(lambda store: reporting.use(store, config))
 
     async def run(self, work: Work) -> None:
         """Work to the end, with beats; then retire and free the lock."""
@@ -277,4 +280,6 @@ async def enter(
 def _open(store: str, config: Config) -> WorkerStore:
     # Lost on the wire once: sent again at once; lost again: after the pauses of any retry.
     delays_ms = (0, *(int(seconds * 1000) for seconds in config.retry.schedule))
-    return open_worker_store(store, doubt_delays_ms=delays_ms)
+    opened = open_worker_store(store, doubt_delays_ms=delays_ms)
+    reporting.use(opened, config)
+    return opened
