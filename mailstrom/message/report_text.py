@@ -128,8 +128,11 @@ def _story(original: Original, fate: Fate) -> tuple[str, str, str]:
         until = "" if fate.until_ms is None else f"It is tried until {_time(fate.until_ms)}."
         return _last_try(host, fate, words), words, until
     if fate.reason == Reason.EXPIRED:
-        tried = f"It was tried since {_time(original.arrived_ms)}, in vain. "
-        return tried + _last_try(host, fate, words), words, "Send it again if it still matters."
+        since, advice = _time(original.arrived_ms), "Send it again if it still matters."
+        if fate.tried_ms is None and not words:
+            return f"It waited here since {since}, and could not be tried in time.", "", advice
+        tried = f"It was tried since {since}, in vain. "
+        return tried + _last_try(host, fate, words), words, advice
     if fate.reply_code is not None:
         advice = _SMALLER if fate.reason == Reason.TOO_LARGE else _advice(fate)
         return f"{host or 'Their mail server'} refused it in these words:", words, advice

@@ -280,6 +280,100 @@ def test_what_a_host_without_dsn_took_is_told_as_relayed(
     assert third.get_content_type() == "text/rfc822-headers"
 
 
+def test_a_host_with_dsn_hears_what_was_asked_and_reports_itself(
+    engine: Engine, network: Network, home: tuple[str, SMTPServer]
+) -> None:
+    domain, (host,) = network.site(Script(dsn=True))
+    sender, names = f"glad@{home[0]}", [f"b@{domain}", f"refuse@{domain}"]
+    notices = (
+        Notice("success,failure", "rfc822;B+b=b@x.example"), Notice("failure")
+    )  # fmt: skip
+
+    [id] = hand_in(engine, submission(sender, *names, notices=notices, ret="hdrs", envid="a+b"))
+    engine.final(id)
+
+    [report] = mailbox(home[1], sender)
+    assert told(report) == {names[1]: ("failed", "5.1.1")}
+    [transaction] = host.transactions
+    assert (transaction.params["RET"], transaction.params["ENVID"]) == ("HDRS", "a+2Bb")
+    asked = dict(zip([one for one, _ in transaction.recipients], transaction.asked, strict=True))
+    assert set(str(asked[names[0]]["NOTIFY"]).split(",")) == {"SUCCESS", "FAILURE"}
+    assert asked[names[0]]["ORCPT"] == "rfc822;B+2Bb+3Db@x.example"
+    [made] = reports(engine, id)
+    assert made.action == "failed"
+
+
+def test_reports_go_out_with_the_word_that_nobody_reports_on_them(
+    engine: Engine, network: Network
+) -> None:
+    domain, (host,) = network.site(Script(dsn=True))
+
+    hand_in(engine, submission(f"a@{domain}", f"refuse@{domain}"))
+
+    def gone() -> Any:
+        return next((one for one in list(host.transactions) if one.sender == "" and one.dot), None)
+
+    transaction = eventually(gone, DEADLINE_S, what="the report")
+    assert [one["NOTIFY"] for one in transaction.asked] == ["NEVER"]
+
+
+def test_who_cannot_be_reached_is_told_of_with_what_is_in_the_way(
+    engine: Engine, network: Network, home: tuple[str, SMTPServer]
+) -> None:
+    domain, sender = network.new_domain(), f"down@{home[0]}"
+    network.route(domain, [network.nobody()])
+
+    [id] = hand_in(engine, submission(sender, f"b@{domain}"))
+    [late] = mailbox(home[1], sender)
+    engine.expire_soon(id)
+    engine.final(id)
+    both = mailbox(home[1], sender, count=2)
+
+    assert told(late) == {f"b@{domain}": ("delayed", "4.4.1")}
+    assert told(both[1]) == {f"b@{domain}": ("failed", "4.4.7")}
+    for report in both:
+        recipient = blocks(report)[1]
+        assert recipient["Diagnostic-Code"].startswith("X-Mailstrom; ")
+        assert "Remote-MTA" not in recipient
+        assert f"mx1.{domain}" in str(report.get_payload(0))
+
+
+def test_very_many_that_fail_at_once_are_all_told_of_once(
+    engine: Engine, network: Network, home: tuple[str, SMTPServer]
+) -> None:
+    domain, sender = network.new_domain(), f"list@{home[0]}"
+    network.zone(domain, {"MX": ["0 ."]})
+    names = [f"user{n}@{domain}" for n in range(2500)]
+
+    [id] = hand_in(engine, submission(sender, *names))
+    engine.final(id)
+    engine.until("SELECT 1 FROM recipients WHERE message_id = ? AND reported = 'failed'", id,
+                 count=len(names))  # fmt: skip
+
+    found = mailbox(home[1], sender, count=len(reports(engine, id)))
+    everybody = Counter(name for report in found for name in told(report))
+    assert everybody == Counter(dict.fromkeys(names, 1))
+    assert len(found) < 10
+
+
+def test_a_sender_in_utf8_is_told_in_utf8(
+    engine: Engine, network: Network, home: tuple[str, SMTPServer]
+) -> None:
+    domain, _ = network.site(Script())
+    sender, name = f"άννα@{home[0]}", f"χρήστης@{domain}"
+    network.zone(domain, {"MX": ["0 ."]})
+
+    hand_in(engine, submission(sender, name, smtputf8=True, eightbit=True))
+
+    [report] = mailbox(home[1], sender)
+    status = report.get_payload(1)
+    assert isinstance(status, Message)
+    assert status.get_content_type() == "message/global-delivery-status"
+    assert f"Final-Recipient: utf-8; {name}\n".encode() in report.as_bytes()
+    [transaction] = [one for one in home[1].transactions if sender in one.accepted]
+    assert "SMTPUTF8" in transaction.params
+
+
 def test_what_a_person_calls_failed_is_told(
     engine: Engine, network: Network, home: tuple[str, SMTPServer]
 ) -> None:

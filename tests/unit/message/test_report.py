@@ -154,6 +154,16 @@ def test_a_delay_says_until_when_and_returns_the_header_alone() -> None:
     assert of_third(report) == ("text/rfc822-headers", HEADER[:-2])
 
 
+def test_what_was_never_tried_is_not_said_to_have_been() -> None:
+    untried = Fate("b@example.com", "failed", reason="expired", until_ms=NOW)
+    report = rendered(ORIGINAL, untried)
+    assert "It waited here since 2026-11-22 16:53 UTC, and could not be tried" in text_of(report)
+    [_, recipient] = blocks(report)
+    assert (recipient["Status"], "Last-Attempt-Date" in recipient) == ("4.4.7", False)
+    report = rendered(ORIGINAL, untried._replace(action="delayed", reason=None))
+    assert "It was not tried yet. It is tried until 2026-11-22 17:53 UTC." in text_of(report)
+
+
 def test_a_relayed_message_is_told_of_with_its_header() -> None:
     relayed = REFUSED._replace(
         action="relayed", reason=None, reply_code=250, enhanced_code="2.0.0", reply_text="queued"
