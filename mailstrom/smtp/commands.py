@@ -28,6 +28,7 @@ _ATOM = rf'[^{_CONTROL} <>()\[\]\\,;:@"]+'
 _QUOTED = rf'"(?:[^{_CONTROL}"\\]|\\[\x20-\x7e])*"'
 _LITERAL = r"\[[\x21-\x5a\x5e-\x7e]+\]"
 _MAILBOX = re.compile(rf"(?:{_ATOM}|{_QUOTED})@(?:{_ATOM}|{_LITERAL})")
+_COMMON = re.compile(rf"((?i:FROM|TO)):<({_ATOM}@{_ATOM})>")  # as nearly all write it
 _ROUTE = re.compile(rf"@{_ATOM}(?:,@{_ATOM})*:")
 _NAME = re.compile(r"[\x21-\x7e]+")
 _PARAMETER = re.compile(rf"([A-Za-z0-9][A-Za-z0-9-]*)(?:=([^{_CONTROL} =]+))?")
@@ -201,6 +202,10 @@ def parse_path(argument: str, keyword: str = "") -> tuple[str, dict[str, str | N
     Raises:
         BadCommand: ``"path-syntax"``, ``"parameter-syntax"``, ``"duplicate-parameter"``.
     """
+    common = _COMMON.match(argument)
+    if common is not None and (not keyword or common[1].upper() == keyword):
+        end = common.end()
+        return common[2], _parameters(argument[end:]) if len(argument) > end else {}
     head, colon, tail = argument.partition(":")
     given = head.strip(" ").upper()
     if not colon or given not in ("FROM", "TO") or (keyword and given != keyword.upper()):
@@ -209,7 +214,11 @@ def parse_path(argument: str, keyword: str = "") -> tuple[str, dict[str, str | N
     if not tail.startswith("<"):
         raise BadCommand("path-syntax", "the address must stand in angle brackets")
     address, end = _address(tail, sender=given == "FROM")
-    rest = tail[end:]
+    return address, _parameters(tail[end:])
+
+
+def _parameters(rest: str) -> dict[str, str | None]:
+    """What stands behind a path, by upper-case keyword."""
     if rest and not rest.startswith(" "):
         raise BadCommand("path-syntax", "a space must stand between path and parameters")
     params: dict[str, str | None] = {}
@@ -221,4 +230,4 @@ def parse_path(argument: str, keyword: str = "") -> tuple[str, dict[str, str | N
         if key in params:
             raise BadCommand("duplicate-parameter", f"{key} is given twice")
         params[key] = found[2]
-    return address, params
+    return params

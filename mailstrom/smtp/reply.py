@@ -252,17 +252,27 @@ def render_reply(code: int, enhanced: str | None, *lines: str) -> bytes:
         ValueError: a code out of range, an enhanced code of another class, a line that would break
             the framing.
     """
+    if len(lines) == 1 and lines[0] and not _LINE_BREAKERS.search(lines[0]):
+        # one line, which may be said only once: it names a message
+        return f"{_head(code, enhanced)}{lines[0]}\r\n".encode("utf-8", "backslashreplace")
     return _rendered(code, enhanced, lines)
+
+
+@lru_cache(256)
+def _head(code: int, enhanced: str | None) -> str:
+    """What stands before the text of the last line."""
+    if not 200 <= code <= 599:
+        raise ValueError(f"reply code {code} is outside 200..599 (RFC 5321 section 4.2.1)")
+    if enhanced is None:
+        return f"{code} "
+    if not _ENHANCED_CODE.fullmatch(enhanced) or enhanced[0] != str(code)[0]:
+        raise ValueError(f"enhanced code {enhanced!r} does not belong to {code}; see RFC 2034")
+    return f"{code} {enhanced} "
 
 
 @lru_cache(256)  # a server says few things, and says them often
 def _rendered(code: int, enhanced: str | None, lines: tuple[str, ...]) -> bytes:
-    if not 200 <= code <= 599:
-        raise ValueError(f"reply code {code} is outside 200..599 (RFC 5321 section 4.2.1)")
-    if enhanced is not None and (
-        not _ENHANCED_CODE.fullmatch(enhanced) or enhanced[0] != str(code)[0]
-    ):
-        raise ValueError(f"enhanced code {enhanced!r} does not belong to {code}; see RFC 2034")
+    _head(code, enhanced)
     out = bytearray()
     texts = lines or ("",)
     for number, text in enumerate(texts, 1):

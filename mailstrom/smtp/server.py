@@ -78,7 +78,9 @@ _GO_AHEAD = Reply(354, None, ("end data with <CR><LF>.<CR><LF>",))
 _FORGOTTEN = Reply(250, "2.0.0", ("forgotten",))
 _GOODBYE = Reply(221, "2.0.0", ("goodbye",))
 _UNASKED = "nothing may be sent behind STARTTLS before its reply"
-_IDLE = (Inquiry, Reset, Hello)  # they lead to no message by themselves
+# Answers that this side may change: to errors, and to what leads to no message by itself.
+_JUDGED = frozenset({Refused, Credentials, StartTls, Inquiry, Reset, Hello})
+_OPTIONAL = frozenset({"BDAT", "AUTH"})  # commands that are there only where they are offered
 
 
 class ServerDialogue:
@@ -130,7 +132,7 @@ class ServerDialogue:
             self._offer = offer(capabilities, tls=False, clocked=clocked, announced=announced)
         self.tls = tls
         self.phase = Phase.CONNECTED
-        self.extended = False
+        self.extended = self._enhanced = False
         self.authenticated = False
         self.recipients = 0  # accepted in the open transaction
         self.transactions = 0  # accepted in the session
@@ -177,8 +179,11 @@ class ServerDialogue:
 
     def take_output(self) -> bytes:
         """Bytes to write now, each once."""
-        taken = b"".join(self._output)
-        self._output.clear()
+        output = self._output
+        if not output:
+            return b""
+        taken = output[0] if len(output) == 1 else b"".join(output)
+        output.clear()
         return taken
 
     # Events
@@ -219,6 +224,17 @@ class ServerDialogue:
         texts = lines or (default.lines if code == default.code else ())
         self._settle(self._question, Reply(code, enhanced, texts))
 
+    def answer(self, reply: Reply) -> None:
+        """Answer the open question with this; see ``reply``.
+
+        Raises:
+            RuntimeError: no question is open.
+            ValueError: the reply cannot be rendered.
+        """
+        if self._question is None:
+            raise RuntimeError("no question is open: pull next_event() first, answer once")
+        self._settle(self._question, reply)
+
     def withhold(self) -> None:
         """Send nothing for the open question and go on as if it had been refused.
 
@@ -253,7 +269,7 @@ class ServerDialogue:
             return
         self.tls = True
         self._offer = self._secured
-        self.extended = self.authenticated = False
+        self.extended = self._enhanced = self.authenticated = False
         self.phase = Phase.GREETED
 
     # Reading
@@ -304,13 +320,14 @@ class ServerDialogue:
         except BadCommand as error:
             return refuse("", error.rule, 500, "5.5.2", error.text)
         verb = command.verb
-        if verb not in VERBS or not self._there(verb):
-            return self._no_command(verb)
         after = ORDER.get((self.phase, verb))
-        if verb == "BDAT":
-            return self._bdat(command.argument, in_order=after is not None)
-        if after is None:
-            return self._out_of_order(verb)
+        if after is None or verb in _OPTIONAL:
+            if verb not in VERBS or not self._there(verb):
+                return self._no_command(verb)
+            if verb == "BDAT":
+                return self._bdat(command.argument, in_order=after is not None)
+            if after is None:
+                return self._out_of_order(verb)
         self._accepted_phase = after
         return self._understand(verb, command.argument)
 
@@ -437,27 +454,34 @@ class ServerDialogue:
 
     def _settle(self, question: Question, reply: Reply) -> None:
         kind = type(question)
-        if kind is Refused:
-            if question.rule not in (RECIPIENT_LIMIT_REACHED, TRANSACTION_LIMIT_REACHED):  # type: ignore[union-attr]
-                reply = self._counted(reply)
-        elif kind is Credentials:
-            reply = self._counted(reply) if reply.permanent else reply
-        elif kind in _IDLE:
-            self._idle += 1
-            if self._idle > self._idle_limit:
-                reply = self._counted(reply)
-        elif kind is StartTls and reply.positive and self._plaintext_waits():
-            reply = Reply(554, "5.5.1", (_UNASKED,))
-            self._closing = PLAINTEXT_BEHIND_STARTTLS
-        enhanced = reply.enhanced
-        if enhanced is not None:
-            plain = kind is Opened or kind is Hello or reply.intermediate
-            if plain or not (self.extended and self.capabilities.enhancedstatuscodes):
-                enhanced = None
-        self._output.append(render_reply(reply.code, enhanced, *reply.lines))
+        if kind in _JUDGED:
+            reply = self._judged(question, reply)
+        code, enhanced = reply.code, reply.enhanced
+        if enhanced is not None and (
+            not self._enhanced or 300 <= code < 400 or kind is Opened or kind is Hello
+        ):
+            enhanced = None
+        self._output.append(render_reply(code, enhanced, *reply.lines))
         self._apply(question, reply)
-        if kind is Credentials and reply.permanent:
+        if kind is Credentials and code >= 500:
             self._withhold_refusal(question)  # type: ignore[arg-type]
+
+    def _judged(self, question: Question, reply: Reply) -> Reply:
+        """The reply, or what is to be said in its place."""
+        match question:
+            case Refused():
+                no_error = (RECIPIENT_LIMIT_REACHED, TRANSACTION_LIMIT_REACHED)
+                return reply if question.rule in no_error else self._counted(reply)
+            case Credentials() if reply.permanent:
+                return self._counted(reply)
+            case StartTls() if reply.positive and self._plaintext_waits():
+                self._closing = PLAINTEXT_BEHIND_STARTTLS
+                return Reply(554, "5.5.1", (_UNASKED,))
+            case Inquiry() | Reset() | Hello():
+                self._idle += 1
+                if self._idle > self._idle_limit:
+                    return self._counted(reply)
+        return reply
 
     def _counted(self, reply: Reply) -> Reply:
         """The reply to an error: 421 where there were too many."""
@@ -490,6 +514,7 @@ class ServerDialogue:
     def _greeted(self, question: Hello, accepted: bool) -> None:
         if accepted:
             self.extended = question.extended
+            self._enhanced = self.extended and self.capabilities.enhancedstatuscodes
             self._forget()
 
     def _logged_in(self, _question: Credentials, accepted: bool) -> None:
