@@ -60,7 +60,7 @@ def make(path: str, connection: apsw.Connection, reporting: Reporting | None, no
     if not due or copies.marked(connection):
         return 0
     size = 0
-    for done, (message, kind, _) in enumerate(due):
+    for done, (message, kind) in enumerate(due):
         if size >= MOST_BYTES:
             return done
         size += _make_one(path, connection, reporting, message, kind, now_ms)

@@ -2,8 +2,7 @@
 
 -- name: owed_due
 -- Reports that can be made now, those that were never tried first.
-SELECT message, kind, min(due_ms) FROM owed WHERE due_ms <= :now_ms
- GROUP BY message, kind ORDER BY min(due_ms), message LIMIT :most;
+SELECT DISTINCT message, kind FROM owed INDEXED BY owed_due WHERE due_ms <= :now_ms LIMIT :most;
 
 -- name: owed_any
 -- Whether a sweep would find anything; thresholds: [] or milliseconds, ascending.
