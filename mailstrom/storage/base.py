@@ -589,8 +589,8 @@ class WorkerStore(Protocol):
         number of recipients still waits by then, and not of those that are held.
 
         Args:
-            delays_ms: how old a message is when its sender is told that it waits, ascending.
-            limit: most messages whose delay is looked at.
+            delays_ms: how old a message is when its sender is told that it waits.
+            limit: about how many reports, and how many messages whose delay is looked at.
         """
         ...
 

@@ -153,6 +153,28 @@ def test_of_a_damaged_original_nothing_returns(
     assert reported(spool, id) == {"a@example.org": "failed"}
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE message SET sender = 'stranger@example.com'",
+        "UPDATE recipient SET orcpt = 'rfc822;stranger@example.com'",
+        "UPDATE recipient SET address = 'stranger@example.org'",
+    ],
+)
+def test_of_a_damaged_envelope_nobody_is_told(
+    spool: Spool, stores: SQLiteStores, damage: str
+) -> None:
+    found = Reports(spool)
+    id, lane, rows = spool.sending("a@example.org", **SMTP)
+    assert stores.tamper(damage) == 1
+    assert spool.settle(lane, rows[0], "failed")
+    assert (found.facts, kept(spool)) == ([], [])
+    assert set(reported(spool, id).values()) == {"none"}
+    (detail,) = told(spool, "message.unreported")
+    assert (detail["error"], detail["given_up"]) == ("the row of a recipient is damaged", True)
+    assert spool.engine.report((), 100, FAR) == 0
+
+
 def test_content_that_names_another_message_returns_to_nobody(
     spool: Spool, stores: SQLiteStores
 ) -> None:

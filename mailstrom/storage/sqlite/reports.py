@@ -24,6 +24,7 @@ from mailstrom import interrupts
 from mailstrom.storage.reporting import ReportedRecipient, Reporter, ReportFacts
 from mailstrom.storage.sqlite import contents, copies, inserting
 from mailstrom.storage.sqlite.encoding import encoded
+from mailstrom.storage.sqlite.rows import checksum
 from mailstrom.storage.sqlite.sql import run
 from mailstrom.storage.sqlite.submissions import encode
 
@@ -109,7 +110,7 @@ def _make_one(
     size = 0
     connection.execute("SAVEPOINT report")
     try:
-        facts, recipients = _facts(connection, reporting, message, kind)
+        facts, recipients = _facts(connection, reporting, message, kind, now_ms)
         if facts is not None:
             size = len(facts.content)
             _store(path, connection, reporting, message, kind, facts, recipients, now_ms)
@@ -133,7 +134,7 @@ def _named(message: int, kind: str) -> dict[str, Any]:
 
 
 def _facts(
-    connection: apsw.Connection, reporting: Reporting, message: int, kind: str
+    connection: apsw.Connection, reporting: Reporting, message: int, kind: str, now_ms: int
 ) -> tuple[ReportFacts | None, list[int]]:
     """What a report tells, and of which recipients; None where there is nothing to tell."""
     named = _named(message, kind)
@@ -145,6 +146,13 @@ def _facts(
         id, sender, message_id, envid, ret, created_ms, expires_ms, client, smtputf8,
         require_tls, size, purged_ms,
     ) = found[0]  # fmt: skip
+    # Nobody who may be a stranger is written to: the row says no more who the sender was.
+    unfit = [row[0] for row in rows if checksum(id, sender, row[1], row[9], row[2]) != row[10]]
+    if unfit:
+        _give_up(connection, message, kind, unfit, "the row of a recipient is damaged", now_ms)
+        rows = [row for row in rows if row[0] not in unfit]
+        if not rows:
+            return None, []
     content = b""
     if purged_ms is None:
         wanted = kind == "failed" and ret != "hdrs" and not require_tls
@@ -163,7 +171,7 @@ def _facts(
             last_ms=last_ms,
             expires_ms=expires_ms,
         )
-        for _, address, orcpt, reason, mx, code, enhanced, text, last_ms in rows
+        for _, address, orcpt, reason, mx, code, enhanced, text, last_ms, *_ in rows
     )
     facts = ReportFacts(
         id=id,
@@ -219,6 +227,28 @@ def _paid(connection: apsw.Connection, message: int, recipients: list[int]) -> N
     run(connection, "owed_paid", {"message": message, "recipients": encoded(recipients)})
 
 
+def _give_up(
+    connection: apsw.Connection,
+    message: int,
+    kind: str,
+    recipients: list[int],
+    error: str,
+    now_ms: int,
+    tries: int = 0,
+) -> None:
+    """There will be no report of these, and why."""
+    run(connection, "reported", {"kind": "none", "recipients": encoded(recipients)})
+    _paid(connection, message, recipients)
+    detail: dict[str, object] = {
+        "kind": kind,
+        "count": len(recipients),
+        "error": error,
+        "tries": tries,
+        "given_up": True,
+    }
+    _tell(connection, "message.unreported", message, detail, now_ms)
+
+
 def _put_off(
     connection: apsw.Connection, message: int, kind: str, error: Exception, now_ms: int
 ) -> None:
@@ -227,23 +257,22 @@ def _put_off(
     What the spool itself lacks, such as room, is no fault of the report's and counts as no try.
     """
     own = not isinstance(error, apsw.Error) or isinstance(error, apsw.ConstraintError)
-    before = run(connection, "owed_of", _named(message, kind))
-    asked = {**_named(message, kind), "tries": int(own), "due_ms": now_ms + LATER_MS[0]}
+    named, text = _named(message, kind), f"{type(error).__name__}: {error}"[:500]
+    asked = {**named, "tries": int(own), "due_ms": now_ms + LATER_MS[0]}
     tries = max((row[0] for row in run(connection, "owed_later", asked)), default=0)
-    given_up = tries > len(LATER_MS)
-    if given_up:
-        recipients = [row[0] for row in before]
-        run(connection, "reported", {"kind": "none", "recipients": encoded(recipients)})
-        _paid(connection, message, recipients)
-    elif tries > 1:
-        due_ms = now_ms + LATER_MS[tries - 1]
-        run(connection, "owed_later", {**asked, "tries": 0, "due_ms": due_ms})
-    detail = {
+    recipients = [row[0] for row in run(connection, "owed_of", named)]
+    if tries > len(LATER_MS):
+        _give_up(connection, message, kind, recipients, text, now_ms, tries)
+        return
+    if tries > 1:
+        later = {**named, "tries": 0, "due_ms": now_ms + LATER_MS[tries - 1]}
+        run(connection, "owed_later", later)
+    detail: dict[str, object] = {
         "kind": kind,
-        "count": len(before),
-        "error": f"{type(error).__name__}: {error}"[:500],
+        "count": len(recipients),
+        "error": text,
         "tries": tries,
-        "given_up": given_up,
+        "given_up": False,
     }
     _tell(connection, "message.unreported", message, detail, now_ms)
 

@@ -417,7 +417,8 @@ class SQLiteWorkerStore:
 
     def report(self, delays_ms: Sequence[int], limit: int, now_ms: int) -> int:
         """See ``WorkerStore.report``; takes the lock only where there is something to do."""
-        asked = {"thresholds": encoded(list(delays_ms)), "now_ms": now_ms}
+        delays_ms = sorted(set(delays_ms))
+        asked = {"thresholds": encoded(delays_ms), "now_ms": now_ms}
         if (
             self._reporting is None
             or not self._read("looking for reports", STATEMENTS["owed_any"], asked)[0][0]
@@ -427,6 +428,8 @@ class SQLiteWorkerStore:
         total = self._write(doing, lambda c: reports.owe_delays(c, delays_ms, limit, now_ms))
         while made := self._write(doing, lambda c: self._report(c, now_ms)):
             total += made
+            if total >= limit:
+                break
             time.sleep(FREE_LOCK_S)
         return total
 

@@ -19,7 +19,7 @@ SELECT m.id, m.sender, m.message_id, m.envid, m.ret, m.created_ms, m.expires_ms,
 -- name: report_recipients
 -- Those of whom this still is the truth. What keeps a site or a domain is told of who waits there.
 SELECT r.seq, r.address, r.orcpt, r.reason, r.mx, r.reply_code, r.enhanced_code, r.reply_text,
-       r.last_ms
+       r.last_ms, r.notify, (SELECT checksum FROM recipient WHERE seq = r.seq)
   FROM owed o CROSS JOIN recipient_now r ON r.seq = o.recipient
  WHERE o.message = :message AND o.kind = :kind
    AND CASE :kind WHEN 'failed' THEN r.status = 'failed'
