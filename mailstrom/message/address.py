@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import cache
 
 from mailstrom.errors import InvalidAddress
+from mailstrom.value import value
 
 LOCAL_OCTETS = 64
 DOMAIN_OCTETS = 255
@@ -25,16 +27,24 @@ _DOT_ATOM = rf"[{_ATEXT}]++(?:\.[{_ATEXT}]++)*+"
 
 # Possessive quantifiers: one pass, no backtracking, whatever the input.
 _PLAIN = re.compile(rf"({_DOT_ATOM})@({_LABEL}(?:\.{_LABEL})*+)").fullmatch
-_DOT_ATOM_UTF8 = re.compile(
-    rf"[{_ATEXT}\u0080-\U0010ffff]++(?:\.[{_ATEXT}\u0080-\U0010ffff]++)*+"
-).fullmatch
-_QUOTED = re.compile(r'"(?:[ !#-\[\]-~\u0080-\U0010ffff]|\\[ -~])*+"').fullmatch
 _LDH = re.compile(_LABEL).fullmatch
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]").search
 _ENCODED_WORD = re.compile(r"=\?[^?]+\?[bBqQ]\?").search
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+# Compiled at first use: nearly all addresses are plain, and each program pays for its start.
+@cache
+def _dot_atom_utf8() -> Callable[[str], re.Match[str] | None]:
+    utf8 = rf"[{_ATEXT}\u0080-\U0010ffff]++"
+    return re.compile(rf"{utf8}(?:\.{utf8})*+").fullmatch
+
+
+@cache
+def _quoted() -> Callable[[str], re.Match[str] | None]:
+    return re.compile(r'"(?:[ !#-\[\]-~\u0080-\U0010ffff]|\\[ -~])*+"').fullmatch
+
+
+@value
 class Address:
     """A mailbox that passed ``parse_address``.
 
@@ -142,7 +152,7 @@ def quote_local(local: str) -> str:
     Returns:
         The dot-atom or quoted string of RFC 5321 section 4.1.2; not checked for controls.
     """
-    if _DOT_ATOM_UTF8(local) is not None:
+    if _dot_atom_utf8()(local) is not None:
         return local
     return '"' + local.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
@@ -211,7 +221,7 @@ def _check_local(local: str, header: str | None, text: str) -> None:
     if not local.isascii() and any(unicodedata.category(c)[0] == "Z" for c in local if c > "\x7f"):
         raise _refusal("contains a non-ASCII space", "remove it", header, text, "address-space")
     if local.startswith('"'):
-        if _QUOTED(local) is None:
+        if _quoted()(local) is None:
             raise _refusal(
                 "has a malformed quoted local part",
                 'escape " and \\ with \\ and close the quotes right before the @',
@@ -220,7 +230,7 @@ def _check_local(local: str, header: str | None, text: str) -> None:
                 "local-quoting",
             )
         return
-    if _DOT_ATOM_UTF8(local) is None:
+    if _dot_atom_utf8()(local) is None:
         for rule, what, fault in (
             ("address-space", "contains a space outside quotes", " " in local),
             ("address-angle", "contains < or >", "<" in local or ">" in local),

@@ -10,12 +10,12 @@ Display names come back decoded (RFC 2047). Knows nothing of rendering or of mes
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 from mailstrom.errors import InvalidAddress
 from mailstrom.message.address import Address, parse_address, quote_local
 from mailstrom.message.encoded_word import WORD, decode_words
 from mailstrom.message.grammar import TEXT_LIMIT, quoted_string, skip_cfws
+from mailstrom.value import value
 
 _ADDR_SPEC = re.compile(
     r'(?:"(?:[^"\\]|\\.)*+"|[^\s"(),:;<>@\[\]\\]++)@(?:\[[^\[\]\\\s]*+\]|[^\s"(),:;<>@\[\]\\]++)'
@@ -30,7 +30,7 @@ _SIMPLE = re.compile(r"[A-Za-z0-9._+-]+@[A-Za-z0-9.-]+").fullmatch
 _PHRASE_LIMIT = 4 * TEXT_LIMIT  # characters that a display name of that limit is encoded in
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value
 class Mailbox:
     """One mailbox: decoded display name (may be empty) and checked address."""
 
@@ -38,7 +38,7 @@ class Mailbox:
     address: Address
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value
 class Group:
     """A named group; may have no members (``undisclosed-recipients:;``)."""
 

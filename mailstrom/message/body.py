@@ -11,8 +11,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mailstrom.errors import InvalidMessage
 from mailstrom.message.header import (
@@ -39,11 +38,13 @@ _ONCE = frozenset(
 _EXACT = frozenset({"multipart/signed", "multipart/encrypted"})
 
 
-@dataclass(slots=True, kw_only=True)
 class Budget:
     """Parts rendered so far, over the whole tree."""
 
-    parts: int = 0
+    __slots__ = ("parts",)
+
+    def __init__(self) -> None:
+        self.parts = 0
 
     def take(self, depth: int) -> None:
         """Count one part; refuse a tree too deep or too wide."""
@@ -62,8 +63,7 @@ class Budget:
             )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entity:
+class Entity(NamedTuple):
     """A rendered message or part: its fields in order and its body."""
 
     fields: tuple[Field, ...]
@@ -74,13 +74,15 @@ class Entity:
         return b"".join([*(one.wire for one in self.fields), CRLF, self.body])
 
 
-@dataclass(slots=True, kw_only=True)
 class _Change:
     """What rendering the body asks of the fields; None leaves a field as it is."""
 
-    content_type: Parameterised | None = None
-    encoding: str | None = None  # "" removes the field
-    body: bytes = field(default=b"")
+    __slots__ = ("body", "content_type", "encoding")
+
+    def __init__(self, *, encoding: str | None, body: bytes = b"") -> None:
+        self.content_type: Parameterised | None = None
+        self.encoding = encoding  # "" removes the field
+        self.body = body
 
 
 def render_entity(

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import binascii
 import re
-from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 from mailstrom.errors import InvalidMessage
@@ -21,7 +20,15 @@ from mailstrom.message.mime import split_parts
 from mailstrom.message.parameters import Parameterised, parse_parameterised
 
 if TYPE_CHECKING:
+    from hashlib import blake2b
+
     from mailstrom.message.compose import Prepared
+else:
+    try:  # hashlib would load OpenSSL with it
+        from _blake2 import blake2b
+    except ImportError:
+        from hashlib import blake2b
+
 
 _FIELD = re.compile(rb"([^:\r\n]++):((?:[^\r\n]++|\r\n[ \t])*+)\r\n").match
 _IGNORED = frozenset({"mime-version", "content-transfer-encoding"})

@@ -9,8 +9,6 @@ pieces have bounds of their own. Never encoded-words: RFC 2047 section 5 forbids
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from mailstrom.errors import InvalidMessage
 from mailstrom.message.charset import codec_of
@@ -23,6 +21,7 @@ from mailstrom.message.grammar import (
     refusal,
     skip_cfws,
 )
+from mailstrom.value import value
 
 # Narrower than RFC 2045's token by * ' %: readers that know RFC 2231 stumble over them unquoted.
 _TOKEN = re.compile(r"[!#$&+\-.0-9A-Z^_`a-z{|}~]+").fullmatch
@@ -35,12 +34,14 @@ QUOTED_LIMIT = 200  # longer values are cut into RFC 2231 pieces
 _PIECE = 50  # characters of a piece, escaped
 
 # Percent form of RFC 2231 section 7, by octet: attribute characters stay, but for the tilde.
-_ESCAPED = tuple(
-    quote_from_bytes(bytes([octet]), safe="!#$&+^`{|}").replace("~", "%7E") for octet in range(256)
+_UNESCAPED = frozenset(
+    b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-!#$&+^`{|}"
 )
+_ESCAPED = tuple(chr(one) if one in _UNESCAPED else f"%{one:02X}" for one in range(256))
+_ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value
 class Parameterised:
     """A value such as ``text/plain`` with its parameters.
 
@@ -54,9 +55,9 @@ class Parameterised:
 
     def get(self, name: str) -> str | None:
         """Value of a parameter, None if absent."""
-        for key, value in self.parameters:
+        for key, text in self.parameters:
             if key == name:
-                return value
+                return text
         return None
 
     def having(self, name: str, value: str) -> Parameterised:
@@ -191,6 +192,11 @@ def _add(
     parts[index] = (piece, extended)
 
 
+def _unescaped(piece: str) -> bytes:
+    octets = piece.encode("utf-8", "surrogatepass")
+    return _ESCAPE.sub(lambda match: bytes((int(match[1], 16),)), octets)
+
+
 def _join(parts: dict[int, tuple[str, bool]], header: str, text: str) -> str:
     if -1 in parts:
         return _decode([parts[-1]], header, text)
@@ -211,7 +217,7 @@ def _decode(parts: list[tuple[str, bool]], header: str, text: str) -> str:
         if not mark:
             raise _refusal_syntax(header, text)
     octets = b"".join(
-        unquote_to_bytes(piece) if escaped else piece.encode("utf-8", "surrogatepass")
+        _unescaped(piece) if escaped else piece.encode("utf-8", "surrogatepass")
         for piece, escaped in [(first, extended), *parts[1:]]
     )
     try:

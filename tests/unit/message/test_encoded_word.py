@@ -89,8 +89,8 @@ def test_a_long_subject_is_decoded_without_copying_it_for_each_word(
 
 
 def test_a_long_parameter_is_joined_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    unquoted = parameters.unquote_to_bytes
-    monkeypatch.setattr(parameters, "unquote_to_bytes", lambda text: Octets(unquoted(text)))
+    unquoted = parameters._unescaped
+    monkeypatch.setattr(parameters, "_unescaped", lambda text: Octets(unquoted(text)))
     monkeypatch.setattr(Octets, "copied", 0)
     pieces = [f"; n*{index}*={'utf-8' * (not index)}{chr(39) * 2 * (not index)}%C3%A4{'x' * 40}"
               for index in range(2_000)]  # fmt: skip
