@@ -48,9 +48,10 @@ _ONCE = frozenset(
     }
 )  # fmt: skip
 _BLANK_IS_NONE = frozenset({b"date", b"from", b"sender", b"reply-to", b"to", b"cc", b"message-id"})
-_NOTED = _REMOVED | ADDRESSES | _ONCE | {b"received", b"dkim-signature", b"resent-date"}
+_NOTED = _REMOVED | ADDRESSES | _ONCE | {b"received"}
 _OPTION = PREFIX.encode("ascii")
-_NOTED_PREFIXES = (_OPTION, b"content-")
+_RESENT = b"resent-"
+_NOTED_PREFIXES = (_OPTION, _RESENT, b"content-")
 _MAILBOX_LINES = (b"From ", b">From ")
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _TYPE = re.compile(rb"^content-type[ \t]*:((?:[^\r\n]|\r\n[ \t])*+)", re.IGNORECASE | re.MULTILINE)
@@ -132,6 +133,8 @@ class Head:
         wire, value = match[0], match[2]
         if key in _REMOVED:
             self.changed = True
+            if key.startswith(_RESENT):
+                self.values.setdefault(_RESENT, value)
             return
         if key.startswith(_OPTION):
             self.changed = True
@@ -160,7 +163,7 @@ class Head:
             else:
                 self.values[key] = bare
                 self._places[key] = len(self.kept)
-        elif key == b"resent-from" or key == b"resent-date" or key == b"mime-version":
+        elif key.startswith(_RESENT):
             self.values.setdefault(key, value)
         elif key.startswith(b"content-"):
             self.values.setdefault(b"content-", value)
@@ -240,8 +243,11 @@ class Head:
         else:
             self.id = _new_id(sender, trace)
             self._replace(b"message-id", f"Message-ID: {self.id}\r\n")
-        if b"resent-from" in values and b"resent-date" not in values:
-            added.append(f"Resent-Date: {_date(trace.now_ms // 1000)}\r\n".encode("ascii"))
+        if any(key.startswith(_RESENT) for key in values):
+            if b"resent-from" not in values:
+                added.append(b"Resent-" + _author(sender, name, trace.hostname))
+            if b"resent-date" not in values:
+                added.append(f"Resent-Date: {_date(trace.now_ms // 1000)}\r\n".encode("ascii"))
         body = self._body()
         typed = b"content-" in values or b"content-type" in values
         if (typed or b"content-transfer-encoding" in values) and b"mime-version" not in values:

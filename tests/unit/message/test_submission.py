@@ -124,10 +124,18 @@ class TestAdded:
         once = fields(take(b"Content-Type: text/html\r\nMime-Version: 1.0\r\n\r\n").content)
         assert once["mime-version"] == ["1.0"]
 
-    def test_resent_date_for_what_is_resent(self) -> None:
+    def test_resent_from_and_resent_date_for_what_is_resent(self) -> None:
         told = fields(take(full(b"Resent-From: c@c.example", b"Resent-To: d@d.example")).content)
         assert told["resent-date"] == ["Fri, 15 Jan 2027 08:00:00 +0000"]
         assert told["resent-to"] == ["d@d.example"]
+        assert told["resent-from"] == ["c@c.example"]
+        for line in (b"Resent-To: d@d.example", b"Resent-Bcc: d@d.example"):
+            told = fields(take(full(line), name="Ann").content)
+            assert told["resent-from"] == ["Ann <ann@a.example>"]
+            assert told["from"] == ["Ann <ann@a.example>"]
+            assert "resent-date" in told
+            assert "resent-bcc" not in told
+        assert "resent-from" not in fields(take(full()).content)
 
 
 class TestRemoved:
@@ -146,7 +154,8 @@ class TestRemoved:
     def test_blind_copies_and_what_only_a_mailbox_has(self, lines: bytes) -> None:
         content = b"From: a@a.example\r\n" + lines + b"Subject: x\r\n\r\nbody\r\n"
         told = fields(take(content).content)
-        assert sorted(told) == ["date", "from", "message-id", "subject"]
+        resent = {"resent-from", "resent-date"} if b"Resent" in lines else set()
+        assert told.keys() == {"date", "from", "message-id", "subject"} | resent
         assert lines in pass_on(content).content  # a relay leaves what is there
 
     def test_the_first_line_of_a_mailbox_file(self) -> None:
