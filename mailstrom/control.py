@@ -38,13 +38,14 @@ class Hello:
     """The first line a child reads: who it is and what it runs with.
 
     Args:
-        kind: ``"delivery"`` or ``"janitor"``.
+        kind: ``"delivery"``, ``"listener"`` or ``"janitor"``.
         slot: number of the place it fills among its kind, from 0; survives restarts.
         restarts: how often this slot was started before.
         supervisor_pid: process id of the parent.
         status_fd: descriptor to write reports to.
         store: path of the spool.
         config: the effective configuration, as JSON values.
+        sockets: descriptors that listen, in the order of ``[listener] bind``.
     """
 
     kind: str
@@ -54,6 +55,7 @@ class Hello:
     status_fd: int
     store: str
     config: dict[str, object]
+    sockets: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +142,7 @@ def decode_command(line: bytes) -> Command:
             status_fd=_field(hello, "status_fd", int),
             store=_field(hello, "store", str),
             config=_field(hello, "config", dict),
+            sockets=_descriptors(hello),
         )
     word = _field(fields, "command", str)
     build = _COMMANDS.get(word)
@@ -204,6 +207,15 @@ class LineBuffer:
                 f"a line of {longest} bytes or more on a control pipe; the limit is {self._limit}"
             )
         return lines
+
+
+def _descriptors(hello: dict[str, object]) -> tuple[int, ...]:
+    found = hello.get("sockets", [])
+    if not isinstance(found, list) or not all(type(fd) is int and fd >= 0 for fd in found):
+        raise ControlError(
+            f"field 'sockets' on a control pipe is no list of descriptors: {found!r:.80}"
+        )
+    return tuple(found)
 
 
 _T = TypeVar("_T")

@@ -37,6 +37,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("mailstrom.cli.doctor", "Look at everything mail needs here; say what to do."),
     "sql": ("mailstrom.cli.sql", "Ask the public views in SQL, read only."),
     "store": ("mailstrom.cli.store", "Create, check, copy or clean a spool."),
+    "user": ("mailstrom.cli.user", "Add, remove or check who may log in at the listener."),
     "config": ("mailstrom.cli.config", "Show or check the configuration."),
     "demo": ("mailstrom.cli.demo", "See the whole engine work against local servers."),
     "completion": ("mailstrom.cli.completion", "Print a script for completion in a shell."),

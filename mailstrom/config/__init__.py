@@ -18,6 +18,7 @@ from mailstrom.config.derived import (
     stage_timeouts,
     worker_count,
 )
+from mailstrom.config.listening import Bind, binds, networks, server_context
 from mailstrom.config.listing import Setting, describe, restart_needed
 from mailstrom.config.loading import from_json, from_tables, load, to_json
 from mailstrom.config.places import default_store
@@ -26,6 +27,7 @@ from mailstrom.config.settings import (
     Config,
     Delivery,
     Dns,
+    Listener,
     Log,
     Relay,
     Reports,
@@ -40,9 +42,11 @@ from mailstrom.config.settings import (
 )
 
 __all__ = [
+    "Bind",
     "Config",
     "Delivery",
     "Dns",
+    "Listener",
     "Log",
     "Relay",
     "Reports",
@@ -55,6 +59,7 @@ __all__ = [
     "Stream",
     "Supervisor",
     "Tls",
+    "binds",
     "default_store",
     "describe",
     "ehlo_name",
@@ -63,11 +68,13 @@ __all__ = [
     "load",
     "nameserver_name",
     "nameservers",
+    "networks",
     "relay_hosts",
     "relay_password",
     "report_author",
     "require_kept",
     "restart_needed",
+    "server_context",
     "stage_timeouts",
     "to_json",
     "warnings",

@@ -15,13 +15,14 @@ from itertools import pairwise
 
 from msgspec.structs import replace
 
-from mailstrom.config import names
+from mailstrom.config import listening, names
 from mailstrom.config.authorities import authorities
 from mailstrom.config.derived import relay_password
-from mailstrom.config.settings import Config
+from mailstrom.config.settings import Config, Listener
 from mailstrom.errors import ConfigError, InvalidAddress
 from mailstrom.message.address import parse_address
 from mailstrom.printable import printable
+from mailstrom.userfile import read_users
 
 MOST_TOLD = 50
 CONNECT_KEYS = ("timeouts.connect", "delivery.connect_timeout")  # two spellings of one setting
@@ -45,21 +46,46 @@ def checked(config: Config) -> Config:
 
 
 def warnings(config: Config) -> list[str]:
-    """What is usable and unwise in ``config``, a sentence each."""
-    path = config.relay.password_file
-    if path is None:
-        return []
+    """What is usable and unwise in ``config``, a sentence each: what it is, a colon, what to do."""
+    listener = config.listener
+    secrets = (
+        ("[relay] password_file", config.relay.password_file),
+        ("[listener] tls_key", listener.tls_key),
+        ("[listener] auth_file", listener.auth_file),
+    )
+    found = [_exposed(key, path) for key, path in secrets if path is not None]
+    return [*filter(None, found), *_unwise_listener(config)]
+
+
+def _exposed(key: str, path: str) -> str | None:
+    """What others may do with a secret file."""
     try:
         mode = os.stat(path).st_mode
     except OSError:
-        return []  # gone since it was checked: the engine says so when it needs it
-    if mode & 0o007:
-        return [
-            f"[relay] password_file {path}: every user of this machine may"
-            f" {'read' if mode & 0o004 else 'change'} it (mode {mode & 0o777:03o}):"
-            f" chmod 600 {shlex.quote(path)} (it has to belong to the engine's user)"
-        ]
-    return []
+        return None  # gone since it was checked: the engine says so when it needs it
+    if not mode & 0o007:
+        return None
+    return (
+        f"{key} {path}: every user of this machine may"
+        f" {'read' if mode & 0o004 else 'change'} it (mode {mode & 0o777:03o}):"
+        f" chmod 600 {shlex.quote(path)} (it has to belong to the engine's user)"
+    )
+
+
+def _unwise_listener(config: Config) -> Iterator[str]:
+    listener = config.listener
+    if not listener.bind and any(key.startswith("listener.") for key in config.sources):
+        yield '[listener] has no bind, so nothing listens: write bind = ["127.0.0.1:25"], say'
+    wide = [
+        str(one)
+        for one in listening.networks(listener.allow_networks)
+        if listening.open_to_all(one)
+    ]
+    if wide:
+        yield (
+            f"[listener] allow_networks {', '.join(wide)} lets strangers send through this server,"
+            " an open relay: name your own networks, and let others log in (auth_file)"
+        )
 
 
 def _verify_requires(config: Config) -> Config:
@@ -206,6 +232,78 @@ def _timeouts(config: Config) -> Iterator[str]:
         yield "[timeouts] connect and [delivery] connect_timeout are one setting: remove one"
 
 
+def _listener(config: Config) -> Iterator[str]:
+    listener = config.listener
+    places: list[listening.Bind] = []
+    for entry in listener.bind:
+        try:
+            places.append(listening.bind(entry, implicit_tls=listener.implicit_tls))
+        except ValueError as error:
+            yield f"[listener] bind: {error}"
+    twice = {str(place) for place in places if [str(p) for p in places].count(str(place)) > 1}
+    for place in sorted(twice):
+        yield f"[listener] bind: {place} stands there twice: remove one"
+    for key, entries in (
+        ("allow_networks", listener.allow_networks),
+        ("proxy_networks", listener.proxy_networks),
+    ):
+        try:
+            listening.networks(entries)
+        except ValueError as error:
+            yield f"[listener] {key}: {error}"
+    if listener.tls_key and not listener.tls_cert:
+        yield "[listener] tls_key needs tls_cert: name the file that holds the certificate"
+    if listener.auth_file and not listener.tls_cert:
+        yield (
+            "[listener] auth_file needs tls_cert, since passwords are taken under TLS alone: name"
+            " a certificate, or remove auth_file"
+        )
+    if any(place.implicit_tls for place in places) and not listener.tls_cert:
+        yield "[listener] TLS from the first byte needs tls_cert: name a certificate"
+    yield from _listener_files(config)
+
+
+def _listener_files(config: Config) -> Iterator[str]:
+    """Files are looked at only where something listens."""
+    listener = config.listener
+    if not listener.bind:
+        return
+    try:
+        listening.server_context(listener)
+    except OSError as error:
+        yield f"[listener] {_tls_trouble(listener, error)}"
+    if listener.auth_file:
+        try:
+            read_users(listener.auth_file)
+        except OSError as error:
+            yield (
+                f"[listener] auth_file {listener.auth_file}: {error.strerror or error}; user id"
+                f" {os.geteuid()} must be able to read it ('mailstrom user add' makes it)"
+            )
+        except ValueError as error:
+            yield f"[listener] auth_file {listener.auth_file}: {error}"
+
+
+def _tls_trouble(listener: Listener, error: OSError) -> str:
+    """What is wrong with certificate and key; OpenSSL's own words are for those who know them."""
+    if error.filename is not None:
+        key = "tls_cert" if error.filename == listener.tls_cert else "tls_key"
+        return (
+            f"{key} {error.filename}: {error.strerror}; user id {os.geteuid()} must be able to"
+            " read it"
+        )
+    files = (
+        listener.tls_cert
+        if listener.tls_key is None
+        else (f"{listener.tls_cert} and tls_key {listener.tls_key}")
+    )
+    reason = getattr(error, "reason", None) or "no certificate with its key, in PEM"
+    return (
+        f"tls_cert {files} cannot be used ({str(reason).replace('_', ' ').lower()}): name the"
+        " certificate with its chain, and the unencrypted private key that belongs to it"
+    )
+
+
 def _retry(config: Config) -> Iterator[str]:
     if config.retry.schedule[0] > config.retry.max_age:
         yield "[retry] schedule begins after max_age, so nothing would be retried: raise max_age"
@@ -251,4 +349,5 @@ RULES: tuple[Callable[[Config], Iterator[str]], ...] = (
     _retry,
     _reports,
     _stream,
+    _listener,
 )

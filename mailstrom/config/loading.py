@@ -132,6 +132,31 @@ def _effective(
     return checks.checked(config)
 
 
+def named_path(
+    table: str,
+    key: str,
+    path: str | os.PathLike[str] | None,
+    environ: Mapping[str, str] = os.environ,
+) -> str | None:
+    """A path that the file in force names, absolute; None where there is no file, or no such key.
+
+    For a command that makes what the configuration names, without which it is not usable yet.
+
+    Raises:
+        ConfigError: the file is missing or no TOML, or the key is no path.
+    """
+    file = find_file(path, environ)
+    if file is None:
+        return None
+    body = read_tables(file).get(table)
+    named = body.get(key) if isinstance(body, dict) else None
+    source = _Source(str(file), file.parent)
+    place = f"{_file(source)}: {_shown(table, key)}"
+    if named is not None and not isinstance(named, str):
+        raise ConfigError(f"{place}: {_written(named)} does not fit; it takes path")
+    return None if named is None else _path(named, place, source)
+
+
 def to_json(config: Config) -> bytes:
     """The effective configuration as one JSON object; holds file names, never passwords."""
     return msgspec.json.encode(config)

@@ -14,7 +14,8 @@ from mailstrom.errors import ConfigError
 
 KEPT = (
     "store", "hostname", "delivery.mode", "delivery.port", "delivery.on_doubt", "relay.", "dns.",
-    "tls.", "spool.retention.",
+    "tls.", "spool.retention.", "listener.role", "listener.tls_cert", "listener.tls_key",
+    "listener.implicit_tls", "listener.allow_networks", "listener.proxy_networks",
 )  # fmt: skip
 """Keys, and tables (with a dot) with all their keys."""
 

@@ -410,6 +410,126 @@ class Stream(Table, frozen=True, kw_only=True):
     ) = None
 
 
+class Listener(Table, frozen=True, kw_only=True):
+    """Mail that comes in by SMTP; without `bind` nothing listens.
+
+    Mail is taken from clients in `allow_networks` and from users who log in, from nobody else.
+    Everything but `bind`, `workers` and `implicit_tls` is taken over at a reload, by connections
+    that begin then. Certificate, key and `auth_file` are read anew.
+    """
+
+    bind: Annotated[
+        tuple[str, ...],
+        Meta(
+            max_length=64,
+            description='`"ip:port"`, `"[::]:port"`; `"ip:465/tls"` speaks TLS from the first byte'
+            " there. Bound once, by the supervisor, for all processes.",
+            extra={"restart": True},
+        ),
+    ] = ()
+    workers: Annotated[
+        int,
+        Meta(ge=1, le=64, description="Processes that listen.", extra={"restart": True}),
+    ] = 1
+    role: Annotated[
+        Literal["submission", "relay"],
+        Meta(
+            description="`submission` completes headers (RFC 6409) and reads `X-Mailstrom-*`;"
+            " `relay` adds Received and changes nothing else."
+        ),
+    ] = "submission"
+    tls_cert: Annotated[
+        str | None,
+        Meta(
+            description="PEM file of the certificate and its chain; without it TLS is not offered.",
+            extra={"unit": "path"},
+        ),
+    ] = None
+    tls_key: Annotated[
+        str | None,
+        Meta(
+            description="PEM file of its private key; not set: it stands in `tls_cert`.",
+            extra={"unit": "path"},
+        ),
+    ] = None
+    implicit_tls: Annotated[
+        bool,
+        Meta(
+            description="TLS from the first byte (RFC 8314) at every address of `bind`.",
+            extra={"restart": True},
+        ),
+    ] = False
+    allow_networks: Annotated[
+        tuple[str, ...],
+        Meta(description="Networks whose clients may send without logging in; `[]`: none."),
+    ] = ("127.0.0.0/8", "::1/128")
+    auth_file: Annotated[
+        str | None,
+        Meta(
+            description="File of users who may log in, under TLS only, written by"
+            " `mailstrom user add`.",
+            extra={"unit": "path"},
+        ),
+    ] = None
+    max_size: Annotated[
+        int,
+        Meta(
+            ge=1024,
+            le=1 << 28,
+            description="Largest message, announced by SIZE (RFC 1870).",
+            extra={"unit": "size"},
+        ),
+    ] = 25 << 20
+    max_recipients: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=100_000,
+            description="Recipients of one message; more get 452, and come in the next one"
+            " (RFC 5321 section 4.5.3.1.8 asks for 100).",
+        ),
+    ] = 1000
+    max_connections: Annotated[
+        int,
+        Meta(ge=1, le=50_000, description="Connections of one process; more get 421."),
+    ] = 1000
+    max_connections_per_client: Annotated[
+        int,
+        Meta(ge=1, le=50_000, description="Connections of one address to one process."),
+    ] = 200
+    max_messages_per_minute: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=1_000_000,
+            description="Messages of one user, or of one address that did not log in, to one"
+            " process; 0 is no limit.",
+        ),
+    ] = 0
+    max_errors: Annotated[
+        int,
+        Meta(ge=1, le=1000, description="Refused commands after which a connection is closed."),
+    ] = 20
+    timeout: Annotated[
+        Wait,
+        Meta(description="Longest silence of a client (RFC 5321 section 4.5.3.2.7)."),
+    ] = 5 * MINUTE
+    bare_newlines: Annotated[
+        Literal["refuse", "fix"],
+        Meta(
+            description="A lone CR or LF in content: refused, or made a line end. The end of the"
+            " content is CRLF.CRLF alone in either case."
+        ),
+    ] = "refuse"
+    proxy_networks: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Networks of proxies: their connections must begin with a PROXY header"
+            " (v1 or v2), whose address is the client's. From nobody else is one taken."
+        ),
+    ] = ()
+
+
 class Log(Table, frozen=True, kw_only=True):
     """What the supervisor and its processes log, on standard output.
 
@@ -462,6 +582,7 @@ class Config(Table, frozen=True, kw_only=True):
     supervisor: Supervisor = Supervisor()
     timeouts: StageTimeouts = StageTimeouts()
     stream: dict[str, Stream] = field(default_factory=dict)
+    listener: Listener = Listener()
     log: Log = Log()
     origin: str | None = None
     sources: dict[str, str] = field(default_factory=dict)

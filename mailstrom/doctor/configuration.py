@@ -40,10 +40,16 @@ def checks(config: Config | None, errors: Sequence[str]) -> Iterator[Finding]:
     else:
         yield ok("configuration.file", f"{config.origin} is usable", file=config.origin)
         yield from _modes(config.origin)
+    exposed = False
     for sentence in warnings(config):
         text, _, remedy = sentence.rpartition(": ")
-        yield warning("configuration.secret", text, f"{remedy}.", file=config.relay.password_file)
-    if config.relay.password_file is not None and not warnings(config):
+        if sentence.startswith("[relay]"):
+            file = config.relay.password_file
+            exposed = True
+            yield warning("configuration.secret", text, f"{remedy}.", file=file)
+        else:
+            yield warning("configuration.listener", text, f"{remedy}.")
+    if config.relay.password_file is not None and not exposed:
         yield ok("configuration.secret", "the password file is kept from others")
 
 

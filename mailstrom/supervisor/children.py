@@ -195,7 +195,7 @@ class Slot:
     """A place for one child of a kind; outlives the children that fill it.
 
     Args:
-        kind: ``"delivery"`` or ``"janitor"``.
+        kind: ``"delivery"``, ``"listener"`` or ``"janitor"``.
         number: its place among its kind, from 0.
         start_s: when a child is to be started here; None while one lives or none is wanted.
     """
@@ -240,6 +240,7 @@ def spawn(
     config: dict[str, object],
     environment: dict[str, str],
     now_s: float,
+    sockets: Sequence[int] = (),
 ) -> Child:
     """Start a process for ``slot`` and send it its ``Hello``.
 
@@ -250,6 +251,7 @@ def spawn(
         config: the effective configuration as JSON values.
         environment: the child's environment.
         now_s: the time of the start.
+        sockets: descriptors that listen, which it inherits.
 
     Raises:
         OSError: the process could not be made; nothing is left open.
@@ -272,6 +274,7 @@ def spawn(
             status_fd=report_end,
             store=store,
             config=config,
+            sockets=tuple(sockets),
         )
         first_line = encode_command(hello)
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, _TERMINAL_SIGNALS)
@@ -281,7 +284,7 @@ def spawn(
                 stdin=command_end,
                 cwd="/",
                 env=environment,
-                pass_fds=(report_end,),
+                pass_fds=(report_end, *sockets),
             )
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)

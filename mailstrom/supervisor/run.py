@@ -1,16 +1,19 @@
 """From a command line to a running supervisor and its exit code.
 
 Checks what must be in place before any process is started: a configuration, the engine's package,
-a spool of ours, and no other supervisor on it. What is wrong is said once, on standard error, with
-what to do; the log belongs to the running engine. Exit codes are those of the whole program:
-0 drained, 1 stopped at once, drained with a child lost, or spool damaged, 64 usage, 73 cannot
-create, 75 busy, full or already supervised (or drained, since another supervisor took its place),
-78 configuration, foreign spool or engine not installed.
+a spool of ours, no other supervisor on it, and the addresses to listen at. What is wrong is said
+once, on standard error, with what to do; the log belongs to the running engine. Exit codes are
+those of the whole program: 0 drained, 1 stopped at once, drained with a child lost, or spool
+damaged, 64 usage, 73 cannot create, or listen at a port that needs a right, 75 busy, full, already
+supervised or an address that is taken (or drained, since another supervisor took its place), 78
+configuration, foreign spool or engine not installed.
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
+import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
@@ -19,7 +22,7 @@ from typing import NoReturn
 from msgspec.structs import replace
 
 from mailstrom import events
-from mailstrom.config import Config, load, require_kept, worker_count
+from mailstrom.config import Config, binds, load, require_kept, worker_count
 from mailstrom.errors import (
     ConfigError,
     NotASpool,
@@ -30,10 +33,11 @@ from mailstrom.errors import (
     SpoolFull,
 )
 from mailstrom.printable import printable
+from mailstrom.server.sockets import CannotListen, listen
 from mailstrom.storage import canonical, prepare, require_shared
 from mailstrom.supervisor.instance import Holder, Instance, lock_path, take_lock
 from mailstrom.supervisor.standard import open_standard
-from mailstrom.supervisor.supervision import DELIVERY, JANITOR, Supervision, Timing
+from mailstrom.supervisor.supervision import DELIVERY, JANITOR, LISTENER, Supervision, Timing
 
 EXIT_FAILED = 1
 EXIT_USAGE = 64
@@ -63,6 +67,7 @@ def engine_commands() -> dict[str, Sequence[str]]:
     python = (sys.executable, "-P", "-m")
     return {
         DELIVERY: (*python, f"{_ENGINE}.delivery"),
+        LISTENER: (*python, f"{_ENGINE}.listener"),
         JANITOR: (*python, f"{_ENGINE}.janitor"),
     }
 
@@ -115,7 +120,16 @@ def serve(
             "end that one first, or give this one another store",
         )
     instance = Instance(store, lock)
+    listening: list[socket.socket] = []
     try:
+        # Bound here and once: a process that dies takes no connection with it that still waits.
+        try:
+            listening += (listen(str(bind)) for bind in binds(config.listener))
+        except CannotListen as error:
+            denied = error.errno in (errno.EACCES, errno.EPERM)
+            return _refuse(
+                EXIT_CANNOT_CREATE if denied else EXIT_BUSY, f"mailstrom: [listener] bind: {error}"
+            )
         events.configure(config.log.level, config.log.format)
         return Supervision(
             config,
@@ -123,10 +137,13 @@ def serve(
             store=store,
             instance=instance,
             commands=commands,
+            listening=listening,
             reload=lambda running: _reloaded(running, store, reload, workers),
             timing=timing or Timing(),
         ).run()
     finally:
+        for bound in listening:
+            bound.close()
         instance.release()
 
 

@@ -8,10 +8,11 @@ count; the kernel's wake-up byte turns the loop, which does the work. Rules:
   told the dead process id, so that its claims lapse at once.
 * The watchdog judges silence by this process's own monotonic clock. When this loop itself was late
   (stopped, starved, machine asleep) it has no right to judge: every child gets a fresh period.
-* First TERM or INT: deliveries drain, the janitor after the last of them. At the drain timeout they
-  cut their connections themselves; what outlives it by ``Timing.grace_s`` is killed; exit 0, or 1
-  where a child was lost on the way. Second: all stop, what they know of the wire written; killed
-  after ``Timing.stop_s``; exit 1. Third: killed now.
+* First TERM or INT: nothing is accepted any more and listeners drain; deliveries with the last of
+  them, or ``Timing.listeners_s`` later; the janitor after the last of all. At the drain timeout
+  they cut their connections themselves; what outlives it by ``Timing.grace_s`` is killed; exit 0,
+  or 1 where a child was lost on the way. Second: all stop, what they know of the wire written;
+  killed after ``Timing.stop_s``; exit 1. Third: killed now.
 * HUP: a configuration that may be adopted goes to every child; any other changes nothing. What only
   a restart can change is logged.
 * Where its lock file was deleted it takes the name again; where another supervisor was faster it
@@ -26,6 +27,7 @@ import json
 import logging
 import os
 import select
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -40,6 +42,7 @@ from mailstrom.supervisor.instance import Instance
 from mailstrom.supervisor.signals import Signals
 
 DELIVERY = "delivery"
+LISTENER = "listener"
 JANITOR = "janitor"
 
 EXIT_DRAINED = 0
@@ -58,6 +61,8 @@ class Timing:
         ready_s: from a child's start to its ready report.
         grace_s: beyond ``[delivery] drain_timeout``, for what is cut then to be written down, and
             the interpreter's end.
+        listeners_s: so long deliveries go on while listeners drain: a client that takes its time
+            over its content must not take theirs.
         stop_s: from the second TERM to SIGKILL.
         start_gap_s: between two starts in one slot.
         window_s: deaths longer ago are forgotten by the back-off.
@@ -67,6 +72,7 @@ class Timing:
 
     ready_s: float = 60.0
     grace_s: float = 5.0
+    listeners_s: float = 2.0
     stop_s: float = 2.0
     start_gap_s: float = 1.0
     window_s: float = 600.0
@@ -89,6 +95,7 @@ class Supervision:
         store: absolute path of the spool.
         instance: the lock, held.
         commands: argv by kind of child.
+        listening: sockets for the listeners, which exist where there are any; closed at the drain.
         reload: loads the configuration anew, given the one in force, which stays if it raises.
         timing: the parent's own patience.
     """
@@ -101,6 +108,7 @@ class Supervision:
         store: str,
         instance: Instance,
         commands: Mapping[str, Sequence[str]],
+        listening: Sequence[socket.socket] = (),
         reload: Callable[[Config], Config],
         timing: Timing,
     ) -> None:
@@ -111,6 +119,7 @@ class Supervision:
         self._superseded = False
         self._blind: str | None = None
         self._commands = commands
+        self._listening = listening
         self._reload = reload
         self._timing = timing
         self._environment = child_environment(dict(os.environ), working_directory())
@@ -119,6 +128,7 @@ class Supervision:
         self._lost = 0
         self._announced = False
         self._deadline_s = 0.0
+        self._deliveries_s: float | None = None  # when deliveries are to drain at the latest
         self._janitor_told = False
         now_s = _now_s()
         self._turned_s = now_s
@@ -126,7 +136,11 @@ class Supervision:
         self._deliveries = [
             Slot(kind=DELIVERY, number=number, start_s=now_s) for number in range(workers)
         ]
-        self._slots = [self._janitor, *self._deliveries]
+        listeners = config.listener.workers if listening else 0
+        self._listeners = [
+            Slot(kind=LISTENER, number=number, start_s=now_s) for number in range(listeners)
+        ]
+        self._slots = [self._janitor, *self._deliveries, *self._listeners]
 
     def run(self) -> int:
         """Supervise until told to end.
@@ -202,18 +216,36 @@ class Supervision:
     def _drain(self) -> None:
         self._phase = _Phase.DRAINING
         timeout_s = self._config.delivery.drain_timeout
-        self._deadline_s = _now_s() + timeout_s + self._timing.grace_s
+        self._deliveries_s = _now_s() + (self._timing.listeners_s if self._listeners else 0.0)
+        self._deadline_s = self._deliveries_s + timeout_s + self._timing.grace_s
         events.supervisor_draining(
             signal=self._signals.first_end, timeout_s=timeout_s, pid=os.getpid()
         )
         for slot in self._slots:
             slot.start_s = None
+        for bound in self._listening:
+            bound.close()  # once the listeners have closed theirs, who still waits is told
+        for slot in self._listeners:
+            if slot.child is not None:
+                slot.child.send(Drain())
+        self._drain_deliveries()
+
+    def _drain_deliveries(self) -> None:
+        """Once the listeners have ended, or have taken their time."""
+        now_s = _now_s()
+        listening = any(slot.child for slot in self._listeners)
+        if self._deliveries_s is None or (listening and now_s < self._deliveries_s):
+            return
+        self._deliveries_s = None
         for slot in self._deliveries:
             if slot.child is not None:
                 slot.child.send(Drain())
 
     def _stop(self) -> None:
         self._phase = _Phase.STOPPING
+        for bound in self._listening:
+            bound.close()
+        self._deliveries_s = None
         self._deadline_s = _now_s() + self._timing.stop_s
         for child in self._living():
             child.send(Stop())
@@ -291,6 +323,7 @@ class Supervision:
                     config=self._values(self._config),
                     environment=self._environment,
                     now_s=now_s,
+                    sockets=self._sockets(slot),
                 )
             except (OSError, ControlError) as error:
                 self._lose(slot, 0, f"could not start: {error}")
@@ -303,20 +336,22 @@ class Supervision:
         """While draining or stopping: the janitor's turn, and the end of patience."""
         if self._phase is _Phase.RUNNING:
             return
+        if self._phase is _Phase.DRAINING:
+            self._drain_deliveries()
         now_s = _now_s()
         janitor = self._janitor.child
         if (
             self._phase is _Phase.DRAINING
             and not self._janitor_told
             and janitor is not None
-            and not any(slot.child for slot in self._deliveries)
+            and not any(slot.child for slot in self._working)
         ):
             janitor.send(Drain())
             self._janitor_told = True
             self._deadline_s = max(self._deadline_s, now_s + self._timing.grace_s)
         if now_s >= self._deadline_s:
             spared = self._phase is _Phase.DRAINING and not self._janitor_told
-            for slot in self._deliveries if spared else self._slots:
+            for slot in self._working if spared else self._slots:
                 if slot.child is not None and slot.child.killed is None:
                     slot.child.kill(f"killed after the {self._phase.name.lower()} timeout")
 
@@ -385,8 +420,18 @@ class Supervision:
         tick_s = min(self._timing.tick_s, self._config.supervisor.watchdog / 4)
         starts_s = [slot.start_s - now_s for slot in self._slots if slot.start_s is not None]
         ends_s = [] if self._phase is _Phase.RUNNING else [self._deadline_s - now_s]
+        if self._deliveries_s is not None:
+            ends_s.append(self._deliveries_s - now_s)
         # What is past is done already: the killed wake us by SIGCHLD, and nothing is worth a spin.
         return min(tick_s, *(wait_s for wait_s in (*starts_s, *ends_s) if wait_s > 0), tick_s)
+
+    @property
+    def _working(self) -> list[Slot]:
+        """All but the janitor, which has the last word."""
+        return [*self._deliveries, *self._listeners]
+
+    def _sockets(self, slot: Slot) -> list[int]:
+        return [bound.fileno() for bound in self._listening] if slot.kind == LISTENER else []
 
     def _living(self) -> list[Child]:
         return [slot.child for slot in self._slots if slot.child is not None]

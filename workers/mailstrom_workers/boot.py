@@ -120,7 +120,8 @@ def _log(hello: Hello, config: Config) -> None:
 async def _live(
     work: Work, hello: Hello, config: Config, lines: LineBuffer, waiting: list[bytes]
 ) -> int:
-    os.set_inheritable(hello.status_fd, False)
+    for fd in (hello.status_fd, *hello.sockets):
+        os.set_inheritable(fd, False)
     os.set_blocking(hello.status_fd, False)
     presence = await enter(
         kind=hello.kind,
@@ -130,6 +131,7 @@ async def _live(
         crash=end_process,
         leads=lambda: True,
         restarts=hello.restarts,
+        sockets=hello.sockets,
     )
     pipes = _Pipes(hello, presence, lines)
     presence.on_ready = lambda: pipes.report(Ready(worker=presence.worker))

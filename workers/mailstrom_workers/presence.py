@@ -59,7 +59,7 @@ class Presence:
     """A registered worker.
 
     Args:
-        kind: ``delivery`` or ``janitor``.
+        kind: ``delivery``, ``listener`` or ``janitor``.
         slot: its place among its kind.
         store: name of the spool.
         config: what holds now; a reload replaces it and sets ``reloaded``.
@@ -67,6 +67,7 @@ class Presence:
         worker: the number of its row.
         machine: where it runs.
         open_store: opens the store; None: by its name.
+        sockets: inherited descriptors that listen.
         crash: how it ends when it must not go on.
         sessions: tells how many connections are open.
         hang_up: cuts them, and nothing more is written.
@@ -87,6 +88,7 @@ class Presence:
     crash: Crash
     machine: Machine = THIS
     open_store: OpenStore | None = None
+    sockets: tuple[int, ...] = ()
     draining: asyncio.Event = field(default_factory=asyncio.Event)
     reloaded: asyncio.Event = field(default_factory=asyncio.Event)
     lapsed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -213,6 +215,7 @@ async def enter(
     machine: Machine = THIS,
     serve: Serve = DBThread,
     open_store: OpenStore | None = None,
+    sockets: tuple[int, ...] = (),
 ) -> Presence:
     """Take a lock file of our own, open the store, register.
 
@@ -221,6 +224,7 @@ async def enter(
         machine: where it runs.
         serve: who serves the store that is opened.
         open_store: opens it; None: by its name.
+        sockets: inherited descriptors that listen.
 
     Raises:
         SpoolError: the lock cannot be taken, or the spool not be opened; nothing is left behind.
@@ -274,6 +278,7 @@ async def enter(
         crash=crash,
         machine=machine,
         open_store=open_store,
+        sockets=sockets,
     )
 
 
