@@ -64,6 +64,9 @@ EVENTS: Mapping[str, Event] = {
     "mx.resolved": Event("debug", "A domain's route was looked up and put into the shared cache."),
     "site.suspended": Event("warning", "All hosts of a site are in trouble; it is left alone."),
     "site.resumed": Event("info", "A suspended site works again."),
+    "submission.accepted": Event("info", "A message that came by SMTP is durably in the spool."),
+    "submission.refused": Event("warning", "The content of a message was refused, or not stored."),
+    "client.refused": Event("warning", "An SMTP client was refused a connection, login or mail."),
     "worker.started": Event("info", "The supervisor started a process."),
     "worker.ready": Event("info", "A process registered itself and works."),
     "worker.stopped": Event("info", "A process ended because it was asked to."),
@@ -443,10 +446,48 @@ def site_resumed(*, site: str, host: str | None = None) -> None:
     _emit("site.resumed", locals())
 
 
+def submission_accepted(
+    *,
+    message_id: str,
+    sender: str,
+    recipients: int,
+    size: int,
+    client: str,
+    user: str | None = None,
+) -> None:
+    """``submission.accepted``: client is its address, user who logged in; size as stored."""
+    _emit("submission.accepted", locals())
+
+
+def submission_refused(
+    *,
+    client: str,
+    code: int,
+    reply: str,
+    sender: str | None = None,
+    user: str | None = None,
+    error: str | None = None,
+) -> None:
+    """``submission.refused``: code and reply are what the client was told; error why, if more."""
+    _emit("submission.refused", locals())
+
+
+def client_refused(
+    *,
+    client: str,
+    reason: str,
+    user: str | None = None,
+    recipient: str | None = None,
+    again: int | None = None,
+) -> None:
+    """``client.refused``: again counts those like it that were not told of since the last."""
+    _emit("client.refused", locals())
+
+
 def worker_started(
     *, kind: str, pid: int, slot: int | None = None, restarts: int | None = None
 ) -> None:
-    """``worker.started``: kind is ``delivery`` or ``janitor``, slot its place in the crew."""
+    """``worker.started``: kind is ``delivery``, ``listener`` or ``janitor``, slot its place."""
     _emit("worker.started", locals())
 
 

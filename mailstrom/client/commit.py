@@ -73,7 +73,7 @@ class Request:
         call: Callable[[], Any] | None = None,
         key: str = "",
         doubt: str = STORED,
-        finished: Callable[[], None] | None = None,
+        finished: Callable[[], object] | None = None,
         begun: Line | None = None,
     ) -> None:
         self.begun = begun
@@ -183,10 +183,19 @@ class Committer:
         store: the client's half of a store; only the thread writes through it.
         timeout: seconds a call waits for its turn before SpoolBusy.
         now_ms: the wall clock.
+        told: called in the writing thread once for all that was written in one go, behind each
+            one's ``finished``.
     """
 
-    def __init__(self, store: ClientStore, timeout: float, now_ms: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        store: ClientStore,
+        timeout: float,
+        now_ms: Callable[[], int],
+        told: Callable[[], None] | None = None,
+    ) -> None:
         self._store = store
+        self._told = told
         self._timeout = timeout
         self._now_ms = now_ms
         self._prompt = store.prompt if isinstance(store, PromptStore) else None
@@ -373,6 +382,8 @@ class Committer:
                 return
             line.mine = None if request.nested else line.taken(TURN_S)
             self._write(queue, request)
+            if self._told is not None:
+                self._told()
             if line.mine is not None:
                 line.turns.put(line.mine)
                 line.mine = None

@@ -201,6 +201,10 @@ class Connection(Stages, asyncio.BufferedProtocol):
         self._held |= _OVER
         self.deadline = inf
 
+    def preface_first(self) -> None:
+        """Something comes first after all; to be called before ``connection_made`` goes on."""
+        self._held |= _PREFACE
+
     def stop(self) -> None:
         """End with 421 as soon as no content and no answer is on its way."""
         self._stopping = True

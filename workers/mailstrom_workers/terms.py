@@ -1,0 +1,118 @@
+"""What a listener's configuration means for a connection that begins now: one frozen value.
+
+Made at the start and at each reload; certificate and users are read then. A connection keeps the
+one it began with. Loading may fail; then the one in force stays.
+
+Must not know: connections, the spool.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from ipaddress import IPv6Address, ip_address
+
+from mailstrom.config import Config, Listener, networks, server_context
+from mailstrom.config.listening import Network
+from mailstrom.errors import ConfigError
+from mailstrom.server.sessions import Limits
+from mailstrom.smtp.capabilities import Capabilities
+from mailstrom.userfile import read_users
+
+MECHANISMS = frozenset({"PLAIN", "LOGIN"})
+CONTENT_S = 180.0
+"""Longest pause within content (RFC 5321 section 4.5.3.2.5); less where ``timeout`` is."""
+LEAST_BUDGET = 64 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """What holds for a connection.
+
+    Args:
+        listener: the settings.
+        hostname: what the server calls itself.
+        allowed: clients that may send without logging in.
+        proxies: peers whose connections begin with a PROXY header.
+        tls: what is offered; None: nothing.
+        users: the hash of each user; None: nobody can log in.
+        plain: what EHLO offers in clear.
+        secured: what it offers under TLS.
+        limits: of one connection.
+    """
+
+    listener: Listener
+    hostname: str
+    allowed: tuple[Network, ...]
+    proxies: tuple[Network, ...]
+    tls: ssl.SSLContext | None
+    users: Mapping[str, str] | None = field(repr=False)
+    plain: Capabilities
+    secured: Capabilities
+    limits: Limits
+
+    @property
+    def budget(self) -> int:
+        """Octets of content that all connections of the process hold at a time."""
+        return max(LEAST_BUDGET, 2 * self.listener.max_size)
+
+
+def terms_of(config: Config) -> Terms:
+    """The terms of a configuration, with its files as they are now.
+
+    Raises:
+        ConfigError: a file cannot be used.
+    """
+    listener = config.listener
+    try:
+        tls = server_context(listener)
+    except OSError as error:
+        raise ConfigError(f"[listener] tls_cert {listener.tls_cert}: {error}") from error
+    users = None
+    if listener.auth_file is not None:
+        try:
+            users = read_users(listener.auth_file)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"[listener] auth_file {listener.auth_file}: {error}") from error
+    plain = Capabilities(
+        name=config.hostname,
+        size=listener.max_size,
+        pipelining=True,
+        eightbitmime=True,
+        smtputf8=True,
+        chunking=True,
+        starttls=tls is not None,
+        enhancedstatuscodes=True,
+    )
+    auth = MECHANISMS if users is not None else frozenset[str]()
+    return Terms(
+        listener=listener,
+        hostname=config.hostname,
+        allowed=networks(listener.allow_networks),
+        proxies=networks(listener.proxy_networks),
+        tls=tls,
+        users=users,
+        plain=plain,
+        secured=replace(plain, starttls=False, auth=auth),
+        limits=Limits(
+            command_s=listener.timeout,
+            content_s=min(listener.timeout, CONTENT_S),
+            handshake_s=min(listener.timeout, 30.0),
+            unread_s=min(listener.timeout, CONTENT_S),
+            errors=listener.max_errors,
+        ),
+    )
+
+
+@lru_cache(maxsize=4096)
+def within(address: str, among: tuple[Network, ...]) -> bool:
+    """Whether an address is in one of these networks; what is no address is in none."""
+    try:
+        found = ip_address(address.partition("%")[0])
+    except ValueError:
+        return False
+    if isinstance(found, IPv6Address) and found.ipv4_mapped is not None:
+        found = found.ipv4_mapped
+    return any(found.version == network.version and found in network for network in among)
