@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import smtplib
 import ssl
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from email.message import EmailMessage
 from pathlib import Path
 from typing import Any
@@ -21,6 +25,7 @@ from tests.support.engine import DEADLINE_S, Engine, Tables, mail
 from tests.support.network import Network, dots
 from tests.support.sockets import accepts, eventually, free_port
 from tests.support.talk import Talk, queued
+from tests.torture.launch import with_faults
 
 HASH = hash_password("secret")
 
@@ -490,3 +495,209 @@ def test_several_processes_share_one_port(make_listening: MakeListening) -> None
     finally:
         for row in listening.engine.rows("SELECT pid FROM workers WHERE kind = 'listener'"):
             os.kill(row.pid, signal.SIGCONT)
+
+
+# Parameters, roles, proxies
+
+
+def test_what_is_asked_by_parameters_is_kept(make_listening: MakeListening) -> None:
+    listening = make_listening()
+    with listening.talk() as talk:
+        talk.ehlo()
+        said = "MAIL FROM:<a@b.test> RET=HDRS ENVID=QQ+2B1 HOLDFOR=3600 MT-PRIORITY=4"
+        assert talk.say(said).code == 250
+        assert (
+            talk.say("RCPT TO:<x@y.test> NOTIFY=SUCCESS,FAILURE ORCPT=rfc822;q@y.test").code == 250
+        )
+        assert talk.say("RCPT TO:<z@y.test>").code == 250
+        assert talk.say("DATA").code == 354
+        talk.send(b"Subject: x\r\n\r\nx\r\n.\r\n")
+        id = queued(talk.reply())
+    (row,) = listening.engine.rows(
+        "SELECT origin, client, ret, envid, priority, created_ms, send_ms FROM messages"
+        " WHERE id = ?",
+        id,
+    )
+    assert (row.origin, row.ret, row.envid, row.priority) == ("smtp", "hdrs", "QQ+1", "high")
+    assert row.send_ms - row.created_ms == 3600 * 1000
+    assert json.loads(row.client) == {"address": "127.0.0.1", "helo": "client.test"}
+
+
+def test_relay_adds_received_and_changes_nothing_else(
+    network: Network, make_listening: MakeListening
+) -> None:
+    listening = make_listening(role="relay")
+    domain, (host,) = network.site(Script(), keep=True)
+    content = b"X-Mailstrom-Tags: a\r\nbcc: x@y.test\r\nsubject:no date\r\n\r\nx\r\n"
+    with listening.talk() as talk:
+        talk.ehlo()
+        queued(talk.mail(f"a@{domain}", content=content))
+        assert talk.envelope("postmaster")[1].code == 553
+    (dot,) = eventually(lambda: host.dots, DEADLINE_S, what="the message")
+    assert dot.content is not None
+    assert dot.content.endswith(content)
+    assert dot.content.startswith(b"Received: from client.test ([127.0.0.1])")
+    assert dot.content.count(b"\r\n") == content.count(b"\r\n") + 4
+
+
+def test_bare_line_ends_may_be_mended(make_listening: MakeListening) -> None:
+    listening = make_listening(bare_newlines="fix")
+    with listening.talk() as talk:
+        talk.ehlo()
+        id = queued(talk.mail("a@x.test", content=b"Subject: x\r\n\r\nbare\nline\n..\nend\r\n"))
+    assert listening.engine.ms.raw(id).endswith(b"\r\n\r\nbare\r\nline\r\n.\r\nend\r\n")
+
+
+def test_a_proxys_word_is_taken_from_proxies_alone(make_listening: MakeListening) -> None:
+    listening = make_listening(
+        allow_networks=["127.0.0.0/8", "192.0.2.0/24"], proxy_networks=["127.0.0.2"]
+    )
+
+    def through(header: bytes, source: str = "127.0.0.2") -> Talk:
+        talk = listening.talk(source=source, greeting=False)
+        talk.send(header)
+        return talk
+
+    second = b"\r\n\r\n\0\r\nQUIT\n"
+    addresses = bytes((192, 0, 2, 7, 127, 0, 0, 1)) + bytes((0, 9, 0, 25))
+    for header in (
+        b"PROXY TCP4 192.0.2.7 127.0.0.1 9 25\r\n",
+        second + b"\x21\x11" + len(addresses).to_bytes(2, "big") + addresses,
+    ):
+        with through(header) as talk:
+            assert talk.reply().code == 220
+            talk.ehlo()
+            id = queued(talk.mail("a@x.test"))
+            (row,) = listening.engine.rows("SELECT client FROM messages WHERE id = ?", id)
+            assert json.loads(row.client)["address"] == "192.0.2.7"
+    for header in (
+        b"PROXY TCP4 198.51.100.1 127.0.0.1 9 25\r\n",
+        b"PROXY UNKNOWN\r\n",
+        second + b"\x20\x00\x00\x00",  # LOCAL: the proxy's own address is in allow_networks
+    ):
+        with through(header) as talk:
+            assert talk.reply().code == 220
+            talk.ehlo()
+            assert talk.mail("a@x.test").code == 550
+    with through(b"EHLO client.test\r\n") as talk:
+        assert not talk.sock.recv(1)
+    with through(b"", source="127.0.0.3") as talk:
+        assert talk.reply().code == 220
+        assert talk.say("PROXY TCP4 192.0.2.7 127.0.0.1 9 25").code == 500
+
+
+def test_implicit_tls_behind_a_proxy(make_listening: MakeListening) -> None:
+    listening = make_listening(
+        tls=True, implicit_tls=True, allow_networks=[], proxy_networks=["127.0.0.0/8"]
+    )
+    with listening.talk(greeting=False) as talk:
+        talk.send(b"PROXY TCP4 192.0.2.7 127.0.0.1 9 25\r\n")
+        talk.seal()
+        assert talk.reply().code == 220
+        talk.ehlo()
+        assert talk.login("joe", "secret").code == 235
+        queued(talk.mail("a@x.test"))
+
+
+# A spool that cannot
+
+
+def test_a_busy_spool_is_a_reply_to_try_again_and_nothing_stored(
+    make_listening: MakeListening,
+) -> None:
+    listening = make_listening()
+    with _write_lock(listening.engine.store), listening.talk() as talk:
+        talk.ehlo()
+        reply = talk.mail("a@x.test")
+        assert (reply.code, reply.lines[0][:5]) == (451, "4.3.0")
+    with listening.talk() as talk:
+        talk.ehlo()
+        id = queued(talk.mail("b@x.test"))
+    assert [row.id for row in listening.engine.rows("SELECT id FROM messages")] == [id]
+
+
+_LOCKER = """
+import sys, apsw
+connection = apsw.Connection(sys.argv[1])
+connection.execute("BEGIN IMMEDIATE")
+print("locked", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def _write_lock(store: Path) -> Iterator[None]:
+    """Another process that writes and does not end."""
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-c", _LOCKER, str(store)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"locked\n"
+        yield
+    finally:
+        process.communicate()
+
+
+# Deaths between the last octet and the reply
+
+_STORING = "mailstrom.storage.sqlite.storing:Storing"
+_INTAKE = "mailstrom_workers.intake:Intake"
+POINTS: dict[str, tuple[dict[str, object], bool | None]] = {
+    "received": ({"at": f"{_INTAKE}.put", "when": "before"}, False),
+    "handed": ({"at": f"{_INTAKE}.put", "when": "after"}, None),
+    "inserting": ({"at": f"{_STORING}._store", "when": "before"}, False),
+    "committed": ({"at": f"{_STORING}._store", "when": "after"}, True),
+    "syncing": ({"at": f"{_STORING}._durable", "when": "before"}, True),
+    "synced": ({"at": f"{_STORING}._durable", "when": "after"}, True),
+    "ringing": ({"at": f"{_INTAKE}._ring", "when": "after"}, True),
+    "telling": ({"at": f"{_INTAKE}._tell", "when": "before"}, True),
+    "answering": (
+        {"at": "mailstrom.server.connection:Connection.answer", "when": "before"}, True,
+    ),
+}  # fmt: skip
+"""Point: where it is, and whether the message is there afterwards (None: either)."""
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_killed_before_the_reply_it_is_whole_or_not_there_and_never_said_to_be_taken(
+    point: str, make_listening: MakeListening, tmp_path: Path
+) -> None:
+    listening = make_listening(start=False)
+    engine = listening.engine
+    folder = tmp_path / "points"
+    folder.mkdir()
+    spec, stored = POINTS[point]
+    settings = {"folder": str(folder), "points": {point: spec}, "set": {}}
+    engine.start(env=with_faults({"torture_points": settings}))
+    (pid,) = engine.live("listener")
+    with listening.talk() as talk:
+        talk.ehlo()
+        first = queued(talk.mail("first@x.test"))
+        talk.envelope("second@x.test", "third@x.test")
+        assert talk.say("DATA").code == 354
+        _arm(folder, point)
+        talk.send(b"Subject: x\r\nX-Mailstrom-Idempotency-Key: k\r\n\r\nx\r\n.\r\n")
+        assert not talk.sock.recv(1)
+    engine.wait_log("worker.lost", kind="listener", pid=pid)
+    (folder / "armed").unlink()
+
+    rows = engine.rows("SELECT id FROM messages WHERE id <> ?", first)
+    assert len(rows) == stored if stored is not None else len(rows) <= 1
+    for row in rows:
+        assert len(engine.ms.status(row.id).recipients) == 2
+    with listening.talk() as talk:  # the client sends again, and its key makes it one message
+        talk.ehlo()
+        talk.envelope("second@x.test", "third@x.test")
+        talk.say("DATA")
+        talk.send(b"Subject: x\r\nX-Mailstrom-Idempotency-Key: k\r\n\r\nx\r\n.\r\n")
+        again = queued(talk.reply())
+    assert [row.id for row in rows] in ([], [again])
+
+
+def _arm(folder: Path, point: str) -> None:
+    fresh = folder / "armed.new"
+    fresh.write_text(json.dumps({"point": point, "hit": 1, "do": "kill", "token": "token"}))
+    fresh.replace(folder / "armed")

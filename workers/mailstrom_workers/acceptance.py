@@ -8,13 +8,15 @@ Must not know: connections, the spool.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from mailstrom.client.identity import new_id
-from mailstrom.errors import InvalidMessage
 from mailstrom.message.address import parse_address
 from mailstrom.message.submission import Trace, protocol, relayed, submitted
-from mailstrom.storage.client import Submission
+from mailstrom.smtp.server_events import MailFrom, RcptTo
+from mailstrom.storage.client import Notice, Submission
+from mailstrom.types import PRIORITY_RANK, Priority
 
 STREAM = "default"
 
@@ -56,10 +58,9 @@ def address_key(text: str, hostname: str | None = None) -> str:
 def submission_of(
     content: bytes,
     client: Client,
+    mail: MailFrom,
+    recipients: Sequence[RcptTo],
     *,
-    sender: str,
-    recipients: tuple[str, ...],
-    smtputf8: bool,
     role: str,
     hostname: str,
     now_ms: int,
@@ -68,10 +69,9 @@ def submission_of(
 
     Args:
         content: as it came, dots unstuffed.
-        sender: the envelope's, a key.
-        recipients: keys, no duplicates.
-        smtputf8: MAIL had the parameter.
-        role: as in ``[listener] role``.
+        mail, recipients: the envelope, whose addresses were seen to be some; who is named twice
+            gets it once.
+        role: as in ``[listener] role``; in role submission an address without a domain is ours.
         hostname: our own.
         now_ms: when it came.
 
@@ -79,6 +79,13 @@ def submission_of(
         InvalidMessage: it cannot be sent.
     """
     id = new_id(now_ms)
+    completed = hostname if role == "submission" else None
+    sender = address_key(mail.address, completed)
+    named: dict[str, RcptTo] = {}
+    for one in recipients:
+        named.setdefault(address_key(one.address, completed), one)
+    keys = tuple(named)
+    asked = any(one.notify is not None or one.orcpt is not None for one in named.values())
     trace = Trace(
         hostname=hostname,
         id=id,
@@ -89,37 +96,56 @@ def submission_of(
             extended=client.extended,
             tls=bool(client.tls),
             authenticated=client.user is not None,
-            smtputf8=smtputf8,
+            smtputf8=mail.smtputf8,
         ),
         tls=client.tls,
     )
+    held_ms = _held_ms(mail, now_ms)
     if role == "relay":
-        made = relayed(content, sender, recipients, trace, smtputf8=smtputf8)
+        made = relayed(content, sender, keys, trace, smtputf8=mail.smtputf8)
     else:
-        made = submitted(content, sender, recipients, trace, smtputf8=smtputf8)
+        made = submitted(content, sender, keys, trace, smtputf8=mail.smtputf8, send_ms=held_ms)
     options = made.options
-    due_ms = now_ms if options.send_ms is None else max(now_ms, options.send_ms)
-    if options.expires_ms is not None and options.expires_ms <= due_ms:
-        raise InvalidMessage(
-            "X-Mailstrom-Expires-At lies before the message may be sent", rule="option"
-        )
+    told = {"address": client.address, "helo": client.helo, "user": client.user, "tls": client.tls}
+    wire = mail.mt_priority
     return Submission(
         id=id,
         content=made.content,
         sender=sender,
-        recipients=recipients,
+        recipients=keys,
         subject=made.subject,
         message_id=made.message_id,
         stream=options.stream or STREAM,
-        priority=options.priority,
+        priority=_rank(wire) if options.priority is None else options.priority,
         tags=options.tags,
         metadata=options.metadata,
         created_ms=now_ms,
-        send_ms=due_ms,
+        send_ms=max(now_ms, options.send_ms or 0, held_ms or 0),
         expires_ms=options.expires_ms,
         on_doubt=options.on_doubt,
-        require_tls=options.require_tls,
+        require_tls=options.require_tls or mail.requiretls,
         eightbit=made.eightbit,
         smtputf8=made.smtputf8,
         idempotency=made.idempotency,
+        origin="smtp",
+        client={name: value for name, value in told.items() if value},
+        ret=mail.ret,
+        envid=mail.envid,
+        notices=tuple(Notice(one.notify, one.orcpt) for one in named.values()) if asked else (),
+        reports=True,
+        priority_wire=wire,
     )
+
+
+def _held_ms(mail: MailFrom, now_ms: int) -> int | None:
+    """Until when the client wants it held (RFC 4865)."""
+    if mail.hold_for is not None:
+        return now_ms + mail.hold_for * 1000
+    return mail.hold_until_ms
+
+
+def _rank(mt_priority: int | None) -> int | None:
+    """The order of claims for a priority of RFC 6710; 0 leaves it to the stream."""
+    if not mt_priority:
+        return None
+    return PRIORITY_RANK[Priority.HIGH if mt_priority > 0 else Priority.LOW]

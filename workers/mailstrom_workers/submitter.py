@@ -12,6 +12,7 @@ Must not know: sockets, the configuration's form, SQL.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import cast
@@ -29,6 +30,7 @@ from mailstrom.printable import printable
 from mailstrom.server.connection import Connection
 from mailstrom.server.sessions import Sessions
 from mailstrom.server.stages import LATER, Answer
+from mailstrom.smtp.proxy import BadProxy, ProxyReader
 from mailstrom.smtp.reply import Reply
 from mailstrom.smtp.server import ServerDialogue
 from mailstrom.smtp.server_events import (
@@ -109,6 +111,7 @@ class Submitter(Connection):
         "_held_octets",
         "_implicit_tls",
         "_present",
+        "_proxy",
         "_refusal",
         "_spilled",
         "_terms",
@@ -120,6 +123,7 @@ class Submitter(Connection):
         self._terms = terms
         self._implicit_tls = implicit_tls
         self._client = ""  # whom its limits are counted for; "" before that is known
+        self._proxy: ProxyReader | None = None
         self._refusal: Reply | None = None  # in place of the greeting
         self._present = False
         self._handing = False  # its content is being stored
@@ -132,7 +136,10 @@ class Submitter(Connection):
                 secured=terms.secured,
                 tls=implicit_tls,
                 recipient_limit=terms.listener.max_recipients,
+                announce=True,
                 error_limit=terms.listener.max_errors,
+                bare_newlines=terms.listener.bare_newlines,
+                clock=time.time,
             ),
             tls=terms.tls,
             implicit_tls=implicit_tls,
@@ -171,6 +178,29 @@ class Submitter(Connection):
             return True
         front.refusals.tell(client, reason)
         return False
+
+    def on_preface(self, data: bytes) -> bytes | None:
+        """The PROXY header, whose address is the client's from here on.
+
+        Where the proxy names none (a health check) the client is nobody, and may not send: the
+        proxy's own address, which may be this machine's, says nothing of who is behind it.
+        """
+        self._proxy = self._proxy or ProxyReader()
+        try:
+            found = self._proxy.feed(data)
+        except BadProxy as error:
+            self._told_off(f"proxy header refused: {error.rule}", client=self.peer[0])
+            self.abort("proxy")
+            return None
+        if found is None:
+            return None
+        self._proxy = None
+        self.peer = ("", 0)
+        if found.source is not None and not found.local:
+            self.peer = (found.source, found.source_port)
+        if not self._counted_in(self.peer[0]) and self._implicit_tls:
+            self.abort("crowded")
+        return found.rest
 
     def on_connect(self, event: Opened) -> Answer:
         """Who is one too many hears so in place of the greeting."""
@@ -279,13 +309,11 @@ class Submitter(Connection):
             return self._refused(_NO_ROOM)
         front = self._front
         try:
-            recipients = tuple(dict.fromkeys(self._key(one.address) for one in self.recipients))
             submission = submission_of(
                 self.content(),
                 self._described(),
-                sender=self._key(mail.address),
-                recipients=recipients,
-                smtputf8=mail.smtputf8,
+                mail,
+                self.recipients,
                 role=self._terms.listener.role,
                 hostname=self._terms.hostname,
                 now_ms=front.now_ms(),
@@ -294,7 +322,9 @@ class Submitter(Connection):
             return self._refused(Reply(554, enhanced_code(error), (_text(error),)))
         front.held += len(submission.content) - self._held_octets
         self._held_octets = len(submission.content)
-        size, count, sender = len(submission.content), len(recipients), submission.sender
+        size, count, sender = (
+            len(submission.content), len(submission.recipients), submission.sender,
+        )  # fmt: skip
 
         def told(outcome: Outcome) -> None:
             self._handing = False
@@ -366,8 +396,8 @@ class Submitter(Connection):
         self._held_octets = 0
         self._spilled = False
 
-    def _told_off(self, reason: str, **fields: str | None) -> None:
-        self._front.refusals.tell(self._client, reason, **fields)
+    def _told_off(self, reason: str, *, client: str = "", **fields: str | None) -> None:
+        self._front.refusals.tell(client or self._client, reason, **fields)
 
     def _refused(self, reply: Reply, error: Exception | None = None) -> Reply:
         self._release()

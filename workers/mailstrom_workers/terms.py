@@ -25,6 +25,10 @@ MECHANISMS = frozenset({"PLAIN", "LOGIN"})
 CONTENT_S = 180.0
 """Longest pause within content (RFC 5321 section 4.5.3.2.5); less where ``timeout`` is."""
 LEAST_BUDGET = 64 << 20
+HOLD_S = 366 * 86_400
+"""So long a client may have a message held (RFC 4865)."""
+PRIORITIES = "MIXER"
+"""The profile of MT-PRIORITY (RFC 6710 appendix B): below, at and above 0 is all that counts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +89,10 @@ def terms_of(config: Config) -> Terms:
         chunking=True,
         starttls=tls is not None,
         enhancedstatuscodes=True,
+        dsn=True,
+        requiretls=True,
+        future_release=HOLD_S,
+        mt_priority=PRIORITIES,
     )
     auth = MECHANISMS if users is not None else frozenset[str]()
     return Terms(
