@@ -9,6 +9,7 @@ Must not know: connections, the spool.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from mailstrom.client.identity import new_id
@@ -39,6 +40,7 @@ class Client(NamedTuple):
     tls: str
 
 
+@lru_cache(maxsize=4096)  # asked at RCPT and at the end, and a client has few senders
 def address_key(text: str, hostname: str | None = None) -> str:
     """The key of an address of the envelope; "" stays the null sender.
 
