@@ -122,12 +122,13 @@ async def test_what_comes_during_a_commit_is_the_next_one_and_wakes_the_loop_onc
     first = asyncio.create_task(_handed(line, submission()))
     await asyncio.sleep(0)
     await eventually_async(lambda: _taken(line), what="the thread to have it")
-    rest = asyncio.create_task(_handed(line, *(submission() for _ in range(20))))
+    more = [submission() for _ in range(20)]
+    others = asyncio.create_task(_handed(line, *more))
     await asyncio.sleep(0)
     store.go.release(2)
 
     await first
-    outcomes = await rest
+    outcomes = await others
     assert len(outcomes) == 20
     assert store.batches == [1, 20]
     assert woken <= 2  # once for each commit, or for both

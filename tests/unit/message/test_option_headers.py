@@ -33,7 +33,10 @@ def one(name: str, value: str) -> Options:
 
 def test_all_options_of_send_but_the_envelope_have_a_header() -> None:
     named = {name.removeprefix("X-Mailstrom-").lower().replace("-", "_") for name in HEADERS}
-    assert named == SendOptions.__annotations__.keys() - {"sender", "recipients"}
+    assert named == SendOptions.__annotations__.keys() - {
+        *("sender", "recipients"),
+        "notify",  # said by NOTIFY, per recipient
+    }
 
 
 def test_each_is_read() -> None:
