@@ -26,7 +26,14 @@ from mailstrom.smtp.capabilities import Capabilities
 from mailstrom.smtp.commands import BadCommand, parse_command
 from mailstrom.smtp.inbox import LINE_TOO_LONG, Inbox, Line, LineReader
 from mailstrom.smtp.reply import Reply, render_reply
-from mailstrom.smtp.server_auth import MECHANISMS, OAUTH_ERROR, AuthExchange, Challenge
+from mailstrom.smtp.server_auth import Login
+from mailstrom.smtp.server_bounds import (
+    ERROR_LIMIT,
+    IDLE_LIMIT,
+    LINE_LIMIT,
+    RECIPIENT_LIMIT,
+    Bounds,
+)
 from mailstrom.smtp.server_commands import NOTHING_OFFERED, read_hello, read_mail, read_rcpt
 from mailstrom.smtp.server_content import ChunkReader, DataReader, read_size
 from mailstrom.smtp.server_events import (
@@ -61,18 +68,9 @@ from mailstrom.smtp.server_order import (
     Phase,
 )
 
-LINE_LIMIT = 512  # RFC 5321 section 4.5.3.1.4; what is offered adds to it
-AUTH_LINE_LIMIT = 12288  # RFC 4954 section 4
-RECIPIENT_LIMIT = 1000  # RFC 5321 section 4.5.3.1.8 asks for 100 at least
-ERROR_LIMIT = 20
-IDLE_LIMIT = 1000
-
 PLAINTEXT_BEHIND_STARTTLS = "plaintext-behind-starttls"
 # Where its octets end, and commands begin again, cannot be known.
 CHUNK_SIZE = "chunk-size"
-# Not an error of the client, which sends the rest in another transaction, or session.
-RECIPIENT_LIMIT_REACHED = "recipient-limit"
-TRANSACTION_LIMIT_REACHED = "transaction-limit"
 
 _GO_AHEAD = Reply(354, None, ("end data with <CR><LF>.<CR><LF>",))
 _FORGOTTEN = Reply(250, "2.0.0", ("forgotten",))
@@ -106,6 +104,34 @@ class ServerDialogue:
         clock: the time in seconds since 1970, asked for FUTURERELEASE.
     """
 
+    __slots__ = (
+        "_accepted_phase",
+        "_bounds",
+        "_chunks",
+        "_clock",
+        "_closing",
+        "_closing_told",
+        "_data",
+        "_enhanced",
+        "_fix",
+        "_inbox",
+        "_login",
+        "_offer",
+        "_output",
+        "_question",
+        "_reader",
+        "_refused_recipients",
+        "_secured",
+        "_smtputf8",
+        "_told",
+        "authenticated",
+        "extended",
+        "phase",
+        "recipients",
+        "tls",
+        "transactions",
+    )
+
     def __init__(
         self,
         capabilities: Capabilities,
@@ -136,17 +162,17 @@ class ServerDialogue:
         self.authenticated = False
         self.recipients = 0  # accepted in the open transaction
         self.transactions = 0  # accepted in the session
-        self._recipient_limit = recipient_limit
-        self._transaction_limit = transaction_limit
-        self._error_limit = error_limit
-        self._idle_limit = idle_limit
-        self._line_limit = line_limit
+        self._bounds = Bounds(
+            recipients=recipient_limit,
+            transactions=transaction_limit,
+            errors=error_limit,
+            idle=idle_limit,
+            line=line_limit,
+        )
         self._fix = bare_newlines == "fix"
         self._clock = clock
-        self._errors = self._idle = 0
-        self._reader = LineReader(
-            max(self._most(b"MAIL"), self._most(b"RCPT"), self._most(b"AUTH"))
-        )
+        self._told = (self._offer, self._secured)
+        self._reader = LineReader(self._bounds.longest(self._told))
         self._inbox = Inbox()
         self._output: list[bytes] = []
         self._question: Question | None = None
@@ -155,9 +181,7 @@ class ServerDialogue:
         self._chunks = ChunkReader()
         self._smtputf8 = False
         self._refused_recipients = False
-        self._make_challenge = challenge
-        self._exchange = AuthExchange("")
-        self._withheld: bytes | None = None  # XOAUTH2: the refusal, told behind the next line
+        self._login = Login(challenge)
         self._closing: str | None = None
         self._closing_told = False
 
@@ -295,24 +319,11 @@ class ServerDialogue:
                 return Opened(default=Reply(220, None, (greeting,)))
         return None  # until the handshake is over, or for ever
 
-    def _most(self, verb: bytes) -> int:
-        """Octets of a line that begins so; before STARTTLS and behind it alike."""
-        told = (self._offer, self._secured)
-        match verb:
-            case b"MAIL":
-                return self._line_limit + max(one.mail_room for one in told)
-            case b"RCPT":
-                return self._line_limit + max(one.rcpt_room for one in told)
-            case b"AUTH" if any(one.capabilities.auth for one in told):
-                return max(self._line_limit, AUTH_LINE_LIMIT)
-        return self._line_limit
-
     def _read_command(self, line: Line) -> Question | Content | None:
         rule = line.violation
         octets = line.octets
-        if rule is None and len(octets) + 2 > self._line_limit:
-            most = self._most(octets[:4].upper() if octets[4:5] == b" " else b"")
-            rule = LINE_TOO_LONG if len(octets) + 2 > most else None
+        if rule is None and self._bounds.too_long(octets, self._told):
+            rule = LINE_TOO_LONG
         if rule is not None:
             return refuse("", rule, 500, "5.5.2", f"command line refused: {rule}")
         try:
@@ -390,44 +401,32 @@ class ServerDialogue:
         return StartTls(default=Reply(220, "2.0.0", ("ready to start TLS",)))
 
     def _mail(self, argument: str) -> Question:
-        if 0 < self._transaction_limit <= self.transactions:
-            text = f"no more than {self._transaction_limit} transactions in one session"
-            return refuse("MAIL", TRANSACTION_LIMIT_REACHED, 421, "4.7.0", text)
+        refusal = self._bounds.another_transaction(self.transactions)
+        if refusal is not None:
+            return refusal
         usable = self._offer.capabilities if self.extended else NOTHING_OFFERED
         return read_mail(argument, usable, self._clock)
 
     def _rcpt(self, argument: str) -> Question:
-        if self.recipients < self._recipient_limit:
-            usable = self._offer.capabilities if self.extended else NOTHING_OFFERED
-            return read_rcpt(argument, usable, smtputf8=self._smtputf8)
-        text = f"no more than {self._recipient_limit} recipients at once"
-        return refuse("RCPT", RECIPIENT_LIMIT_REACHED, 452, "4.5.3", text)
+        refusal = self._bounds.another_recipient(self.recipients)
+        if refusal is not None:
+            return refusal
+        usable = self._offer.capabilities if self.extended else NOTHING_OFFERED
+        return read_rcpt(argument, usable, smtputf8=self._smtputf8)
 
     def _auth(self, argument: str) -> Question | None:
         if self.authenticated:
             return refuse("AUTH", "auth-already", 503, "5.5.1", "already authenticated")
-        name, _, initial = argument.partition(" ")
-        mechanism, make = name.upper(), self._make_challenge
-        offered = mechanism in self.capabilities.auth & MECHANISMS
-        if not offered or (mechanism == "CRAM-MD5" and make is None):
-            return refuse("AUTH", "mechanism", 504, "5.5.4", "mechanism not offered")
-        self._exchange = AuthExchange(mechanism, make() if make is not None else "")
-        return self._exchanged(self._exchange.begin(initial))
+        return self._exchanged(self._login.begin(argument, self.capabilities.auth))
 
     def _read_auth(self, line: Line) -> Question | None:
-        if self._withheld is not None:
-            self._output.append(self._withheld)
-            self._withheld = None
-            self.phase = self._accepted_phase = Phase.READY
-            return None
-        return self._exchanged(self._exchange.answer(line))
+        return self._exchanged(self._login.answer(line))
 
-    def _exchanged(self, result: Challenge | Credentials | Refused) -> Question | None:
-        if isinstance(result, Challenge):
-            self._output.append(result.octets)
-            self.phase = Phase.AUTH
+    def _exchanged(self, result: bytes | Credentials | Refused) -> Question | None:
+        self.phase = self._accepted_phase = Phase.AUTH if self._login.goes_on else Phase.READY
+        if isinstance(result, bytes):
+            self._output.append(result)
             return None
-        self.phase = self._accepted_phase = Phase.READY
         return result
 
     def _bdat(self, argument: str, *, in_order: bool) -> Question | Content | None:
@@ -463,37 +462,23 @@ class ServerDialogue:
             enhanced = None
         self._output.append(render_reply(code, enhanced, *reply.lines))
         self._apply(question, reply)
-        if kind is Credentials and code >= 500:
-            self._withhold_refusal(question)  # type: ignore[arg-type]
+        if kind is Credentials and code >= 500 and self._login.withholds:
+            self._output[-1] = self._login.withhold(self._output[-1])
+            self.phase = Phase.AUTH
 
     def _judged(self, question: Question, reply: Reply) -> Reply:
         """The reply, or what is to be said in its place."""
         match question:
             case Refused():
-                no_error = (RECIPIENT_LIMIT_REACHED, TRANSACTION_LIMIT_REACHED)
-                return reply if question.rule in no_error else self._counted(reply)
+                return self._bounds.refused(question, reply)
             case Credentials() if reply.permanent:
-                return self._counted(reply)
+                return self._bounds.counted(reply)
             case StartTls() if reply.positive and self._plaintext_waits():
                 self._closing = PLAINTEXT_BEHIND_STARTTLS
                 return Reply(554, "5.5.1", (_UNASKED,))
             case Inquiry() | Reset() | Hello():
-                self._idle += 1
-                if self._idle > self._idle_limit:
-                    return self._counted(reply)
+                return self._bounds.idled(reply)
         return reply
-
-    def _counted(self, reply: Reply) -> Reply:
-        """The reply to an error: 421 where there were too many."""
-        self._errors += 1
-        if self._errors > self._error_limit:
-            return Reply(421, "4.7.0", ("too many errors", *reply.lines))
-        return reply
-
-    def _withhold_refusal(self, credentials: Credentials) -> None:
-        if credentials.mechanism == "XOAUTH2":
-            self._withheld, self._output[-1] = self._output[-1], OAUTH_ERROR
-            self.phase = Phase.AUTH
 
     def _apply(self, question: Question, reply: Reply) -> None:
         self._question = None
@@ -542,7 +527,7 @@ class ServerDialogue:
         self.phase = Phase.READY
         self._forget()
         if accepted and type(question) is ContentEnd:
-            self._idle = 0
+            self._bounds.idle = 0
 
     def _reset(self, _question: Reset, accepted: bool) -> None:
         if accepted:

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 from mailstrom.smtp.inbox import Line
 from mailstrom.smtp.reply import Reply
@@ -33,11 +32,56 @@ _BEARER = "auth=Bearer "
 _DIGEST_DIGITS = 32  # MD5, hexadecimal
 
 
-@dataclass(frozen=True, slots=True)
-class Challenge:
-    """A 334 line to send before the next answer."""
+class Login:
+    """AUTH in one session: which mechanism, how far the exchange has come, what is told when.
 
-    octets: bytes
+    Args:
+        challenge: makes the challenge of each CRAM-MD5 exchange; None: that mechanism is refused.
+
+    Attributes:
+        goes_on: the next line is the client's answer.
+    """
+
+    __slots__ = ("_exchange", "_make_challenge", "_withheld", "goes_on")
+
+    def __init__(self, challenge: Callable[[], str] | None) -> None:
+        self._make_challenge = challenge
+        self._exchange: AuthExchange | None = None
+        self._withheld: bytes | None = None  # XOAUTH2: the refusal, told behind the next line
+        self.goes_on = False
+
+    def begin(self, argument: str, offered: frozenset[str]) -> bytes | Credentials | Refused:
+        """AUTH with its argument; gives what to send before the next line, or the end."""
+        name, _, initial = argument.partition(" ")
+        mechanism, make = name.upper(), self._make_challenge
+        if mechanism not in offered & MECHANISMS or (mechanism == "CRAM-MD5" and make is None):
+            return refuse("AUTH", "mechanism", 504, "5.5.4", "mechanism not offered")
+        self._exchange = AuthExchange(mechanism, make() if make is not None else "")
+        return self._gone_on(self._exchange.begin(initial))
+
+    def answer(self, line: Line) -> bytes | Credentials | Refused:
+        """The client's next line."""
+        told, self._withheld = self._withheld, None
+        if told is not None:
+            self.goes_on = False
+            return told
+        assert self._exchange is not None, "no AUTH was begun"
+        return self._gone_on(self._exchange.answer(line))
+
+    def _gone_on(self, result: bytes | Credentials | Refused) -> bytes | Credentials | Refused:
+        self.goes_on = isinstance(result, bytes)
+        return result
+
+    @property
+    def withholds(self) -> bool:
+        """Whether a refusal is told as a challenge first."""
+        return self._exchange is not None and self._exchange.mechanism == "XOAUTH2"
+
+    def withhold(self, refusal: bytes) -> bytes:
+        """Keep the refusal until the client's next line; gives what to send in its place."""
+        self._withheld = refusal
+        self.goes_on = True
+        return OAUTH_ERROR
 
 
 class _Malformed(Exception):
@@ -63,7 +107,7 @@ class AuthExchange:
         self._challenge_text = challenge
         self._answers: list[str] = []
 
-    def begin(self, initial: str) -> Challenge | Credentials | Refused:
+    def begin(self, initial: str) -> bytes | Credentials | Refused:
         """Start with the initial response: "" for none, ``=`` for an empty one."""
         if not initial:
             return self._challenge()
@@ -71,7 +115,7 @@ class AuthExchange:
             return refuse("AUTH", "initial-response", 501, "5.7.0", "no initial response here")
         return self._take("" if initial == "=" else initial)
 
-    def answer(self, line: Line) -> Challenge | Credentials | Refused:
+    def answer(self, line: Line) -> bytes | Credentials | Refused:
         """Go on with the client's next line."""
         if line.octets == b"*":
             return refuse("AUTH", "auth-cancelled", 501, "5.5.2", "AUTH cancelled")
@@ -79,12 +123,13 @@ class AuthExchange:
             return refuse("AUTH", line.violation, 500, "5.5.2", "AUTH line refused")
         return self._take(line.octets.decode("ascii", "replace"))
 
-    def _challenge(self) -> Challenge:
+    def _challenge(self) -> bytes:
+        """A 334 line to send before the next answer."""
         prompt = _PROMPTS[self.mechanism][len(self._answers)]
         text = self._challenge_text if prompt is None else prompt
-        return Challenge(b"334 " + base64.b64encode(text.encode()) + b"\r\n")
+        return b"334 " + base64.b64encode(text.encode()) + b"\r\n"
 
-    def _take(self, text: str) -> Challenge | Credentials | Refused:
+    def _take(self, text: str) -> bytes | Credentials | Refused:
         try:
             self._answers.append(base64.b64decode(text, validate=True).decode("utf-8"))
         except (binascii.Error, ValueError):
