@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,8 +16,9 @@ from mailstrom.smtp.client import (
     Pipelining,
     TransactionEnd,
 )
+from mailstrom.smtp.dsn import Asked
 from mailstrom.smtp.server import ServerDialogue
-from mailstrom.smtp.server_events import Content, RcptTo
+from mailstrom.smtp.server_events import Content, MailFrom, RcptTo
 
 OFFER = Capabilities(
     name="mx.test",
@@ -85,3 +88,56 @@ def test_transactions_end_as_the_server_answered(
             assert arrived == body
             assert end.dot is not None
             assert end.dot.code == 250
+
+
+@given(
+    ret=st.none() | st.sampled_from(["full", "hdrs"]),
+    envid=st.none()
+    | st.text(st.characters(min_codepoint=32, max_codepoint=126), min_size=1, max_size=33),
+    priority=st.none() | st.integers(-9, 9),
+    asked=st.lists(
+        st.tuples(
+            st.none() | st.sampled_from(["never", "failure", "success,failure,delay"]),
+            st.none() | st.sampled_from(["rfc822;a+b=c@x.test", "utf-8;é@x.test", "x400;/G=a;b"]),
+        ),
+        min_size=1,
+        max_size=4,
+    ),
+    smtputf8=st.booleans(),
+    offered=st.booleans(),
+)
+def test_what_is_asked_for_arrives_as_it_was_asked(
+    ret: str | None,
+    envid: str | None,
+    priority: int | None,
+    asked: list[Asked],
+    smtputf8: bool,
+    offered: bool,
+) -> None:
+    offer = replace(OFFER, dsn=offered, mt_priority="" if offered else None)
+    server = ServerDialogue(offer)
+    client = ClientDialogue(offer, Dialect())
+    recipients = tuple(f"r{number}@x.test" for number in range(len(asked)))
+    client.begin(
+        Envelope(
+            sender="s@s.test", recipients=recipients, size=3, smtputf8=smtputf8, ret=ret,
+            envid=envid, asked=tuple(asked), mt_priority=priority,
+        ),
+        b"x\r\n",
+    )  # fmt: skip
+    server.feed(b"EHLO c\r\n" + client.take_output())
+    events = []
+    while (event := server.next_event()) is not None:
+        events.append(event)
+    (sender,) = (event for event in events if isinstance(event, MailFrom))
+    named = [event for event in events if isinstance(event, RcptTo)]
+    assert [event.address for event in named] == list(recipients)
+    if not offered:
+        assert (sender.ret, sender.envid, sender.mt_priority) == (None, None, None)
+        assert {(event.notify, event.orcpt) for event in named} == {(None, None)}
+        return
+    assert (sender.ret, sender.envid, sender.mt_priority) == (ret, envid, priority)
+    for event, (notify, orcpt) in zip(named, asked, strict=True):
+        wants = notify is not None and notify != "never"
+        first = orcpt or (f"rfc822;{event.address}" if wants else None)
+        assert (event.notify, event.orcpt) == (notify, first)
