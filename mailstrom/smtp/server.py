@@ -325,7 +325,8 @@ class ServerDialogue:
         if rule is None and self._bounds.too_long(octets, self._told):
             rule = LINE_TOO_LONG
         if rule is not None:
-            return refuse("", rule, 500, "5.5.2", f"command line refused: {rule}")
+            text = f"command line refused: {rule}; lines are short and end with CRLF alone"
+            return refuse("", rule, 500, "5.5.2", text)
         try:
             command = parse_command(octets)
         except BadCommand as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -238,3 +240,25 @@ def test_limits_are_read_as_rfc_9422_writes_them(words: str, limits: tuple[int, 
     assert (read.most_transactions, read.most_recipients, read.most_domains) == limits
     again = Capabilities.parse(read.render())
     assert again.limits == read.limits
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            ["FROM:", "TO:", "from:", "<", ">", "a@b.c", "a", "@", "é@x.org", '"q"@x', "[1.2.3.4]",
+             " ", "SIZE=1", "size=2", "X", "=", "@r:", "postmaster", "<>", "\t", "a.b@c-d.e", ":"]
+        ),
+        max_size=8,
+    ).map("".join)
+)  # fmt: skip
+def test_what_nearly_all_write_is_read_as_all_the_rest_is(argument: str) -> None:
+    def read(keyword: str) -> tuple[str, dict[str, str | None]] | str:
+        try:
+            return parse_path(argument, keyword)
+        except BadCommand as bad:
+            return bad.rule
+
+    with pytest.MonkeyPatch.context() as patch:
+        short = [read(keyword) for keyword in ("", "FROM", "TO")]
+        patch.setattr(commands, "_COMMON", re.compile("(?!)"))
+        assert [read(keyword) for keyword in ("", "FROM", "TO")] == short

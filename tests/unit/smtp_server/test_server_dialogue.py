@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from mailstrom.smtp.capabilities import Capabilities
 from mailstrom.smtp.framing import DotStuffer
+from mailstrom.smtp.reply import Reply
 from mailstrom.smtp.server import ServerDialogue
 from mailstrom.smtp.server_events import (
     Closing,
@@ -451,3 +452,15 @@ def test_answering_twice_or_unasked_is_a_bug_of_the_shell() -> None:
         server.reply(250)
     with pytest.raises(RuntimeError, match="no question"):
         server.withhold()
+    with pytest.raises(RuntimeError, match="no question"):
+        server.answer(Reply(250, None, ()))
+
+
+def test_an_answer_is_said_as_it_is() -> None:
+    server = dialogue()
+    say(server, "EHLO c")
+    server.feed(b"MAIL FROM:<>\r\n")
+    server.next_event()
+    server.answer(Reply(250, "2.1.0", ("yes", "of course")))
+    assert server.take_output() == b"250-2.1.0 yes\r\n250 2.1.0 of course\r\n"
+    assert server.phase is Phase.MAIL
