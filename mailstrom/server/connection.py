@@ -6,14 +6,14 @@ nothing more is read from the dialogue until ``answer()`` is called in the loop.
 inside the transport's callbacks: no task and no timer of its own, the handshake's task apart.
 
 The greeting is sent at once. What a client says before it has read the greeting is answered behind
-it: nothing is delayed to catch those. Who speaks HTTP is cut at its first line (a web page can make
-a browser post to a port). A client that ends its side, as ``nc`` does, hears the replies due to it.
+it: nothing is delayed to catch those. A client that ends its side, as ``nc`` does, hears the
+replies due to it.
 
 Bounded, by ``Limits``: the time to the next whole command, which dripping octets do not extend, the
 pauses and the pace of content, a handshake, replies that are not read, what is read ahead, commands
-at one go (others have their turn behind them), refusals, commands without mail. An idle connection
-holds no buffer. Behind the last reply what still comes is thrown away for a moment, since closing
-with unread octets would send RST, which can destroy that reply on its way.
+at one go (others have their turn behind them), refusals. An idle connection holds no buffer. Behind
+the last reply what still comes is thrown away for a moment, since closing with unread octets would
+send RST, which can destroy that reply on its way.
 
 Must not know: where the server listens, who may send, where mail is kept.
 
@@ -38,11 +38,11 @@ from mailstrom.smtp.server_events import (
     ContentEnd,
     Credentials,
     Hello,
-    Inquiry,
     MailFrom,
     Opened,
     Question,
     RcptTo,
+    Refused,
     Reset,
 )
 from mailstrom.smtp.server_order import Phase
@@ -62,7 +62,6 @@ _AT_ONCE = 100
 _SPARE = 1 << 20
 """Octets beyond twice the limit of a content that are read to its end, so that it is answered."""
 
-_IDLE = (Inquiry, Reset, Hello)
 _STOPPING = Reply(421, "4.3.2", ("the server is shutting down, try again later",))
 _ENDLESS = Reply(421, "4.3.4", ("far more than the limit, closing",))
 _LATE = Reply(421, "4.4.2", ("timeout, closing",))
@@ -96,7 +95,6 @@ class Connection(Stages, asyncio.BufferedProtocol):
         "_gone",
         "_handshake",
         "_held",
-        "_idle",
         "_implicit",
         "_logins",
         "_octets",
@@ -142,7 +140,7 @@ class Connection(Stages, asyncio.BufferedProtocol):
         self._asked: Question | None = None
         self._begun = 0.0  # loop time of the first octet of the content that is coming
         self._octets = 0  # of it, as they came
-        self._errors = self._logins = self._idle = 0
+        self._errors = self._logins = 0
         self._reading = True
         self._stopping = False
         self._gone = False  # the peer said that it says nothing more
@@ -165,6 +163,16 @@ class Connection(Stages, asyncio.BufferedProtocol):
     def attentive(self) -> bool:
         """Whether what comes now goes to the dialogue."""
         return not self._held & (_OVER | _SEALED | _PREFACE)
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more is said or heard; what is written may be on its way."""
+        return bool(self._held & _OVER)
+
+    @property
+    def answering(self) -> bool:
+        """Whether an answer is due."""
+        return bool(self._held & _ASKED)
 
     # What they may call
 
@@ -230,6 +238,7 @@ class Connection(Stages, asyncio.BufferedProtocol):
         if self._held & _OVER:
             return
         self._held |= _OVER
+        self.sessions.changed()
         self.cause = self.cause or cause
         self.deadline = self.loop.time() + self.limits.finish_s
         self.dialogue.discard()
@@ -449,7 +458,7 @@ class Connection(Stages, asyncio.BufferedProtocol):
             self._forget()
             self._begun, self._octets = 0.0, 0
             if reply.positive and kind is ContentEnd:
-                self._errors = self._idle = 0
+                self._errors = 0
         elif kind is Hello and reply.positive:
             self._forget()
             self.helo = cast(Hello, event).name
@@ -459,11 +468,7 @@ class Connection(Stages, asyncio.BufferedProtocol):
     def _counted(self, event: Question, reply: Reply) -> Reply:
         """The reply, or 421 in its place where it is one too many."""
         kind, limits = type(event), self.sessions.limits
-        if kind in _IDLE:
-            self._idle += 1
-            if 0 < limits.idle_commands < self._idle:
-                return Reply(421, "4.7.0", ("too many commands without mail",))
-        if reply.code < 400 or kind is Opened:
+        if reply.code < 400 or kind is Opened or kind is Refused:  # the dialogue counts those
             return reply
         self._errors += 1
         self._logins += kind is Credentials

@@ -4,15 +4,18 @@ Contract. A session has a deadline that it moves as it goes on, by writing an at
 looks at all of them every so often and cuts who is late. So a deadline costs nothing to move and
 an idle session no timer. It is kept to within a quarter of the shortest limit, a second at most.
 
-Must not know: SMTP, what a session is cut for.
+Must not know: what a session says, what it is cut for.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import dataclass
 from math import inf
 from typing import Protocol
+
+from mailstrom.smtp.reply import Reply
 
 READ_OCTETS = 65536
 
@@ -29,9 +32,9 @@ class Limits:
         unread_s: from replies that the peer does not read to its reading on.
         finish_s: from our end of the connection to the peer's.
         unread: octets taken in and not looked at, at which reading stops.
-        errors: refused commands, senders, recipients and contents since the last accepted content.
+        errors: senders, recipients, contents and logins refused since the last accepted content;
+            the dialogue counts what it refuses itself.
         logins: refused AUTH exchanges.
-        idle_commands: NOOP, VRFY, HELP, RSET, EHLO since the last accepted content.
     """
 
     command_s: float = 300.0
@@ -43,7 +46,6 @@ class Limits:
     unread: int = 65536
     errors: int = 100
     logins: int = 3
-    idle_commands: int = 100
 
     @property
     def coarseness(self) -> float:
@@ -54,9 +56,7 @@ class Limits:
         return max(0.02, min(1.0, shortest / 4))
 
 
-UNLIMITED = Limits(
-    command_s=inf, content_s=inf, content_rate=0, unread_s=inf, errors=0, logins=0, idle_commands=0
-)
+UNLIMITED = Limits(command_s=inf, content_s=inf, content_rate=0, unread_s=inf, errors=0, logins=0)
 """Of a peer that is trusted to end by itself."""
 
 
@@ -64,6 +64,10 @@ class Session(Protocol):
     """What is counted here."""
 
     deadline: float
+
+    @property
+    def over(self) -> bool:
+        """Whether it has nothing more to say or to hear."""
 
     def expired(self) -> None:
         """The deadline is over."""
@@ -73,6 +77,9 @@ class Session(Protocol):
 
     def stop(self) -> None:
         """End it as soon as nothing is half said."""
+
+    def part(self, reply: Reply, cause: str) -> None:
+        """Say this and end it."""
 
 
 class Sessions:
@@ -92,7 +99,7 @@ class Sessions:
         self.buffer = memoryview(bytearray(READ_OCTETS))
         self._every = self.limits.coarseness
         self._timer: asyncio.TimerHandle | None = None
-        self._deserted: asyncio.Event | None = None
+        self._changed: asyncio.Event | None = None
 
     def add(self, session: Session) -> None:
         """A session begins."""
@@ -103,14 +110,35 @@ class Sessions:
     def remove(self, session: Session) -> None:
         """A session is over; one that was removed before may be again."""
         self.open.discard(session)
-        if not self.open and self._deserted is not None:
-            self._deserted.set()
+        self.changed()
+
+    def changed(self) -> None:
+        """A session is over, or gone."""
+        if self._changed is not None:
+            self._changed.set()
 
     async def deserted(self) -> None:
         """Return once no session is open."""
         while self.open:
-            self._deserted = asyncio.Event()
-            await self._deserted.wait()
+            await self._change()
+
+    async def finished(self, seconds: float) -> bool:
+        """Return once every session is over, though peers may not have closed, or time is.
+
+        Returns:
+            whether every session is.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while not all(session.over for session in self.open):
+                    await self._change()
+                return True
+        return False
+
+    async def _change(self) -> None:
+        if self._changed is None or self._changed.is_set():
+            self._changed = asyncio.Event()
+        await self._changed.wait()
 
     def _look(self) -> None:
         self._timer = None

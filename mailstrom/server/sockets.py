@@ -87,7 +87,15 @@ def listen(bind: str, *, backlog: int = BACKLOG) -> socket.socket:
         ValueError: ``bind`` cannot be read.
         CannotListen: the system refuses.
     """
-    host, port = read_bind(bind)
+    return listen_on(*read_bind(bind), backlog=backlog)
+
+
+def listen_on(host: str, port: int, *, backlog: int = BACKLOG) -> socket.socket:
+    """Bind and listen, as :func:`listen` does, on a numeric address.
+
+    Raises:
+        CannotListen: the system refuses.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listener = socket.socket(family, socket.SOCK_STREAM)

@@ -49,7 +49,6 @@ Answer = Reply | Later | None
 
 _FAILED = Reply(451, "4.3.0", ("local error, try again later",))
 _CLOSED = Reply(421, "4.3.0", _FAILED.lines)
-_HTTP = frozenset(("GET", "POST", "PUT", "HEAD", "DELETE", "OPTIONS", "CONNECT", "PATCH", "TRACE"))
 
 
 class Stages:
@@ -125,9 +124,6 @@ class Stages:
 
     def on_refused(self, event: Refused) -> Answer:
         """A line that the dialogue refuses."""
-        if event.verb in _HTTP:
-            return Reply(421, "4.7.0", ("this is no web server",))
-        return None
 
     def on_error(self, event: Question | Content, error: Exception) -> Reply:
         """A method raised, or answered what cannot be said; the client may try again."""

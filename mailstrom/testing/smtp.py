@@ -147,6 +147,11 @@ class SMTPServer:
             runner.join()
             loop.close()
 
+    @property
+    def connected(self) -> list[Shell]:
+        """The connections open now; to be looked at in the server's loop."""
+        return [one for one in self.sessions.open if isinstance(one, Shell)]
+
     # What a connection tells
 
     def opened(self, shell: Shell) -> None:

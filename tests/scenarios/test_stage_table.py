@@ -123,8 +123,7 @@ def measured(network: Network, engine: Engine, tried: dict[Cell, Tried]) -> dict
 
 def _stands_behind(host: SMTPServer) -> bool:
     """Whether something was read that waits for the answer to a dot."""
-    waiting = [shell.dialogue for shell in host._live if shell.waiting]
-    return any(one._inbox or one._reader._buffer for one in waiting)
+    return any(one.answering and one.dialogue.buffered for one in host.connected)
 
 
 def _outcome(engine: Engine, tried: Tried) -> Outcome:
