@@ -106,6 +106,33 @@ ITEMS = [
     *("strict RFC 5322", "7-bit only", "ParseError"),
     *("gap: RFC 6854", "gap: transfer encodings and Unicode", "gap: MIME"),
     *("gap: dates from date-time objects", "gap: lines over 998"),
+    "SmtpServer::new",
+    *(
+        f"SmtpServer::new {argument}"
+        for argument in ("host", "port", "domain", "timeout", "buffer_size", "certs_path, key_path")
+    ),
+    *("SmtpServer::start", "SmtpServer::stop", "SmtpServer<Closed>", "SmtpServer<Listening>"),
+    *("mail_rx", "Mail", *variants("Mail", "domain from to data", ".")),
+    *("ServerError", *variants("ServerError", "Network Task Send Recv Bind Shutdown Running")),
+    "ProcessingError",
+    *variants(
+        "ProcessingError",
+        "IO NoMail ConnectionClosed SendResponse NoCertificate AlreadyEncrypted SocketRead",
+    ),
+    "HELO, EHLO, STARTTLS, MAIL, RCPT, DATA, QUIT",
+    "states Initial, Ehlo, StartTls, MailFrom, Data, Invalid",
+    "greeting 220 with the domain",
+    "502 when TLS is not available",
+    "per-read timeout closes",
+    "fault: content lower-cased",
+    "fault: one read is one command",
+    "fault: no pipelining",
+    "fault: one mail per connection",
+    "fault: end of data by the buffer's end",
+    "fault: dots not unstuffed",
+    "fault: bytes after STARTTLS kept",
+    "fault: errors close without a reply",
+    "fault: no size limit",
 ]
 
 
