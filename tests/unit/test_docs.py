@@ -22,6 +22,7 @@ from xml.etree import ElementTree
 
 import click
 import pytest
+import trustme
 from rich.console import Console
 
 from mailstrom import Mailstrom
@@ -260,6 +261,11 @@ def test_every_configuration_example_loads(block: Block, tmp_path: Path) -> None
     file.write_text(block.text, "utf-8")
     for name in re.findall(r'^password_file = "([\w.]+)"', block.text, re.MULTILINE):
         (tmp_path / name).write_text("secret\n")
+    if "tls_cert = " in block.text:
+        issued = trustme.CA().issue_cert("mail.example.org")
+        issued.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+        issued.private_key_pem.write_to_path(tmp_path / "key.pem")
+        (tmp_path / "users").write_text("")
     assert load(str(file)).origin == str(file)
 
 
