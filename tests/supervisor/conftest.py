@@ -176,13 +176,20 @@ class Stage:
         return [sys.executable, "-P", str(FAKECHILD), "--act", act, "--trace", str(self.trace)]
 
     def start(
-        self, *, delivery: str = "well", janitor: str = "well", workers: int = 1, **timing: float
+        self,
+        *,
+        delivery: str = "well",
+        janitor: str = "well",
+        listener: str = "well",
+        workers: int = 1,
+        **timing: float,
     ) -> Supervised:
         script = {
             "workers": workers,
             "commands": {
                 "delivery": [delivery] if "/" in delivery else self.fakechild(delivery),
                 "janitor": self.fakechild(janitor),
+                "listener": self.fakechild(listener),
             },
             "timing": {"start_gap_s": 0.02, "same_s": 0.0, "tick_s": 0.05, **PATIENT, **timing},
             "clock": str(self.clock),

@@ -22,6 +22,7 @@ import json
 import os
 import selectors
 import signal
+import socket
 import sys
 from dataclasses import dataclass
 
@@ -45,6 +46,14 @@ from mailstrom.control import (
 
 BEAT_S = 0.05
 STDIN = 0
+
+
+def _address(fd: int) -> str:
+    """Where an inherited socket listens; it stays open."""
+    with socket.socket(fileno=os.dup(fd)) as listening:
+        assert listening.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        host, port = listening.getsockname()[:2]
+    return f"{host}:{port}"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -106,6 +115,8 @@ class FakeChild:
             if os.path.isdir("/proc/self/fd")
             else None,
             status_fd=hello.status_fd,
+            sockets=hello.sockets,
+            listening=[_address(fd) for fd in hello.sockets],
         )
         if self.act == "dies" or (self.act == "dies-once" and not hello.restarts):
             return 3
