@@ -203,6 +203,7 @@ class PostfixServer(Peer):
         tls: certificate chain and key, PEM; None offers no STARTTLS.
         refuse: address -> reply, for example ``{"no@a.test": "550 5.1.1 no such user"}``.
         settings: more main.cf settings, for example ``smtpd_tls_security_level=encrypt``.
+        services: more lines of master.cf.
     """
 
     def __init__(
@@ -215,6 +216,7 @@ class PostfixServer(Peer):
         tls: tuple[bytes, bytes] | None = None,
         refuse: Mapping[str, str] | None = None,
         settings: Mapping[str, str] | None = None,
+        services: str = "",
     ) -> None:
         tree = debian.postfix()
         if os.getuid() != 0:
@@ -241,7 +243,7 @@ class PostfixServer(Peer):
         lines = [f"{name} = {value}\n" for name, value in main.items()]
         (conf / "main.cf").write_text("".join(lines))
         (conf / "master.cf").write_text(
-            f"{self.address}:{self.port} inet n - n - - smtpd\n{_MASTER}"
+            f"{self.address}:{self.port} inet n - n - - smtpd\n{_MASTER}{services}"
         )
         self._start(
             [tree.program("usr/lib/postfix/sbin/master"), "-c", conf, "-d"],

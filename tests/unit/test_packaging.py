@@ -57,13 +57,13 @@ def test_no_module_was_imported_from_the_checkout() -> None:
     assert from_checkout == []
 
 
-def test_the_wheel_brings_nothing_but_its_two_packages_and_the_command() -> None:
+def test_the_wheel_brings_nothing_but_its_two_packages_and_the_commands() -> None:
     listed = importlib.metadata.files("mailstrom")
     assert listed is not None
     tops = {file.parts[0] for file in listed if ".dist-info" not in file.parts[0]}
     assert tops - {".."} == set(PACKAGES)
     commands = [file.name for file in listed if file.parts[0] == ".."]
-    assert commands == ["mailstrom"]
+    assert sorted(commands) == ["mailstrom", "mailstrom-mailq", "mailstrom-sendmail"]
 
 
 def test_the_versions_agree() -> None:
