@@ -40,7 +40,7 @@ class Wanted(NamedTuple):
         sender: -f or -r as written; None: the user who runs this.
         name: -F: full name for a From that is added.
         dot_ends: a line with only a dot ends the message.
-        gateway: -G: headers are not touched.
+        gateway: -G: headers are not touched, Bcc removed.
         notify, ret, envid: -N, -R and -V (RFC 3461).
         config: -C: configuration file.
         flush: -qI and -qR: which message, which domain.

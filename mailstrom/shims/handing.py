@@ -6,11 +6,13 @@ completed before; the message itself is made by ``mailstrom.message.submission``
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 
 from mailstrom.client.identity import new_id
 from mailstrom.clock import wall_ms
 from mailstrom.message.address_list import mailboxes, parse_address_list
+from mailstrom.message.head import behind_mailbox_line
 from mailstrom.message.mending import FIELD, qualified
 from mailstrom.message.submission import Trace, relayed, submitted
 from mailstrom.shims.place import Place
@@ -66,11 +68,7 @@ def named_in(content: bytes, origin: str) -> list[str]:
     plain: list[tuple[str, bytes]] = []
     block: dict[str, bytes] = {}
     open_ = True
-    at = content.find(b"\r\n") + 2 if content.startswith((b"From ", b">From ")) else 0
-    if at and FIELD.match(content):
-        at = 0
-    while (match := FIELD.match(content, at)) is not None:
-        at = match.end()
+    for match in _fields(content):
         key = match[1].decode("ascii").lower()
         if key in _PLAIN:
             plain.append((key, match[2]))
@@ -82,6 +80,23 @@ def named_in(content: bytes, origin: str) -> list[str]:
             open_ = False
     chosen = [(key, block[key]) for key in _RESENT if key in block] if block else plain
     return [key for name, value in chosen for key in addresses(value, origin, name.title())]
+
+
+def without_blind(content: bytes) -> bytes:
+    """The same without Bcc and Resent-Bcc, which never leave."""
+    at, pieces = 0, []
+    for match in _fields(content):
+        if match[1].lower() in (b"bcc", b"resent-bcc"):
+            pieces.append(content[at : match.start()])
+            at = match.end()
+    return b"".join([*pieces, content[at:]]) if at else content
+
+
+def _fields(content: bytes) -> Iterator[re.Match[bytes]]:
+    at = behind_mailbox_line(content)
+    while (match := FIELD.match(content, at)) is not None:
+        yield match
+        at = match.end()
 
 
 def stored(
@@ -107,7 +122,7 @@ def stored(
         content: in CRLF lines.
         client: who calls, for people who look at the message later.
         name: for a From that is added.
-        relay: touch no header.
+        relay: touch no header but Bcc.
         protocol, helo: for Received.
 
     Returns:
@@ -122,7 +137,7 @@ def stored(
     now = wall_ms()
     trace = Trace(place.hostname, new_id(now), now, helo, "", protocol)
     if relay:
-        made = relayed(content, sender, recipients, trace, smtputf8=smtputf8)
+        made = relayed(without_blind(content), sender, recipients, trace, smtputf8=smtputf8)
     else:
         made = submitted(
             content,

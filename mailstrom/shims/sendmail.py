@@ -108,7 +108,7 @@ def _sent(wanted: flags.Wanted, where: Place, login: str, name: str) -> int:
         where,
         {"user": login},
         name=name,
-        relay=wanted.gateway and not wanted.from_headers,
+        relay=wanted.gateway,
         notices=notices,
         ret=wanted.ret,
         envid=wanted.envid,

@@ -201,12 +201,15 @@ class TestContent:
     def test_nothing_at_all(self, spool: Spool) -> None:
         assert body(spool.taken(BOB)[2]) == b""
 
-    def test_a_gateway_touches_no_header(self, spool: Spool) -> None:
-        text = b"To: root\nX-Odd: 1\nBcc: x@x.example\n\nhi\n"
-        content = spool.taken("-G", "-fann@a.example", BOB, text=text)[2]
-        assert content.endswith(text.replace(b"\n", b"\r\n"))
-        # -t reads Bcc, so it must not leave
-        assert b"Bcc" not in spool.taken("-G", "-t", "-fann@a.example", text=text)[2]
+    @pytest.mark.parametrize("words", [("-G", BOB), ("-Gt",)])
+    def test_a_gateway_touches_no_header_but_bcc(
+        self, spool: Spool, words: tuple[str, ...]
+    ) -> None:
+        text = b"To: root\nX-Odd: 1\nBcc: x@x.example,\n y@y.example\n\nBcc: in the body\n"
+        content = spool.taken("-fann@a.example", *words, text=text)[2]
+        kept = b"\r\nTo: root\r\nX-Odd: 1\r\n\r\nBcc: in the body\r\n"
+        assert content.endswith(kept)
+        assert content.startswith(b"Received: by ")
 
 
 class TestRefused:
