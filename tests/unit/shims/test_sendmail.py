@@ -12,6 +12,7 @@ import tempfile
 from email import message_from_bytes
 from pathlib import Path
 
+import apsw
 import pytest
 
 from mailstrom.shims import place as place_module
@@ -271,6 +272,25 @@ class TestRefused:
                 assert b"group mailstrom" in done.stderr
                 assert done.stderr.count(b"\n") == 1
             other.ms.close()
+
+    def test_while_another_writes_for_too_long(self, spool: Spool) -> None:
+        program = (
+            "import os, sys\nfrom mailstrom.shims import place, sendmail\nplace.BUSY_MS = 300\n"
+            "sys.exit(sendmail.run('mailstrom-sendmail', sys.argv[1:], os.environ))"
+        )
+        words = [sys.executable, "-P", "-c", program, BOB]
+        holder = apsw.Connection(str(spool.path))
+        holder.execute("BEGIN IMMEDIATE")
+        try:
+            done = subprocess.run(
+                words, input=b"hi", capture_output=True, timeout=TIMEOUT, env=spool.environ()
+            )
+        finally:
+            holder.execute("ROLLBACK")
+            holder.close()
+        assert (done.returncode, done.stdout) == (TEMPORARY, b""), done.stderr
+        assert done.stderr.count(b"\n") == 1
+        assert spool.ms.query("SELECT count(*) FROM messages")[0][0] == 0
 
     def test_what_is_cut_off_is_not_taken(self, spool: Spool) -> None:
         child = subprocess.Popen(
