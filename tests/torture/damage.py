@@ -42,6 +42,7 @@ from mailstrom.storage.sqlite.salvage_pages import (
     record,
     shape,
 )
+from mailstrom.storage.sqlite.salvage_rows import MESSAGE, RECIPIENT
 from tests.support.trial import Plan
 from tests.torture.damage_envelope import COLUMNS, damage
 from tests.torture.damage_judge import MOST_FINDINGS, judge, misled, salvaged, strangers, told
@@ -396,15 +397,16 @@ def _map(
                     over = int.from_bytes((pages.newest(over) or bytes(4))[:4], "big")
                 if len(kinds) == 3 and kinds[2] == 44:
                     chunks.setdefault(cell.number >> 12, set()).update(own)
-                elif len(kinds) in (22, 26):
+                elif len(kinds) in (len(MESSAGE), len(RECIPIENT)):
                     values = record(pages.payload(cell) or b"")
                     assert values is not None
-                    number = cell.number if len(kinds) == 22 else values[1]
+                    is_message = isinstance(values[1], str)  # its id; a recipient's is a number
+                    number = cell.number if is_message else values[1]
                     assert isinstance(number, int)
-                    if len(kinds) == 26:
+                    if not is_message:
                         rows[str(values[2])] = frozenset(own)
                     by_number.setdefault(number, set()).update(own)
-                    if len(kinds) == 22:
+                    if is_message:
                         ids[number] = str(values[1])
                         content = values[5]
                         contents[number] = content if isinstance(content, int) else number

@@ -14,12 +14,15 @@ from pathlib import Path
 
 from mailstrom.storage.sqlite.connection import PAGE_BYTES
 from mailstrom.storage.sqlite.salvage_pages import LEAF, Pages, record, shape
+from mailstrom.storage.sqlite.salvage_rows import MESSAGE, RECIPIENT
 from tests.torture.damage_spool import Truth
 
-COLUMNS = ("address", "sender", "require_tls", "on_doubt", "content")
-_MESSAGE, _RECIPIENT = 22, 26
-_PLACE = {"address": 2, "sender": 2, "content": 5, "metadata": 11, "on_doubt": 12,
-          "require_tls": 13}  # fmt: skip
+COLUMNS = ("address", "orcpt", "sender", "require_tls", "on_doubt", "envid", "content")
+_OF_RECIPIENT = ("address", "orcpt")
+_PLACE = {
+    name: (RECIPIENT if name in _OF_RECIPIENT else MESSAGE).index(name)
+    for name in (*COLUMNS, "metadata")
+}
 _NULL, _BYTE, _ZERO, _ONE = 0, 1, 8, 9
 _HOLD = 13 + 2 * len("hold")
 
@@ -34,7 +37,7 @@ def damage(path: Path, chance: random.Random, truth: Truth, column: str) -> None
         stream.seek(offset)
         row = bytearray(stream.read(PAGE_BYTES))
         place = _PLACE[column]
-        if column in ("address", "sender"):
+        if column in ("address", "orcpt", "sender", "envid"):
             letter = row[0] + sum(map(_size, kinds[:place]))
             row[letter] = ord(chance.choice("bcdefghijklm"))  # the first letter, never one of these
         elif column == "on_doubt":  # what held a message back becomes a part of its metadata
@@ -50,7 +53,8 @@ def damage(path: Path, chance: random.Random, truth: Truth, column: str) -> None
 
 def _places(path: Path, truth: Truth, column: str) -> Iterator[tuple[int, tuple[int, ...]]]:
     """Where rows begin whose column can be changed, and their serial types."""
-    columns = _RECIPIENT if column == "address" else _MESSAGE
+    of_recipient = column in _OF_RECIPIENT
+    columns = len(RECIPIENT if of_recipient else MESSAGE)
     due = {truth.by_address[address] for address in truth.waiting}
     pages = Pages(str(path))
     try:
@@ -65,13 +69,15 @@ def _places(path: Path, truth: Truth, column: str) -> Iterator[tuple[int, tuple[
                 values = record(cell.local)
                 if values is None:
                     continue
-                if not (values[2] in truth.waiting if column == "address" else values[1] in due):
+                if not (values[2] in truth.waiting if of_recipient else values[1] in due):
                     continue
                 kind = kinds[_PLACE[column]]
                 fit = {
                     "require_tls": kind == _ONE,
                     "on_doubt": kind == _HOLD and kinds[_PLACE["metadata"]] + 8 < 128,
                     "content": kind == _BYTE,
+                    "orcpt": kind != _NULL,
+                    "envid": kind != _NULL,
                 }
                 if fit.get(column, True):
                     yield (page - 1) * PAGE_BYTES + image.index(cell.local), kinds

@@ -49,6 +49,8 @@ def judge(
         said = (one.sender, one.content, one.hold)
         if said != (mail.sender, mail.content, mail.hold) or one.require_tls < mail.require_tls:
             found.append(f"{one.address}: not the sender, bytes or TLS demand that were accepted")
+        if one.asked != mail.asked(one.address):
+            found.append(f"{one.address}: not what was asked of reports")
         if not repeats and one.address not in truth.waiting:
             found.append(f"{one.address}: was not waiting")
     if not routes:

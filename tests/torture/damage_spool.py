@@ -34,7 +34,7 @@ from mailstrom.storage.base import (
     Settlement,
     Work,
 )
-from mailstrom.storage.client import CHUNK_BYTES, Submission, Target
+from mailstrom.storage.client import CHUNK_BYTES, Notice, Submission, Target
 from mailstrom.storage.sqlite import schema
 from mailstrom.storage.sqlite.client import SQLiteClientStore
 from mailstrom.storage.sqlite.worker import SQLiteWorkerStore
@@ -49,6 +49,9 @@ from mailstrom.types import (
     RouteResult,
     Stage,
 )
+
+Asked = tuple[str | None, str | None, str | None, str | None]
+"""RET, ENVID, NOTIFY and ORCPT."""
 
 DOMAINS = tuple(f"d{number}.test" for number in range(4))
 HOUR_MS = 3_600_000
@@ -66,6 +69,16 @@ class Mail:
     require_tls: bool
     hold: bool
     recipients: tuple[str, ...]
+    reports: bool = False
+
+    def notice(self, address: str) -> Notice:
+        """What its sender asked to be told of this recipient."""
+        return Notice("failure", f"rfc822;first.{address}") if self.reports else Notice()
+
+    def asked(self, address: str) -> Asked:
+        """What goes to the next server about it."""
+        asked = ("hdrs", f"envid {self.id}") if self.reports else (None, None)
+        return (*asked, *self.notice(address))
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +107,7 @@ class Seen:
     host: str
     require_tls: bool
     hold: bool
+    asked: Asked = (None, None, None, None)
 
 
 @dataclass(slots=True)
@@ -156,6 +170,7 @@ def populate(path: Path, chance: random.Random, messages: int, *, log: bool, nam
                     f"r{number}.{each}.{name}@{chance.choice(DOMAINS)}"
                     for each in range(1 + number % 3)
                 ),
+                reports=number % 2 == 1,
             )
             (stored,) = client.enqueue([_submission(mail, number, now_ms)], now_ms)
             assert stored == mail.id, stored
@@ -186,6 +201,7 @@ def _content(title: str, size: int) -> bytes:
 
 
 def _submission(mail: Mail, number: int, now_ms: int) -> Submission:
+    ret, envid, *_ = mail.asked(mail.recipients[0])
     return Submission(
         id=mail.id, content=mail.content, sender=mail.sender, recipients=mail.recipients,
         subject=f"number {number}", message_id=f"<{number}@s.test>", stream="default", priority=1,
@@ -193,6 +209,8 @@ def _submission(mail: Mail, number: int, now_ms: int) -> Submission:
         expires_ms=now_ms + 100 * HOUR_MS, on_doubt=OnDoubt.HOLD if mail.hold else None,
         require_tls=mail.require_tls, eightbit=False, smtputf8=False,
         idempotency=(f"key-{number}", b"hash") if number % 4 == 0 else None,
+        origin="smtp" if mail.reports else "library", reports=mail.reports, ret=ret, envid=envid,
+        notices=tuple(map(mail.notice, mail.recipients)) if mail.reports else (),
     )  # fmt: skip
 
 
@@ -292,9 +310,12 @@ def _turn(
                 work.settlements.append(_settlement(lane.token, row, session, "failed", now_ms))
             elif content is not None:
                 hold = row.on_doubt is OnDoubt.HOLD
+                asked = (row.ret, row.envid, row.notify, row.orcpt)
                 wire.seen.append(
-                    Seen(row.address, row.sender, content, _host(lane), row.require_tls, hold)
-                )
+                    Seen(
+                        row.address, row.sender, content, _host(lane), row.require_tls, hold, asked
+                    )
+                )  # fmt: skip
                 deferred = chance is not None and chance.random() < 0.3
                 state = "deferred" if deferred else "delivered"
                 work.settlements.append(_settlement(lane.token, row, session, state, now_ms))

@@ -76,7 +76,8 @@ class Any:
 
 
 @pytest.mark.parametrize(
-    ("name", "columns"), [("_fits", ("require_tls", "on_doubt")), ("checksum", ("address",))]
+    ("name", "columns"),
+    [("_fits", ("require_tls", "on_doubt", "envid")), ("checksum", ("address", "orcpt"))],
 )
 def test_a_digest_of_the_envelope_that_is_dropped_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, columns: tuple[str, ...]
