@@ -22,6 +22,8 @@ Scene = Literal[
     "start",  # a worker is killed, so that another one starts
     "doubt",  # a worker is killed with mail on the wire
     "expire",  # a message expires at a site that is down
+    "bounce",  # a host refuses the recipients of mail whose sender wants to hear of it
+    "late",  # a host puts mail off for so long that its sender is told
     "poison",  # somebody saw a disk error
     "janitor",  # the janitor is killed, so that another one starts
     "purge",  # the same, and old mail waits for it
@@ -298,6 +300,24 @@ _WORKER: dict[str, Point] = {
     "settle.half_write": Point(
         row="W10", spec=_io("write", "wal", "half", inside="settle"), doubt="open", hits=3
     ),
+    "report.asking": Point(
+        row="W25", scene="bounce", spec=_sql("owed_due", inside="settle"), doubt="open"
+    ),
+    "report.inserting": Point(
+        row="W25", scene="bounce", spec=_sql("enqueue", inside="owed_due"), doubt="open"
+    ),
+    "report.telling": Point(
+        row="W25", scene="bounce", spec=_sql("report_event"), doubt="open"
+    ),
+    "report.commit": Point(
+        row="W25", scene="bounce", spec=_sql("COMMIT", inside="report_event"), doubt="open"
+    ),
+    "report.write": Point(
+        row="W25", scene="bounce", spec=_io("write", "wal", inside="report_event"), doubt="open"
+    ),
+    "report.committed": Point(
+        row="W25", scene="bounce", spec=_after(_COMMITTED) | {"inside": "report_event"}
+    ),
     "settle.committed": Point(
         row="W11", spec=_after(f"{_STORE}.exchange", 1, "settlements"), doubt="others", hits=3,
         hold=True,
@@ -415,6 +435,18 @@ _JANITOR: dict[str, Point] = {
     "repair.syncing": Point(row="J7", scene="poison", spec=_before(f"{_SYNC}.fresh")),
     "repair.healing": Point(row="J7", scene="poison", spec=_before(f"{_SYNC}.heal")),
     "repair.done": Point(row="J7", scene="poison", spec=_after(f"{_STORE}.repair")),
+    "delay.owing": Point(row="J9", scene="late", spec=_sql("owe_delays")),
+    "delay.commit": Point(row="J9", scene="late", spec=_sql("COMMIT", inside="owe_delays")),
+    "delay.committed": Point(
+        row="J9", scene="late", spec=_after(_COMMITTED) | {"inside": "owe_delays"}
+    ),
+    "delay.inserting": Point(
+        row="J9", scene="late", spec=_sql("enqueue", within=f"{_STORE}.report")
+    ),
+    "delay.telling": Point(row="J9", scene="late", spec=_sql("report_event")),
+    "delay.told": Point(
+        row="J9", scene="late", spec=_after(_COMMITTED) | {"inside": "report_event"}
+    ),
     "janitor.role": Point(
         row="J8", scene="janitor",
         spec=_after("mailstrom.lockfile:LockFile.acquire", 0, "path", ends="janitor.lock"),

@@ -18,7 +18,7 @@ import json
 import os
 import signal
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -58,6 +58,7 @@ _SETTINGS: Tables = {
     "sites": {"idle": "50ms", "suspend": ["500ms"], "connections": 1},
     "retry": {"schedule": ["500ms"], "jitter": 0.0},
     "stream.bulk": {"priority": "low"},
+    "reports": {"delays": ["1s"]},
     "log": {"format": "json", "level": "info"},
 }
 _SLOW = Rule(stage="dot", delay=1.5, last=1)
@@ -77,7 +78,11 @@ _SCRIPTS: dict[Scene, tuple[Script, ...]] = {
     "give_back": (Script(rules=(replace(_LATE, per=Per.SERVER),)),),
     "running": (Script(rules=(_HELD,)),),
     "expire": (Script(rules=(Rule(stage="mail", code=451),)),),
+    "bounce": (Script(rules=(Rule(stage="rcpt", code=550, enhanced="5.1.1"),)),),
+    "late": (Script(rules=(Rule(stage="mail", code=451, lasting=4.0),)),),
 }
+_TOLD: dict[Scene, str] = {"bounce": "failure", "late": "delay"}
+"""What the sender wants to hear of, of the mail of a scene."""
 _FINAL = ("delivered", "failed", "cancelled", "held")
 _OTHERS_DIE: frozenset[Scene] = frozenset(("start", "doubt", "supervisor", "running"))
 
@@ -297,6 +302,8 @@ class Stage:
         self, mail: _Mail, scene: Scene, size: int, number: int, hold: bool, *, name: str = "u"
     ) -> None:
         options: dict[str, Any] = {"on_doubt": "hold"} if hold else {}
+        if scene in _TOLD:
+            options["notify"] = [_TOLD[scene]]
         if scene == "expire":
             options["expires_at"] = timedelta(seconds=0.5)
         length = 700_000 if scene == "large" else 0
@@ -579,6 +586,8 @@ class Stage:
             result.findings.append("a lane, a dead worker's row, or poison stays")
         result.findings += [f"store check: {line}" for line in self.engine.ms.check()]
         self._witnesses(result, mail, point.scene)
+        if point.scene in _TOLD:
+            result.findings += self._told(mail, do)
         marks = self._marks(mail)
         result.marked = sum(sum(group) for group in marks.values())
         result.findings += unexpected(
@@ -600,7 +609,7 @@ class Stage:
             unanswered=tuple(mail.unanswered),
             seen=seen_by_server(dots(mail.hosts)),
             spool=rows,
-            finished=scene != "expire",
+            finished=scene not in ("expire", "bounce"),
         )
         report = check(history)
         result.lost += len(report.lost)
@@ -610,10 +619,29 @@ class Stage:
                 f"{kind}: {one.message_id} to {one.recipient}: {one.text}"
                 for one in getattr(report, kind)
             ]
-        wanted = {"failed"} if scene == "expire" else {"delivered", "held"}
+        wanted = {"failed"} if scene in ("expire", "bounce") else {"delivered", "held"}
         states = {row.status for row in rows}
         if not states <= wanted:
             result.findings.append(f"ended as {sorted(states)}")
+
+    def _told(self, mail: _Mail, do: Do) -> list[str]:
+        """Of whom nobody was told, or more than once; an error may put the report off."""
+        ids = {sent.id for sent in mail.sent}
+        wanted = Counter(sent.recipient for sent in mail.sent)
+
+        def told() -> Counter[str]:
+            rows = self.engine.rows(
+                "SELECT message_id, detail FROM events WHERE type = 'message.reported'"
+            )
+            details = [json.loads(row.detail) for row in rows if row.message_id in ids]
+            return Counter(one for detail in details for one in detail["recipients"])
+
+        with contextlib.suppress(AssertionError):
+            eventually(lambda: told() >= wanted, RECOVERY_S / 2, what="reports", interval=LOOK_S)
+        put_off = "SELECT message_id FROM events WHERE type = 'message.unreported'"
+        if do == "raise" and any(row.message_id in ids for row in self.engine.rows(put_off)):
+            return []
+        return [] if told() == wanted else [f"told of {dict(told())}, to be told {dict(wanted)}"]
 
     def _inexact(
         self,
