@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from mailstrom import Mailstrom
 from mailstrom.clock import wall_ms
 from mailstrom.message import parse
 from mailstrom.storage import open_client_store
@@ -389,6 +390,33 @@ def test_what_a_person_calls_failed_is_told(
     [report] = mailbox(home[1], sender)
     assert told(report) == {f"b@{domain}": ("failed", "5.4.2")}
     assert len(reports(engine, id)) == 1
+
+
+def test_an_engine_inside_an_application_reports_too(
+    network: Network, home: tuple[str, SMTPServer]
+) -> None:
+    domain, _ = network.site(Script())
+    store, sender = f"memory:reports-{uuid.uuid4()}", f"shop@{home[0]}"
+    mail = f"From: {sender}\r\nSubject: order\r\n\r\nHello\r\n".encode()
+    tables = {
+        "hostname": "app.sender.test",
+        "delivery": {"port": network.port},
+        "dns": engine_dns(network),
+        "reports": {"sender": f"post@{home[0]}"},
+    }
+    with Mailstrom(store) as ms:
+        ms.start(config=tables)
+        id = ms.send(mail, recipients=[f"refuse@{domain}"], notify=["failure"])
+        quiet = ms.send(mail, recipients=[f"refuse@{domain}"])
+        assert {ms.wait(one, DEADLINE_S).status for one in (id, quiet)} == {"failed"}
+        [report] = mailbox(home[1], sender)
+        made = ms.query(REPORTS)
+        ms.stop()
+
+    assert report["From"] == f"Mail Delivery System <post@{home[0]}>"
+    assert blocks(report)[0]["Reporting-MTA"] == "dns; app.sender.test"
+    assert told(report) == {f"refuse@{domain}": ("failed", "5.1.1")}
+    assert [one.about for one in made] == [id]
 
 
 # Who is not told
