@@ -36,6 +36,7 @@ from mailstrom.printable import printable
 MOST_SUBJECT = 200
 """Characters of the original's subject that are repeated."""
 
+MINUTE_MS = 60_000
 _SUBJECTS = {
     "failed": "Undelivered mail",
     "delayed": "Delayed mail (still being tried)",
@@ -102,7 +103,7 @@ def render_report(
     if third is not None:
         parts.append(third)
 
-    digest = _digest(original, fates, action)
+    digest = _digest(original, fates, action, now_ms)
     message_id = f"<{action}.{digest[:16]}.{_local(original.id)}@{hostname}>"
     subject = _SUBJECTS[action] + (f": {told}" if told else "")
     boundary = _boundary(digest, parts)
@@ -172,9 +173,14 @@ def _references(original: Original) -> list[bytes]:
     return [fold("In-Reply-To", [ids[0]]), fold("References", [ids[0]])]
 
 
-def _digest(original: Original, fates: Sequence[Fate], action: str) -> str:
-    """Of what the report is about: message, action, and whom it tells of as of when."""
+def _digest(original: Original, fates: Sequence[Fate], action: str, now_ms: int) -> str:
+    """Of what the report is about: message, action, and whom it tells of as of when.
+
+    The second delay of a message whose host is down comes without another try.
+    """
     told = sorted((fate.address, fate.action, fate.tried_ms or 0) for fate in fates)
+    if action == "delayed":
+        told.append(("", action, (now_ms - original.arrived_ms) // MINUTE_MS))
     return hashlib.sha256(repr((original.id, action, told)).encode()).hexdigest()
 
 

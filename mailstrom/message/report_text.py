@@ -138,7 +138,7 @@ def _story(original: Original, fate: Fate) -> tuple[str, str, str]:
         return f"{host or 'Their mail server'} refused it in these words:", words, advice
     domain = printable(fate.address.rpartition("@")[2], 255)
     told = _STORIES.get(fate.reason or "")
-    if told is not None:
+    if told is not None and not (words and domain.startswith("[")):  # a literal is no domain
         return told[0].format(domain=domain), "", told[1]
     advice = _SMALLER if fate.reason == Reason.TOO_LARGE else ""
     where = f"{host} cannot take it" if host else "It cannot be sent there"

@@ -185,6 +185,14 @@ def test_a_sentence_of_ours_is_not_given_out_as_a_servers_reply() -> None:
     assert "There is no mail domain gone.example." in text_of(report)
 
 
+def test_a_refused_address_literal_is_not_called_a_domain() -> None:
+    words = "the address 127.0.0.1 is no destination"
+    fate = Fate("b@[127.0.0.1]", "failed", None, "no_domain", None, None, "5.1.2", words, NOW)
+    text = text_of(rendered(ORIGINAL, fate))
+    assert f"It cannot be sent there: {words}" in text
+    assert "There is no mail domain" not in text
+
+
 @pytest.mark.parametrize("reason", [*Reason, None])
 @pytest.mark.parametrize("code", [None, 550])
 @pytest.mark.parametrize("action", ["failed", "delayed", "relayed", "delivered"])
@@ -266,6 +274,12 @@ def test_the_same_facts_make_the_same_report_and_others_another() -> None:
         )
     }
     assert len(ids) == 10
+    late = REFUSED._replace(action="delayed", tried_ms=None)
+    assert rendered(ORIGINAL, late) == rendered(ORIGINAL, late)
+    earlier = ORIGINAL._replace(
+        arrived_ms=ORIGINAL.arrived_ms - 3_600_000
+    )  # an hour later, that is
+    assert rendered(ORIGINAL, late).message_id != rendered(earlier, late).message_id
     swapped = rendered(ORIGINAL, other, REFUSED).message_id
     assert swapped == rendered(ORIGINAL, REFUSED, other).message_id
 
