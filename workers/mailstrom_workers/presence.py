@@ -75,6 +75,7 @@ class Presence:
         on_ready: called once the row says ready.
         mates: tells the rows of the other workers of this process.
         role: whether it holds the janitor's role.
+        stored: what the store goes by, where that is not ``config``: a reload it could not follow.
     """
 
     kind: str
@@ -98,6 +99,7 @@ class Presence:
     on_ready: Callable[[], None] = _nothing
     mates: Callable[[], Collection[int]] = tuple
     role: bool = False
+    stored: Config | None = None
     state: str = "starting"
 
     async def ready(self) -> None:
@@ -127,14 +129,17 @@ class Presence:
         """Go on with another configuration, between transactions.
 
         Raises:
-            SpoolError: the store could not take over its part; the rest holds.
+            SpoolError: the store could not take over its part; the rest holds, and the next call
+                tries it again.
         """
-        before, self.config = self.config, config
+        stored = self.stored or self.config
+        self.stored, self.config = stored, config
         self.reloaded.set()
-        if before.retry.schedule != config.retry.schedule:
+        if stored.retry.schedule != config.retry.schedule:
             await self.db.reopen(lambda: (self.open_store or _open)(self.store, config))
-        elif not reporting.same(before, config):
+        elif not reporting.same(stored, config):
             await self.db.call(lambda store: reporting.use(store, config))
+        self.stored = config
 
     async def run(self, work: Work) -> None:
         """Work to the end, with beats; then retire and free the lock."""
