@@ -14,6 +14,8 @@ from mailstrom.message.parameters import (
     parse_parameterised,
     render_parameterised,
 )
+from mailstrom.message.report import render_report
+from mailstrom.message.report_facts import Fate, Original
 from mailstrom.printable import printable
 from mailstrom.smtp.reply import visible
 from mailstrom.tomlfile import tables
@@ -63,6 +65,40 @@ def _toml(data: bytes) -> Done:
 
 def _listed(text: str) -> Done:
     return lambda: parse_address_list(text, header="To")
+
+
+def _reported(content: bytes, *fates: Fate) -> Done:
+    original = Original("id", "a@b.example", "<a@b.example>", None, 0, content, True)
+    told = fates or (Fate("c@d.example", "failed"),)
+    return lambda: render_report(
+        original, told, hostname="b.example", author="m@b.example", now_ms=0
+    )
+
+
+@shape("reports", "a reply of many words", octets=2)
+def reports_words(n: int) -> Done:
+    return _reported(b"", Fate("c@d.example", "failed", reply_code=550, reply_text="x " * n))
+
+
+@shape("reports", "one word", octets=1)
+def reports_word(n: int) -> Done:
+    return _reported(b"", Fate("c" * n, "failed", reply_code=550, reply_text="\u202e" * n))
+
+
+@shape("reports", "many recipients", octets=40)
+def reports_recipients(n: int) -> Done:
+    n = n // 16 + 1
+    return _reported(b"", *(Fate(f"{m}@d.example", "failed", reply_text=f"{m}") for m in range(n)))
+
+
+@shape("reports", "a subject that is folded", octets=20)
+def reports_subject(n: int) -> Done:
+    return _reported(b"Subject:" + b" =?utf-8?q?=C3=A4?=\r\n" * n + b"\r\nx\r\n")
+
+
+@shape("reports", "lines of UTF-8", octets=4)
+def reports_lines(n: int) -> Done:
+    return _reported(b"Subject: \xc3\xa4\r\n\r\n" + b"\xc3\xa4\r\n" * n)
 
 
 @shape("headers", "encoded-words", octets=18)

@@ -10,6 +10,7 @@ from tests.hostile.fuzz_headers import addresses, headers
 from tests.hostile.fuzz_messages import messages, mime
 from tests.hostile.fuzz_proxy import proxy
 from tests.hostile.fuzz_replies import framing, replies
+from tests.hostile.fuzz_reports import reports
 from tests.hostile.fuzz_rest import configuration, dns, printing
 from tests.hostile.fuzz_server import server
 
@@ -25,6 +26,7 @@ TARGETS: Mapping[str, Target] = {
     "addresses": addresses,
     "messages": messages,
     "mime": mime,
+    "reports": reports,
     "dns": dns,
     "configuration": configuration,
     "printing": printing,
@@ -39,6 +41,7 @@ TITLES = {
     "addresses": "addresses that are read",
     "messages": "messages as octets, and their hash",
     "mime": "multiparts",
+    "reports": "delivery reports",
     "dns": "DNS answers",
     "configuration": "configuration files",
     "printing": "text for logs and terminals",

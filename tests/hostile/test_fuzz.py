@@ -119,6 +119,17 @@ def parts_run_together(patch: Patch) -> None:
     patch.setattr(fuzz_messages, "split_parts", lying)
 
 
+def words_as_they_are(patch: Patch) -> None:
+    patch.setattr(
+        "mailstrom.message.report_status._Writing._printable",
+        lambda self, text, most: text.encode("utf-8", "replace").decode()[:most],
+    )
+
+
+def one_boundary_for_all(patch: Patch) -> None:
+    patch.setattr("mailstrom.message.report._boundary", lambda digest, parts: "=_b")
+
+
 def any_name_is_a_host(patch: Patch) -> None:
     patch.setattr("mailstrom_workers.resolver.is_host_name", lambda name: True)
 
@@ -142,6 +153,8 @@ FAULTS: dict[str, tuple[str, Callable[[Patch], None]]] = {
     "addresses": ("addresses", another_domain),
     "messages": ("messages", bcc_that_leaves),
     "mime": ("mime", parts_run_together),
+    "reports": ("reports", words_as_they_are),
+    "reports, boundary": ("reports", one_boundary_for_all),
     "dns": ("dns", any_name_is_a_host),
     "configuration": ("configuration", keys_as_they_are),
     "printing": ("printing", escapes_that_pass),
