@@ -24,7 +24,6 @@ from mailstrom.message.address import parse_address
 from mailstrom.message.address_list import Mailbox
 from mailstrom.message.date import render_date
 from mailstrom.message.encoded_word import decode_words, encode_words
-from mailstrom.message.grammar import message_ids
 from mailstrom.message.header import fold, render_entries, render_field
 from mailstrom.message.leaf import CRLF, quoted_printable
 from mailstrom.message.report_facts import ACTIONS, Fate, Original, Part, end_of_header
@@ -43,6 +42,11 @@ _SUBJECTS = {
     "relayed": "Delivered to the next server",
     "delivered": "Delivered",
 }
+_MOST_ID = 900
+_ATEXT = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~\-]++"
+_MESSAGE_ID = re.compile(
+    rf"<{_ATEXT}(?:\.{_ATEXT})*+@(?:{_ATEXT}(?:\.{_ATEXT})*+|\[[!-Z^-~]*+\])>"
+).fullmatch  # RFC 5322 section 3.6.4, without what it calls obsolete
 _SUBJECT = re.compile(rb"^subject:((?:[^\r\n]|\r\n[ \t])*+)", re.IGNORECASE | re.MULTILINE)
 
 
@@ -164,13 +168,11 @@ def _subject_field(subject: str) -> bytes:
 
 
 def _references(original: Original) -> list[bytes]:
-    """In-Reply-To and References, where the original's Message-ID is one."""
-    if not original.message_id.isascii() or len(original.message_id) > 900:
+    """In-Reply-To and References, where the original's Message-ID is one by the letter."""
+    id = original.message_id
+    if _MESSAGE_ID(id) is None or len(id) > _MOST_ID:
         return []
-    ids = message_ids(original.message_id, header="Message-ID")
-    if not ids or len(ids) != 1:
-        return []
-    return [fold("In-Reply-To", [ids[0]]), fold("References", [ids[0]])]
+    return [fold("In-Reply-To", [id]), fold("References", [id])]
 
 
 def _digest(original: Original, fates: Sequence[Fate], action: str, now_ms: int) -> str:

@@ -207,6 +207,31 @@ def test_every_reason_has_its_words(action: str, code: int | None, reason: Reaso
     parse(report.content)
 
 
+@pytest.mark.parametrize(
+    ("message_id", "kept"),
+    [
+        ("<a.b+c@x.example>", True),
+        ("<a@[192.0.2.1]>", True),
+        ("<a@b>", True),
+        ("", False),
+        ("no id", False),
+        ("<a@b> <c@d>", False),
+        ("<a..b@c.example>", False),
+        ("<a@b.:c>", False),
+        ("<a@b>\r\nBcc: <eve@example.com>", False),
+        ("<ä@b>", False),
+        (f"<{'a' * 950}@b>", False),
+    ],
+)
+def test_only_a_message_id_is_referred_to(message_id: str, kept: bool) -> None:
+    report = rendered(ORIGINAL._replace(message_id=message_id))
+    whole = message_from_bytes(report.content)
+    assert (whole["In-Reply-To"], whole["References"]) == (
+        (message_id,) * 2 if kept else (None,) * 2
+    )
+    parse(report.content)
+
+
 # --- status -------------------------------------------------------------------------------------
 
 
