@@ -1,6 +1,6 @@
 """Measures Mailstrom, alone or beside its peers, and prints a table of what was found.
 
-Names: accept drain connections e2e latency sites depth stalls idle memory profile, or all.
+Names: accept listener drain connections e2e latency sites depth stalls idle memory profile, or all.
 Mailstrom is the one that this interpreter imports. Loopback only; each run has a temporary
 directory that is removed. What is recorded (--record) is what docs/performance.md is made of,
 by tools/gendocs.
@@ -39,6 +39,7 @@ from tools.bench.figures import (  # noqa: E402
     table,
 )
 from tools.bench.idle import idle  # noqa: E402
+from tools.bench.listener import listener  # noqa: E402
 from tools.bench.plan import PEERS, Plan  # noqa: E402
 from tools.bench.profile import profile  # noqa: E402
 from tools.bench.sites import sites  # noqa: E402
@@ -51,6 +52,7 @@ MOST_WORKERS = 256  # as the configuration takes them
 
 BENCHES: dict[str, Callable[[Plan], Iterator[Figure]]] = {
     "accept": accept,
+    "listener": listener,
     "drain": drain,
     "connections": connections,
     "e2e": e2e,

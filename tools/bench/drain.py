@@ -173,7 +173,8 @@ def latency(plan: Plan) -> Iterator[Figure]:
             yield from _far(some, rtt_ms, run, RTT_MS / rtt_ms)
 
 
-def _through(make: Maker, messages: int, blank: Figure) -> Figure:
+def through(make: Maker, messages: int, blank: Figure) -> Figure:
+    """Messages that are offered while delivery goes on, from the first call to the last arrival."""
     with folder() as home:
         sink = Sink()
         queue = make(home, sink.port)
@@ -217,4 +218,4 @@ def e2e(plan: Plan) -> Iterator[Figure]:
             for name, uvloop, make in contenders(whom, verb=verb, callers=callers):
                 n = plan.many(SIZES[name][1] // (1 if verb == "send" else 2))
                 blank = Figure(bench="e2e", case=case, who=name, uvloop=uvloop, run=run, n=n)
-                yield attempt(blank, lambda blank, make=make, n=n: _through(make, n, blank))  # type: ignore[misc]
+                yield attempt(blank, lambda blank, make=make, n=n: through(make, n, blank))  # type: ignore[misc]

@@ -52,6 +52,8 @@ VALUES: dict[str, tuple[str, int, bool | None]] = {
     "wal_mib": ("WAL MiB", 1, False),
     "purged": ("purged a second", 0, True),
     "pss_mib": ("PSS MiB", 0, False),
+    "rss_mib": ("RSS MiB", 0, False),
+    "pss_kib_each": ("PSS KiB each", 1, False),
     "import_ms": ("import ms", 1, False),
     "disk_per_s": ("commits a second", 0, True),
     "busy_cores": ("cores busy", 2, None),

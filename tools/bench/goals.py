@@ -179,6 +179,14 @@ def goals(cases: Sequence[Key]) -> list[Goal]:
         most("32 processes, engine draining, p99", 250, " ms", 1,
              value("accept", busy, "p99_ms")),
         least("send_many", 20000, "/s", 0, value("accept", "send_many, no engine", "rate")),
+        least("by SMTP, connections kept, to Postfix's smtpd", 2, " x", 2,
+              beside("listener", "accept, 20 sessions, connections kept", "postfix")),
+        least("by SMTP, a connection a message, to Postfix's smtpd", 2, " x", 2,
+              beside("listener", "accept, 20 sessions, a connection a message", "postfix")),
+        least("in and out by SMTP, to Postfix", 2, " x", 2,
+              beside("listener", "in and out by SMTP", "postfix")),
+        most("a listener with 5,000 idle connections", 300, " MiB", 0,
+             value("listener", "idle connections", "pss_mib")),
         most("a message to an idle engine: MAIL on an open connection, median", 20, " ms", 1,
              value("idle", "send to MAIL, a connection open", "wire_p50_ms")),
         most("a message to an idle engine: a new connection, median", 20, " ms", 1,
@@ -227,7 +235,7 @@ def limit(row: Row, processors: int, disk: float | None) -> str:
         return "not to be told: other programs worked on this machine meanwhile"
     if busy and busy >= 0.85 * processors:
         return f"CPU: {busy:.1f} of {processors} cores busy, sink and senders included"
-    if row.key[0] == "accept" and disk and rate and rate >= 0.6 * disk:
+    if row.key[0] in ("accept", "listener") and disk and rate and rate >= 0.6 * disk:
         if rate > disk:  # more messages than syncs: one sync is shared by many
             return f"one interpreter, and the disk: {rate / disk:.1f} messages to each of its syncs"
         return f"the disk: {rate / disk:.0%} of its syncs by one writer"

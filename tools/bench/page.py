@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
-from tools.bench import accept, depth, drain, idle, profile, sites, stalls
+from tools.bench import accept, depth, drain, idle, listener, profile, sites, stalls
 from tools.bench.figures import OURS, VALUES, Figure, Row, from_lines, loop_name, ratios, rows
 from tools.bench.goals import judged, limit
 from tools.bench.plots import Axis, Line, plot
@@ -26,6 +26,7 @@ SECTIONS: dict[str, tuple[str, tuple[str, ...], ModuleType, str | None]] = {
     "Across a round trip": ("latency", ("latency",), drain, "images/performance-latency.svg"),
     "End to end": ("e2e", ("e2e",), drain, None),
     "Accepting": ("accept", ("accept",), accept, None),
+    "By SMTP": ("listener", ("listener",), listener, None),
     "Depth and memory": ("depth", ("depth", "memory"), depth, "images/performance-depth.svg"),
     "Stalls": ("stalls", ("stalls",), stalls, None),
     "Many sites": ("sites", ("sites",), sites, None),

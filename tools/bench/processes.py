@@ -150,6 +150,15 @@ def cpu_s(roots: Iterable[int]) -> float:
 
 def pss_mib(pids: Iterable[int]) -> float:
     """Memory of processes in MiB, pages that they share counted once (PSS)."""
+    return _memory_mib(pids, "Pss:")
+
+
+def rss_mib(pids: Iterable[int]) -> float:
+    """Memory of processes in MiB, pages that they share counted for each (RSS)."""
+    return _memory_mib(pids, "Rss:")
+
+
+def _memory_mib(pids: Iterable[int], name: str) -> float:
     total = 0
     for pid in pids:
         try:
@@ -157,7 +166,7 @@ def pss_mib(pids: Iterable[int]) -> float:
         except OSError:
             continue
         for line in text.splitlines():
-            if line.startswith("Pss:"):
+            if line.startswith(name):
                 total += int(line.split()[1])
     return total / 1024
 

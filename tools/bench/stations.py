@@ -1,9 +1,10 @@
-"""Where mail goes in a measurement: smtp-sink and its counter, the delay proxy, DNS, the witness.
+"""What stands around a measurement: smtp-sink and its counter, smtp-source, the delay proxy, DNS.
 
 Contract. Loopback only, ports that were free. :class:`Sink` is Debian's smtp-sink with its running
 count (``-c``), read every few milliseconds: what has arrived is told by a program that is not ours.
-It announces PIPELINING and neither CHUNKING nor TLS. The proxy, the DNS server and the witness are
-programs of their own (``programs/``), so that their work is not the harness's.
+It announces PIPELINING and neither CHUNKING nor TLS. The proxy, the DNS server, the witness and the
+idle clients are programs of their own (``programs/``), so that their work is not the harness's; so
+is ``smtp-source``, which hands mail in.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
 import sys
 import threading
 import time
@@ -43,6 +45,39 @@ def postfix_tree() -> debian.Unpacked:
         return debian.postfix()
     except (pytest.skip.Exception, pytest.fail.Exception) as missing:
         raise RuntimeError(str(missing)) from None
+
+
+SOURCE_S = 300.0
+SOURCE_SESSIONS = 20
+
+
+def source(
+    port: int, messages: int, *, kept: bool = True, sessions: int = SOURCE_SESSIONS
+) -> tuple[float, float]:
+    """Hand messages of 1 KiB to a port of this machine by Postfix's smtp-source.
+
+    Args:
+        kept: over connections that are kept; else each message has one of its own.
+        sessions: at once.
+
+    Returns:
+        monotonic begin and end.
+
+    Raises:
+        RuntimeError: a message was refused, or a connection.
+    """
+    tree = postfix_tree()
+    begin = time.monotonic()
+    ran = subprocess.run(
+        [tree.program("usr/sbin/smtp-source"), *(["-d"] if kept else []), "-s", str(sessions),
+         "-m", str(messages), "-l", "1024", "-f", "a@bench.test", "-t", "u@d0.test",
+         f"127.0.0.1:{port}"],
+        env=tree.environ(), stdin=subprocess.DEVNULL, capture_output=True, timeout=SOURCE_S,
+        check=False,
+    )  # fmt: skip
+    if ran.returncode:
+        raise RuntimeError(f"smtp-source: {ran.stderr.decode(errors='replace')[-300:]}")
+    return begin, time.monotonic()
 
 
 def said(started: Started) -> dict[str, object]:
@@ -224,4 +259,32 @@ class Witness:
 
     def close(self) -> None:
         """Ends it."""
+        self._started.stop()
+
+
+class Idlers:
+    """Connections to a mail server that have said EHLO, and nothing since.
+
+    Args:
+        port: of the server, on 127.0.0.1.
+        number: of connections, all open once this is made.
+
+    Raises:
+        RuntimeError: the server did not take them all.
+    """
+
+    def __init__(self, port: int, number: int) -> None:
+        self._started = Started(
+            [sys.executable, "-P", PROGRAMS / "idlers.py", str(port), str(number)], piped=True
+        )
+        try:
+            found = said(self._started)
+            if found.get("open") != number:
+                raise RuntimeError(f"{found.get('open')} of {number} connections: {found}")
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Ends them."""
         self._started.stop()

@@ -7,7 +7,7 @@ Each does as well as its own settings allow without giving up what it promises b
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -56,6 +56,7 @@ class Ours:
         connections: at most so many to there.
         verb: what applications do in :meth:`offer`, see ``programs/sender.py``.
         callers: threads of each of them that do it.
+        settings: more sections of the configuration.
     """
 
     def __init__(
@@ -68,14 +69,16 @@ class Ours:
         uvloop: bool | None = None,
         verb: str = "send",
         callers: int = CALLERS,
+        settings: Mapping[str, Mapping[str, object]] | None = None,
     ) -> None:
         self._home = home
         self._store = home / "spool.db"
         self._verb = verb
         self._callers = callers
         self._engine = Engine(
-            home, self._store, relay_to(port, connections), workers=workers, uvloop=uvloop
-        )
+            home, self._store, {**relay_to(port, connections), **(settings or {})},
+            workers=workers, uvloop=uvloop,
+        )  # fmt: skip
 
     def fill(self, messages: int) -> float:
         """``send_many`` of ready bytes, one process."""

@@ -13,17 +13,13 @@ import grp
 import os
 import pwd
 import shutil
-import subprocess
-import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from tests.support.sockets import accepts, eventually, free_port
 from tools.bench.processes import Started
-from tools.bench.stations import postfix_tree
+from tools.bench.stations import postfix_tree, source
 
-SESSIONS = 20
-SOURCE_S = 300.0
 _QUEUE = {
     "pid": 0o755, "public": 0o710, "maildrop": 0o730,
     **dict.fromkeys(("active", "bounce", "corrupt", "defer", "deferred", "flush", "hold",
@@ -58,16 +54,25 @@ class Postfix:
         home: directory of the run; others must be able to enter it.
         port: where all mail goes.
         connections: at most so many to there.
+        settings: of its main.cf, over those that all runs have.
     """
 
-    def __init__(self, home: Path, port: int, *, connections: int = 20) -> None:
+    def __init__(
+        self,
+        home: Path,
+        port: int,
+        *,
+        connections: int = 20,
+        settings: Mapping[str, object] | None = None,
+    ) -> None:
         if os.getuid() != 0:
             raise RuntimeError("Postfix must be started as root; leave it out: --peer none")
         self._tree = postfix_tree()
         self._home = home
         self._target = port
         self._connections = connections
-        self._port = free_port()
+        self._settings = dict(settings or {})
+        self.port = free_port()
         self._started: Started | None = None
         home.chmod(0o755)
         self._make_directories()
@@ -114,10 +119,11 @@ class Postfix:
             "smtpd_peername_lookup": "no",
             "default_destination_concurrency_limit": self._connections,
             **({"in_flow_delay": 0} if held else {}),
+            **self._settings,
         }
         (conf / "main.cf").write_text("".join(f"{key} = {to}\n" for key, to in settings.items()))
         qmgr = "" if held else "qmgr unix n - n 300 1 qmgr"
-        (conf / "master.cf").write_text(_SERVICES.format(qmgr=qmgr, port=self._port))
+        (conf / "master.cf").write_text(_SERVICES.format(qmgr=qmgr, port=self.port))
 
     def _run(self, *, held: bool) -> None:
         self._stop()
@@ -129,7 +135,7 @@ class Postfix:
         )  # fmt: skip
         self._started = started
         eventually(
-            lambda: started.process.poll() is not None or accepts("127.0.0.1", self._port),
+            lambda: started.process.poll() is not None or accepts("127.0.0.1", self.port),
             what="Postfix listening",
         )
         if started.process.poll() is not None:
@@ -157,17 +163,11 @@ class Postfix:
 
     def offer(self, messages: int) -> tuple[float, float]:
         """By SMTP over 20 connections that are kept."""
-        begin = time.monotonic()
-        ran = subprocess.run(
-            [self._tree.program("usr/sbin/smtp-source"), "-d", "-s", str(SESSIONS), "-m",
-             str(messages), "-l", "1024", "-f", "a@bench.test", "-t", "u@d0.test",
-             f"127.0.0.1:{self._port}"],
-            env=self._tree.environ(), stdin=subprocess.DEVNULL, capture_output=True,
-            timeout=SOURCE_S, check=False,
-        )  # fmt: skip
-        if ran.returncode:
-            raise RuntimeError(f"smtp-source: {ran.stderr.decode(errors='replace')[-300:]}")
-        return begin, time.monotonic()
+        return source(self.port, messages)
+
+    def hold(self) -> None:
+        """Starts it without a queue manager: what it takes stays where smtpd put it."""
+        self._run(held=True)
 
     def roots(self) -> Iterable[int]:
         """Its master process."""
