@@ -1,9 +1,10 @@
 """Debian's own programs as peers and witnesses: where they are and how they are run.
 
-Postfix, Exim, OpenSMTPD and chasquid are unpacked from their packages and never installed
-(``apt-get download``, ``dpkg -x``), with the libraries they lack beside them, into a cache shared
-by all runs of one user (``MAILSTROM_DEBIAN_CACHE``, else ``/tmp/mailstrom-debian-UID``).
-``sqlite3`` and ``strace`` are used as installed.
+Postfix, Exim, OpenSMTPD, chasquid, swaks, msmtp and nodemailer are unpacked from their packages and
+never installed (``apt-get download``, ``dpkg -x``), with the libraries they lack beside them, into
+a cache shared by all runs of one user (``MAILSTROM_DEBIAN_CACHE``, else
+``/tmp/mailstrom-debian-UID``). ``sqlite3`` and ``strace`` are used as installed, so are ``curl``,
+``openssl``, ``perl`` and ``node``.
 
 What is missing skips the test in one line naming the package; under ``MAILSTROM_REQUIRE_DEBIAN=1``
 it fails instead, so that a run which promises these tests cannot quietly go without them.
@@ -93,6 +94,26 @@ def opensmtpd() -> Unpacked:
 def chasquid() -> Unpacked:
     """Return Debian's chasquid, unpacked; skips or fails the test where it cannot be had."""
     return _tree("chasquid")
+
+
+def swaks() -> Unpacked:
+    """Return Debian's swaks with what it needs for TLS; needs perl, as installed."""
+    return _tree("swaks", "libnet-ssleay-perl")
+
+
+def sasl_modules() -> Unpacked:
+    """Return what Debian's Postfix, as a client, loads to log in."""
+    return _tree("libsasl2-modules")
+
+
+def msmtp() -> Unpacked:
+    """Return Debian's msmtp, unpacked; skips or fails the test where it cannot be had."""
+    return _tree("msmtp")
+
+
+def nodemailer() -> Unpacked:
+    """Return Debian's nodemailer, a library of Node.js, which is used as installed."""
+    return _tree("node-nodemailer")
 
 
 def _tree(package: str, *beside: str) -> Unpacked:

@@ -20,7 +20,7 @@ from tests.support import debian
 from tests.support.postfix import Peer, Received
 
 _ACCOUNT = "Debian-exim"
-_KEPT = "LD_LIBRARY_PATH:LD_PRELOAD:NSS_WRAPPER_PASSWD:NSS_WRAPPER_GROUP"
+KEPT = "LD_LIBRARY_PATH:LD_PRELOAD:NSS_WRAPPER_PASSWD:NSS_WRAPPER_GROUP"
 
 _CONFIGURATION = """\
 exim_path = {program}
@@ -98,7 +98,7 @@ class EximServer(Peer):
         configuration.write_text(
             _CONFIGURATION.format(
                 program=tree.program("usr/sbin/exim4"),
-                kept=_KEPT,
+                kept=KEPT,
                 home=self.directory,
                 hostname=hostname,
                 chunking="*" if chunking else "",
@@ -116,7 +116,7 @@ class EximServer(Peer):
                 tree.program("usr/sbin/exim4"),
                 *("-C", configuration, "-bdf", "-oX", f"<; [{self.address}]:{self.port}"),
             ],
-            tree.environ(**self._accounts(tree, nobody)),
+            tree.environ(**accounts(tree, nobody, self.directory)),
         )
 
     def _secured(self, tls: tuple[bytes, bytes] | None, nobody: pwd.struct_passwd) -> str:
@@ -131,23 +131,6 @@ class EximServer(Peer):
             lines.append(f"{setting} = {file}\n")
         return "".join(lines)
 
-    def _accounts(self, tree: debian.Unpacked, nobody: pwd.struct_passwd) -> dict[str, str]:
-        """The account that Exim looks for, with the rights of nobody."""
-        passwd, group = self.directory / "passwd", self.directory / "group"
-        ids = f"{nobody.pw_uid}:{nobody.pw_gid}"
-        passwd.write_text(
-            f"root:x:0:0:root:/root:/bin/sh\n{_ACCOUNT}:x:{ids}::{self.directory}:/bin/false\n"
-        )
-        group.write_text(f"root:x:0:\nmail:x:8:\n{_ACCOUNT}:x:{nobody.pw_gid}:\n")
-        (wrapper,) = (
-            found for one in tree.libraries for found in sorted(one.glob("libnss_wrapper.so"))
-        )
-        return {
-            "LD_PRELOAD": str(wrapper),
-            "NSS_WRAPPER_PASSWD": str(passwd),
-            "NSS_WRAPPER_GROUP": str(group),
-        }
-
     def log(self) -> str:
         """The logs so far: what was received, refused, and what made it panic."""
         files = sorted((self.directory / "log").glob("*log"))
@@ -157,6 +140,22 @@ class EximServer(Peer):
         """Everything in the queue, one entry a message, in the order of arrival."""
         heads = sorted((self.directory / "spool" / "input").glob("*-H"))
         return [_queued(head) for head in sorted(heads, key=lambda head: head.stat().st_mtime_ns)]
+
+
+def accounts(tree: debian.Unpacked, nobody: pwd.struct_passwd, folder: Path) -> dict[str, str]:
+    """Variables that show Exim the account it looks for, with the rights of nobody."""
+    passwd, group = folder / "passwd", folder / "group"
+    ids = f"{nobody.pw_uid}:{nobody.pw_gid}"
+    passwd.write_text(f"root:x:0:0:root:/root:/bin/sh\n{_ACCOUNT}:x:{ids}::{folder}:/bin/false\n")
+    group.write_text(f"root:x:0:\nmail:x:8:\n{_ACCOUNT}:x:{nobody.pw_gid}:\n")
+    (wrapper,) = (
+        found for one in tree.libraries for found in sorted(one.glob("libnss_wrapper.so"))
+    )
+    return {
+        "LD_PRELOAD": str(wrapper),
+        "NSS_WRAPPER_PASSWD": str(passwd),
+        "NSS_WRAPPER_GROUP": str(group),
+    }
 
 
 def _verdicts(condition: str, replies: Mapping[str, str]) -> str:

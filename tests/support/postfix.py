@@ -203,7 +203,8 @@ class PostfixServer(Peer):
         tls: certificate chain and key, PEM; None offers no STARTTLS.
         refuse: address -> reply, for example ``{"no@a.test": "550 5.1.1 no such user"}``.
         settings: more main.cf settings, for example ``smtpd_tls_security_level=encrypt``.
-        services: more lines of master.cf.
+        services: more lines of master.cf; without them nothing can leave it.
+        more: more variables of the environment of all its processes.
     """
 
     def __init__(
@@ -217,6 +218,7 @@ class PostfixServer(Peer):
         refuse: Mapping[str, str] | None = None,
         settings: Mapping[str, str] | None = None,
         services: str = "",
+        more: Mapping[str, str] | None = None,
     ) -> None:
         tree = debian.postfix()
         if os.getuid() != 0:
@@ -239,6 +241,8 @@ class PostfixServer(Peer):
             **_refusals(refuse or {}),
             **(settings or {}),
         }
+        variables = "".join(f" {name}={value}" for name, value in (more or {}).items())
+        main["import_environment"] += variables
         conf = self.directory / "conf"
         lines = [f"{name} = {value}\n" for name, value in main.items()]
         (conf / "main.cf").write_text("".join(lines))
@@ -295,7 +299,7 @@ _QUEUE = {
     "pid": 0o755,
 }
 
-# What a receiving Postfix runs; no smtp(8) client, so nothing can ever leave this machine.
+# What a receiving Postfix runs; no smtp(8) client, so nothing can leave it unless it is given one.
 _MASTER = """\
 cleanup    unix       n - n - 0 cleanup
 qmgr       unix       n - n 300 1 qmgr

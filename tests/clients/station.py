@@ -1,0 +1,172 @@
+"""Our servers as the clients meet them, and what they took.
+
+Contract. A ``Station`` has a port in clear that offers STARTTLS, one with TLS from the start, and a
+certificate for its address by an authority whose file clients are told. ``taken`` is everything
+that was accepted, as the server kept it: for the test server its record, written before the dot was
+answered; for the listener the spool. In front of both ports stands a ``Tap``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ssl
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import trustme
+
+from mailstrom.testing.records import Connection, Dot
+from mailstrom.testing.script import Script
+from mailstrom.testing.smtp import SMTPServer
+from tests.clients.cases import LIMIT, PASSWORD, USER, Case
+from tests.clients.tap import Tap
+from tests.support.postfix import Received
+from tests.support.sockets import loopback_addresses
+
+HOSTNAME = "mx.clients.test"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Taken:
+    """One message that a server accepted.
+
+    Args:
+        mail: sender, recipients, content.
+        tls: whether it came encrypted.
+        user: who had logged in, or "".
+    """
+
+    mail: Received
+    tls: bool
+    user: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Certificates:
+    """A certificate for an address, as files.
+
+    Args:
+        chain, key: of the server.
+        authority: what a client must trust.
+    """
+
+    chain: Path
+    key: Path
+    authority: Path
+
+
+def certificates(folder: Path, address: str) -> Certificates:
+    """Make one; files that anybody may read, as mail servers give up root."""
+    authority = trustme.CA()
+    issued = authority.issue_cert(address, HOSTNAME)
+    made = Certificates(
+        chain=folder / "chain.pem", key=folder / "key.pem", authority=folder / "authority.pem"
+    )
+    made.chain.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
+    made.key.write_bytes(issued.private_key_pem.bytes())
+    authority.cert_pem.write_to_path(str(made.authority))
+    return made
+
+
+class Keeper(Protocol):
+    """What a station needs of a server."""
+
+    name: str
+    adds: int
+    """Received fields that it puts on top."""
+    lacks: frozenset[str]
+    """Extensions that it does not offer."""
+
+    def taken(self) -> list[Taken]:
+        """Everything that it accepted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Station:
+    """A server with its ports.
+
+    Args:
+        keeper: the server.
+        address: of all its ports.
+        lines: to them, by whether TLS is on from the start, and whether the client logs in.
+        port: of the server itself, in clear: for many messages.
+        files: its certificate.
+    """
+
+    keeper: Keeper
+    address: str
+    lines: Mapping[tuple[bool, bool], Tap]
+    port: int
+    files: Certificates
+
+    def line(self, case: Case) -> Tap:
+        """Where a client connects for a case."""
+        return self.lines[case.tls == "implicit", bool(case.auth)]
+
+
+class _Recorded:
+    """The scripted test server, several of them with one record."""
+
+    name = "the test server"
+    adds = 0
+    lacks = frozenset({"DSN"})
+
+    def __init__(self, servers: Sequence[SMTPServer]) -> None:
+        self._servers = servers
+
+    def taken(self) -> list[Taken]:
+        """Everything that it accepted."""
+        return [
+            _recorded(server.connections[dot.connection - 1], dot)
+            for server in self._servers
+            for dot in server.dots
+            if dot.kept
+        ]
+
+
+def _recorded(connection: Connection, dot: Dot) -> Taken:
+    mail = Received(sender=dot.sender, recipients=dot.recipients, content=dot.content or b"")
+    user = connection.auth[-1][1] if connection.auth else ""
+    return Taken(mail=mail, tls=connection.tls is not None, user=user)
+
+
+@contextlib.contextmanager
+def test_server(folder: Path) -> Iterator[Station]:
+    """The scripted server of ``mailstrom.testing``; one that has users asks everybody to log in."""
+    (address,) = loopback_addresses()
+    files = certificates(folder, address)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(files.chain, files.key)
+    open_to_all = Script(size=LIMIT, chunking=True)
+    with_users = replace(
+        open_to_all, auth={USER: PASSWORD}, mechanisms=("PLAIN", "LOGIN"), auth_in_clear=False
+    )
+    kinds = [(False, False), (False, True), (True, False), (True, True)]
+    servers = [
+        SMTPServer(
+            address, script=with_users if users else open_to_all, tls=context,
+            implicit_tls=implicit, hostname=HOSTNAME, keep_content=True,
+        )
+        for implicit, users in kinds
+    ]  # fmt: skip
+    with contextlib.ExitStack() as opened:
+        for server in servers:
+            opened.enter_context(server.in_thread())
+        taps = [opened.enter_context(Tap(address, server.port)) for server in servers]
+        yield Station(
+            keeper=_Recorded(servers), address=address, lines=dict(zip(kinds, taps, strict=True)),
+            port=servers[0].port, files=files,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A kind of station."""
+
+    name: str
+    open: Callable[[Path], contextlib.AbstractContextManager[Station]]
+
+
+STATIONS = (Standing("the test server", test_server),)
