@@ -94,6 +94,8 @@ def decode_orcpt(text: str) -> str:
     kind, found, encoded = text.partition(";")
     if not (found and encoded and _TYPE.fullmatch(kind)):
         raise BadValue("ORCPT has a type, a semicolon and an address")
+    if kind.lower() == "rfc822" and (utf8 := _utf8_in_xtext(encoded)) is not None:
+        return f"{_UTF8_TYPE};{utf8}"
     if kind.lower() != _UTF8_TYPE:
         return f"{kind};{decode_xtext(encoded)}"
     if "+" in encoded:  # some encode the 7-bit form once more
@@ -107,6 +109,26 @@ def decode_orcpt(text: str) -> str:
     if _UNSAFE.search(address):
         raise BadValue("an address of characters that belong in none")
     return f"{kind};{address}"
+
+
+def _utf8_in_xtext(encoded: str) -> str | None:
+    """What Postfix makes of a UTF-8 address, before RFC 6533: its octets as xtext; None: no such.
+
+    Raises:
+        BadValue: octets that are no address, nor UTF-8.
+    """
+    if "+" not in encoded or not _XTEXT.fullmatch(encoded):
+        return None
+    octets = _HEX.sub(lambda found: chr(int(found[1], 16)), encoded).encode("latin-1")
+    if octets.isascii():
+        return None
+    try:
+        address = octets.decode("utf-8")
+    except UnicodeDecodeError:
+        raise BadValue("xtext of what is neither ASCII nor UTF-8") from None
+    if _UNSAFE.search(address) or " " in address:
+        raise BadValue("an address of characters that belong in none")
+    return address
 
 
 def encode_orcpt(orcpt: str, *, smtputf8: bool = False) -> str:
