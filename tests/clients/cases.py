@@ -37,6 +37,7 @@ class Case:
         asks: extensions to be used: ``8BITMIME SMTPUTF8 CHUNKING PIPELINING DSN``.
         wire: patterns that must be found in what the client sent in clear.
         taken: whether it must be.
+        users: whether the server that it meets is one that takes mail from its users alone.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Case:
     asks: frozenset[str] = frozenset()
     wire: tuple[bytes, ...] = field(default=())
     taken: bool = True
+    users: bool = False
 
     @property
     def wanted(self) -> str:
@@ -103,6 +105,7 @@ CASES = (
     Case(name="AUTH PLAIN under TLS from the start", word="secure", tls="implicit", auth="PLAIN"),
     Case(name="AUTH with a wrong password", word="wrong", tls="starttls", auth="PLAIN",
          password="open barley", taken=False),
+    Case(name="no login where one is needed", word="unknown", users=True, taken=False),
     Case(name="several recipients", word="several",
          recipients=("bob", "carl", "dora", "o'neil+tag", "a/b=c")),
     Case(name="null sender", word="null", sender="", wire=(rb"(?i)MAIL FROM:<>",)),

@@ -87,9 +87,9 @@ def tried(kind: Kind, client: Client, station: Station, case: Case) -> Row:
     """One case."""
     keeper = station.keeper
     why = kind.lacks(case)
-    missing = case.asks & keeper.lacks
+    missing = {case.name, *case.asks} & keeper.lacks.keys()
     if why is None and missing:
-        why = f"{keeper.name} does not offer {', '.join(sorted(missing))}"
+        why = "; ".join(keeper.lacks[what] for what in sorted(missing))
     if why is not None:
         return Row(
             client=kind.name, program=client.program, server=keeper.name, case=case.name,

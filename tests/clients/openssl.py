@@ -99,7 +99,7 @@ def _open(station: Station, folder: Path) -> Iterator[Openssl]:
 
 _TLS = "s_client speaks TLS only"
 _CLEAR = (
-    "in clear", "several recipients", "null sender", "8BITMIME",
+    "in clear", "no login where one is needed", "several recipients", "null sender", "8BITMIME",
     "8-bit content that nobody announced", "SMTPUTF8", "CHUNKING", "PIPELINING", "DSN",
     "dots at the beginning of lines, commands in the content", "empty lines and no text",
     "lines of 998 octets", "2 MiB", "more than SIZE allows", "a refused recipient",

@@ -9,6 +9,7 @@ answered; for the listener the spool. In front of both ports stands a ``Tap``.
 from __future__ import annotations
 
 import contextlib
+import re
 import ssl
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,13 +18,16 @@ from typing import Protocol
 
 import trustme
 
+from mailstrom.passwords import hash_password
 from mailstrom.testing.records import Connection, Dot
 from mailstrom.testing.script import Script
 from mailstrom.testing.smtp import SMTPServer
 from tests.clients.cases import LIMIT, PASSWORD, USER, Case
 from tests.clients.tap import Tap
+from tests.support.engine import Engine
+from tests.support.network import Network
 from tests.support.postfix import Received
-from tests.support.sockets import loopback_addresses
+from tests.support.sockets import free_port, loopback_addresses
 
 HOSTNAME = "mx.clients.test"
 
@@ -76,8 +80,8 @@ class Keeper(Protocol):
     name: str
     adds: int
     """Received fields that it puts on top."""
-    lacks: frozenset[str]
-    """Extensions that it does not offer."""
+    lacks: Mapping[str, str]
+    """Cases, or extensions, that it cannot serve, and why."""
 
     def taken(self) -> list[Taken]:
         """Everything that it accepted."""
@@ -90,7 +94,7 @@ class Station:
     Args:
         keeper: the server.
         address: of all its ports.
-        lines: to them, by whether TLS is on from the start, and whether the client logs in.
+        lines: to them, by whether TLS is on from the start, and whether one must log in.
         port: of the server itself, in clear: for many messages.
         files: its certificate.
     """
@@ -103,7 +107,7 @@ class Station:
 
     def line(self, case: Case) -> Tap:
         """Where a client connects for a case."""
-        return self.lines[case.tls == "implicit", bool(case.auth)]
+        return self.lines[case.tls == "implicit", bool(case.auth) or case.users]
 
 
 class _Recorded:
@@ -111,7 +115,7 @@ class _Recorded:
 
     name = "the test server"
     adds = 0
-    lacks = frozenset({"DSN"})
+    lacks: Mapping[str, str] = {"DSN": "the test server offers no DSN"}
 
     def __init__(self, servers: Sequence[SMTPServer]) -> None:
         self._servers = servers
@@ -169,4 +173,84 @@ class Standing:
     open: Callable[[Path], contextlib.AbstractContextManager[Station]]
 
 
-STATIONS = (Standing("the test server", test_server),)
+class _Spooled:
+    """The listener of an engine whose delivery rests: what it took stays in the spool."""
+
+    name = "the listener"
+    adds = 1
+    lacks: Mapping[str, str] = {
+        "a refused recipient": "the listener takes each recipient of whoever may send",
+    }
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._known: dict[str, Taken] = {}
+
+    def taken(self) -> list[Taken]:
+        """Everything that it accepted."""
+        for row in self._engine.rows("SELECT id, sender FROM messages ORDER BY created_ms, id"):
+            if row.id not in self._known:
+                self._known[row.id] = self._taken(row.id, row.sender)
+        return list(self._known.values())
+
+    def _taken(self, id: str, sender: str) -> Taken:
+        content = self._engine.ms.raw(id)
+        addresses = self._engine.rows("SELECT address FROM recipients WHERE message_id = ?", id)
+        with_ = _WITH.match(content)
+        how = with_[1].decode() if with_ else ""
+        return Taken(
+            mail=Received(
+                sender=sender, recipients=tuple(row.address for row in addresses), content=content
+            ),
+            tls="S" in how.partition("SMTP")[2],
+            user=USER if how.endswith("A") else "",
+        )
+
+
+# what a Received field says of the session (RFC 3848): S for TLS, A for a login
+_WITH = re.compile(rb"Received:(?:[^\r]|\r\n[ \t])*?\swith\s(\S+)", re.IGNORECASE)
+STRANGER = "127.66.66.66"
+"""An address that nobody allowed to send without a login."""
+
+
+@contextlib.contextmanager
+def listener(folder: Path) -> Iterator[Station]:
+    """The worker that listens, of a real engine; clients have an allowed address or another."""
+    (address,) = loopback_addresses()
+    clear, implicit = free_port(address), free_port(address)
+    files = certificates(folder, address)
+    users = folder / "users"
+    users.write_text(f"{USER}:{hash_password(PASSWORD)}\n", encoding="utf-8")
+    users.chmod(0o600)
+    settings: dict[str, dict[str, object]] = {
+        "delivery": {"mode": "relay"},
+        "relay": {"hosts": ["127.0.0.1:9"], "tls": "none"},
+        "sites": {"suspend": ["1h"]},
+        "listener": {
+            "bind": [f"{address}:{clear}", f"{address}:{implicit}/tls"],
+            "tls_cert": str(files.chain), "tls_key": str(files.key), "auth_file": str(users),
+            "allow_networks": ["127.0.0.1/32"], "max_size": LIMIT,
+        },
+    }  # fmt: skip
+    home = folder / "engine"
+    home.mkdir()
+    with (
+        Network() as network,
+        Engine(network, home, workers=1, settings=settings) as engine,
+        contextlib.ExitStack() as opened,
+    ):
+        lines = {
+            (secured, users): opened.enter_context(
+                Tap(address, implicit if secured else clear, source=STRANGER if users else "")
+            )
+            for secured in (False, True)
+            for users in (False, True)
+        }
+        yield Station(
+            keeper=_Spooled(engine), address=address, lines=lines, port=clear, files=files
+        )
+        assert engine.stop() == 0
+        assert engine.ms.check() == []
+
+
+STATIONS = (Standing("the test server", test_server), Standing("the listener", listener))

@@ -29,10 +29,12 @@ class Tap:
     Args:
         address: where it listens, and the server does.
         port: of the server.
+        source: the address that the server sees; "": the system's choice.
     """
 
-    def __init__(self, address: str, port: int) -> None:
+    def __init__(self, address: str, port: int, source: str = "") -> None:
         self._to = (address, port)
+        self._from = (source, 0) if source else None
         self._listener = socket.create_server((address, 0), backlog=64)
         self.port = int(self._listener.getsockname()[1])
         self.said: list[list[bytes]] = []
@@ -74,7 +76,11 @@ class Tap:
             thread.start()
 
     def _carry(self, client: socket.socket, said: list[bytes]) -> None:
-        with client, contextlib.suppress(OSError), socket.create_connection(self._to) as server:
+        with (
+            client,
+            contextlib.suppress(OSError),
+            socket.create_connection(self._to, source_address=self._from) as server,
+        ):
             self._open |= {client, server}
             for one in (client, server):
                 one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -89,7 +89,8 @@ class Held:
         with self._spool() as spool:
             return [
                 pid for (pid,) in spool.execute(
-                    "SELECT pid FROM workers WHERE kind = 'listener' AND ended_ms IS NULL"
+                    "SELECT pid FROM workers"
+                    " WHERE kind = 'listener' AND state NOT IN ('stopped', 'lost')"
                 )
             ]  # fmt: skip
 
