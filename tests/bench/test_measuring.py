@@ -24,6 +24,7 @@ from tools.bench.processes import Look, Meter, Started, cpu_s, family, kernel_s,
 CHECKOUT = Path(__file__).resolve().parents[2]
 FORMS = {
     "accept": {"p99_ms", "rate"},
+    "listener": {"rate", "cpu_s_per_1000", "pss_mib", "rss_mib", "pss_kib_each"},
     "drain": {"rate", "rate_release_last", "pss_mib"},
     "connections": {"rate"},
     "e2e": {"rate", "cpu_s_per_1000"},
@@ -34,7 +35,7 @@ FORMS = {
     "idle": {"idle_core_percent", "wire_p50_ms", "connect_p50_ms", "import_ms"},
     "profile": {"share"},
 }
-PEERS = {"accept", "drain", "e2e", "latency"}
+PEERS = {"accept", "listener", "drain", "e2e", "latency"}
 
 
 def bench(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
