@@ -94,7 +94,8 @@ def decode_orcpt(text: str) -> str:
     kind, found, encoded = text.partition(";")
     if not (found and encoded and _TYPE.fullmatch(kind)):
         raise BadValue("ORCPT has a type, a semicolon and an address")
-    if kind.lower() == "rfc822" and (utf8 := _utf8_in_xtext(encoded)) is not None:
+    known = kind.lower() in ("rfc822", _UTF8_TYPE)
+    if known and (utf8 := _utf8_in_xtext(encoded)) is not None:
         return f"{_UTF8_TYPE};{utf8}"
     if kind.lower() != _UTF8_TYPE:
         return f"{kind};{decode_xtext(encoded)}"

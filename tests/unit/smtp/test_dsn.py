@@ -89,7 +89,9 @@ def test_bounds_of_envid_and_orcpt() -> None:
         ("rfc822;a+0D+0AX:@b", None),
         # as Postfix passes on a UTF-8 address
         ("rfc822;j+C3+BCrgen@x.org", "utf-8;jürgen@x.org"),
+        ("utf-8;j+C3+BCrgen@x.org", "utf-8;jürgen@x.org"),
         ("rfc822;j+C3@x.org", None),
+        ("utf-8;j+C3@x.org", None),
         ("rfc822;j+C3+BC+0D+0AX:@x.org", None),
         ("rfc822;j+C3+BC+20@x.org", None),
         ("rfc822;j+C2+85@x.org", None),
