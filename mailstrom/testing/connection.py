@@ -22,6 +22,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from mailstrom.server.connection import Connection
+from mailstrom.server.mail import Client, Mail
 from mailstrom.server.stages import LATER, Answer
 from mailstrom.smtp.reply import Reply, render_reply
 from mailstrom.smtp.server import ServerDialogue
@@ -80,6 +81,7 @@ class Shell(Connection):
         "director",
         "early",
         "octets",
+        "reads",
         "rule",
         "seen",
         "server",
@@ -107,6 +109,7 @@ class Shell(Connection):
         self.rule: Rule | None = None  # for the question that is open
         self.transaction: Transaction | None = None
         self.transaction_number = 0
+        self.reads = 0
         self.ahead = -1  # reads there had been when the last content was answered
         self.timer: asyncio.TimerHandle | None = None
         self._begin_content()
@@ -137,7 +140,9 @@ class Shell(Connection):
     def received(self, data: bytes) -> None:
         """Record a flight."""
         if self.attentive:
-            self.seen.flights.append([])
+            self.reads += 1
+            if self.server.keep_flights:
+                self.seen.flights.append([])
         super().received(data)
 
     def eof_received(self) -> bool:
@@ -199,7 +204,7 @@ class Shell(Connection):
             connection=self.seen.number, sender=event.address, params=event.params
         )
         self.server.transactions.append(self.transaction)
-        self.transaction_number = len(self.server.transactions)
+        self.transaction_number = next(self.server.transaction_numbers)
         self._begin_content()
 
     def _decide(self, stage: str, named: list[str] | None) -> Rule | None:
@@ -215,7 +220,7 @@ class Shell(Connection):
                 recipients=accepted if named is None else named,
                 octets=self.octets,
                 now=time.monotonic(),
-                behind=len(self.seen.flights) == self.ahead,
+                behind=self.reads == self.ahead,
             )
         )
 
@@ -265,6 +270,7 @@ class Shell(Connection):
             kept = event.default.positive
         else:
             kept = (rule.code or 0) // 100 == 2 if rule.act is Act.REPLY else rule.kept
+        content = b"".join(self._kept) if self.server.keep_content else None
         transaction.dot = Dot(
             at=time.time(),
             connection=self.seen.number,
@@ -274,10 +280,32 @@ class Shell(Connection):
             digest=self._digest.hexdigest(),
             octets=event.octets,
             kept=kept,
-            content=b"".join(self._kept) if self.server.keep_content else None,
+            content=content,
         )
         self.seen.transactions += 1
         self.server.take_dot(transaction.dot)
+        if kept and content is not None:
+            self._take_mail(content)
+
+    def _take_mail(self, content: bytes) -> None:
+        sender = self.sender
+        assert sender is not None, "content without a sender"
+        self.server.take_mail(
+            Mail(
+                client=Client(
+                    address=self.peer[0],
+                    port=self.peer[1],
+                    helo=self.helo,
+                    tls=self.tls_version,
+                    user=self.user,
+                ),
+                sender=sender.address,
+                recipients=tuple(recipient.address for recipient in self.recipients),
+                parameters=sender.params,
+                recipient_parameters=tuple(recipient.params for recipient in self.recipients),
+                content=content,
+            )
+        )
 
     # Acts
 
@@ -301,7 +329,7 @@ class Shell(Connection):
             if self.early:
                 self.dialogue.withhold()
                 return
-            self.ahead = len(self.seen.flights)
+            self.ahead = self.reads
         self._note(event, reply.code)
         if rule is not None and rule.deaf:
             self.dialogue.discard()

@@ -29,6 +29,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
+from mailstrom.server.mail import Mail
 from mailstrom.server.sessions import UNLIMITED, Sessions
 from mailstrom.testing.connection import Shell
 from mailstrom.testing.records import Connection, Dot, Journal, Transaction
@@ -48,7 +49,8 @@ class SMTPServer:
         hostname: its own name.
         at_dot: called with each ``Dot`` before the answer.
         record: file for JSON lines (``mailstrom.testing.records``).
-        keep_content: keep the bytes in ``Dot.content``.
+        keep_content: keep the bytes in ``Dot.content``, and call ``take_mail``.
+        keep_flights: keep what came with each read in ``Connection.flights``.
 
     Attributes:
         connections, transactions, dots: everything seen, in order.
@@ -67,6 +69,7 @@ class SMTPServer:
         at_dot: Callable[[Dot], None] | None = None,
         record: Path | None = None,
         keep_content: bool = False,
+        keep_flights: bool = True,
     ) -> None:
         if implicit_tls and tls is None:
             raise ValueError("implicit TLS needs a context: pass tls=")
@@ -77,6 +80,7 @@ class SMTPServer:
         self.implicit_tls = implicit_tls
         self.director = script if isinstance(script, Director) else Director(script or Script())
         self.keep_content = keep_content
+        self.keep_flights = keep_flights
         self.at_dot = at_dot
         self.connections: list[Connection] = []
         self.transactions: list[Transaction] = []
@@ -84,6 +88,8 @@ class SMTPServer:
         self.open = 0
         self.most_open = 0
         self.numbers = itertools.count(1)
+        self.transaction_numbers = itertools.count(1)
+        self.loop: asyncio.AbstractEventLoop | None = None
         self._record = record
         self.journal = Journal(None)
         self._listener: asyncio.Server | None = None
@@ -96,7 +102,7 @@ class SMTPServer:
             OSError: the address or the record file cannot be had.
         """
         self.journal = Journal(self._record)
-        loop = asyncio.get_running_loop()
+        loop = self.loop = asyncio.get_running_loop()
         self._listener = await loop.create_server(
             lambda: Shell(self),
             self.host,
@@ -189,6 +195,9 @@ class SMTPServer:
         self.journal.dot(dot)
         if self.at_dot is not None:
             self.at_dot(dot)
+
+    def take_mail(self, mail: Mail) -> None:
+        """A mail was taken over, where contents are kept; called before its answer."""
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
