@@ -28,8 +28,8 @@ from collections.abc import Sequence
 from math import inf
 from typing import cast
 
-from mailstrom.server.sessions import Limits, Sessions
-from mailstrom.server.stages import LATER, Stages, log
+from mailstrom.server.sessions import Limits, Sessions, log
+from mailstrom.server.stages import LATER, Stages
 from mailstrom.smtp.reply import Reply, render_reply
 from mailstrom.smtp.server import ServerDialogue
 from mailstrom.smtp.server_events import (

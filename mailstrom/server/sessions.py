@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from dataclasses import dataclass
 from math import inf
 from typing import Protocol
 
 from mailstrom.smtp.reply import Reply
+
+log = logging.getLogger("mailstrom.server")
 
 READ_OCTETS = 65536
 
@@ -99,7 +102,7 @@ class Sessions:
         self.buffer = memoryview(bytearray(READ_OCTETS))
         self._every = self.limits.coarseness
         self._timer: asyncio.TimerHandle | None = None
-        self._changed: asyncio.Event | None = None
+        self._watching: set[asyncio.Future[None]] = set()
 
     def add(self, session: Session) -> None:
         """A session begins."""
@@ -110,12 +113,16 @@ class Sessions:
     def remove(self, session: Session) -> None:
         """A session is over; one that was removed before may be again."""
         self.open.discard(session)
+        if not self.open and self._timer is not None:  # there may be another loop the next time
+            self._timer.cancel()
+            self._timer = None
         self.changed()
 
     def changed(self) -> None:
         """A session is over, or gone."""
-        if self._changed is not None:
-            self._changed.set()
+        for watching in self._watching:
+            if not watching.done():
+                watching.set_result(None)
 
     async def deserted(self) -> None:
         """Return once no session is open."""
@@ -136,16 +143,20 @@ class Sessions:
         return False
 
     async def _change(self) -> None:
-        if self._changed is None or self._changed.is_set():
-            self._changed = asyncio.Event()
-        await self._changed.wait()
+        watching: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._watching.add(watching)
+        try:
+            await watching
+        finally:
+            self._watching.discard(watching)
 
     def _look(self) -> None:
-        self._timer = None
-        if not self.open:
-            return  # the next session sets it again
         loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(self._every, self._look)
         now = loop.time()
         for late in [session for session in self.open if session.deadline <= now]:
-            late.expired()
-        self._timer = loop.call_later(self._every, self._look)
+            try:
+                late.expired()
+            except Exception:  # others have deadlines, too
+                log.exception("a session that was late could not be ended")
+                late.abort("timeout")

@@ -10,10 +10,10 @@ Must not know: transports, deadlines, the order of commands.
 
 from __future__ import annotations
 
-import logging
 from enum import Enum
 from typing import Final, cast
 
+from mailstrom.server.sessions import log
 from mailstrom.smtp.reply import Reply
 from mailstrom.smtp.server_events import (
     ChunkEnd,
@@ -32,8 +32,6 @@ from mailstrom.smtp.server_events import (
     Reset,
     StartTls,
 )
-
-log = logging.getLogger("mailstrom.server")
 
 
 class Later(Enum):

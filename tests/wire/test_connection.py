@@ -94,7 +94,7 @@ class Server:
     """One listening address, and what became of its connections."""
 
     def __init__(self, limits: Limits | None, offer: Capabilities, **options: Any) -> None:
-        self.sessions = Sessions(limits)
+        self.sessions = options.pop("sessions", None) or Sessions(limits)
         self.offer = offer
         self.options = options
         self.kind: type[Taking] = options.pop("kind", Taking)
@@ -525,15 +525,30 @@ def test_what_comes_behind_the_end_is_thrown_away_and_not_kept() -> None:
 
 
 def test_one_timer_for_all_and_none_without_connections() -> None:
+    sessions = Sessions(SHORT)
+
     async def body() -> None:
-        sessions = Sessions(SHORT)
         assert sessions._timer is None
-        async with serving(SHORT) as server:
+        async with serving(sessions=sessions) as server:
             async with calling(server), calling(server):
                 await server.ended(2)
-            await eventually_async(lambda: server.sessions._timer is None, what="no timer")
+            assert sessions._timer is None
 
     run(body)
+    run(body)  # in another loop
+
+
+def test_a_deadline_that_breaks_leaves_the_others_theirs(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(Taking):
+        def part(self, reply: Reply, cause: str) -> None:
+            raise LookupError("no such thing")
+
+    async def body() -> None:
+        async with serving(SHORT, kind=Broken) as server, calling(server), calling(server):
+            assert await server.ended(2) == ["timeout", "timeout"]
+
+    run(body)
+    assert "no such thing" in caplog.text
 
 
 # --- the end of the server ----------------------------------------------------------------------
@@ -709,6 +724,23 @@ def test_a_connection_that_ends_in_its_handshake_is_forgotten(
                 client.writer.transport.abort()
             (cause,) = await server.ended()
             assert {"stop": "stopped", "abort": "cut"}.get(how, cause) == cause
+
+    run(body)
+
+
+def test_an_end_under_tls_ends_an_answer_that_is_due(
+    server_context: ssl.SSLContext, client_context: ssl.SSLContext
+) -> None:
+    async def body() -> None:
+        options = {"tls": server_context, "implicit_tls": True}
+        async with serving(None, TLS_OFFER, **options) as server:
+            server.answers["message"] = lambda connection: LATER
+            async with calling(server, ssl=client_context) as client:
+                await client.greet()
+                client.write(ENVELOPE + b"DATA\r\n" + WIRE)
+                await eventually_async(lambda: server.mails, what="the content")
+            await server.ended()
+            assert not server.all[0].answer(Reply(250, None, ("ok",)))
 
     run(body)
 
