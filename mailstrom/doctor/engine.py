@@ -60,6 +60,7 @@ class Engine:
         wanted: delivery workers of the configuration; None where it cannot be read.
         connections: that a worker may have open.
         files: descriptors that a worker of this user would have; None: without a limit.
+        listeners: processes that are to take mail by SMTP.
         installed_ms: when this Mailstrom was installed; 0: unknown.
     """
 
@@ -70,6 +71,7 @@ class Engine:
     wanted: int | None
     connections: int | None
     files: int | None
+    listeners: int = 0
     installed_ms: int = 0
     stopped: int | None = None
 
@@ -82,6 +84,7 @@ def checks(engine: Engine, rows: Contents, now_ms: int) -> Iterator[Finding]:
         yield _none_runs(engine, rows, now_ms)
     else:
         yield from _running(engine, alive, delivering)
+        yield from _listening(engine, alive)
         yield from _gone(engine, now_ms)
         yield from _silent(alive, now_ms)
         yield from _supervisor(engine)
@@ -194,6 +197,29 @@ def _running(
         )
     elif engine.visible:
         yield ok("engine.janitor", "somebody has the janitor's role")
+
+
+def _listening(engine: Engine, alive: Sequence[Process]) -> Iterator[Finding]:
+    """Who is ready has the addresses: the supervisor bound them before it began."""
+    listening = [one for one in alive if one.row.kind == "listener"]
+    evidence: dict[str, Scalar] = {"listeners": len(listening), "wanted": engine.listeners}
+    if engine.supervisor is None or not (listening or engine.listeners):
+        return
+    if len(listening) < engine.listeners:
+        yield (warning if listening else problem)(
+            "engine.listeners",
+            f"{len(listening)} of {engine.listeners} listeners run: mail that comes by SMTP"
+            f" {'waits longer' if listening else 'is not taken'}",
+            f"{_LOG} A change of [listener] bind or workers needs a restart of the engine.",
+            **evidence,
+        )
+    else:
+        sessions = sum(one.row.sessions for one in listening)
+        yield ok(
+            "engine.listeners",
+            f"{plural(len(listening), 'listener')} with {plural(sessions, 'connection')}",
+            **evidence,
+        )
 
 
 def _gone(engine: Engine, now_ms: int) -> Iterator[Finding]:

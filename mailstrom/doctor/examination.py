@@ -25,6 +25,7 @@ from mailstrom.config import Config, to_json
 from mailstrom.doctor import (
     clock,
     configuration,
+    listener,
     log,
     machine,
     network,
@@ -118,6 +119,7 @@ def examined(
         findings += _bounded(store, config)
         if config is not None:
             findings += tls.checks(tls.look(config), config)
+            findings += listener.checks(listener.look(config), config, at_ms)
             if worker is not None:
                 findings += worker.findings(config, probe)
     finally:

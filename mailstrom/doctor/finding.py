@@ -29,7 +29,7 @@ LEVELS = tuple(Level)
 
 AREAS = (
     "configuration", "spool", "log", "clock", "sharing", "engine", "queue",
-    "dns", "hostname", "outgoing", "tls",
+    "dns", "hostname", "outgoing", "tls", "listener",
 )  # fmt: skip
 """In the order in which one would look: what comes first may explain what comes later."""
 

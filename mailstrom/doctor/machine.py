@@ -60,6 +60,7 @@ def engine(run: str, rows: Contents, config: Config | None) -> Engine:
         janitor=visible and not is_free(os.path.join(run, JANITOR_LOCK)),
         processes=tuple(_process(run, row, visible) for row in rows.workers),
         wanted=None if config is None else worker_count(config),
+        listeners=config.listener.workers if config is not None and config.listener.bind else 0,
         connections=None if config is None else config.delivery.max_connections,
         files=descriptors.reachable(),
         installed_ms=_installed_ms(),
