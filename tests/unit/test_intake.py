@@ -196,3 +196,18 @@ async def test_a_disk_that_does_not_answer_is_an_unknown_outcome(
     assert isinstance(outcome, OutcomeUnknown)
     store.go.release()  # it comes after all: told once, and no more
     await line.close()
+
+
+@looped
+async def test_who_cannot_be_told_does_not_keep_the_others_from_hearing() -> None:
+    store = Store()
+    loop = asyncio.get_running_loop()
+    met: list[dict[str, Any]] = []
+    loop.set_exception_handler(lambda _, context: met.append(context))
+    line = Intake(store, loop, wall_ms)  # type: ignore[arg-type]
+    line.put(submission(), lambda outcome: [][1])
+    store.go.release(2)
+    one = submission()
+    assert await _handed(line, one) == [one.id]
+    assert isinstance(met[0]["exception"], IndexError)
+    await line.close()

@@ -53,6 +53,11 @@ class _Handed(Request):
         self.over.append(self)
 
 
+def _plain(error: BaseException) -> SpoolError:
+    """What ends a thread is no end of the loop's."""
+    return SpoolError(f"the writing thread was told to end ({error!r})")
+
+
 class Intake:
     """What is being stored for the connections of one process.
 
@@ -146,9 +151,9 @@ class Intake:
             if isinstance(error, OutcomeUnknown):
                 self._ask(handed, error)
             elif error is None:
-                handed.told(str(handed.result))
+                self._say(handed, str(handed.result))
             else:
-                handed.told(error if isinstance(error, Exception) else SpoolError(str(error)))
+                self._say(handed, error if isinstance(error, Exception) else _plain(error))
         self._note_empty()
 
     def _look(self) -> None:
@@ -166,7 +171,7 @@ class Intake:
                 late.append((handed, handed.unknown()))
         for handed, error in late:
             del self._waiting[handed]
-            handed.told(error)
+            self._say(handed, error)
         if self._waiting:
             self._look_at = self._loop.call_later(LOOK_S, self._look)
         self._note_empty()
@@ -204,12 +209,20 @@ class Intake:
             if request.error is None:
                 outcome = handed.key if request.result else SpoolError("it was not stored")
                 break
-        handed.told(outcome)
+        self._say(handed, outcome)
 
     def _there(self, id: str) -> bool:
         """In the writing thread. Storing nothing raises as long as nothing can be confirmed."""
         self._store.enqueue((), self._now_ms())
         return id in self._store.statuses([id])
+
+    def _say(self, handed: _Handed, outcome: Outcome) -> None:
+        """Tell one; what goes wrong there must not keep the others from hearing."""
+        try:
+            handed.told(outcome)
+        except Exception as error:
+            told = {"message": "an outcome could not be told", "exception": error}
+            self._loop.call_exception_handler(told)
 
     def _note_empty(self) -> None:
         if self._emptied is not None and not self.waiting:

@@ -15,7 +15,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
-from mailstrom import events
+from mailstrom import descriptors, events
 from mailstrom.config import Bind, binds
 from mailstrom.errors import MailstromError
 from mailstrom.server.sessions import Sessions
@@ -33,6 +33,7 @@ BUSY_MS = 20_000
 """So long a batch waits for another writer: as long as a client waits for its turn, nearly."""
 PARTING_S = 1.0
 """So long a client that was told of the end may take to go."""
+SPARE_DESCRIPTORS = 64
 
 _STOPPING = Reply(421, "4.3.2", ("the server is shutting down, try again later",))
 
@@ -53,6 +54,7 @@ async def listen(presence: Presence) -> None:
         now_ms=presence.machine.wall_ms,
         trouble=trouble,
         refusals=Refusals(loop.time),
+        descriptors=_descriptors(),
     )
     presence.sessions = lambda: len(front.sessions.open)
     presence.break_off = partial(_break_off, front)
@@ -69,6 +71,12 @@ async def listen(presence: Presence) -> None:
         reloading.cancel()
         front.logins.close()
     await intake.close()
+
+
+def _descriptors() -> int:
+    """Connections that there is room for, beside the spool and the log."""
+    most = descriptors.reachable()
+    return sys.maxsize if most is None else max(1, most - SPARE_DESCRIPTORS)
 
 
 async def _serve(front: Front, fd: int, bind: Bind) -> asyncio.Server:

@@ -81,6 +81,7 @@ class Front:
 
     Args:
         terms: for connections that begin now.
+        descriptors: connections for which this process has room.
         held: octets of content in memory.
     """
 
@@ -91,6 +92,7 @@ class Front:
     now_ms: Callable[[], int]
     trouble: Complaint
     refusals: Refusals
+    descriptors: int
     connections: Connections = field(default_factory=Connections)
     pace: Pace = field(default_factory=Pace)
     held: int = 0
@@ -167,7 +169,7 @@ class Submitter(Connection):
         """Count a client's connection, unless it is one too many."""
         front, listener = self._front, self._terms.listener
         client = client_of(address)
-        if front.connections.all >= listener.max_connections:
+        if front.connections.all >= min(listener.max_connections, front.descriptors):
             self._refusal, reason = _CROWDED, "too many connections"
         elif front.connections.of(client) >= listener.max_connections_per_client:
             self._refusal, reason = _CROWD, "too many connections of this client"
