@@ -37,7 +37,8 @@ from mailstrom.storage.base import (
     Suspension,
     Work,
 )
-from mailstrom.storage.client import Selection
+from mailstrom.storage.client import Notice, Selection
+from mailstrom.storage.reporting import ReportFacts
 from mailstrom.types import Change, Host, OnDoubt, Reason, Route, RouteResult
 from tests.storage.contract_clock import YEAR
 from tests.storage.files import SQLiteStores
@@ -57,6 +58,8 @@ DOMAINS = ("one.example", "two.example")
 WORDS = ("delivered", "deferred", "failed", "held", "claimed", "queued")
 
 
+NOTIFY = ("", "never", "failure", "success,delay", "failure,delay")
+"""What senders ask for; empty: nothing, which means failure and delay."""
 FINAL = {"delivered", "failed", "cancelled"}
 NOTHING = Retention(bodies_ms=0, attempts_ms=0, events_ms=0)
 """Finished mail goes at once."""
@@ -101,6 +104,12 @@ class Row:
     doubts: int = 0
     """Losses on the wire in a row."""
     reopened_ms: int = 0
+    notify: str | None = None
+    """Of what its sender wants to hear; None: of nothing."""
+    failures: int = 0
+    """How often it became failed."""
+    was: str = "waiting"
+    """Its state at the last look."""
 
     def lose(self, default: OnDoubt) -> None:
         """Its lane ended while it was on the wire."""
@@ -131,6 +140,7 @@ class SpoolMachine(RuleBasedStateMachine):
     """Whether it shifts what a clock that jumped has stamped."""
     makes_copies: ClassVar[bool] = True
     has_views: ClassVar[bool] = True
+    makes_reports: ClassVar[bool] = True
 
     @initialize(turn=st.integers(0, len(DEATHS) - 1))
     def start(self, turn: int) -> None:
@@ -157,6 +167,21 @@ class SpoolMachine(RuleBasedStateMachine):
         self.sent = 0
         self.died: set[tuple[str, OnDoubt | None, OnDoubt]] = set()
         """Of ``DEATHS``, those that found a recipient on the wire."""
+        self.told: Counter[tuple[str, str, str]] = Counter()
+        """How often who was told of which recipient's what: message, address, action."""
+        self.news: list[tuple[str, str, str]] = []
+        """The same, of this step alone."""
+        self.failed: set[str] = set()
+        """Messages of which a report could not be made once."""
+        self.engines[0].use_reporter(self._reporter)
+
+    def _reporter(self, facts: ReportFacts, now_ms: int) -> None:
+        """Makes no report, which is on record, too; the first time, of each message, it fails."""
+        if facts.id not in self.failed:
+            self.failed.add(facts.id)
+            raise RuntimeError("not now")
+        assert facts.recipients
+        self.news += [(facts.id, one.address, one.action) for one in facts.recipients]
 
     def _register(self, number: int) -> int:
         row = self.engines[number].register(
@@ -186,6 +211,7 @@ class SpoolMachine(RuleBasedStateMachine):
         priority=st.integers(0, 2),
         on_doubt=st.sampled_from([None, OnDoubt.RETRY, OnDoubt.HOLD]),
         bulk=st.booleans(),
+        notify=st.sampled_from([None, None, *NOTIFY]),
     )
     def send(
         self,
@@ -196,6 +222,7 @@ class SpoolMachine(RuleBasedStateMachine):
         priority: int,
         on_doubt: OnDoubt | None,
         bulk: bool,
+        notify: str | None = None,
     ) -> None:
         addresses = [f"{name}@{domain}" for name in sorted(names)]
         one = submission(
@@ -207,13 +234,15 @@ class SpoolMachine(RuleBasedStateMachine):
             priority=None if bulk else priority,
             stream="bulk" if bulk else "default",
             on_doubt=on_doubt,
+            reports=notify is not None,
+            notices=tuple(Notice(notify or None) for _ in addresses) if notify else (),
         )
         assert self.clients[who].enqueue([one], self.now) == [one.id]
         self.expires[one.id] = self.now + later + (3 if bulk else 5) * HOUR
         for address in addresses:
             self.rows[one.id, address] = Row(
                 one.id, address, self.now + later, self.now,
-                on_doubt or (BULK.on_doubt if bulk else None),
+                on_doubt or (BULK.on_doubt if bulk else None), notify=notify,
             )  # fmt: skip
 
     @rule(who=st.integers(0, 1), key=st.sampled_from("xy"), other=st.booleans())
@@ -356,7 +385,7 @@ class SpoolMachine(RuleBasedStateMachine):
     def _take(self, row: Claimed, token: int) -> None:
         known = self.rows[row.message_id, row.address]
         assert known.state == "waiting", f"{row.address} was {known.state}"
-        assert known.send_ms <= self.now
+        assert known.send_ms <= self.now or known.attempts, "due by the clock before a jump"
         known.state, known.lane, known.seq = "claimed", token, row.recipient
 
     @precondition(lambda self: any(r.seq for r in self.rows.values()))
@@ -576,6 +605,13 @@ class SpoolMachine(RuleBasedStateMachine):
             self.untold.discard(id)
         self.rows = {key: row for key, row in self.rows.items() if row.id in self.expires}
 
+    @rule(delays=st.sampled_from([(), (HOUR,), (4 * HOUR, 2 * HOUR)]), limit=st.integers(1, 5))
+    def report(self, delays: tuple[int, ...], limit: int) -> None:
+        for _ in range(100):
+            if not self.engines[0].report(delays, limit, self.now):
+                return
+        raise AssertionError("it never ends")
+
     @rule(who=st.integers(0, 1))
     def checkpoint(self, who: int) -> None:
         self.engines[who].checkpoint()
@@ -637,6 +673,43 @@ class SpoolMachine(RuleBasedStateMachine):
                 assert one.reason == row.reason, address
 
     @invariant()
+    def who_is_told_hears_the_truth(self) -> None:
+        """And no more often than it came true, of what he asked for alone."""
+        if not hasattr(self, "policy"):
+            return
+        self.told.update(self.news)
+        news, self.news = self.news, []
+        for row in self.rows.values():
+            row.failures += row.state == "failed" != row.was
+            row.was = row.state
+        for id, address, action in news:
+            row = self.rows[id, address]
+            assert row.notify is not None
+            if action == "failed":
+                assert row.state == "failed"
+                assert "failure" in (row.notify or "failure")
+            elif action == "relayed":
+                assert row.state == "delivered"
+                assert "success" in row.notify
+            else:
+                assert action == "delayed"
+                assert row.state in {"waiting", "claimed", "sending"}
+                assert "delay" in (row.notify or "delay")
+        for row in self.rows.values():
+            assert self.told[row.id, row.address, "failed"] <= row.failures
+
+    def _all_are_told(self) -> None:
+        """Whoever wants to hear of a failure has heard of it, and nobody else."""
+        for _ in range(10):
+            self.now += DAY
+            self.report((), 100)
+        self.who_is_told_hears_the_truth()
+        for row in self.rows.values():
+            if row.state == "failed" and row.notify is not None:
+                wants = "failure" in (row.notify or "failure")
+                assert (self.told[row.id, row.address, "failed"] > 0) == wants
+
+    @invariant()
     def counts_agree(self) -> None:
         if not hasattr(self, "policy") or not self.has_views:
             return
@@ -673,6 +746,9 @@ class SpoolMachine(RuleBasedStateMachine):
         assert {row.state for row in self.rows.values()} <= {
             "delivered", "failed", "cancelled", "held"
         }  # fmt: skip
+        assert self.clients[0].check() == []
+        if self.makes_reports:
+            self._all_are_told()
         assert self.clients[0].check() == []
         events = self.clients[0].events(0, (), 100_000)
         ids = [event.id for event in events]

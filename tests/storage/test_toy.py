@@ -101,7 +101,7 @@ class ToyMachine(SpoolMachine):
     """The machine over the toy: no clock that jumps, no copies, no views."""
 
     stores = staticmethod(_spool)
-    tells_clocks = makes_copies = has_views = False
+    tells_clocks = makes_copies = has_views = makes_reports = False
 
 
 TestToyMachine = ToyMachine.TestCase
