@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import apsw
 
 from mailstrom import interrupts
+from mailstrom.storage.client import CHUNK_BYTES
 from mailstrom.storage.reporting import ReportedRecipient, Reporter, ReportFacts
 from mailstrom.storage.sqlite import contents, copies, inserting
 from mailstrom.storage.sqlite.encoding import encoded
@@ -28,10 +29,10 @@ from mailstrom.storage.sqlite.rows import checksum
 from mailstrom.storage.sqlite.sql import run
 from mailstrom.storage.sqlite.submissions import encode
 
-MOST = 16
+MOST = 8
 """Reports of one transaction: some milliseconds of the lock."""
-MOST_BYTES = 1024 * 1024
-"""With so much of originals in them no further one is begun."""
+MOST_BYTES = 256 * 1024
+"""With so much of originals read for them no further one is begun."""
 MOST_RECIPIENTS = 1_000
 """Recipients of one report; there is another one for the rest."""
 LATER_MS = (60_000, 600_000, 3_600_000, 6 * 3_600_000)
@@ -106,13 +107,13 @@ def _make_one(
     kind: str,
     now_ms: int,
 ) -> int:
-    """Make one report, or note why not; returns the bytes of the original that it was made of."""
+    """Make one report, or note why not; returns how many bytes of the original were read for it."""
     size = 0
     connection.execute("SAVEPOINT report")
     try:
         facts, recipients = _facts(connection, reporting, message, kind, now_ms)
         if facts is not None:
-            size = len(facts.content)
+            size = min(facts.size, max(CHUNK_BYTES, len(facts.content)))
             _store(path, connection, reporting, message, kind, facts, recipients, now_ms)
         else:  # it is true no more
             recipients = [row[0] for row in run(connection, "owed_of", _named(message, kind))]
