@@ -325,6 +325,17 @@ class Failure(NamedTuple):
     reply_text: str | None
 
 
+class Unreported(NamedTuple):
+    """A report that could not be made: of how many recipients, after how many tries."""
+
+    message_id: str
+    kind: str
+    recipients: int
+    error: str
+    tries: int
+    given_up: bool
+
+
 class Lapsed(NamedTuple):
     """What a dead worker left behind."""
 
@@ -565,6 +576,10 @@ class WorkerStore(Protocol):
 
         ``domain``: those whom its route refused; without it, those whose time was over.
         """
+        ...
+
+    def unreported_since(self, event: int) -> list[Unreported]:
+        """Reports that could not be made after an event, for the log; at most 100."""
         ...
 
     def expire(self, limit: int, now_ms: int) -> int:

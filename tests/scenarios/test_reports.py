@@ -461,6 +461,18 @@ def test_a_report_that_is_refused_ends_there(engine: Engine, network: Network) -
     assert host.dots == []
 
 
+def test_a_report_that_cannot_be_made_is_said_in_the_log(engine: Engine, network: Network) -> None:
+    domain, _ = network.site(Script())
+
+    [id] = hand_in(engine, submission("no address", f"refuse@{domain}"))
+
+    assert engine.final(id).status == "failed"
+    [line] = engine.wait_log("message.unreported", message_id=id)
+    assert (line["tries"], line["given_up"], line["count"]) == (1, False, 1)
+    assert line["error"].startswith("InvalidAddress: ")
+    assert reports(engine, id) == []
+
+
 # How it is told
 
 

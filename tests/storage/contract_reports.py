@@ -312,6 +312,9 @@ class ReportContract:
         assert (detail["error"], detail["tries"], detail["given_up"]) == (
             "RecursionError: too deep", 1, False,
         )  # fmt: skip
+        (untold,) = spool.engine.unreported_since(0)
+        assert untold == (id, "failed", 1, "RecursionError: too deep", 1, False)
+        assert spool.engine.unreported_since(spool.engine.last_event()) == []
         other, lane, rows = spool.sending("b@b.example", **SMTP)
         assert spool.settle(lane, rows[0], "failed")
         assert [facts.id for facts in reports.facts] == [id, other], "the first one waits"

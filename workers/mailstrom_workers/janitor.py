@@ -93,6 +93,7 @@ class Janitor:
         self._poisoned = False
         self._unrepaired = Complaint("repair", lambda: machine.monotonic_ms() / 1000)
         self._copied = False
+        self._seen: int | None = None  # the last one that was looked at for the log
         self._unlapsed = True
         self._looked_ms: int | None = None  # the wall clock that the round's look wrote down
         self._missing: dict[int, int] = {}
@@ -231,11 +232,26 @@ class Janitor:
             )
 
     def _report(self, store: WorkerStore) -> None:
-        """Tell senders what clients' changes left to be told, and of delays."""
+        """Tell senders what clients' changes left to be told, and of delays.
+
+        What could not be told is said in the log.
+        """
         if self._looked_ms is None:
             return  # by a clock that jumped since the last look all mail may seem late
         delays_ms = [int(delay * 1000) for delay in self.config.reports.delays]
         self._left |= store.report(delays_ms, BATCH, self._looked_ms) > 0
+        before, self._seen = self._seen, store.last_event()
+        if before is None or before == self._seen:
+            return
+        for untold in store.unreported_since(before):  # by any worker
+            events.message_unreported(
+                message_id=untold.message_id,
+                kind=untold.kind,
+                count=untold.recipients,
+                error=untold.error,
+                tries=untold.tries,
+                given_up=untold.given_up,
+            )
 
     def _repair(self, store: WorkerStore) -> None:
         if not store.poisoned:

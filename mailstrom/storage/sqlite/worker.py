@@ -33,6 +33,7 @@ from mailstrom.storage.base import (
     RouteAnswer,
     StreamPolicy,
     Suspension,
+    Unreported,
     Work,
     WorkerRow,
 )
@@ -399,6 +400,14 @@ class SQLiteWorkerStore:
         values = {"event": event, "domain": domain}
         rows = self._read("reading events", STATEMENTS["failed_since"], values)
         return [Failure(*row) for row in rows]
+
+    def unreported_since(self, event: int) -> list[Unreported]:
+        """See ``WorkerStore.unreported_since``."""
+        rows = self._read("reading events", STATEMENTS["unreported_since"], {"event": event})
+        return [
+            Unreported(id, kind, count, error, tries, bool(given_up))
+            for id, kind, count, error, tries, given_up in rows
+        ]
 
     def expire(self, limit: int, now_ms: int) -> int:
         """See ``WorkerStore.expire``."""

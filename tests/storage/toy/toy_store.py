@@ -42,6 +42,7 @@ from mailstrom.storage.base import (
     Settlement,
     StreamPolicy,
     Suspension,
+    Unreported,
     Work,
     WorkerRow,
 )
@@ -1090,6 +1091,10 @@ class ToyWorker:
 
     def use_reporter(self, reporter: Reporter | None, original_bytes: int = ORIGINAL_BYTES) -> None:
         """Not used: the toy tells nobody."""
+
+    def unreported_since(self, event: int) -> list[Unreported]:
+        """Nothing is owed, so nothing cannot be made."""
+        return []
 
     def report(self, delays_ms: Sequence[int], limit: int, now_ms: int) -> int:
         """Nothing is owed."""

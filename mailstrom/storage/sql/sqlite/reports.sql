@@ -58,6 +58,12 @@ DELETE FROM owed
                                  WHERE seq IN (SELECT value FROM json_each(:recipients)))
    AND kind = 'relayed';
 
+-- name: unreported_since
+SELECT m.id, e.detail ->> 'kind', e.detail ->> 'count', e.detail ->> 'error', e.detail ->> 'tries',
+       e.detail ->> 'given_up'
+  FROM event e JOIN message m ON m.seq = e.message
+ WHERE e.id > :event AND e.type = 'message.unreported' ORDER BY e.id LIMIT 100;
+
 -- name: report_event
 INSERT INTO event (at_ms, type, message, detail) VALUES (:now_ms, :type, :message, :detail);
 
