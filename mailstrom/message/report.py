@@ -26,7 +26,7 @@ from mailstrom.message.date import render_date
 from mailstrom.message.encoded_word import decode_words, encode_words
 from mailstrom.message.header import fold, render_entries, render_field
 from mailstrom.message.leaf import CRLF, quoted_printable
-from mailstrom.message.report_facts import ACTIONS, Fate, Original, Part, end_of_header
+from mailstrom.message.report_facts import ACTIONS, Fate, Original, Part, end_of_header, part
 from mailstrom.message.report_return import returned
 from mailstrom.message.report_status import delivery_status
 from mailstrom.message.report_text import report_text
@@ -99,10 +99,8 @@ def render_report(
 
     told = "" if original.redacted else _subject_of(original.content)
     text = report_text(original, fates, subject=told, hostname=hostname)
-    parts = [
-        _text_part(text),
-        delivery_status(original, fates, hostname=hostname, utf8=utf8),
-    ]
+    status = delivery_status(original, fates, hostname=hostname, utf8=utf8)
+    parts = [_text_part(text), status]
     third = returned(original, failed=action == "failed", utf8=utf8)
     if third is not None:
         parts.append(third)
@@ -122,14 +120,18 @@ def render_report(
         b"MIME-Version: 1.0\r\n",
         fold(
             "Content-Type",
-            ["multipart/report;", " report-type=delivery-status;", f' boundary="{boundary}"'],
+            [
+                "multipart/report;",
+                f" report-type={status.kind.removeprefix('message/')};",
+                f' boundary="{boundary}"',
+            ],
         ),
         CRLF,
     ]
     body: list[bytes] = [b"This is a report on the delivery of a message, in MIME format.\r\n"]
     delimiter = b"\r\n--" + boundary.encode()
-    for part in parts:
-        body += (delimiter, CRLF, part.head, CRLF, part.body)
+    for one in parts:
+        body += (delimiter, CRLF, one.head, CRLF, one.body)
     body += (delimiter, b"--\r\n")
     content = b"".join([*head, *body])
     return Report(content, message_id, subject, not content.isascii(), utf8)
@@ -138,15 +140,9 @@ def render_report(
 def _text_part(text: str) -> Part:
     octets = text.encode("utf-8", "backslashreplace")
     if octets.isascii():
-        return Part(
-            b"Content-Type: text/plain; charset=us-ascii\r\nContent-Description: Notification\r\n",
-            octets,
-        )
-    return Part(
-        b"Content-Type: text/plain; charset=utf-8\r\nContent-Description: Notification\r\n"
-        b"Content-Transfer-Encoding: quoted-printable\r\n",
-        quoted_printable(octets),
-    )
+        return part("text/plain; charset=us-ascii", "Notification", "7bit", octets)
+    encoded = quoted_printable(octets)
+    return part("text/plain; charset=utf-8", "Notification", "quoted-printable", encoded)
 
 
 def _subject_of(content: bytes) -> str:

@@ -68,10 +68,20 @@ class Fate(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A body part: its header fields, each ended, and its octets."""
+    """A body part: its media type, its header fields, each ended, and its octets."""
 
+    kind: str
     head: bytes
     body: bytes
+
+
+def part(kind: str, description: str, encoding: str, octets: bytes) -> Part:
+    """A body part with the fields that every one has."""
+    head = (
+        f"Content-Type: {kind}\r\nContent-Description: {description}\r\n"
+        f"Content-Transfer-Encoding: {encoding}\r\n"
+    )
+    return Part(kind, head.encode("ascii"), octets)
 
 
 def end_of_header(content: bytes) -> int:

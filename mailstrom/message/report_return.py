@@ -11,7 +11,7 @@ lines beyond 998 octets, a header that is not UTF-8) is not returned whole; its 
 from __future__ import annotations
 
 from mailstrom.message.leaf import CRLF, quoted_printable, too_long_line
-from mailstrom.message.report_facts import Original, Part, end_of_header
+from mailstrom.message.report_facts import Original, Part, end_of_header, part
 
 MOST_HEADER = 64 * 1024
 """Octets of a header that is returned alone; of a longer one the first fields."""
@@ -37,29 +37,21 @@ def returned(original: Original, *, failed: bool, utf8: bool) -> Part | None:
         if international:
             return _global("message/global", _WHOLE, content, utf8=utf8)
         encoding = "7bit" if content.isascii() else "8bit"
-        return _part("message/rfc822", _WHOLE, encoding, content)
+        return part("message/rfc822", _WHOLE, encoding, content)
     header = _bounded(header)
     if not header:
         return None
     if international and _holds(header):
         return _global("message/global-headers", _HEADER, header, utf8=utf8)
     if header.isascii() and _holds(header):
-        return _part("text/rfc822-headers", _HEADER, "7bit", header)
-    return _part("text/rfc822-headers", _HEADER, "quoted-printable", quoted_printable(header))
+        return part("text/rfc822-headers", _HEADER, "7bit", header)
+    return part("text/rfc822-headers", _HEADER, "quoted-printable", quoted_printable(header))
 
 
 def _global(kind: str, description: str, octets: bytes, *, utf8: bool) -> Part:
     if utf8:
-        return _part(kind, description, "8bit", octets)
-    return _part(kind, description, "quoted-printable", quoted_printable(octets))
-
-
-def _part(kind: str, description: str, encoding: str, octets: bytes) -> Part:
-    head = (
-        f"Content-Type: {kind}\r\nContent-Description: {description}\r\n"
-        f"Content-Transfer-Encoding: {encoding}\r\n"
-    )
-    return Part(head.encode("ascii"), octets)
+        return part(kind, description, "8bit", octets)
+    return part(kind, description, "quoted-printable", quoted_printable(octets))
 
 
 def _bounded(header: bytes) -> bytes:

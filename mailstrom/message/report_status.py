@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from mailstrom.message.date import render_date
 from mailstrom.message.header import FOLD_AT, fold
 from mailstrom.message.leaf import CRLF
-from mailstrom.message.report_facts import Fate, Original, Part
+from mailstrom.message.report_facts import Fate, Original, Part, part
 from mailstrom.types import Reason
 
 MOST_WORDS = 1000
@@ -104,11 +104,7 @@ def delivery_status(
         kind, encoding = "message/delivery-status", "7bit"
     else:
         kind, encoding = "message/global-delivery-status", "8bit"
-    head = (
-        f"Content-Type: {kind}\r\nContent-Description: Delivery report\r\n"
-        f"Content-Transfer-Encoding: {encoding}\r\n"
-    )
-    return Part(head.encode("ascii"), octets)
+    return part(kind, "Delivery report", encoding, octets)
 
 
 def _recipient(writing: _Writing, fate: Fate, most: int) -> None:

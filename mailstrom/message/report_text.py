@@ -133,7 +133,7 @@ def _story(original: Original, fate: Fate) -> tuple[str, str, str]:
             return f"It waited here since {since}, and could not be tried in time.", "", advice
         tried = f"It was tried since {since}, in vain. "
         return tried + _last_try(host, fate, words), words, advice
-    if fate.reply_code is not None:
+    if fate.reply_code is not None and fate.reason != Reason.IN_DOUBT:
         advice = _SMALLER if fate.reason == Reason.TOO_LARGE else _advice(fate)
         return f"{host or 'Their mail server'} refused it in these words:", words, advice
     domain = printable(fate.address.rpartition("@")[2], 255)

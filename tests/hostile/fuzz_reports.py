@@ -100,7 +100,10 @@ def judged(report: Report, original: Original, fates: Sequence[Fate]) -> None:
 
 def _judge_status(status: bytes, report: Report, fates: Sequence[Fate]) -> None:
     head, _, body = status.partition(b"\r\n\r\n")
-    assert re.match(rb"Content-Type: message/(global-)?delivery-status\r\n", head)
+    kind = re.match(rb"Content-Type: message/((?:global-)?delivery-status)\r\n", head)
+    assert kind is not None
+    whole = report.content[: report.content.index(b"\r\n\r\n")]
+    assert b" report-type=" + kind[1] + b";" in whole
     assert report.smtputf8 or status.isascii()
     blocks = [fields(one + b"\r\n") for one in body.removesuffix(b"\r\n").split(b"\r\n\r\n")]
     assert len(blocks) == 1 + len(fates), "a block too many, or too few"

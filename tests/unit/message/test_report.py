@@ -56,10 +56,10 @@ def rendered(original: Original = ORIGINAL, *fates: Fate) -> Report:
 def parts(report: Report) -> list[Message[Any, Any]]:
     whole = message_from_bytes(report.content)
     assert whole.get_content_type() == "multipart/report"
-    assert whole.get_param("report-type") == "delivery-status"
     found = whole.get_payload()
     assert isinstance(found, list)
     assert whole.defects == []
+    assert f"message/{whole.get_param('report-type')}" == found[1].get_content_type()  # RFC 6522
     return found
 
 
