@@ -10,6 +10,7 @@ GROUPS = (
     "dns",
     "input",
     "fuzz",
+    "listener",
     "limits",
     "neighbours",
 )
