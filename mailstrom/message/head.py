@@ -57,10 +57,10 @@ _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _TYPE = re.compile(rb"^content-type[ \t]*:((?:[^\r\n]|\r\n[ \t])*+)", re.IGNORECASE | re.MULTILINE)
 _CHARSET = re.compile(r";[ \t]*charset[ \t]*=[ \t]*\"?([A-Za-z0-9_.:+-]+)", re.IGNORECASE)
 
-
 HEAD_LIMIT = 1024 * 1024
 """Octets of a header; what each field costs would add up to seconds. Exim takes as many."""
 _COMPLETED_LIMIT = 65_536  # octets of a field whose addresses are looked at for their domain
+_MENDED_MOST = 1000  # fields, from the first, that are looked at for what has to be mended
 
 
 class Head:
@@ -122,7 +122,8 @@ class Head:
             or too_long_line(head) is not None
             or ((b"\r\n " in head or b"\r\n\t" in head) and without_blank_folds(head) != head)
         )
-        for match in found:
+        for place, match in enumerate(found):
+            mend = mend and place < _MENDED_MOST
             key = match[1].lower()
             if not mend and key not in _NOTED and not key.startswith(_NOTED_PREFIXES):
                 self.kept.append(match[0])

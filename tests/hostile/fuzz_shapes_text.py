@@ -9,6 +9,7 @@ from mailstrom.message import compose, fingerprint, parse
 from mailstrom.message.address_list import parse_address_list
 from mailstrom.message.encoded_word import decode_words, encode_words
 from mailstrom.message.grammar import TEXT_LIMIT
+from mailstrom.message.head import HEAD_LIMIT
 from mailstrom.message.parameters import (
     Parameterised,
     parse_parameterised,
@@ -16,14 +17,18 @@ from mailstrom.message.parameters import (
 )
 from mailstrom.message.report import render_report
 from mailstrom.message.report_facts import Fate, Original
+
+
+from mailstrom.message.submission import Trace, submitted
 from mailstrom.printable import printable
 from mailstrom.smtp.reply import visible
 from mailstrom.tomlfile import tables
 from tests.hostile.fuzz_rest import scratch
-from tests.hostile.fuzz_shapes import Done, Shapes
+from tests.hostile.fuzz_shapes import Done, Shapes, refused
 
 shape = Shapes()
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
+HANDED_IN = Trace("mx.example.org", "0190", 1_800_000_000_000, "c.example", "192.0.2.1")
 FROM = b"From: a@b.example\r\n"
 _PART = b"--b\r\nContent-Type: multipart/x; boundary=%d\r\n\r\n\xc3\xa9\r\n"
 _INSIDE = b"--b\r\nContent-Type: multipart/x; boundary=b\r\n\r\n\xc3\xa9\r\n"
@@ -51,6 +56,14 @@ def _sent(data: bytes, *, hashed: bool = True) -> Done:
         )
         if hashed:
             fingerprint(prepared)
+
+    return done
+
+
+def _handed_in(data: bytes) -> Done:
+    def done() -> None:
+        with refused():
+            submitted(data, "a@b.example", ("c@d.example",), HANDED_IN)
 
     return done
 
@@ -292,6 +305,52 @@ def mime_a_long_boundary(n: int) -> Done:
         + b"".join(b"\r\n boundary*%d=%b;" % (i, b"b" * 900) for i in range(min(n, 9999)))
         + b"\r\n\r\n\xc3\xa9\r\n"
     )
+
+
+@shape("submission", "lists of To", octets=8, most=HEAD_LIMIT // 8)
+def submission_lists_of_to(n: int) -> Done:
+    return _handed_in(b"To: a@b\r\n" * n + b"\r\n")
+
+
+@shape("submission", "addresses without a domain", octets=5, most=HEAD_LIMIT // 5)
+def submission_addresses_without_a_domain(n: int) -> Done:
+    return _handed_in(b"To: " + b"a,\r\n " * n + b"b\r\n\r\n")
+
+
+@shape("submission", "comments that open", octets=4, most=HEAD_LIMIT // 4)
+def submission_comments_that_open(n: int) -> Done:
+    return _handed_in(b"To: " + b"(\r\n " * n + b"b\r\n\r\n")
+
+
+@shape("submission", "raw text in headers", octets=7, most=HEAD_LIMIT // 7)
+def submission_raw_text_in_headers(n: int) -> Done:
+    return _handed_in(b"X: \xc3\xbc\r\n" * n + b"\r\n")
+
+
+@shape("submission", "folds of white space", octets=3, most=HEAD_LIMIT // 3)
+def submission_folds_of_white_space(n: int) -> Done:
+    return _handed_in(b"X: a\r\n" + b" \r\n" * n + b" b\r\n\r\n")
+
+
+@shape("submission", "Received", octets=20, most=HEAD_LIMIT // 20)
+def submission_received(n: int) -> Done:
+    return _handed_in(b"Received: " + b"by mx.example.org\r\n " * n + b"\r\n\r\n")
+
+
+@shape("submission", "a line", octets=1)
+def submission_a_line(n: int) -> Done:
+    return _handed_in(b"Subject: x\r\n\r\n" + b"x" * n)
+
+
+@shape("submission", "a CR alone", octets=1)
+def submission_a_cr_alone(n: int) -> Done:
+    return _handed_in(b"Subject: x\r\n\r\n" + b"\r" * n)
+
+
+@shape("submission", "parts", octets=9)
+def submission_parts(n: int) -> Done:
+    part = b"--b\r\n\r\nx\r\n"
+    return _handed_in(_MULTIPART + b"--b\r\n\r\n" + b"x" * 1000 + b"\r\n" + part * n)
 
 
 @shape("configuration", "a key of many parts", octets=2)

@@ -13,6 +13,7 @@ from tests.hostile.fuzz_replies import framing, replies
 from tests.hostile.fuzz_reports import reports
 from tests.hostile.fuzz_rest import configuration, dns, printing
 from tests.hostile.fuzz_server import server
+from tests.hostile.fuzz_submission import submission
 
 Target = Callable[[bytes], None]
 
@@ -27,6 +28,7 @@ TARGETS: Mapping[str, Target] = {
     "messages": messages,
     "mime": mime,
     "reports": reports,
+    "submission": submission,
     "dns": dns,
     "configuration": configuration,
     "printing": printing,
@@ -42,6 +44,7 @@ TITLES = {
     "messages": "messages as octets, and their hash",
     "mime": "multiparts",
     "reports": "delivery reports",
+    "submission": "mail that is handed in",
     "dns": "DNS answers",
     "configuration": "configuration files",
     "printing": "text for logs and terminals",

@@ -130,6 +130,14 @@ def one_boundary_for_all(patch: Patch) -> None:
     patch.setattr("mailstrom.message.report._boundary", lambda digest, parts: "=_b")
 
 
+def blind_copies_in_sight(patch: Patch) -> None:
+    patch.setattr("mailstrom.message.head._REMOVED", frozenset())
+
+
+def a_relay_that_changes_the_rest(patch: Patch) -> None:
+    patch.setattr("mailstrom.message.submission.CRLF", b"\r\n\r\n")
+
+
 def any_name_is_a_host(patch: Patch) -> None:
     patch.setattr("mailstrom_workers.resolver.is_host_name", lambda name: True)
 
@@ -155,6 +163,8 @@ FAULTS: dict[str, tuple[str, Callable[[Patch], None]]] = {
     "mime": ("mime", parts_run_together),
     "reports": ("reports", words_as_they_are),
     "reports, boundary": ("reports", one_boundary_for_all),
+    "submission": ("submission", blind_copies_in_sight),
+    "submission, relayed": ("submission", a_relay_that_changes_the_rest),
     "dns": ("dns", any_name_is_a_host),
     "configuration": ("configuration", keys_as_they_are),
     "printing": ("printing", escapes_that_pass),
