@@ -193,8 +193,8 @@ class Head:
         return True
 
     def _incomplete(self, value: bytes) -> bool:
-        """Whether an address may lack its domain: most have an @ each."""
-        if self._signed or value.count(b"@") > value.count(b","):
+        """Whether an address may lack its domain: most have an @ each, and nothing else has."""
+        if self._signed or value.count(b"@") > value.count(b",") + value.count(b":"):
             return False
         return len(value) <= _COMPLETED_LIMIT
 

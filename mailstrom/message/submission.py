@@ -154,12 +154,13 @@ def relayed(
     if too_long_line(content) is not None:
         raise too_long(content)
     own_by = own_name(trace.hostname)
-    start = at = behind_mailbox_line(content)
+    content = content[behind_mailbox_line(content) :]
+    at = 0
     hops = own = 0
     id = subject = b""
     while (match := FIELD.match(content, at)) is not None:
         at = match.end()
-        if at > start + HEAD_LIMIT:
+        if at > HEAD_LIMIT:
             raise too_large()
         key = match[1].lower()
         if key == b"received":
@@ -171,13 +172,13 @@ def relayed(
             subject = subject or match[2]
     check_hops(hops, own)
     # What does not begin with a field is body: it would become a part of ours.
-    joint = b"" if at > start or content.startswith(CRLF, start) else CRLF
+    joint = b"" if at or content.startswith(CRLF) else CRLF
     eightbit = not content.isascii()
     utf8 = not sender.isascii() or not "".join(recipients).isascii()
     if eightbit and smtputf8 and not utf8:
-        utf8 = not content[:at].isascii() or _utf8_in_parts(content[start:at], content[at + 2 :])
+        utf8 = not content[:at].isascii() or _utf8_in_parts(content[:at], content[at + 2 :])
     return Submitted(
-        received(trace, recipients) + joint + (content[start:] if start else content),
+        received(trace, recipients) + joint + content,
         shown(id, decoded=False), shown(subject, decoded=True), eightbit, utf8, NONE, None, hops,
     )  # fmt: skip
 

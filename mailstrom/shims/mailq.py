@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from mailstrom.errors import MessageNotFound
 from mailstrom.printable import printable
 from mailstrom.shims.place import BUSY_MS, Place, opened
-from mailstrom.shims.sysexits import OK, OUTPUT
+from mailstrom.shims.sysexits import OK, OUTPUT, tell
 from mailstrom.storage.client import ClientStore, Selection
 from mailstrom.types import MessageStatus, RecipientStatus, Status
 
@@ -26,8 +26,9 @@ _INDENT = " " * (_ID + 33)
 
 def main() -> int:
     """The console script; gives the exit code."""
-    from mailstrom.shims.sendmail import run
+    from mailstrom.shims.sendmail import hold_standard_files, run
 
+    hold_standard_files()
     return run("mailstrom-mailq", sys.argv[1:], os.environ)
 
 
@@ -45,7 +46,7 @@ def show(place: Place, *, as_json: bool) -> int:
     except OSError as error:  # the reader has gone, or the disk is full
         sys.stdout = None  # nothing is flushed at the end
         if not isinstance(error, BrokenPipeError):
-            print(f"mailstrom-mailq: {error.strerror}", file=sys.stderr)
+            tell(f"mailstrom-mailq: {error.strerror}")
         return OUTPUT
     return OK
 

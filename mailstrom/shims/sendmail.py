@@ -13,10 +13,9 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from mailstrom.errors import MailstromError
-from mailstrom.printable import printable
 from mailstrom.shims import flags, handing, sysexits
 from mailstrom.shims.place import Place, caller, opened, place
-from mailstrom.shims.sysexits import DATA, OK, TEMPORARY, USAGE, Refusal
+from mailstrom.shims.sysexits import DATA, OK, TEMPORARY, USAGE, Refusal, tell
 from mailstrom.storage.client import Notice
 
 _READ = 65_536
@@ -24,10 +23,20 @@ _READ = 65_536
 
 def main() -> int:
     """The console script; gives the exit code."""
+    hold_standard_files()
     program = os.path.basename(sys.argv[0])
     if program.endswith(".py"):  # python -m mailstrom.shims.sendmail
         program = "mailstrom-sendmail"
     return run(program, sys.argv[1:], os.environ)
+
+
+def hold_standard_files() -> None:
+    """What the caller closed stays closed: no file of the spool may get its number."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # the lowest number that is free is this one
+            os.open("/dev/null", os.O_RDONLY if number else os.O_WRONLY)
 
 
 def run(program: str, arguments: Sequence[str], environ: Mapping[str, str]) -> int:
@@ -152,7 +161,7 @@ def _told(program: str, error: Exception, sentence: str = "") -> int:
             f"; let user {os.getuid()} write there: with the spool's directory in group mailstrom,"
             " add the user to that group"
         )
-    print(f"{program}: {printable(text, 1000)}", file=sys.stderr)
+    tell(f"{program}: {text}")
     return code
 
 

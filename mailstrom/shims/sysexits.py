@@ -6,7 +6,10 @@ that keeps mail tries again; what a person has to mend first is told apart.
 
 from __future__ import annotations
 
+import sys
+
 from mailstrom import errors
+from mailstrom.printable import printable
 
 OK = 0
 USAGE = 64
@@ -47,3 +50,13 @@ def code_of(error: BaseException) -> int:
     if isinstance(error, Refusal):
         return error.code
     return next((code for kind, code in _BY_ERROR if isinstance(error, kind)), TEMPORARY)
+
+
+def tell(sentence: str) -> None:
+    """One line on standard error, where the caller has one and takes it."""
+    if sys.stderr is None:  # print would take standard output instead
+        return
+    try:
+        print(printable(sentence, 1000), file=sys.stderr, flush=True)
+    except OSError:
+        sys.stderr = None  # else its second failure, at the end, would be the exit code

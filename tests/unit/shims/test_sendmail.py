@@ -17,7 +17,7 @@ import pytest
 
 from mailstrom.shims import place as place_module
 from mailstrom.shims.place import caller, place
-from mailstrom.shims.sysexits import CONFIG, DATA, PERMISSION, TEMPORARY, USAGE, Refusal
+from mailstrom.shims.sysexits import CONFIG, DATA, PERMISSION, TEMPORARY, USAGE
 from tests.unit.shims.calling import TIMEOUT, Spool
 
 LOGIN = pwd.getpwuid(os.getuid()).pw_name
@@ -323,8 +323,26 @@ class TestRefused:
         assert spool.ms.query("SELECT count(*) FROM messages")[0][0] == 0
 
 
-def test_refusals_say_their_code() -> None:
-    assert Refusal(USAGE, "x").code == USAGE
+@pytest.mark.parametrize("closing", ["2>&-", "2>/dev/full", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_whoever_closes_its_files_gets_the_code_alone(spool: Spool, closing: str) -> None:
+    program = f'"{sys.executable}" -P -m mailstrom.shims.sendmail'
+    for words, code in (("-bd", USAGE), (f"-f '' {BOB}", 75 if "<" in closing else 0)):
+        done = subprocess.run(
+            ["sh", "-c", f"{program} {words} {closing}"],
+            input=b"hi\n",
+            capture_output=True,
+            timeout=TIMEOUT,
+            env=spool.environ(),
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (code, b"", b"")
+    with subprocess.Popen(
+        ["sh", "-c", f"{program} -bs {closing}"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        env=spool.environ(),
+    ) as session:
+        assert (session.wait(TIMEOUT) == 0) == (">&-" not in closing.split())
+    assert spool.ms.check() == []
 
 
 class TestSmtp:
