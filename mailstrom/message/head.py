@@ -148,8 +148,10 @@ class Head:
         elif key in ADDRESSES and self._incomplete(value):
             whole = qualified(value, self._domain)
             if whole != value:
-                value = whole
-                wire = match[1] + b":" + value + CRLF
+                wire = match[1] + b":" + whole + CRLF
+                if too_long_line(wire) is not None and too_long_line(match[0]) is None:
+                    wire = folded_field(match[1].decode("ascii"), unfolded(whole)) or match[0]
+                value = wire.partition(b":")[2][:-2]
         if mend:
             wire = self._mended(match[1].decode("ascii"), wire, value)
             value = wire.partition(b":")[2][:-2]

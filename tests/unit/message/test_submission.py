@@ -558,3 +558,12 @@ class TestOfTheSameMail:
         assert one.idempotency == two.idempotency
         other = take(content.replace(b"body", b"other"))
         assert other.idempotency != one.idempotency
+
+
+def test_a_line_that_completing_would_make_too_long_is_folded_or_stays() -> None:
+    names = b",".join(b"user%02d" % number for number in range(140))
+    found = take(b"To: " + names + b"\r\n\r\n")
+    assert too_long_line(found.content) is None
+    assert found.content.count(b"@mx.example.org") == 140
+    odd = b"To: root, <a@b> c" + b"," * 970
+    assert odd in take(odd + b"\r\n\r\n").content
