@@ -17,8 +17,6 @@ from mailstrom.message.parameters import (
 )
 from mailstrom.message.report import render_report
 from mailstrom.message.report_facts import Fate, Original
-
-
 from mailstrom.message.submission import Trace, submitted
 from mailstrom.printable import printable
 from mailstrom.smtp.reply import visible
