@@ -1,8 +1,9 @@
-"""Any split of the octets, any answer late: a connection says what the bare dialogue says."""
+"""Without sockets: any split of the octets, any answer late; what an idle connection holds."""
 
 from __future__ import annotations
 
 import asyncio
+import tracemalloc
 from itertools import pairwise
 from typing import Any, cast
 
@@ -146,3 +147,31 @@ def test_a_connection_says_what_its_dialogue_says(
     said, contents = bare(octets)
     assert connection.written == said  # type: ignore[attr-defined]
     assert connection.contents == contents
+
+
+def test_an_idle_connection_holds_little() -> None:
+    """Five thousand are to fit in a process of 300 MiB; the system's part is not counted here."""
+    count = 200
+
+    async def body() -> int:
+        sessions = Sessions(UNLIMITED)
+
+        def one() -> Connection:
+            connection = Slow(sessions, [])
+            connection.connection_made(cast(asyncio.Transport, Wire()))
+            connection.received(BEGUN + b"DATA\r\n" + b"x" * 100 + b"\r\n.\r\n")
+            return connection
+
+        first = one()  # what all share is made for it
+        tracemalloc.start()
+        try:
+            before = tracemalloc.get_traced_memory()[0]
+            idle = [one() for _ in range(count)]
+            held = tracemalloc.get_traced_memory()[0] - before
+        finally:
+            tracemalloc.stop()
+        for connection in (first, *idle):
+            connection.connection_lost(None)
+        return held
+
+    assert asyncio.run(body()) < count * 8192
