@@ -10,8 +10,9 @@ import smtplib
 import ssl
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from email.message import EmailMessage
 from pathlib import Path
 from typing import Any
@@ -752,3 +753,54 @@ def test_a_sync_that_fails_is_never_a_250_for_what_is_not_there(
     assert (tmp_path / "failed").exists()
     assert sorted(_stored(engine)) == sorted(set(taken))
     assert len(set(taken)) == 4
+
+
+def test_under_kill_every_250_is_a_row_and_every_key_is_one_message(
+    make_listening: MakeListening,
+) -> None:
+    listening = make_listening(start=False)
+    engine = listening.engine
+    table = dict(engine.settings["listener"])
+    engine.configure({"listener": table | {"workers": 2}})
+    engine.start()
+    done = threading.Event()
+    taken: dict[str, str] = {}
+
+    def client(name: int) -> None:
+        """Sends one after the other, each until it is told 250, as mail programs do."""
+        number = 0
+        while not done.is_set():
+            try:
+                with Talk(listening.port) as talk:
+                    talk.ehlo()
+                    for _ in range(20):
+                        key = f"{name}-{number}"
+                        head = f"Subject: x\r\nX-Mailstrom-Idempotency-Key: {key}\r\n\r\nx\r\n"
+                        reply = talk.mail(f"{key}@x.test", content=head.encode())
+                        if reply.code == 250:
+                            taken[key] = queued(reply)
+                            number += 1
+            except (OSError, EOFError):
+                continue
+
+    clients = [threading.Thread(target=client, args=(name,)) for name in range(6)]
+    for thread in clients:
+        thread.start()
+    try:
+        for kill in range(6):
+            before = len(taken)
+            eventually(lambda before=before: len(taken) > before + 20, DEADLINE_S, what="mail")  # type: ignore[misc]
+            pids = eventually(lambda: engine.live("listener"), DEADLINE_S, what="a listener")
+            with suppress(ProcessLookupError):
+                os.kill(pids[kill % len(pids)], signal.SIGKILL)
+            engine.wait_log("worker.ready", kind="listener", count=2 + kill + 1)
+    finally:
+        done.set()
+        for thread in clients:
+            thread.join(DEADLINE_S)
+
+    rows = engine.rows("SELECT id, idempotency_key AS key FROM messages WHERE origin = 'smtp'")
+    by_key = {row.key: row.id for row in rows}
+    assert len(by_key) == len(rows)
+    assert taken.items() <= by_key.items()
+    assert len(by_key) <= len(taken) + len(clients)  # at most one each was not heard of
