@@ -14,7 +14,9 @@ import pytest
 
 from mailstrom import Mailstrom
 from tests.support.engine import Engine, Tables, running
+from tests.support.listening import Listening, MakeListening, certify
 from tests.support.network import Network
+from tests.support.sockets import free_port
 
 MakeEngine = Callable[..., Engine]
 
@@ -88,3 +90,27 @@ def file_ms(tmp_path: Path) -> Iterator[Mailstrom]:
         yield ms
         ms.stop()
         assert ms.check() == []
+
+
+@pytest.fixture
+def make_listening(make_engine: MakeEngine, tmp_path: Path) -> Iterator[MakeListening]:
+    """Start an engine with ``[listener]``; ``tls`` adds a certificate and users."""
+    made: list[Listening] = []
+
+    def make(*, tls: bool = False, start: bool = True, **listener: object) -> Listening:
+        port = free_port()
+        table: dict[str, object] = {"bind": [f"127.0.0.1:{port}"], **listener}
+        if tls:
+            certify(tmp_path)
+            table |= {name: str(tmp_path / file) for name, file in (
+                ("tls_cert", "cert.pem"), ("tls_key", "key.pem"), ("auth_file", "users"),
+            )}  # fmt: skip
+        engine = make_engine(workers=1, settings={"listener": table})
+        if start:
+            engine.start()
+        made.append(Listening(engine, port))
+        return made[-1]
+
+    yield make
+    for listening in made:
+        listening.hang_up()
