@@ -45,6 +45,7 @@ def checks(rows: Contents, now_ms: int, *, running: bool, relay: bool) -> Iterat
     yield from _suspended(rows, now_ms, relay)
     yield from _held(rows)
     yield from _domains(rows)
+    yield from _reports(rows)
 
 
 def _moving(rows: Contents, now_ms: int, running: bool) -> Finding:
@@ -177,6 +178,21 @@ def _held(rows: Contents) -> Iterator[Finding]:
             )
     if not rows.held:
         yield ok("queue.held", "nothing is held for a person")
+
+
+def _reports(rows: Contents) -> Iterator[Finding]:
+    if rows.unreported:
+        why = rows.unreported_error or "no reason is on record any more"
+        yield warning(
+            "queue.reports",
+            f"reports about {plural(rows.unreported, 'recipient')} to their senders could not be"
+            f" made yet: {why}",
+            "They are tried again, five times within a day; 'mailstrom tail --type"
+            " message.unreported' shows which. Where the disk is full, free some space; else"
+            " please report the sentence as a bug.",
+            recipients=rows.unreported,
+            error=rows.unreported_error,
+        )
 
 
 def _domains(rows: Contents) -> Iterator[Finding]:

@@ -197,6 +197,8 @@ class Contents:
         failing_domains: domains whose DNS fails now, and one of them with its error.
         last_success_ms: when a host took a message last; 0: never, or long ago.
         lost_lately: engine processes that died without a word within a day.
+        unreported: recipients of whom a report to the sender could not be made yet.
+        unreported_error: why the last one could not.
     """
 
     schema: int
@@ -213,6 +215,8 @@ class Contents:
     last_success_ms: int
     workers: tuple[ProcessFacts, ...]
     lost_lately: int
+    unreported: int = 0
+    unreported_error: str | None = None
 
     @property
     def unsent(self) -> int:

@@ -16,6 +16,7 @@ from mailstrom.storage.base import Work
 from mailstrom.storage.client import CHUNK_BYTES, Notice
 from mailstrom.storage.sqlite import contents, inserting, reports, schema
 from mailstrom.storage.sqlite.client import SQLiteClientStore
+from mailstrom.storage.sqlite.examining import examine
 from mailstrom.storage.sqlite.salvage import salvage
 from mailstrom.storage.sqlite.sql import STATEMENTS
 from mailstrom.storage.sqlite.worker import SQLiteWorkerStore
@@ -400,6 +401,19 @@ def test_the_library_pays_for_no_reports(stores: SQLiteStores, spool: Spool) -> 
     )
     asked = {"thresholds": "[1,2]", "now_ms": T0}
     assert any("message_delay" in step for step in stores.plan(STATEMENTS["owed_any"], asked))
+
+
+def test_a_report_that_could_not_be_made_is_seen_from_outside(spool: Spool) -> None:
+    found = Reports(spool)
+    _, lane, rows = spool.sending("a@example.org", **SMTP)
+    contents = examine(path_of(spool), check_s=0).contents
+    assert contents is not None
+    assert (contents.unreported, contents.unreported_error) == (0, None)
+    found.raising = ValueError("never")
+    spool.settle(lane, rows[0], "failed")
+    contents = examine(path_of(spool), check_s=0).contents
+    assert contents is not None
+    assert (contents.unreported, contents.unreported_error) == (1, "ValueError: never")
 
 
 def test_two_engines_tell_once(spool: Spool) -> None:

@@ -308,6 +308,7 @@ def _contents(connection: apsw.Connection) -> Contents:
     failure = run(connection, "examine_failure", {"name": name}) if failing else []
     held = run(connection, "examine_held") if stats.waiting.get("held") else []
     lately = {"since_ms": now["now_ms"] - LATELY_MS}
+    ((unreported, why),) = run(connection, "examine_unreported")
     oldest = stats.oldest_due_at
     return Contents(
         schema=int(_pragma(connection, "user_version")),
@@ -339,6 +340,8 @@ def _contents(connection: apsw.Connection) -> Contents:
             for row in run(connection, "examine_workers")
         ),
         lost_lately=int(run(connection, "examine_lost", lately)[0][0]),
+        unreported=int(unreported),
+        unreported_error=None if why is None else str(why),
     )
 
 

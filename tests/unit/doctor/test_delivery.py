@@ -230,6 +230,16 @@ def test_what_is_held_waits_for_a_person(reason: str, level: str, command: str) 
     assert command in found.advice
 
 
+@pytest.mark.parametrize("error", ["ValueError: no", None])
+def test_reports_that_could_not_be_made_are_told_and_why(error: str | None) -> None:
+    rows = replace(ROWS, unreported=2, unreported_error=error)
+    found = only(queue.checks(rows, NOW, running=True, relay=False), "queue.reports")
+    assert (found.level, found.evidence["recipients"]) == ("warning", 2)
+    assert (error or "no reason") in found.found
+    assert "message.unreported" in found.advice
+    assert "queue.reports" not in levels(queue.checks(ROWS, NOW, running=True, relay=False))
+
+
 @pytest.mark.parametrize(("amount", "level"), [(1, "note"), (5, "warning")])
 def test_domains_whose_dns_fails(amount: int, level: str) -> None:
     rows = replace(ROWS, failing_domains=amount, failing_domain=("far.test", "SERVFAIL"))

@@ -58,6 +58,15 @@ SELECT d.due_ms, (SELECT min(r.due_ms) FROM recipient r
  WHERE d.due_ms IS NOT NULL AND d.due_ms <= :now_ms AND d.retry_ms <= :now_ms
  ORDER BY d.due_ms;
 
+-- name: examine_unreported
+-- Recipients of whom a report was put off, and why the last one was.
+SELECT count(*),
+       (SELECT detail ->> 'error' FROM event
+         WHERE type = 'message.unreported'
+           AND id > (SELECT coalesce(max(id), 0) FROM event) - 10000
+         ORDER BY id DESC LIMIT 1)
+  FROM owed WHERE due_ms > 0;
+
 -- name: examine_jumps
 SELECT at_ms, amount_ms FROM clock_jump WHERE amount_ms NOT IN (-1, at_ms)
  ORDER BY seq DESC LIMIT 20;
