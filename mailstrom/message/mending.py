@@ -62,7 +62,8 @@ def ascii_field(name: str, value: bytes, charset: str) -> bytes | None:
     """
     text = _decoded(value, charset)
     if text is not None:
-        return _rendered(name, text)
+        wire = _rendered(name, text)
+        return wire if wire is not None and wire.isascii() else None
     if kind_of(name.lower()) is not Kind.TEXT:
         return None
     words = [
