@@ -234,6 +234,23 @@ def test_what_few_messages_are_is_found_at_the_same_cost_however_many_are_not(sp
     assert all(many[name] <= few[name] * 1.5 + 3 for name in few), (few, many)
 
 
+def test_few_that_wait_are_found_at_the_same_cost_however_many_have_ended(spool: Spool) -> None:
+    reader = connect(spool.client.path, read_only=True)  # type: ignore[attr-defined]
+    waiting = ("queued", "sending", "deferred", "held")
+    first = spool.send()
+    taken: list[list[int]] = []
+    for amount in (40, 1_000):
+        many = [submission(f"u{n}@example.org") for n in range(amount)]
+        change(spool.client, "cancel", [str(id) for id in spool.client.enqueue(many, T0)], None, T0)
+        taken.append([])
+        for words in (("queued",), waiting):
+            asked = partial(finding.find, reader, Selection(statuses=words), limit=9, after=None)
+            assert asked() == [first]
+            taken[-1].append(steps(reader, asked))
+    reader.close()
+    assert all(many <= few * 1.5 + 3 for few, many in zip(*taken, strict=True)), taken
+
+
 def test_recent_walks_over_nothing_that_is_finished(spool: Spool) -> None:
     reader = connect(spool.client.path, read_only=True)  # type: ignore[attr-defined]
     taken: list[int] = []

@@ -49,7 +49,8 @@ _CANDIDATES: dict[str, tuple[str, ...]] = {
     Status.DEFERRED: ("few_deferred", "few_on_lanes"),
     **dict.fromkeys(FINAL, _ENDED),
 }
-"""Where those of a word are sought; queued ones are what the others are not."""
+"""Where those of a word are sought; queued ones are what the others are not, so that they are
+sought among all that wait, where nothing that ended is asked for, too."""
 _WITH_REASON = ("few_on_lanes", "few_held", "few_deferred", "few_ended")
 """Where those are that may have a reason: not what is queued."""
 _OF_MESSAGES = ("ids", "tags", "senders", "streams", "since_ms", "until_ms")
@@ -125,6 +126,8 @@ def _candidates(selection: Selection) -> tuple[str, ...]:
     """Where a selection's messages are sought, behind the newest; nowhere: they are walked to."""
     if selection.ids or selection.tags or set(selection.statuses) == {Status.HELD}:
         return ()  # sought by other means
+    if Status.QUEUED in selection.statuses and _WAITING.issuperset(selection.statuses):
+        return ("few_waiting",)
     if selection.statuses and all(word in _CANDIDATES for word in selection.statuses):
         places = [place for word in selection.statuses for place in _CANDIDATES[word]]
         return tuple(dict.fromkeys(places))

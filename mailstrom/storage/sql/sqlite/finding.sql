@@ -117,6 +117,9 @@ EXISTS (SELECT 1 FROM recipient_now n
 EXISTS (SELECT 1 FROM recipient_now n
          WHERE n.seq = r.seq AND n.reason IN (SELECT value FROM json_each(:reasons)))
 
+-- name: few_waiting
+SELECT seq FROM message INDEXED BY message_expiry WHERE finished_ms IS NULL
+
 -- name: few_on_lanes
 -- Claimed or on the wire.
 SELECT message FROM recipient INDEXED BY recipient_lane WHERE lane IS NOT NULL
