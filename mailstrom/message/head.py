@@ -116,7 +116,9 @@ class Head:
         else:  # no blank line: what is no field is body
             self.end = at
             self.changed = True
-        self._signed = b"\ndkim-signature" in (b"\n" + head).lower()
+        self._signed = b"\ndkim-signature" in (b"\n" + head).lower() and any(
+            match[1].lower() == b"dkim-signature" for match in found
+        )
         mend = not self._signed and (
             not head.isascii()
             or too_long_line(head) is not None

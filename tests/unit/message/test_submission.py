@@ -567,3 +567,8 @@ def test_a_line_that_completing_would_make_too_long_is_folded_or_stays() -> None
     assert found.content.count(b"@mx.example.org") == 140
     odd = b"To: root, <a@b> c" + b"," * 970
     assert odd in take(odd + b"\r\n\r\n").content
+
+
+def test_a_field_that_begins_like_a_signature_is_none() -> None:
+    told = fields(take(b"DKIM-Signatures: x\r\nTo: a@b.example\r\nTo: c@d.example\r\n\r\n").content)
+    assert told["to"] == ["a@b.example, c@d.example"]
