@@ -109,6 +109,7 @@ def render_report(
     message_id = f"<{action}.{digest[:16]}.{_local(original.id)}@{hostname}>"
     subject = _SUBJECTS[action] + (f": {told}" if told else "")
     boundary = _boundary(digest, parts)
+    seven = all(one.body.isascii() for one in parts)
     head = [
         b"Date: " + render_date(datetime.fromtimestamp(now_ms / 1000, UTC)).encode() + CRLF,
         render_entries("From", (writer,)).wire,
@@ -126,6 +127,8 @@ def render_report(
                 f' boundary="{boundary}"',
             ],
         ),
+        # Without it the whole would be said to be 7-bit (RFC 2045 section 6.1).
+        *([] if seven else [b"Content-Transfer-Encoding: 8bit\r\n"]),
         CRLF,
     ]
     body: list[bytes] = [b"This is a report on the delivery of a message, in MIME format.\r\n"]

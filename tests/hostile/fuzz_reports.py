@@ -18,7 +18,7 @@ from tests.hostile.fuzz_choices import Choices
 
 FIELDS = [
     "Date", "From", "To", "Subject", "Message-ID", "In-Reply-To", "References", "Auto-Submitted",
-    "MIME-Version", "Content-Type",
+    "MIME-Version", "Content-Type", "Content-Transfer-Encoding",
 ]  # fmt: skip
 OF_MESSAGE = [
     "Reporting-MTA", "Original-Envelope-Id", "Received-From-MTA", "Arrival-Date", "X-Mailstrom-Id",
@@ -89,6 +89,8 @@ def judged(report: Report, original: Original, fates: Sequence[Fate]) -> None:
     assert report.eightbit is (not octets.isascii())
     assert report.smtputf8 or head.isascii()
 
+    eight = not octets[len(head) :].isascii()
+    assert (b"\r\nContent-Transfer-Encoding: 8bit\r\n" in head) is eight, "called 7-bit"
     text, status, *third = parts(octets)
     assert text.startswith(b"Content-Type: text/plain; charset=")
     assert text.isascii()

@@ -358,6 +358,8 @@ def test_an_eight_bit_original_is_returned_as_it_was_and_needs_what_it_needed() 
     assert of_third(report) == ("message/rfc822", latin)
     [third] = [one for one in parts(report) if one.get_content_type() == "message/rfc822"]
     assert third["Content-Transfer-Encoding"] == "8bit"
+    assert message_from_bytes(report.content)["Content-Transfer-Encoding"] == "8bit"
+    assert message_from_bytes(rendered().content)["Content-Transfer-Encoding"] is None
 
 
 @pytest.mark.parametrize(
