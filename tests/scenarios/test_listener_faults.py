@@ -24,7 +24,7 @@ from tests.torture.launch import with_faults
 # A spool that cannot
 
 
-def test_a_busy_spool_is_a_reply_to_try_again_and_nothingstored(
+def test_a_busy_spool_is_a_reply_to_try_again_and_nothing_stored(
     make_listening: MakeListening,
 ) -> None:
     listening = make_listening()
