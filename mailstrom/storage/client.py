@@ -47,7 +47,10 @@ def require_notices(recipients: Sequence[str], notices: Sequence[Notice]) -> Non
     if notices and len(notices) != len(recipients):
         raise InvalidMessage("notices: there must be one for each recipient", rule="notify")
     for notify, _ in notices:
-        if notify is None or notify == "never" or NOTIFY.issuperset(notify.split(",")):
+        if notify is None or notify == "never":
+            continue
+        words = notify.split(",")
+        if NOTIFY.issuperset(words) and len(set(words)) == len(words):
             continue
         raise InvalidMessage(
             f"notify: {notify!r} is neither 'never' nor some of failure, delay and success",

@@ -68,9 +68,10 @@ class NoticeContract:
             (Notice(), Notice()),
             (Notice("sometimes"),),
             (Notice("never,failure"),),
+            (Notice("failure,failure"),),
             (Notice(""),),
         ],
-        ids=["one too many", "no such word", "never and more", "empty"],
+        ids=["one too many", "no such word", "never and more", "twice", "empty"],
     )
     def test_what_nobody_can_have_asked_is_refused_and_its_neighbours_are_stored(
         self, spool: Spool, notices: tuple[Notice, ...]
