@@ -27,6 +27,7 @@ _TOKEN = re.compile(
 )
 _ATEXT = rb"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]"
 _BARE = re.compile(rb"%s++(?:\.%s++)*+" % (_ATEXT, _ATEXT)).fullmatch
+_COMMENTED = re.compile(r'[ \t]*([^\s()<>,;:"\\]+)[ \t]*\(([^()"\\]*)\)[ \t]*').fullmatch
 _COMMENT = re.compile(rb"[()]|\\[\s\S]")
 _WORD_OCTETS = 19  # of unknown-8bit in an encoded-word of at most 75: three characters each
 _Q = [
@@ -62,6 +63,12 @@ def ascii_field(name: str, value: bytes, charset: str) -> bytes | None:
     """
     text = _decoded(value, charset)
     if text is not None:
+        if kind_of(name.lower()) is Kind.ADDRESSES and "(" in text:
+            # A comment would go, and in the older form of a mailbox it is the name.
+            match = _COMMENTED(text)
+            if match is None:
+                return None
+            text = f'"{match[2]}" <{match[1]}>'
         wire = _rendered(name, text)
         return wire if wire is not None and wire.isascii() else None
     if kind_of(name.lower()) is not Kind.TEXT:

@@ -39,6 +39,8 @@ def submission(data: bytes) -> None:
     for key in ("from", "date", "message-id"):  # under a signature what stands twice stays
         assert keys.count(key) == 1 or (key in keys and "dkim-signature" in keys), keys
     assert not [key for key in keys if key in _HIDDEN or key.startswith("x-mailstrom-")], keys
+    if not rest.partition(b"\r\n\r\n")[0].isascii():
+        return  # what of one field could not be mended may be mended beside others
     again = submitted(rest, SENDER, RECIPIENTS, TRACE, smtputf8=utf8)
     # Where an @ stands in quotes an address may be completed only once lists are joined.
     own = b"@mx.example.org"

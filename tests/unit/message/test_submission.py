@@ -289,6 +289,14 @@ class TestEightBit:
         assert parsed["from"].addresses[0].display_name == "Jürgen"
         assert (found.eightbit, found.smtputf8, found.subject) == (True, False, "Grüße")
 
+    def test_a_name_in_a_comment_stays_a_name(self) -> None:
+        found = take("From: root (Jürgen Müller)\r\nTo: a@b.example\r\n\r\n".encode())
+        author = message_from_bytes(found.content, policy=POLICY)["from"].addresses[0]
+        assert (author.display_name, author.addr_spec) == ("Jürgen Müller", "root@mx.example.org")
+        assert found.content.isascii()
+        odd = "To: a@b.example (ü), c@d.example (ä (ö))".encode()
+        assert odd + b"\r\n" in take(odd + b"\r\n\r\n").content
+
     def test_another_charset_is_that_of_the_text(self) -> None:
         content = (
             b"Subject: Gr\xfc\xdfe\r\nContent-Type: text/plain; charset=ISO-8859-1\r\n\r\nx\r\n"
