@@ -76,7 +76,7 @@ def test_a_listener_that_takes_its_time_does_not_take_the_deliveries(stage: Stag
     supervised.wait("supervisor.ready")
     supervised.signal(signal.SIGTERM)
     supervised.wait("supervisor.draining")
-    assert supervised.traced("drain") == []
+    assert supervised.traced("drain", kind="delivery") == []
     stage.pass_time(3601.0)
     supervised.wait_traced("drain", kind="delivery")
     stage.pass_time(20_000.0)
