@@ -73,6 +73,7 @@ class Fate:
                 require_tls=False,
                 eightbit=False,
                 smtputf8=False,
+                reports=number % 3 == 0,  # every third sender wants to hear of failures
             )
         )
         self.world.mails.append(mail)

@@ -266,6 +266,8 @@ def _ends(world: World) -> list[str]:
                 continue  # as it dies: nobody is there to hear it
             found.append(f"error of {task.get_name()} never retrieved: {task.exception()!r}")
     found += [f"store check: {text}" for text in world.client.check()]
+    owed = world.client.query("SELECT kind, count(*) FROM owed GROUP BY kind", (), 5.0)
+    found += [f"{count} reports are owed still: {kind}" for kind, count in owed]
     if lanes := world.lanes():
         found.append(f"{lanes} lanes are left")
     return found

@@ -29,6 +29,7 @@ from mailstrom.errors import SpoolBusy, SpoolCorrupt, SpoolError, SpoolFull
 from mailstrom.policy.answers import Answer, Outcome
 from mailstrom.storage.base import WorkerStore
 from mailstrom.storage.client import Target
+from mailstrom.storage.reporting import ReportFacts
 from mailstrom.storage.sqlite import locks, schema
 from mailstrom.storage.sqlite.client import SQLiteClientStore
 from mailstrom.types import Change
@@ -305,9 +306,16 @@ class World:
     def open_store(self, path: str, config: Config) -> WorkerStore:
         """A worker's store, on a disk of ours."""
         delays_ms = (0, *(int(seconds * 1000) for seconds in config.retry.schedule))
-        return NotedStore(
+        store = NotedStore(
             path, busy_ms=0, sync=self.sync, doubt_delays_ms=delays_ms, disk=self.disk
         )
+        store.use_reporter(self._told)
+        return store
+
+    def _told(self, facts: ReportFacts, now_ms: int) -> None:
+        """What is owed to senders is told, and no mail made of it, which nobody here has sent."""
+        for one in facts.recipients:
+            self.note(f"told of {facts.message_id} {one.address}: {one.action}")
 
     def open_client(self) -> SQLiteClientStore:
         """The client's store, in this boot."""
