@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -56,13 +56,19 @@ class Kind:
         open: makes one for a station, with a directory of its own.
         cannot: case, or an extension that it asks for -> what the client lacks.
         adds: Received fields that it puts on top.
-        trails: what it puts behind a content that has no line end there, or always.
+        sealed: it speaks TLS alone: what is to be done in clear it does under STARTTLS, where
+            nobody sees the wire.
     """
 
     name: str
     open: Callable[[Station, Path], contextlib.AbstractContextManager[Client]]
     cannot: Mapping[str, str] = field(default_factory=dict)
     adds: int = 0
+    sealed: bool = False
+
+    def done(self, case: Case) -> Case:
+        """A case as it is done by this client."""
+        return replace(case, tls="starttls", wire=()) if self.sealed and not case.tls else case
 
     def lacks(self, case: Case) -> str | None:
         """Why it cannot be asked for a case; None: it can."""
@@ -86,6 +92,7 @@ def run(kind: Kind, plan: Plan) -> Iterator[Row]:
 def tried(kind: Kind, client: Client, station: Station, case: Case) -> Row:
     """One case."""
     keeper = station.keeper
+    case = kind.done(case)
     why = kind.lacks(case)
     missing = {case.name, *case.asks} & keeper.lacks.keys()
     if why is None and missing:

@@ -18,10 +18,10 @@ from tests.hostile.table import Row
 from tests.support.talk import Talk
 from tests.support.trial import Plan
 
-TIMEOUT = "2s"
-TIMEOUT_S = 2.0
+TIMEOUT = "5s"
+
 DRIP_S = 0.25
-LONGEST_S = 20.0
+LONGEST_S = 45.0
 CUT, TOLD = "cut", "421, cut"
 SLOW = "127.77.5.{}"
 _ENVELOPE = b"EHLO s.test\r\nMAIL FROM:<a@x.test>\r\nRCPT TO:<b@y.test>\r\n"
