@@ -160,6 +160,7 @@ def test_what_cannot_be_sent_is_refused_with_the_rule(make_listening: MakeListen
         for content, words in (
             (b"Subject: x\r\nX-Mailstrom-Send-At: soon\r\n\r\nx\r\n", "X-Mailstrom-Send-At"),
             (b"Received: by x; y\r\n" * 100 + b"\r\nx\r\n", "circles"),
+            (b"X-Mailstrom-Stream: \r\n\r\n" + b"large\r\n" * 50_000, "X-Mailstrom-Stream"),
         ):
             reply = talk.mail("a@x.test", content=content)
             assert reply.code == 554, reply
@@ -168,7 +169,7 @@ def test_what_cannot_be_sent_is_refused_with_the_rule(make_listening: MakeListen
         assert bare.code in (550, 554)
         queued(talk.mail("a@x.test"))
     assert len(stored(listening.engine)) == 1
-    listening.engine.wait_log("submission.refused", count=3)
+    listening.engine.wait_log("submission.refused", count=4)
 
 
 def test_an_idempotency_key_gives_the_first_id_and_a_conflict_is_permanent(
@@ -197,6 +198,20 @@ def test_a_large_message_is_stored_whole(network: Network, make_listening: MakeL
     assert str(listening.engine.final(id).status) == "delivered"
     (dot,) = host.dots
     assert dot.octets > len(body)
+
+
+def test_others_are_served_while_a_large_message_is_mended(make_listening: MakeListening) -> None:
+    """Four mebibytes of NUL are encoded octet by octet; one processor's worth of a second."""
+    listening = make_listening()
+    with listening.talk() as talk, listening.talk() as other:
+        talk.ehlo()
+        other.ehlo()
+        assert talk.envelope("a@x.test")[-1].code == 250
+        assert talk.say("DATA").code == 354
+        talk.send(b"Subject: nothing\r\n\r\n" + b"\0" * (4 << 20) + b"\r\n.\r\n")
+        queued(other.mail("b@x.test"))
+        queued(talk.reply())
+    assert len(stored(listening.engine)) == 2
 
 
 # Parameters, roles, proxies

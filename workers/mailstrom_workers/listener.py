@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from typing import Any, cast
@@ -51,6 +52,7 @@ async def listen(presence: Presence) -> None:
         sessions=Sessions(terms.limits),
         intake=intake,
         logins=Logins(loop),
+        composing=ThreadPoolExecutor(1, thread_name_prefix="compose"),
         now_ms=presence.machine.wall_ms,
         trouble=trouble,
         refusals=Refusals(loop.time),
@@ -70,6 +72,7 @@ async def listen(presence: Presence) -> None:
     finally:
         reloading.cancel()
         front.logins.close()
+        front.composing.shutdown(wait=False, cancel_futures=True)
     await intake.close()
 
 

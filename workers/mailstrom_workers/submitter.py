@@ -14,7 +14,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import cast
 
 from mailstrom import events
@@ -46,6 +48,7 @@ from mailstrom.smtp.server_events import (
     RcptTo,
     Reset,
 )
+from mailstrom.storage.client import Submission
 from mailstrom_workers.acceptance import Client, address_key, submission_of
 from mailstrom_workers.allowance import Connections, Pace, client_of
 from mailstrom_workers.complaint import Complaint
@@ -54,6 +57,8 @@ from mailstrom_workers.logins import Login, Logins
 from mailstrom_workers.refusals import Refusals
 from mailstrom_workers.terms import Terms, within
 
+LARGE = 128 * 1024
+"""Content beyond this is looked through beside the loop: encoding 25 MiB takes seconds."""
 LONGEST_TEXT = 400
 """Characters of a reply's text: a line has 512 octets."""
 
@@ -82,6 +87,7 @@ class Front:
     Args:
         terms: for connections that begin now.
         descriptors: connections for which this process has room.
+        composing: makes large messages.
         held: octets of content in memory.
     """
 
@@ -89,6 +95,7 @@ class Front:
     sessions: Sessions
     intake: Intake
     logins: Logins
+    composing: Executor
     now_ms: Callable[[], int]
     trouble: Complaint
     refusals: Refusals
@@ -309,19 +316,44 @@ class Submitter(Connection):
         if self._spilled:
             self._spilled = False
             return self._refused(_NO_ROOM)
-        front = self._front
+        content = self.content()
+        make = partial(
+            submission_of,
+            content,
+            self._described(),
+            mail,
+            tuple(self.recipients),
+            role=self._terms.listener.role,
+            hostname=self._terms.hostname,
+            now_ms=self._front.now_ms(),
+        )
+        if len(content) > LARGE:
+            self._handing = True
+            made = self.loop.run_in_executor(self._front.composing, make)
+            made.add_done_callback(partial(self._made, event))
+            return LATER
         try:
-            submission = submission_of(
-                self.content(),
-                self._described(),
-                mail,
-                self.recipients,
-                role=self._terms.listener.role,
-                hostname=self._terms.hostname,
-                now_ms=front.now_ms(),
-            )
+            return self._hand_in(make())
         except InvalidMessage as error:
-            return self._refused(Reply(554, enhanced_code(error), (_text(error),)))
+            return self._refused(_reply_to(error))
+
+    def _made(self, event: ContentEnd, made: asyncio.Future[Submission]) -> None:
+        """A large message is ready; where its client is gone it is nobody's."""
+        self._handing = False
+        if made.cancelled() or self not in self.sessions.open:
+            self._release()
+            return
+        try:
+            answer = self._hand_in(made.result())
+        except InvalidMessage as error:
+            answer = self._refused(_reply_to(error))
+        except Exception as error:
+            answer = self.on_error(event, error)
+        if isinstance(answer, Reply):
+            self.answer(answer)
+
+    def _hand_in(self, submission: Submission) -> Answer:
+        front = self._front
         front.held += len(submission.content) - self._held_octets
         self._held_octets = len(submission.content)
         size, count, sender = (
