@@ -231,3 +231,6 @@ INSERT INTO schema_info (version, view, "column", type, description) VALUES
 (7, 'recipients', 'notify', 'TEXT', 'what its sender wants to be told of (RFC 3461): never, or some of failure delay success with commas, or null where nothing was said'),
 (7, 'recipients', 'orcpt', 'TEXT', 'original recipient given by its sender (RFC 3461), type;address, or null'),
 (7, 'recipients', 'reported', 'TEXT', 'what its sender was told of last in a report: failed delayed relayed, none where no report could be made, or null');
+
+UPDATE schema_info SET description = 'what it does: delivery, janitor, listener'
+ WHERE view = 'workers' AND "column" = 'kind';
