@@ -43,7 +43,7 @@ _LEAST_MESSAGES = 16
 _STREAM = "default"
 
 _made = tuple.__new__
-_FROM_LIBRARY = ("library", None, None, None, (), False, None)
+_FROM_LIBRARY = ("library", None, None, None, (), False, None, False)
 """The last fields of a ``Submission``, from ``origin`` on."""
 _moment = lru_cache(maxsize=8)(from_ms)  # one millisecond has many messages
 
@@ -381,7 +381,7 @@ class Sending(Handle):
 def _told_of(notify: str, recipients: int) -> tuple[Any, ...]:
     """The last fields of a ``Submission``, of which somebody wants to be told, or not to be."""
     notices = (Notice(notify),) * recipients
-    return ("library", None, None, None, notices, notify != "never", None)
+    return ("library", None, None, None, notices, notify != "never", None, False)
 
 
 class Telling:

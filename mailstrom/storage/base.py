@@ -86,6 +86,7 @@ class Ahead(Struct, frozen=True, kw_only=True, gc=False):
         encrypted: whether it may carry what must not travel in clear.
         eightbit: whether it takes 8-bit content.
         smtputf8: whether it takes addresses beyond ASCII.
+        requiretls: whether it may carry what REQUIRETLS was said of.
     """
 
     session: str
@@ -95,6 +96,7 @@ class Ahead(Struct, frozen=True, kw_only=True, gc=False):
     encrypted: bool
     eightbit: bool
     smtputf8: bool
+    requiretls: bool = False
 
 
 class ClaimRequest(Struct, frozen=True, kw_only=True, gc=False):
@@ -153,10 +155,12 @@ class Claimed(Struct, frozen=True, kw_only=True, gc=False):
     smtputf8: bool
     ret: str | None = None
     envid: str | None = None
-    """This and ``ret``, ``notify``, ``orcpt`` and ``priority_wire``: as in ``Submission``."""
+    """This and ``ret``, ``notify``, ``orcpt``, ``priority_wire`` and
+    ``requiretls``: as in ``Submission``."""
     notify: str | None = None
     orcpt: str | None = None
     priority_wire: int | None = None
+    requiretls: bool = False
     unread: bool = False
     """Its content could not be read when it was claimed, so nobody compared it with its digests: it
     is to be given back, never sent."""

@@ -79,6 +79,8 @@ class Submission(NamedTuple):
         notices: one for each of the recipients, or none at all.
         reports: whether reports about it go to the sender; the null sender never gets one.
         priority_wire: MT-PRIORITY as it was asked for, -9 to 9 (RFC 6710).
+        requiretls: only to hosts whose certificates prove their names, and that take REQUIRETLS
+            (RFC 8689); ``require_tls`` holds with it.
     """
 
     id: str
@@ -106,6 +108,7 @@ class Submission(NamedTuple):
     notices: tuple[Notice, ...] = ()
     reports: bool = False
     priority_wire: int | None = None
+    requiretls: bool = False
 
 
 @value

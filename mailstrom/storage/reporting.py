@@ -56,7 +56,8 @@ class ReportFacts(NamedTuple):
         created_ms: when it was accepted.
         client: as in ``Submission``; None where nothing is known.
         smtputf8: whether it needed SMTPUTF8.
-        require_tls: whether it may not travel in clear, nor what returns of it (RFC 8689).
+        require_tls: whether it may not travel in clear.
+        requiretls: as in ``Submission``; what returns of it must be sent so, too (RFC 8689).
         size: bytes of the whole content.
         content: all of it where it failed, ``ret`` is not ``hdrs``, it may travel in clear and is
             no larger than was asked for, else the header section with the empty line behind it.
@@ -76,6 +77,7 @@ class ReportFacts(NamedTuple):
     size: int
     content: bytes
     recipients: tuple[ReportedRecipient, ...]
+    requiretls: bool = False
 
 
 Reporter = Callable[[ReportFacts, int], Submission | None]

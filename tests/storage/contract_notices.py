@@ -51,6 +51,17 @@ class NoticeContract:
             assert not row.damaged
         spool.sound()
 
+    @pytest.mark.parametrize("size", [1, CHUNK_BYTES + 1])
+    def test_who_said_requiretls_demands_tls_as_well(self, spool: Spool, size: int) -> None:
+        spool.send("a@example.org", content=b"x" * size, requiretls=True)
+        spool.send("b@example.org", content=b"x" * size, require_tls=True)
+        spool.route()
+        found = {row.address: row for row in spool.claim(spool.lane())}
+        demands = {name: (row.require_tls, row.requiretls) for name, row in found.items()}
+        assert demands == {"a@example.org": (True, True), "b@example.org": (True, False)}
+        assert not any(row.damaged for row in found.values())
+        spool.sound()
+
     @pytest.mark.parametrize("most", [1, 700])
     def test_many_recipients_each_have_their_own(self, spool: Spool, most: int) -> None:
         notices = tuple(Notice("success", f"rfc822;o{n}@example.com") for n in range(most))

@@ -272,6 +272,13 @@ class ReportContract:
         (facts,) = reports.facts
         assert (facts.require_tls, facts.content) == (True, HEADER)
 
+    def test_requiretls_is_known_to_whoever_reports(self, spool: Spool) -> None:
+        reports = Reports(spool)
+        _, lane, rows = spool.sending("a@example.org", ret="full", requiretls=True, **SMTP)
+        spool.settle(lane, rows[0], "failed")
+        (facts,) = reports.facts
+        assert (facts.require_tls, facts.requiretls, facts.content) == (True, True, HEADER)
+
     @pytest.mark.parametrize(
         ("content", "header"),
         [

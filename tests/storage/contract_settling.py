@@ -173,6 +173,7 @@ class SettlingContract:
         [
             ({"on_doubt": OnDoubt.HOLD}, {}),
             ({"require_tls": True}, {"encrypted": False}),
+            ({"requiretls": True}, {"requiretls": False}),
             ({"eightbit": True}, {"eightbit": False}),
             ({"smtputf8": True}, {"smtputf8": False}),
             ({}, {"octets": 10}),

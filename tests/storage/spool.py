@@ -62,7 +62,14 @@ class Stores(Protocol):
 
 def at_once(messages: int, **changes: Any) -> Ahead:
     """Open so many of a claim with it, on session ``s``, which takes everything."""
-    takes = {"recipients": 100, "octets": 0, "encrypted": True, "eightbit": True, "smtputf8": True}
+    takes = {
+        "recipients": 100,
+        "octets": 0,
+        "encrypted": True,
+        "eightbit": True,
+        "smtputf8": True,
+        "requiretls": True,
+    }
     return Ahead(session="s", messages=messages, **(takes | changes))
 
 

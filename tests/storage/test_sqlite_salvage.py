@@ -556,6 +556,7 @@ DAMAGE = {
     " UPDATE content SET key = 4096 WHERE key = 8192;"
     " UPDATE content SET key = 8192 WHERE key = 4096 * 9",
     "TLS demand": "UPDATE message SET require_tls = 0 WHERE seq = 1",
+    "REQUIRETLS": "UPDATE message SET requiretls = 0 WHERE seq = 1",
     "8BITMIME": "UPDATE message SET eightbit = 1 WHERE seq = 1",
     "SMTPUTF8": "UPDATE message SET smtputf8 = 1 WHERE seq = 1",
     "what to do in doubt": "UPDATE message SET on_doubt = NULL WHERE seq = 1",
@@ -568,7 +569,7 @@ DAMAGE = {
 
 @pytest.mark.parametrize("name", DAMAGE)
 def test_a_claim_sees_damage_to(name: str, spool: Spool) -> None:
-    spool.send("a@example.org", require_tls=True, on_doubt=OnDoubt.HOLD)
+    spool.send("a@example.org", require_tls=True, requiretls=True, on_doubt=OnDoubt.HOLD)
     spool.send("b@example.org", content=BODY.replace(b"test", b"best"))
     spool.send("c@example.org")
     spool.route()

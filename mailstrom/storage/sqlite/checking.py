@@ -95,7 +95,7 @@ def _asked(connection: apsw.Connection, path: str, seconds: float | None) -> Che
     left = 0
     connection.create_scalar_function("digest_of", _digest, 1, deterministic=True)
     connection.create_scalar_function("checksum_of", _checksum, 5, deterministic=True)
-    connection.create_scalar_function("sealed", _sealed, 15, deterministic=True)
+    connection.create_scalar_function("sealed", _sealed, 16, deterministic=True)
     connection.create_scalar_function("text_of", _text, 1, deterministic=True)
     began = time.monotonic()
     try:
@@ -122,7 +122,7 @@ def _asked(connection: apsw.Connection, path: str, seconds: float | None) -> Che
         connection.set_progress_handler(None)
         connection.create_scalar_function("digest_of", None, 1)
         connection.create_scalar_function("checksum_of", None, 5)
-        connection.create_scalar_function("sealed", None, 15)
+        connection.create_scalar_function("sealed", None, 16)
         connection.create_scalar_function("text_of", None, 1)
     return Checked(findings, len(ordered), left)
 

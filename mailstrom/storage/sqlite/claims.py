@@ -65,7 +65,8 @@ _READY, _MOVED, _EXPIRED, _UNREFRESHED = range(4)
 """What the statement ``due_recipients`` says of a row."""
 _SEQ, _MESSAGE, _SIZE, _DUE, _DOMAIN, _KIND, _REFRESH = 0, 1, 7, 22, 23, 24, 25
 _ON_DOUBT, _REQUIRE_TLS, _EIGHTBIT, _SMTPUTF8 = 16, 17, 18, 19
-_TOLD = slice(26, 30)
+_TOLD = slice(26, 31)
+_REQUIRETLS = 30
 """Some of its columns."""
 
 
@@ -347,6 +348,7 @@ def _suiting(rows: Sequence[Any], ahead: Ahead) -> int:
             or (ahead.octets and row[_SIZE] > ahead.octets)
             or row[_ON_DOUBT] not in (None, "retry")  # a damaged word is taken for the careful one
             or (row[_REQUIRE_TLS] and not ahead.encrypted)
+            or (row[_REQUIRETLS] and not ahead.requiretls)
             or (row[_EIGHTBIT] and not ahead.eightbit)
             or (row[_SMTPUTF8] and not ahead.smtputf8)
         ):
@@ -364,7 +366,7 @@ def _wait(connection: apsw.Connection, look: _Look, site: int, now_ms: int) -> N
 
 
 _DOUBTS = {str(word): word for word in OnDoubt}
-_TEXTS = (2, 3, 4, 6, 10, 16, 20, 21, 23, 27, 28, 30, 31)  # columns of due_recipients
+_TEXTS = (2, 3, 4, 6, 10, 16, 20, 21, 23, 27, 28, 31, 32)  # columns of due_recipients
 
 
 def _decoded(row: Any) -> list[Any]:
@@ -433,7 +435,8 @@ def complete(rows: list[tuple[int, Any]], found: Mapping[int, Kept | None]) -> l
         (
             recipient, message, id, address, domain, check, sender, size, content, chunks, stream,
             priority, created_ms, expires_ms, attempts, deferrals, on_doubt, require_tls, eightbit,
-            smtputf8, *_, ret, envid, priority_wire, notify, orcpt,
+            smtputf8, *_, ret, envid, priority_wire, requiretls, notify,
+            orcpt,
         ) = row  # fmt: skip
         whole = (
             checksum(id, sender, address, notify, orcpt) == check and domain_of(address) == domain
@@ -475,6 +478,7 @@ def complete(rows: list[tuple[int, Any]], found: Mapping[int, Kept | None]) -> l
                 priority_wire=priority_wire,
                 notify=notify,
                 orcpt=orcpt,
+                requiretls=bool(requiretls),
             )
         )
     return claimed

@@ -145,7 +145,7 @@ def _facts(
         return None, []
     (
         id, sender, message_id, envid, ret, created_ms, expires_ms, client, smtputf8,
-        require_tls, size, purged_ms,
+        require_tls, requiretls, size, purged_ms,
     ) = found[0]  # fmt: skip
     # Nobody who may be a stranger is written to: the row says no more who the sender was.
     unfit = [row[0] for row in rows if checksum(id, sender, row[1], row[9], row[2]) != row[10]]
@@ -184,6 +184,7 @@ def _facts(
         client=None if client is None else json.loads(client),
         smtputf8=bool(smtputf8),
         require_tls=bool(require_tls),
+        requiretls=bool(requiretls),
         size=size,
         content=content,
         recipients=recipients,

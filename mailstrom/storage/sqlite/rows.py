@@ -48,7 +48,7 @@ def domain_of(address: str) -> str:
 
 SEALED = (
     "id", "sender", "message_id", "size", "chunks", "eightbit", "smtputf8", "reports", "ret",
-    "envid", "priority_wire",
+    "envid", "priority_wire", "requiretls",
 )  # fmt: skip
 """Columns of a message that its digest covers as they are, in the order of ``seals``."""
 
@@ -68,6 +68,7 @@ def message_digest(
     ret: str | None = None,
     envid: str | None = None,
     priority_wire: int | None = None,
+    requiretls: int = 0,
 ) -> bytes:
     """What ties a message's content to its envelope and flags (BLAKE2b, 16 bytes).
 
@@ -75,12 +76,14 @@ def message_digest(
         require_tls: 0 or 1, as the client asked; the stream may have raised it in the row.
         on_doubt: as the client asked; where it is None the row may have the stream's.
         digests: of the chunks of content, in order.
-        reports, ret, envid, priority_wire: left out where all have their defaults, as of messages
-            that were stored before there were such columns.
+        reports, ret, envid, priority_wire, requiretls: left out where all have their defaults, as
+            of messages that were stored before there were such columns.
     """
     flags = f"{size} {chunks} {eightbit}{smtputf8}{require_tls} {on_doubt}"
     if reports or ret is not None or envid is not None or priority_wire is not None:
         flags = f"{flags} {reports} {ret} {priority_wire} {envid}"
+    if requiretls:
+        flags = f"{flags} requiretls"
     head = f"{id}\0{sender}\0{message_id}\0{flags}\0"
     return digest(head.encode("utf-8", "surrogatepass") + b"".join(digests))
 

@@ -22,6 +22,7 @@ MESSAGE = (
     "message_id", "idempotency_key", "metadata", "on_doubt", "require_tls", "eightbit", "smtputf8",
     "created_ms", "send_ms", "expires_ms", "finished_ms", "purged_ms", "digest", "origin", "client",
     "ret", "envid", "reports", "priority_wire", "delay_from_ms", "delays_told",
+    "requiretls",
 )  # fmt: skip
 RECIPIENT = (
     "seq", "message", "address", "domain", "checksum", "priority", "state", "reason", "site",
@@ -55,7 +56,7 @@ ADDRESS = ("message", "address", "recipient")
 # Columns by what a value of them may be: the number of a row is no value (N), T text, I integer,
 # B bytes; small letters may be NULL.
 _SHAPES = {
-    "message": (MESSAGE, "NTTTIiITITtTtIIIIIIiibttttiiii"),
+    "message": (MESSAGE, "NTTTIiITITtTtIIIIIIiibttttiiiii"),
     "recipient": (RECIPIENT, "NITTIITtiIiitiIIIIiiititttttit"),
     "attempt": (ATTEMPT, "NIIItiIITttittTtII"),
     "event": (EVENT, "NITiiT"),

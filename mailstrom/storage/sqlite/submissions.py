@@ -67,6 +67,7 @@ class Row(NamedTuple):
     reports: int
     notices: int
     priority_wire: int | None
+    requiretls: int
 
 
 class Encoded(list[Submission]):
@@ -182,14 +183,15 @@ def _row(
     (
         id, data, sender, recipients, subject, message_id, stream, priority, tags, metadata,
         created_ms, send_ms, expires_ms, doubt, tls, eight, utf8, idempotency, origin, client, ret,
-        envid, notices, reports, priority_wire,
+        envid, notices, reports, priority_wire, required,
     ) = submission  # fmt: skip
     size, on_doubt = len(data), None if doubt is None else str(doubt)
-    require_tls, eightbit, smtputf8 = int(tls), int(eight), int(utf8)
+    require_tls, eightbit, smtputf8 = int(tls or required), int(eight), int(utf8)
+    requiretls = int(required)
     key, hash = idempotency or (None, None)
     whole = message_digest(
         id, sender, message_id, size, chunks, eightbit, smtputf8, require_tls, on_doubt, digests,
-        int(reports), ret, envid, priority_wire,
+        int(reports), ret, envid, priority_wire, requiretls,
     )  # fmt: skip
     if notices:
         envelope = _noticed(submission)
@@ -203,7 +205,7 @@ def _row(
         key, hash, _json(dict(metadata)) if metadata else "{}", _json(tags) if tags else "[]",
         on_doubt, require_tls, eightbit, smtputf8, created_ms, send_ms, expires_ms,
         f"[{envelope}]", whole, origin, None if client is None else _json(dict(client)), ret, envid,
-        int(reports), len(notices), priority_wire,
+        int(reports), len(notices), priority_wire, requiretls,
     ))  # fmt: skip
 
 

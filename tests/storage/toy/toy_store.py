@@ -358,7 +358,7 @@ class ToyClient:
             send_ms=one.send_ms,
             expires_ms=one.expires_ms or one.send_ms + (stream.max_age_ms or MAX_AGE_MS),
             on_doubt=one.on_doubt or stream.on_doubt,
-            require_tls=one.require_tls or stream.require_tls,
+            require_tls=one.require_tls or one.requiretls or stream.require_tls,
         )
         notices = one.notices or [NOTHING_SAID] * len(one.recipients)
         for address, notice in zip(one.recipients, notices, strict=True):
@@ -1234,6 +1234,7 @@ def _claimed(row: Row) -> Claimed:
         ret=given.ret,
         envid=given.envid,
         priority_wire=given.priority_wire,
+        requiretls=given.requiretls,
         notify=row.notice.notify,
         orcpt=row.notice.orcpt,
     )

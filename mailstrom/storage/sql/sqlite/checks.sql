@@ -214,7 +214,7 @@ SELECT 'chunk ' || (c.key & 4095) || ' of the content of message '
 -- name: seals
 -- Messages, what their digests cover, and the digests of their chunks; a condition over m may follow.
 SELECT m.digest, m.require_tls, m.on_doubt, m.id, m.sender, m.message_id, m.size, m.chunks,
-       m.eightbit, m.smtputf8, m.reports, m.ret, m.envid, m.priority_wire,
+       m.eightbit, m.smtputf8, m.reports, m.ret, m.envid, m.priority_wire, m.requiretls,
        (SELECT group_concat(hex(c.digest), '' ORDER BY c.key) FROM content c
          WHERE c.key BETWEEN iif(m.content < 0, m.content, m.seq) * 4096
                          AND iif(m.content < 0, m.content, m.seq) * 4096 + 4095) AS digests
@@ -226,7 +226,7 @@ SELECT 'message ' || id || ' or its content does not fit its digest: it would no
   FROM seals
  WHERE digest IS NOT NULL AND length(digests) = 32 * chunks
    AND NOT sealed(digest, require_tls, on_doubt, id, sender, message_id, size, chunks, eightbit,
-                  smtputf8, reports, ret, envid, priority_wire, digests);
+                  smtputf8, reports, ret, envid, priority_wire, requiretls, digests);
 
 -- name: check_purged
 SELECT 'message ' || m.id || ' was purged and '

@@ -7,8 +7,8 @@ INSERT INTO enqueue (id, sender, subject, size, content, chunks, body, digest, s
                      message_id, idempotency_key, idempotency_hash, metadata,
                      tags, on_doubt, require_tls, eightbit, smtputf8, created_ms, send_ms,
                      expires_ms, recipients, message_digest, origin, client, ret, envid, reports,
-                     notices, priority_wire)
-SELECT * FROM (VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)) WHERE column1 IS NOT NULL;
+                     notices, priority_wire, requiretls)
+SELECT * FROM (VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)) WHERE column1 IS NOT NULL;
 
 -- name: idempotency_get
 SELECT id, hash FROM idempotency WHERE key = :key AND expires_ms > :since_ms;
@@ -49,7 +49,8 @@ SELECT m.id, r.address, r.status, r.reason, r.attempts, r.next_attempt_ms, r.las
 
 -- name: content_of
 SELECT iif(content < 0, content, seq), purged_ms, digest, require_tls, on_doubt, id, sender,
-       message_id, size, chunks, eightbit, smtputf8, reports, ret, envid, priority_wire
+       message_id, size, chunks, eightbit, smtputf8, reports, ret, envid, priority_wire,
+       requiretls
   FROM message WHERE id = :id;
 
 -- name: content_chunks

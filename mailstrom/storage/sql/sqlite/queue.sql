@@ -180,7 +180,7 @@ SELECT json_array(
             WHEN d.usable_ms + :grace_ms <= :now_ms THEN 3
             ELSE 0 END,
        d.usable_ms <= :now_ms AND (d.due_ms IS NULL OR d.due_ms > :now_ms), m.reports, m.ret,
-       m.envid, m.priority_wire, r.notify, r.orcpt) AS row
+       m.envid, m.priority_wire, m.requiretls, r.notify, r.orcpt) AS row
   FROM recipient r
   CROSS JOIN message m ON m.seq = r.message
   LEFT JOIN domain d ON d.name = r.domain
@@ -239,8 +239,8 @@ SELECT r.seq, r.message, CAST(m.id AS BLOB), CAST(r.address AS BLOB), CAST(r.dom
             WHEN d.usable_ms + :grace_ms <= :now_ms THEN 3
             ELSE 0 END,
        d.usable_ms <= :now_ms AND (d.due_ms IS NULL OR d.due_ms > :now_ms), m.reports,
-       CAST(m.ret AS BLOB), CAST(m.envid AS BLOB), m.priority_wire, CAST(r.notify AS BLOB),
-       CAST(r.orcpt AS BLOB)
+       CAST(m.ret AS BLOB), CAST(m.envid AS BLOB), m.priority_wire, m.requiretls,
+       CAST(r.notify AS BLOB), CAST(r.orcpt AS BLOB)
   FROM recipient r
   CROSS JOIN message m ON m.seq = r.message
   LEFT JOIN domain d ON d.name = r.domain

@@ -13,7 +13,7 @@ SELECT EXISTS (SELECT 1 FROM owed WHERE due_ms <= :now_ms)
 
 -- name: report_message
 SELECT m.id, m.sender, m.message_id, m.envid, m.ret, m.created_ms, m.expires_ms, m.client,
-       m.smtputf8, m.require_tls, m.size, m.purged_ms
+       m.smtputf8, m.require_tls, m.requiretls, m.size, m.purged_ms
   FROM message m WHERE m.seq = :message;
 
 -- name: report_recipients

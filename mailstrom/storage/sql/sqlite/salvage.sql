@@ -5,7 +5,7 @@
 SELECT seq, id, sender, subject, size, content, chunks, stream, priority, message_id,
        idempotency_key, metadata, on_doubt, require_tls, eightbit, smtputf8, created_ms, send_ms,
        expires_ms, finished_ms, purged_ms, digest, origin, client, ret, envid, coalesce(reports, 0),
-       priority_wire, delay_from_ms, coalesce(delays_told, 0)
+       priority_wire, delay_from_ms, coalesce(delays_told, 0), coalesce(requiretls, 0)
   FROM found.message WHERE seq BETWEEN 1 AND 1099511627776 ORDER BY seq, rank;
 
 -- name: found_recipients
@@ -120,11 +120,11 @@ INSERT INTO message (seq, id, sender, subject, size, content, chunks, stream, pr
                      idempotency_key, metadata, on_doubt, require_tls, eightbit, smtputf8,
                      created_ms, send_ms, expires_ms, finished_ms, purged_ms, digest, origin,
                      client, ret, envid, reports, priority_wire, delay_from_ms,
-                     delays_told)
+                     delays_told, requiretls)
 VALUES (:seq, :id, :sender, :subject, :size, :content, :chunks, :stream, :priority, :message_id,
         :idempotency_key, :metadata, :on_doubt, :require_tls, :eightbit, :smtputf8, :created_ms,
         :send_ms, :expires_ms, :finished_ms, :purged_ms, :digest, :origin, :client, :ret, :envid,
-        :reports, :priority_wire, :delay_from_ms, :delays_told);
+        :reports, :priority_wire, :delay_from_ms, :delays_told, :requiretls);
 
 -- name: salvage_content
 INSERT INTO content (key, data, digest) VALUES (:key, :data, :digest);

@@ -11,6 +11,10 @@ ALTER TABLE message ADD COLUMN priority_wire INTEGER;
 -- (which are not known here) its sender was told. NULL: nobody wants to hear of it.
 ALTER TABLE message ADD COLUMN delay_from_ms INTEGER;
 ALTER TABLE message ADD COLUMN delays_told INTEGER NOT NULL DEFAULT 0;
+-- 1: only to hosts whose certificates prove their names, and that ask the same of those behind them
+-- (RFC 8689).
+ALTER TABLE message ADD COLUMN requiretls INTEGER NOT NULL DEFAULT 0
+  CHECK (requiretls = 0 OR requiretls = 1);
 
 CREATE INDEX message_delay ON message (delays_told, delay_from_ms)
   WHERE delay_from_ms IS NOT NULL AND finished_ms IS NULL;
@@ -61,7 +65,8 @@ SELECT NULL AS id, NULL AS sender, NULL AS subject, NULL AS size, NULL AS conten
        NULL AS metadata, NULL AS tags, NULL AS on_doubt, NULL AS require_tls, NULL AS eightbit,
        NULL AS smtputf8, NULL AS created_ms, NULL AS send_ms, NULL AS expires_ms,
        NULL AS recipients, NULL AS message_digest, NULL AS origin, NULL AS client, NULL AS ret,
-       NULL AS envid, NULL AS reports, NULL AS notices, NULL AS priority_wire
+       NULL AS envid, NULL AS reports, NULL AS notices, NULL AS priority_wire,
+       NULL AS requiretls
  WHERE 0;
 
 -- As in 0006, and what is new here.
@@ -81,7 +86,7 @@ BEGIN
   INSERT INTO message (id, sender, subject, size, content, chunks, stream, priority, message_id,
                        idempotency_key, metadata, on_doubt, require_tls, eightbit, smtputf8,
                        created_ms, send_ms, expires_ms, digest, origin, client, ret, envid, reports,
-                       priority_wire, delay_from_ms)
+                       priority_wire, delay_from_ms, requiretls)
   SELECT NEW.id, NEW.sender, NEW.subject,
          CASE
            WHEN s.name IS NULL THEN NEW.size
@@ -101,7 +106,8 @@ BEGIN
                                            WHERE key = 'max_age_ms'), 432000000)),
          NEW.message_digest, nullif(NEW.origin, 'library'), NEW.client, NEW.ret, NEW.envid,
          coalesce(NEW.reports, 0), NEW.priority_wire,
-         CASE WHEN NEW.reports AND NEW.sender <> '' THEN NEW.send_ms END
+         CASE WHEN NEW.reports AND NEW.sender <> '' THEN NEW.send_ms END,
+         coalesce(NEW.requiretls, 0)
     FROM (SELECT 1) LEFT JOIN stream s ON s.name = NEW.stream;
 
   INSERT INTO content (key, data, digest)
@@ -219,7 +225,8 @@ SELECT m.id,
        strftime('%Y-%m-%dT%H:%M:%fZ', m.expires_ms / 1000.0, 'unixepoch') AS expires_at,
        m.finished_ms,
        strftime('%Y-%m-%dT%H:%M:%fZ', m.finished_ms / 1000.0, 'unixepoch') AS finished_at,
-       coalesce(m.origin, 'library') AS origin, m.client, m.ret, m.envid, m.priority_wire
+       coalesce(m.origin, 'library') AS origin, m.client, m.ret, m.envid, m.priority_wire,
+       m.requiretls
   FROM message m;
 
 INSERT INTO schema_info (version, view, "column", type, description) VALUES
@@ -228,6 +235,7 @@ INSERT INTO schema_info (version, view, "column", type, description) VALUES
 (7, 'messages', 'ret', 'TEXT', 'how much of it a report returns (RFC 3461): full hdrs, or null where nothing was said'),
 (7, 'messages', 'envid', 'TEXT', 'envelope id given by its sender (RFC 3461), or null'),
 (7, 'messages', 'priority_wire', 'INTEGER', 'MT-PRIORITY as asked for (RFC 6710), -9 to 9, or null'),
+(7, 'messages', 'requiretls', 'INTEGER', '1 where its sender demands verified TLS on the whole way (REQUIRETLS, RFC 8689)'),
 (7, 'recipients', 'notify', 'TEXT', 'what its sender wants to be told of (RFC 3461): never, or some of failure delay success with commas, or null where nothing was said'),
 (7, 'recipients', 'orcpt', 'TEXT', 'original recipient given by its sender (RFC 3461), type;address, or null'),
 (7, 'recipients', 'reported', 'TEXT', 'what its sender was told of last in a report: failed delayed relayed, none where no report could be made, or null');
