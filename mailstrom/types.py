@@ -44,7 +44,7 @@ class Pipelining(StrEnum):
 class Reason(StrEnum):
     """Why a recipient has its status.
 
-    ``policy``, ``suppressed`` and ``rate`` are reserved: nothing gives them yet.
+    ``suppressed`` and ``rate`` are reserved: nothing gives them yet.
     """
 
     # failed
@@ -72,7 +72,7 @@ class Reason(StrEnum):
     POISON = "poison"
 
 
-RESERVED = (Reason.POLICY, Reason.SUPPRESSED, Reason.RATE)
+RESERVED = (Reason.SUPPRESSED, Reason.RATE)
 """Reasons that nothing gives yet."""
 
 

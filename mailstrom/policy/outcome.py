@@ -29,6 +29,8 @@ connect .. auth           anything, a 5xx too         next host; after the last:
 before MAIL (ours)        larger than SIZE            failed/too_large 5.3.4
 before MAIL (ours)        no 8BITMIME, no SMTPUTF8    next host; last: failed/unsupported
 before MAIL (ours)        TLS needed, not reached     next host; last: deferred/tls
+before MAIL (ours)        REQUIRETLS, TLS unproved    next host; all: failed/policy 5.7.10
+before MAIL (ours)        REQUIRETLS, not offered     next host; all: failed/policy 5.7.30
 route                     null MX, no domain, loop    failed 5.1.10, 5.1.2, 5.4.6
 route                     DNS trouble                 deferred/dns 4.4.3
 ========================  ==========================  =======================================

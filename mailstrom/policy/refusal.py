@@ -7,6 +7,10 @@ sentence for a person. Must not know: reply codes, clocks, sockets, the store.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import NamedTuple
+
 from mailstrom.policy.verdict import Action, FaultOf, Verdict
 from mailstrom.smtp.capabilities import Capabilities
 from mailstrom.smtp.transaction import Envelope, Unmet, unmet
@@ -28,7 +32,89 @@ _UNMET: dict[Unmet, tuple[Reason, str, str, bool]] = {
         Reason.UNSUPPORTED, "5.6.7",
         "the addresses or headers need SMTPUTF8, which the server does not offer", True,
     ),
+    Unmet.REQUIRETLS: (
+        Reason.POLICY, "5.7.30",
+        "REQUIRETLS support required: the server does not offer it", True,
+    ),
 }  # fmt: skip
+
+
+class Elsewhere(StrEnum):
+    """What the other hosts are, for a message that not every host may have."""
+
+    LEFT = "left"  # one may still take it
+    WANTING = "wanting"  # each of them was asked, and lacks what it needs
+    UNKNOWN = "unknown"  # of some nobody knows: they could not be asked
+
+
+class Lack(NamedTuple):
+    """What a host lacks for mail that REQUIRETLS was said of.
+
+    Args:
+        enhanced: ``NO_TLS`` or ``NO_REQUIRETLS``.
+        text: which host lacks what.
+        lasting: False: the next try may find more.
+    """
+
+    enhanced: str
+    text: str
+    lasting: bool = True
+
+
+NO_TLS = "5.7.10"
+NO_REQUIRETLS = "5.7.30"
+_WORDS = {NO_TLS: "encryption needed", NO_REQUIRETLS: "REQUIRETLS support required"}
+"""The words of the registry (RFC 5248); RFC 8689 section 4.2.1 asks for these codes."""
+
+
+def lacks_requiretls(
+    capabilities: Capabilities, *, host: str, encrypted: bool, verified: bool
+) -> Lack | None:
+    """What a session lacks for mail that REQUIRETLS was said of (RFC 8689 section 4.2.1).
+
+    Args:
+        capabilities: what the server offered in its last EHLO reply.
+        host: whose session it is.
+        encrypted: it is encrypted.
+        verified: the server's certificate proved the host's name.
+    """
+    if not encrypted:
+        return Lack(NO_TLS, f"no TLS with {host}")
+    if not capabilities.requiretls:
+        return Lack(NO_REQUIRETLS, f"{host} does not offer it")
+    if not verified:
+        return Lack(NO_TLS, f"the certificate of {host} was not verified")
+    return None
+
+
+def without_requiretls(lacks: Sequence[Lack], elsewhere: Elsewhere) -> Verdict:
+    """Decide for mail that REQUIRETLS was said of, where a host lacks what it needs.
+
+    It goes to no such host, and fails once each of the site's was found wanting; where some could
+    not be asked it waits for them.
+
+    Args:
+        lacks: what the hosts lack that were asked; at least one.
+        elsewhere: what the other hosts are.
+    """
+    action = {
+        Elsewhere.LEFT: Action.NEXT_HOST,
+        Elsewhere.WANTING: Action.FAIL,
+        Elsewhere.UNKNOWN: Action.DEFER,
+    }[elsewhere]
+    fails = action is Action.FAIL
+    far = any(lack.enhanced == NO_REQUIRETLS for lack in lacks)
+    enhanced = NO_REQUIRETLS if far else NO_TLS
+    told = "; ".join(dict.fromkeys(lack.text for lack in lacks))
+    return Verdict(
+        action=action,
+        judgement=Judgement.FAILED if fails else Judgement.DEFERRED,
+        reason=Reason.POLICY if fails else Reason.TLS,
+        stage=Stage.MAIL if far else Stage.STARTTLS,
+        enhanced_code=enhanced if fails else f"4{enhanced[1:]}",
+        reply_text=f"{_WORDS[enhanced]}: {told}",
+        fault_of=FaultOf.REMOTE,
+    )
 
 
 def local_refusal(

@@ -45,12 +45,17 @@ def places(reset: bool, recipients: int, last: Slot | None) -> tuple[Place, ...]
 
 
 def _asked_of_mail(envelope: Envelope, offered: Capabilities) -> str:
-    """The parameters of MAIL that the mail goes without where the server does not know them."""
+    """Parameters of MAIL; without them the mail goes where the server does not know them.
+
+    But for REQUIRETLS, without which only bounces go (``transaction.unmet``).
+    """
     out = ""
     if offered.dsn and (envelope.ret or envelope.envid):
         out = mail_parameters(envelope.ret, envelope.envid)
     if envelope.mt_priority is not None and offered.mt_priority is not None:
         out += f" MT-PRIORITY={max(-9, min(9, envelope.mt_priority))}"
+    if envelope.requiretls and offered.requiretls:
+        out += " REQUIRETLS"
     return out
 
 

@@ -32,6 +32,8 @@ class Envelope(Struct, frozen=True, kw_only=True, gc=False):
         ret, envid, asked: RET, ENVID (decoded) and what is asked for each recipient, in their
             order or empty (RFC 3461); sent where the server offers DSN, else left away.
         mt_priority: -9 to 9 (RFC 6710), or None; sent where the server offers MT-PRIORITY.
+        requiretls: REQUIRETLS is said (RFC 8689). A bounce's, which has the null sender, is left
+            away where the server does not offer it (section 5).
     """
 
     sender: str
@@ -43,6 +45,7 @@ class Envelope(Struct, frozen=True, kw_only=True, gc=False):
     envid: str | None = None
     asked: tuple[Asked, ...] = ()
     mt_priority: int | None = None
+    requiretls: bool = False
 
 
 class Fault(StrEnum):
@@ -92,13 +95,17 @@ class Unmet(StrEnum):
     SIZE = "size"
     EIGHTBITMIME = "8bitmime"
     SMTPUTF8 = "smtputf8"
+    REQUIRETLS = "requiretls"
 
 
 def unmet(envelope: Envelope, capabilities: Capabilities) -> Unmet | None:
     """The first need the server cannot meet, or None; to be asked before ``begin``.
 
-    Source: RFC 1870 section 6.1, RFC 6152 section 3, RFC 6531 section 3.2.
+    Source: RFC 1870 section 6.1, RFC 6152 section 3, RFC 6531 section 3.2, RFC 8689 sections 4.2.1
+    and 5.
     """
+    if envelope.requiretls and envelope.sender and not capabilities.requiretls:
+        return Unmet.REQUIRETLS
     if envelope.smtputf8 and not capabilities.smtputf8:
         return Unmet.SMTPUTF8
     if envelope.eightbit and not capabilities.eightbitmime:

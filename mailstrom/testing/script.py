@@ -168,6 +168,7 @@ class Script:
             the octets behind it are read as commands, as behind a proxy that lets EHLO replies
             pass.
         dsn, mt_priority: offered by EHLO; what a client asks for is kept, and nothing reported.
+        requiretls: offered by EHLO under TLS (RFC 8689).
         limits: offered by EHLO (RFC 9422), not enforced.
         starttls: offered where the server has a certificate.
         size: None: SIZE is not offered; 0: offered without a limit.
@@ -189,6 +190,7 @@ class Script:
     bdat_known: bool = True
     dsn: bool = False
     mt_priority: bool = False
+    requiretls: bool = False
     limits: Mapping[str, int] = field(default_factory=dict)
     starttls: bool = True
     size: int | None = 50 * 1024 * 1024
@@ -245,6 +247,7 @@ class Script:
             chunking=self.chunking and self.bdat_known,
             dsn=self.dsn,
             mt_priority="" if self.mt_priority else None,
+            requiretls=self.requiretls,
             limits=self.limits,
             auth=frozenset(self.mechanisms) if offers_auth else frozenset(),
         )

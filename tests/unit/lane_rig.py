@@ -92,6 +92,7 @@ def suiting(rows: Sequence[Claimed], ahead: Ahead) -> set[int]:
             or (ahead.octets and first.size > ahead.octets)
             or first.on_doubt is OnDoubt.HOLD
             or (first.require_tls and not ahead.encrypted)
+            or (first.requiretls and not ahead.requiretls)
             or (first.eightbit and not ahead.eightbit)
             or (first.smtputf8 and not ahead.smtputf8)
         ):
@@ -345,6 +346,8 @@ class Server:
             wrongs.append("more domains than RCPTDOMAINMAX")
         if rows[0].require_tls and self.facts.tls_reached == "none":
             wrongs.append("sent in clear")
+        if outgoing.of.strict and not (self.facts.tls_verified and self.capabilities.requiretls):
+            wrongs.append("REQUIRETLS mail sent without proof, or to who does not offer it")
         if any(self.rig.store.states[one.recipient] != "sending" for one in rows):
             wrongs.append("sent and not opened")
 

@@ -98,6 +98,17 @@ def test_what_had_to_be_encrypted_is_not_shown() -> None:
     assert not report.require_tls
 
 
+def test_a_report_of_requiretls_mail_has_the_header_and_travels_as_that_did() -> None:
+    report = made(config(), require_tls=True, requiretls=True, ret="full")
+    assert report is not None
+    assert (report.requiretls, report.require_tls) == (True, True)
+    assert b"Content-Type: text/rfc822-headers" in report.content
+    assert b"message/rfc822" not in report.content
+    ordinary = made(config())
+    assert ordinary is not None
+    assert (ordinary.requiretls, ordinary.require_tls) == (False, False)
+
+
 @pytest.mark.parametrize("client", [None, {}, {"helo": None}, {"helo": 7}, {"helo": "a b\r\n"}])
 def test_who_handed_it_in_is_told_only_by_a_name(client: Mapping[str, object] | None) -> None:
     report = made(config(), client=client)

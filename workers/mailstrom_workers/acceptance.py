@@ -136,6 +136,7 @@ def submission_of(
         notices=tuple(Notice(one.notify, one.orcpt) for one in named.values()) if asked else (),
         reports=True,
         priority_wire=wire,
+        requiretls=mail.requiretls,
     )
 
 

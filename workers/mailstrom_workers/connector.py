@@ -9,6 +9,7 @@ a row of the ``sessions`` view.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import inf
 
@@ -16,6 +17,7 @@ from mailstrom import events
 from mailstrom.errors import ConfigError
 from mailstrom.policy.limits import SessionMails, SessionRecipients
 from mailstrom.policy.outcome import judge_session
+from mailstrom.policy.refusal import NO_TLS, Elsewhere, Lack, without_requiretls
 from mailstrom.policy.routing import order_hosts
 from mailstrom.policy.verdict import FaultOf, HostVerdict, Verdict
 from mailstrom.smtp.transaction import Dialect
@@ -116,6 +118,8 @@ class Connector:
         """Why the last host could not be used."""
         self.since: float | None = None
         """Loop time since which an address, or a host's name, is waited for; None: none is."""
+        self.lacks: dict[str, Lack] = {}
+        """What hosts lack for REQUIRETLS mail, as they were seen last."""
         self._patience: asyncio.Timeout | None = None
 
     def _order(self) -> list[Host]:
@@ -125,6 +129,26 @@ class Connector:
     def reorder(self) -> None:
         """Draw the order anew, for a new pass."""
         self.hosts = self._order()
+
+    def found(self, host: Host, lack: Lack | None) -> None:
+        """What a host was seen to lack for REQUIRETLS mail, or that it lacks nothing."""
+        self.lacks.pop(host.name, None)  # so that the last stands last
+        if lack is not None:
+            self.lacks[host.name] = lack
+
+    def verdict(self, elsewhere: Elsewhere | None = None, lack: Lack | None = None) -> Verdict:
+        """What becomes of REQUIRETLS mail by what the hosts lack.
+
+        Args:
+            elsewhere: None: no host is left to be asked.
+            lack: what is told where one is.
+        """
+        if elsewhere is not None and lack is not None:
+            return without_requiretls((lack,), elsewhere)
+        lacks = [self.lacks.get(host.name) for host in self.hosts]
+        wanting = all(one is not None and one.lasting for one in lacks)
+        known = [one for one in lacks if one is not None]
+        return without_requiretls(known, Elsewhere.WANTING if wanting else Elsewhere.UNKNOWN)
 
     def blame(self, verdict: Verdict) -> None:
         """Note why a session that was opened could not be used after all; charges nobody."""
@@ -148,14 +172,20 @@ class Connector:
             self._patience.reschedule(self._loop.time())
             self._patience = None
 
-    async def connect(self, position: int) -> tuple[int, Connected] | None:
-        """A session with the first usable host from ``position`` on, or None: all failed."""
+    async def connect(self, position: int, *, strict: bool = False) -> tuple[int, Connected] | None:
+        """A session with the first usable host from ``position`` on, or None: all failed.
+
+        Args:
+            strict: under TLS that proves the host's name. A host that has none for us is noted
+                (``lacks``), and no trouble for other mail.
+        """
+        self.local = False
         try:
-            return await self._connect(position)
+            return await self._connect(position, strict)
         finally:
             self.since = None
 
-    async def _connect(self, position: int) -> tuple[int, Connected] | None:
+    async def _connect(self, position: int, strict: bool) -> tuple[int, Connected] | None:
         tried = 0
         for index in range(position, len(self.hosts)):
             if tried >= MOST_ADDRESSES:
@@ -175,15 +205,22 @@ class Connector:
                 )
                 self._ctx.rest(host.name)
                 continue
+            failures = []
             for address in found.ips:
                 tried += 1
-                connected = await self._try(host, address)
-                if connected is not None:
-                    return index, connected
-            self._ctx.rest(host.name)
+                opened = await self._try(host, address, strict)
+                if isinstance(opened, Connected):
+                    return index, opened
+                failures.append(opened)
+            if strict and any(one is not None and one.stage is Stage.STARTTLS for one in failures):
+                self.found(host, _lack(host, failures))
+            else:
+                self._ctx.rest(host.name)
         return None
 
-    async def _try(self, host: Host, address: str) -> Connected | None:
+    async def _try(
+        self, host: Host, address: str, strict: bool
+    ) -> Connected | SessionFailure | None:
         ctx = self._ctx
         port = host.port if host.port is not None else ctx.settings.config.delivery.port
         started_ms = ctx.now_ms()
@@ -198,6 +235,8 @@ class Connector:
         dialect = self._ladder.dialect(policy.dialect)
         if dialect != policy.dialect:
             policy = replace(policy, dialect=dialect)
+        if strict:
+            policy = policy.strict
         moment = ctx.limits.moment
         target = Target(host=host.name, address=address, port=port)
         self.since = self._loop.time()
@@ -215,11 +254,12 @@ class Connector:
                     stage=opened.stage,
                     text=opened.text,
                 )
-            self._note(
-                trouble,
-                crowded=(opened.stage, opened.cause) in _CROWDED,
-                local=opened.cause == "local",
-            )
+            if not strict or opened.stage is not Stage.STARTTLS:
+                self._note(
+                    trouble,
+                    crowded=(opened.stage, opened.cause) in _CROWDED,
+                    local=opened.cause == "local",
+                )
             ended_ms = ctx.now_ms()
             cause = f"{opened.stage}: {opened.text}"
             self.rows.append(
@@ -235,7 +275,7 @@ class Connector:
                 elapsed_ms=ended_ms - started_ms,
                 reply=None if opened.reply is None else opened.reply.text,
             )
-            return None
+            return opened
         connected = self._connected(session_id, opened, host, started_ms, policy.dialect, moment)
         self.rows.append(connected.row(self._lane, None))
         events.session_opened(
@@ -292,6 +332,14 @@ class Connector:
             cause=row.end_cause,
             elapsed_ms=ended_ms - row.started_ms,
         )
+
+
+def _lack(host: Host, failures: Sequence[SessionFailure | None]) -> Lack:
+    """What a host lacks that has no session under proved TLS for us, at none of its addresses."""
+    told = next(one for one in failures if one is not None and one.stage is Stage.STARTTLS)
+    lasting = all(one is not None and one.untrusted for one in failures)
+    words = told.text.partition(": ")[2] or told.text
+    return Lack(NO_TLS, f"{host.name}: {words}"[:200], lasting)
 
 
 async def _opened(

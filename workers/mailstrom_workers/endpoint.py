@@ -8,7 +8,7 @@ Must not know: sockets, aiosmtplib.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from mailstrom.policy.timeouts import Timeouts
@@ -75,6 +75,12 @@ class SessionPolicy:
         commands.ehlo(self.ehlo_name)
 
     @property
+    def strict(self) -> SessionPolicy:
+        """The same with TLS that proves the host's name, or no session (RFC 8689)."""
+        tls: Tls = "implicit" if self.tls == "implicit" else "required"
+        return replace(self, tls=tls, verify=True)
+
+    @property
     def tls_wanted(self) -> str:
         """The word for ``sessions.tls_wanted``: ``tls``, with ``+verify`` where asked for."""
         return f"{self.tls}+verify" if self.verify and self.tls != "none" else self.tls
@@ -115,6 +121,8 @@ class SessionFailure:
         reply: the server's own words, where there were any.
         text: one sentence for a person.
         facts: as far as they were learnt.
+        untrusted: TLS that proves the host's name is not to be had: it is not offered, is refused
+            for good, or the certificate does not verify.
     """
 
     stage: Stage
@@ -122,3 +130,4 @@ class SessionFailure:
     reply: Reply | None
     text: str
     facts: SessionFacts
+    untrusted: bool = False

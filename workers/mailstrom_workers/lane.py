@@ -234,13 +234,16 @@ class LaneRun:
                 settling.give_back(stock.waiting, stock.later)
                 return False
             first = stock.waiting[0]
-            if await walk.reach(first.position):
+            if await walk.reach(first.position, strict=first.strict):
                 await self.feed.run(renewed=renewed)
                 renewed = False
                 await walk.part()
                 continue
             if self.ctx.draining.is_set():
                 continue  # no host was found wanting
+            if settling.unreached(first):
+                stock.waiting.popleft()
+                continue
             if walk.kept(first):
                 stock.waiting.popleft()
                 settling.give_back(deque((first,)))

@@ -72,6 +72,15 @@ class Transaction(Struct, eq=False):
         self.octets = 0 if first.body is None else len(first.body)
         self.priority = first.priority
 
+    @property
+    def strict(self) -> bool:
+        """Whether it goes only to a host that proves its name and offers REQUIRETLS (RFC 8689).
+
+        Not a bounce: section 5 has it sent all the same.
+        """
+        first = self.recipients[0]
+        return first.requiretls and bool(first.sender)
+
     def address(self) -> Envelope:
         """The envelope for its recipients, as they are now."""
         if self.envelope is None:
@@ -88,6 +97,7 @@ class Transaction(Struct, eq=False):
                 envid=first.envid,
                 asked=_asked(self.recipients),
                 mt_priority=first.priority_wire,
+                requiretls=first.requiretls,
             )
         return self.envelope
 
@@ -264,6 +274,34 @@ class Ledger:
                     due_ms = self._due_ms(row, verdict)
                     self._settle(row, "deferred", verdict.reason, due_ms, None)
                     self._log(row, verdict, attempt, number, due_ms)
+
+    def unreached(self, transaction: Transaction, verdict: Verdict, host: str, run: Pass) -> None:
+        """No session may carry it: deferred, or failed, without one.
+
+        Args:
+            host: who was asked last.
+        """
+        ended_ms = self.ctx.machine.wall_ms()
+        attempt = Attempt(
+            session=None,
+            started_ms=min(run.started_ms, ended_ms),
+            ended_ms=ended_ms,
+            stage=verdict.stage,
+            host=host,
+            address=None,
+            reply_code=None,
+            enhanced_code=verdict.enhanced_code,
+            reply_text=(verdict.reply_text or "")[:500],
+            verdict=verdict.judgement or Judgement.DEFERRED,
+            reason=verdict.reason,
+            in_doubt=False,
+        )
+        fails = verdict.action is Action.FAIL
+        for row in transaction.recipients:
+            number = row.attempts + 1 + (row.recipient in run.retained)
+            due_ms = None if fails else self._due_ms(row, verdict)
+            self._settle(row, "failed" if fails else "deferred", verdict.reason, due_ms, attempt)
+            self._log(row, verdict, attempt, number, due_ms)
 
     def reclaim(self, transaction: Transaction) -> None:
         """Opened, and not sent after all: claimed as before, to be opened anew."""

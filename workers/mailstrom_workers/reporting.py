@@ -65,11 +65,12 @@ def reporter(config: Config) -> Reporter:
             send_ms=now_ms,
             expires_ms=None,
             on_doubt=OnDoubt.RETRY,
-            require_tls=False,
+            require_tls=facts.requiretls,
             eightbit=report.eightbit,
             smtputf8=report.smtputf8,
             origin="report",
             notices=(Notice(notify="never"),),
+            requiretls=facts.requiretls,
         )
 
     return report
@@ -84,9 +85,9 @@ def _original(facts: ReportFacts) -> Original:
         envelope_id=facts.envid,
         arrived_ms=facts.created_ms,
         content=facts.content,
-        whole=facts.ret != "hdrs" and len(facts.content) == facts.size,
+        whole=facts.ret != "hdrs" and not facts.requiretls and len(facts.content) == facts.size,
         came_from=came_from if isinstance(came_from, str) else None,
-        redacted=facts.require_tls,
+        redacted=facts.require_tls and not facts.requiretls,
     )
 
 

@@ -19,7 +19,7 @@ from mailstrom import events
 from mailstrom.errors import SpoolError
 from mailstrom.policy.limits import refuses_session
 from mailstrom.policy.outcome import judge
-from mailstrom.policy.refusal import local_refusal
+from mailstrom.policy.refusal import Elsewhere, lacks_requiretls, local_refusal
 from mailstrom.policy.rounds import closed_behind_refusals
 from mailstrom.policy.verdict import Action
 from mailstrom.smtp.client import TransactionEnd, UnmetNeed
@@ -114,6 +114,8 @@ class Settling:
     def refused_here(self, transaction: Transaction, connected: Connected) -> bool:
         """Whether this host lacks what the message needs; then that is its verdict."""
         first, size = transaction.recipients[0], connected.session.capabilities.size
+        if transaction.strict and self._wanting(transaction, connected):
+            return True
         if not (
             first.require_tls
             or first.eightbit
@@ -134,6 +136,35 @@ class Settling:
         transaction.started_ms = self._ctx.now_ms()
         run = self._walk.run
         self._leave(transaction, self._ledger.apply(transaction, verdicts, connected, run))
+        return True
+
+    def _wanting(self, transaction: Transaction, connected: Connected) -> bool:
+        """Whether this session lacks what REQUIRETLS demands; then the next host has its turn."""
+        walk = self._walk
+        lack = lacks_requiretls(
+            connected.session.capabilities,
+            host=connected.host.name,
+            encrypted=connected.session.facts.tls_reached != "none",
+            verified=connected.session.facts.tls_verified,
+        )
+        walk.connector.found(connected.host, lack)
+        if lack is None:
+            return False
+        left = walk.index + 1 < len(walk.connector.hosts)
+        verdict = walk.connector.verdict(Elsewhere.LEFT if left else None, lack)
+        transaction.started_ms = self._ctx.now_ms()
+        verdicts = [verdict] * len(transaction.recipients)
+        self._leave(transaction, self._ledger.apply(transaction, verdicts, connected, walk.run))
+        return True
+
+    def unreached(self, transaction: Transaction) -> bool:
+        """Whether no host is left because those that answered are not to have it; it is settled."""
+        connector = self._walk.connector
+        if not (transaction.strict and connector.lacks) or connector.local:
+            return False
+        host = list(connector.lacks)[-1]
+        self._ledger.unreached(transaction, connector.verdict(), host, self._walk.run)
+        self._stock.over(transaction)
         return True
 
     # --- behind a transaction ---------------------------------------------------------------

@@ -148,6 +148,7 @@ class Supply:
             encrypted=connected.session.facts.tls_reached != "none",
             eightbit=offered.eightbitmime,
             smtputf8=offered.smtputf8,
+            requiretls=offered.requiretls and connected.session.facts.tls_verified,
         )
 
     # --- openings ---------------------------------------------------------------------------
@@ -175,6 +176,9 @@ class Supply:
                 break
             if transaction.position > walk.index:
                 stock.later.append(stock.waiting.popleft())
+                continue
+            if transaction.strict and not walk.suits(connected):
+                stock.apart.append(stock.waiting.popleft())
                 continue
             if domains.most:
                 suiting = domains.suiting(transaction.recipients, taken)

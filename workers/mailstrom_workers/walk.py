@@ -57,8 +57,11 @@ class Walk:
         if self.connected is None:
             self.connector.reorder()
 
-    async def reach(self, position: int) -> bool:
+    async def reach(self, position: int, *, strict: bool = False) -> bool:
         """Have a usable session with the host at ``position``, or with the first one behind it.
+
+        Args:
+            strict: it is for REQUIRETLS mail; see ``suits``.
 
         Returns:
             False where none of them can be used, or a drain began.
@@ -66,17 +69,17 @@ class Walk:
         connected = self.connected
         if connected is not None:
             index = self.connector.hosts.index(connected.host)
-            if index >= position and self.serves():
+            if index >= position and self.serves() and (not strict or self.suits(connected)):
                 self.index = index
                 return True
             await self.leave()
-        found = await self._connect(position)
+        found = await self._connect(position, strict)
         if found is None:
             return False
         self.index, self.connected = found
         return True
 
-    async def _connect(self, position: int) -> tuple[int, Connected] | None:
+    async def _connect(self, position: int, strict: bool) -> tuple[int, Connected] | None:
         """A session, unless a drain comes first: a host may greet after minutes, or never."""
         if self._ctx.draining.is_set():
             return None
@@ -84,7 +87,7 @@ class Walk:
         try:
             async with patience:
                 self._connecting = patience
-                return await self.connector.connect(position)
+                return await self.connector.connect(position, strict=strict)
         except TimeoutError:
             if not patience.expired():
                 raise
@@ -102,6 +105,18 @@ class Walk:
         """Whether another transaction may go to the present session."""
         connected = self.connected
         return connected is not None and connected.session.usable and self.takes(connected)
+
+    @staticmethod
+    def suits(connected: Connected) -> bool:
+        """Whether a session decides about REQUIRETLS mail.
+
+        It does where it proved its host's name, and where that host was seen not to offer what such
+        mail needs. Else the host may have it in another session, that asks for proof.
+        """
+        facts, offered = connected.session.facts, connected.session.capabilities
+        if facts.tls_verified:
+            return True
+        return not (offered.starttls if facts.tls_reached == "none" else offered.requiretls)
 
     def takes(self, connected: Connected) -> bool:
         """Whether this lane may begin another transaction on a usable session."""

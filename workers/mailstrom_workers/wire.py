@@ -70,9 +70,10 @@ class Established:
 class _Refused(Exception):
     """A failure of our own finding, on its way to its value."""
 
-    def __init__(self, cause: Cause, text: str) -> None:
+    def __init__(self, cause: Cause, text: str, *, untrusted: bool = False) -> None:
         super().__init__(text)
         self.cause: Cause = cause
+        self.untrusted = untrusted
 
 
 _ERRNO_CAUSES: dict[int, Cause] = {
@@ -186,6 +187,17 @@ def _rendered(reply: Reply) -> bytes:
     )
 
 
+def _inmost(problem: Exception) -> Exception:
+    """What happened, out of its wrappers."""
+    inner = problem
+    while isinstance(inner, aiosmtplib.SMTPConnectError) and isinstance(inner.__cause__, Exception):
+        inner = inner.__cause__
+    if isinstance(inner.__cause__, ssl.SSLError):
+        # TLS 1.3: a server may refuse us once our side of the handshake is done
+        inner = inner.__cause__
+    return inner
+
+
 class _Opening:
     """One attempt to open a session: holds the stage and the facts while it runs."""
 
@@ -215,7 +227,11 @@ class _Opening:
                 await self._starttls(smtp)
             elif policy.tls == "required":
                 self.stage = Stage.STARTTLS
-                raise _Refused("tls", "the server does not offer STARTTLS, which is required")
+                raise _Refused(
+                    "tls",
+                    "the server does not offer STARTTLS, which is required",
+                    untrusted=True,
+                )
         if policy.username is not None:
             await self._auth(smtp, policy.username)
         transport = smtp.transport
@@ -432,7 +448,18 @@ class _Opening:
             reply=reply,
             text=f"{self.stage} at {target.host} [{target.address}]:{target.port}: {detail}",
             facts=self.facts,
+            untrusted=self._untrusted(problem, reply),
         )
+
+    def _untrusted(self, problem: Exception, reply: Reply | None) -> bool:
+        """Whether the next try would find as little to trust."""
+        if self.stage is not Stage.STARTTLS:
+            return False
+        if isinstance(problem, _Refused):
+            return problem.untrusted
+        if reply is not None:
+            return reply.permanent
+        return isinstance(_inmost(problem), ssl.SSLCertVerificationError)
 
     def _told(self, code: int, words: str) -> str:
         """What may be told of a server's words: all, but for those behind credentials."""
@@ -441,14 +468,7 @@ class _Opening:
         return discreet(code, words, self.policy.username or "", self.policy.password or "")
 
     def _classify(self, problem: Exception) -> tuple[Cause, str]:
-        inner = problem
-        while isinstance(inner, aiosmtplib.SMTPConnectError) and isinstance(
-            inner.__cause__, Exception
-        ):
-            inner = inner.__cause__  # a wrapper: what it wraps says what happened
-        if isinstance(inner.__cause__, ssl.SSLError):
-            # TLS 1.3: a server may refuse us once our side of the handshake is done
-            inner = inner.__cause__
+        inner = _inmost(problem)
         cause = next((c for kind, c in _CLASS_CAUSES if isinstance(inner, kind)), None)
         if cause is None and isinstance(inner, OSError):
             cause = _ERRNO_CAUSES.get(inner.errno or 0, "unreachable")

@@ -7,6 +7,14 @@ from typing import Any
 import pytest
 
 from mailstrom.policy.outcome import Action, Verdict, judge_route, local_refusal
+from mailstrom.policy.refusal import (
+    NO_REQUIRETLS,
+    NO_TLS,
+    Elsewhere,
+    Lack,
+    lacks_requiretls,
+    without_requiretls,
+)
 from mailstrom.smtp.capabilities import Capabilities
 from mailstrom.smtp.transaction import Envelope
 from mailstrom.types import DELIVERABLE, Judgement, Reason, RouteResult, Stage
@@ -94,3 +102,49 @@ def test_routes_that_lead_nowhere(
 @pytest.mark.parametrize("result", sorted(DELIVERABLE))
 def test_deliverable_routes_have_no_verdict(result: RouteResult) -> None:
     assert judge_route(result) is None
+
+
+@pytest.mark.parametrize("encrypted", [True, False])
+@pytest.mark.parametrize("verified", [True, False])
+@pytest.mark.parametrize("offered", [True, False])
+def test_requiretls_mail_needs_proved_tls_and_the_offer(
+    encrypted: bool, verified: bool, offered: bool
+) -> None:
+    lack = lacks_requiretls(
+        Capabilities(requiretls=offered), host="mx.test", encrypted=encrypted, verified=verified
+    )
+    if encrypted and verified and offered:
+        assert lack is None
+        return
+    assert lack is not None
+    assert lack.enhanced == (NO_REQUIRETLS if encrypted and not offered else NO_TLS)
+    assert "mx.test" in lack.text
+
+
+@pytest.mark.parametrize("sender", ["a@b.test", ""])
+def test_a_bounce_alone_goes_where_requiretls_is_not_offered(sender: str) -> None:
+    envelope = {"requiretls": True, "sender": sender}
+    assert refuse(envelope, {"requiretls": True}) is None
+    verdict = refuse(envelope, {})
+    assert (verdict is None) is (sender == "")
+
+
+@pytest.mark.parametrize(
+    ("elsewhere", "action", "reason", "first"),
+    [
+        (Elsewhere.LEFT, Action.NEXT_HOST, Reason.TLS, "4"),
+        (Elsewhere.UNKNOWN, Action.DEFER, Reason.TLS, "4"),
+        (Elsewhere.WANTING, Action.FAIL, Reason.POLICY, "5"),
+    ],
+)
+def test_requiretls_mail_fails_once_every_host_was_found_wanting(
+    elsewhere: Elsewhere, action: Action, reason: Reason, first: str
+) -> None:
+    verdict = without_requiretls([Lack(NO_TLS, "no TLS with a.test")], elsewhere)
+    assert (verdict.action, verdict.reason) == (action, reason)
+    assert (verdict.enhanced_code, verdict.stage) == (f"{first}.7.10", Stage.STARTTLS)
+    lacks = [Lack(NO_TLS, "no TLS with a.test"), Lack(NO_REQUIRETLS, "b.test does not offer it")]
+    both = without_requiretls(lacks, elsewhere)
+    assert both.enhanced_code == f"{first}.7.30"
+    told = "REQUIRETLS support required: no TLS with a.test; b.test does not offer it"
+    assert both.reply_text == told
