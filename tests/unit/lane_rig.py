@@ -289,7 +289,12 @@ class Server:
     def __init__(self, rig: Rig, host: str, policy: SessionPolicy) -> None:
         self.rig, self.policy = rig, policy
         self.facts = SessionFacts(
-            host=host, address="192.0.2.1", port=25, tls_wanted="none", tls_reached=rig.tls
+            host=host,
+            address="192.0.2.1",
+            port=25,
+            tls_wanted="none",
+            tls_reached="verified" if policy.verify else rig.tls,
+            tls_verified=policy.verify,
         )
         self.capabilities = rig.offers
         self.begun = 0
@@ -421,6 +426,7 @@ class Rig:
 
     Attributes:
         greet_s: how long the next servers keep their sessions waiting.
+        unproved: host -> how a session fails that asks for proof of its name.
         script: recipient -> ends of its transactions, in order; then all is well.
         begun: recipients, in the order in which they went to a session.
         lacking: needs of what was given to a session that does not meet them.
@@ -437,6 +443,7 @@ class Rig:
         self.wrongs: list[str] = []
         self.tls: Literal["none", "encrypted"] = "none"
         self.behind = 1
+        self.unproved: dict[str, SessionFailure] = {}
         self.offers = Capabilities(name="mx", pipelining=True, eightbitmime=True)
         self.script: dict[int, list[TransactionEnd | Exception | None]] = {}
         self.refuses: list[SessionFailure | Exception | None] = []
@@ -472,6 +479,8 @@ class Rig:
                     if isinstance(failure, Exception):
                         raise failure
                     return failure
+                if policy.verify and target.host in rig.unproved:
+                    return rig.unproved[target.host]
                 server = Server(rig, target.host, policy)
                 rig.opened.append(server)
                 return server
