@@ -45,7 +45,11 @@ _STORIES: dict[str, tuple[str, str]] = {
         " {domain}.",
         "Tell those who run this server, or the domain.",
     ),
-    "policy": ("A rule of this server forbids it.", "Those who run this server can say more."),
+    "policy": (
+        "You asked that it go only to mail servers that prove who they are, keep it encrypted and"
+        " ask the same of those behind them (REQUIRETLS). The next one does not.",
+        "Send it without that demand, or tell those who run the other server.",
+    ),
     "damaged": (
         "The message was damaged where it was stored on this server, so it was not sent.",
         "Please send it again.",

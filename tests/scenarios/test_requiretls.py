@@ -215,6 +215,7 @@ def test_its_sender_hears_that_no_host_can_have_it(engine: Engine, network: Netw
     [report] = mailbox(mine, f"anna@{home}")
     assert told(report) == {f"x@{domain}": ("failed", "5.7.30")}
     assert "REQUIRETLS support required" in report.as_string()
+    assert "You asked that it go only to mail servers that prove" in report.as_string()
 
 
 @pytest.mark.parametrize("tls", ["none", "opportunistic", "required", "implicit"])
