@@ -9,14 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import mailstrom
 from mailstrom.errors import InvalidMessage
 from mailstrom.shims import flags
 from mailstrom.shims.handing import addresses, named_in, sender_of, without_blind
 from mailstrom.shims.sysexits import Refusal
 
 ORIGIN = "m.example"
-PAGE = Path(mailstrom.__file__).parent.parent / "docs" / "howto" / "sendmail.md"
+PAGE = Path(__file__).parents[3] / "docs" / "howto" / "sendmail.md"
 
 
 @pytest.mark.parametrize(
