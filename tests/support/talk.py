@@ -52,7 +52,11 @@ class Talk:
         self.sock.settimeout(timeout)
         self._buffer = b""
         if greeting:
-            self.greeting = self.reply()
+            try:
+                self.greeting = self.reply()
+            except BaseException:
+                self.close()
+                raise
 
     def __enter__(self) -> Self:
         return self
