@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import ssl
 import subprocess
-import time
 import warnings
 from collections.abc import Iterator
+from typing import IO
 
 from tests.hostile.gate import Gate, codes, until_closed
 from tests.hostile.table import Row
@@ -71,6 +71,13 @@ def _forgotten(gate: Gate) -> str:
     return f"{found} to RCPT" if mail == 503 else f"{mail} to MAIL behind a forgotten EHLO"
 
 
+def _read_until(lines: IO[bytes], words: bytes) -> None:
+    for line in lines:
+        if words in line:
+            return
+    raise EOFError(f"no {words!r}")
+
+
 def _anew(gate: Gate) -> str:
     """Openssl negotiates anew where a line begins with R."""
     words = [
@@ -82,11 +89,10 @@ def _anew(gate: Gate) -> str:
         assert child.stdin is not None
         assert child.stdout is not None
         try:
-            while b"Verify return code" not in child.stdout.readline():
-                continue
+            _read_until(child.stdout, b"Verify return code")
             child.stdin.write(b"R\n")
             child.stdin.flush()
-            time.sleep(0.2)
+            _read_until(child.stdout, b"RENEGOTIATING")  # the R was read by itself
             said, _ = child.communicate(b"NOOP\r\n", timeout=LIMIT_S)
         finally:
             child.kill()
