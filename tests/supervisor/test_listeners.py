@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import socket
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.support.sockets import accepts, free_port
+from tests.support.sockets import accepts, eventually, free_port
 
 if TYPE_CHECKING:
     from tests.supervisor.conftest import Stage
@@ -78,7 +79,9 @@ def test_a_listener_that_takes_its_time_does_not_take_the_deliveries(stage: Stag
     supervised.wait("supervisor.draining")
     assert supervised.traced("drain", kind="delivery") == []
     stage.pass_time(3601.0)
-    supervised.wait_traced("drain", kind="delivery")
+    (told,) = supervised.wait_traced("drain", kind="delivery")
+    # reaped, and no longer one that has not ended within the time
+    eventually(lambda: not Path(f"/proc/{told['pid']}").exists(), what="the delivery's end")
     stage.pass_time(20_000.0)
     (lost,) = supervised.wait("worker.lost")
     assert lost["kind"] == "listener"
