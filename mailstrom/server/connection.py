@@ -33,6 +33,7 @@ from mailstrom.server.stages import LATER, Stages
 from mailstrom.smtp.reply import Reply, render_reply
 from mailstrom.smtp.server import ServerDialogue
 from mailstrom.smtp.server_events import (
+    ChunkEnd,
     Closing,
     Content,
     ContentEnd,
@@ -454,8 +455,8 @@ class Connection(Stages, asyncio.BufferedProtocol):
         elif kind is MailFrom:
             if reply.positive:
                 self.sender = cast(MailFrom, event)
-        elif kind is ContentEnd or kind is Reset:
-            self._forget()
+        elif kind is ContentEnd or kind is Reset or (kind is ChunkEnd and not reply.positive):
+            self._forget()  # a refused chunk ends the transaction, too
             self._begun, self._octets = 0.0, 0
             if reply.positive and kind is ContentEnd:
                 self._errors = 0

@@ -25,6 +25,7 @@ from mailstrom.smtp.capabilities import Capabilities
 from mailstrom.smtp.reply import Reply
 from mailstrom.smtp.server import ServerDialogue
 from mailstrom.smtp.server_events import (
+    ChunkEnd,
     ContentEnd,
     Credentials,
     MailFrom,
@@ -77,6 +78,9 @@ class Taking(Connection):
         recipients = [recipient.address for recipient in self.recipients]
         self.server.mails.append((sender, recipients, self.content()))
         return self.server.decide("message", self)
+
+    def on_chunk(self, event: ChunkEnd) -> Answer:
+        return self.server.decide("chunk", self)
 
     def on_unusable(self, event: ContentEnd) -> Answer:
         self.server.unusable.append(event.violation or "oversize")
@@ -369,6 +373,22 @@ def test_content_that_must_not_be_taken_never_reaches_the_message_method() -> No
 # --- bounds -------------------------------------------------------------------------------------
 
 SHORT = Limits(command_s=0.2, content_s=0.2, handshake_s=0.2, unread_s=0.2, finish_s=0.2)
+
+
+def test_a_refused_chunk_ends_the_transaction_and_nothing_of_it_is_in_the_next() -> None:
+    async def body() -> None:
+        async with serving() as server, calling(server) as client:
+            server.answers["chunk"] = lambda connection: Reply(452, "4.3.1", ("no room",))
+            await client.greet()
+            client.write(ENVELOPE + b"BDAT 5\r\nfirst")
+            assert await client.codes(3) == [250, 250, 452]
+            (connection,) = server.all
+            assert (connection.sender, connection.recipients) == (None, ())
+            client.write(b"MAIL FROM:<c@x.test>\r\nRCPT TO:<d@x.test>\r\nBDAT 8 LAST\r\nsecond\r\n")
+            assert await client.codes(3) == [250, 250, 250]
+            assert server.mails == [("c@x.test", ["d@x.test"], b"second\r\n")]
+
+    run(body)
 
 
 def test_an_idle_client_gets_421() -> None:
