@@ -415,7 +415,8 @@ class Listener(Table, frozen=True, kw_only=True):
 
     Mail is taken from clients in `allow_networks` and from users who log in, from nobody else.
     Everything but `bind`, `workers` and `implicit_tls` is taken over at a reload, by connections
-    that begin then. Certificate, key and `auth_file` are read anew.
+    that begin then; who may send (`allow_networks`, `auth_file`) by open ones, too. Certificate,
+    key and `auth_file` are read anew.
     """
 
     bind: Annotated[

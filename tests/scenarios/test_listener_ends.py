@@ -7,8 +7,9 @@ import signal
 import ssl
 from pathlib import Path
 
+from mailstrom.passwords import hash_password
 from tests.support.engine import DEADLINE_S
-from tests.support.listening import HASH, MakeListening, certify, stored
+from tests.support.listening import HASH, Listening, MakeListening, certify, stored
 from tests.support.network import Network
 from tests.support.sockets import accepts, eventually
 from tests.support.talk import Talk, queued
@@ -107,12 +108,45 @@ def test_a_reload_brings_networks_users_and_certificate_for_new_connections(
             talk.say("RSET")
             assert talk.login("ann", "secret").code == 235
             queued(talk.mail("a@x.test"))
-        queued(before.mail("a@x.test"))  # as it began
+        assert "SIZE 26214400" in before.ehlo()  # as it began
+        assert before.envelope("a@x.test")[1].code == 530  # but for who may send
 
     (tmp_path / "users").write_text("broken\n")
     listening.engine.signal(signal.SIGHUP)
     (line,) = listening.engine.wait_log("config.rejected")
     assert "users: line 1" in line["error"]
+
+
+def test_who_was_logged_in_is_shut_out_by_a_reload(
+    make_listening: MakeListening, tmp_path: Path
+) -> None:
+    listening = make_listening(tls=True, start=False, allow_networks=[])
+    (tmp_path / "users").write_text(f"joe:{HASH}\nann:{HASH}\nbob:{HASH}\n")
+    listening.engine.start()
+    table = dict(listening.engine.settings["listener"])
+    talks = {name: _logged_in(listening, name) for name in ("joe", "ann", "bob")}
+    for talk in talks.values():
+        queued(talk.mail("a@x.test"))
+    other = hash_password("other")
+    (tmp_path / "users").write_text(f"ann:{other}\nbob:{HASH}\n")
+    listening.reload({"listener": table | {"max_size": 4096}})
+    eventually(lambda: _size(listening) == "SIZE 4096", DEADLINE_S, what="the new terms")
+    for name, codes in {"joe": [250, 421], "ann": [250, 421], "bob": [250, 250]}.items():
+        assert [reply.code for reply in talks[name].envelope("a@x.test")] == codes, name
+
+
+def _logged_in(listening: Listening, user: str) -> Talk:
+    talk = listening.talk()
+    talk.ehlo()
+    talk.starttls()
+    talk.ehlo()
+    assert talk.login(user, "secret").code == 235
+    return talk
+
+
+def _size(listening: Listening) -> str:
+    with listening.talk() as talk:
+        return next(line for line in talk.ehlo() if line.startswith("SIZE"))
 
 
 def _certificate(port: int) -> bytes:

@@ -3,7 +3,7 @@
 The sockets were bound by the supervisor and are shared with the other listeners: who dies takes
 with it only the connections that it had. A drain stops accepting, lets contents that are on their
 way come to their end and be stored, and says 421 to everybody else; the drain's time over, to those
-too. A reload is taken over by the connections that begin then.
+too. A reload is taken over by the connections that begin then; who may send, by all at once.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """One client of the listener: who may send, what is taken, and what it is told.
 
 Contract. A recipient is accepted from a client in ``allow_networks`` and from one who logged in,
-from nobody else, whatever the role (``_may_send``). 250 to the end of the content is said once the
-message is durable (``Intake``), with the id under which it is; every other outcome is a refusal
-that the client may repeat (4xx), or must not (5xx), and then nothing is stored. Of a content no
-more is held in memory than the process's budget has room for.
+from nobody else, whatever the role (``_may_send``). That alone goes by the terms in force: who was
+shut out by a reload sends nothing more over a connection that is open. 250 to the end of the
+content is said once the message is durable (``Intake``), with the id under which it is; every other
+outcome is a refusal that the client may repeat (4xx), or must not (5xx), and then nothing is
+stored. Of a content no more is held in memory than the process's budget has room for.
 
 Must not know: sockets, the configuration's form, SQL.
 """
@@ -73,6 +74,7 @@ _HURRIED = Reply(450, "4.7.1", ("too many messages a minute, try again later",))
 _DENIED = Reply(550, "5.7.1", ("relaying denied: your address may not send here",))
 _TLS_FIRST = Reply(530, "5.7.0", ("must issue STARTTLS first, then log in",))
 _LOGIN_FIRST = Reply(530, "5.7.0", ("authentication required",))
+_SHUT_OUT = Reply(421, "4.7.0", ("your login holds no more, log in again",))
 _WELCOME = Reply(235, "2.7.0", ("welcome",))
 _WRONG = Reply(535, "5.7.8", ("user or password refused",))
 _LOGINS_BUSY = Reply(454, "4.7.0", ("too many logins at once, try again later",))
@@ -120,6 +122,7 @@ class Submitter(Connection):
         "_held_octets",
         "_implicit_tls",
         "_present",
+        "_proved",
         "_proxy",
         "_refusal",
         "_spilled",
@@ -135,6 +138,7 @@ class Submitter(Connection):
         self._proxy: ProxyReader | None = None
         self._refusal: Reply | None = None  # in place of the greeting
         self._present = False
+        self._proved: str | None = None  # the hash that the user's password belongs to
         self._handing = False  # its content is being stored
         self._held_octets = 0  # of the budget
         self._spilled = False  # there was no room for the content
@@ -224,13 +228,16 @@ class Submitter(Connection):
             self._release()
 
     def _may_send(self) -> bool:
-        return self.user is not None or within(self.peer[0], self._terms.allowed)
+        terms = self._front.terms
+        if self.user is not None:
+            return terms.users is not None and terms.users.get(self.user) == self._proved
+        return within(self.peer[0], terms.allowed)
 
     # What it says
 
     def on_login(self, event: Credentials) -> Answer:
         """Checked beside the loop; a failure is told late."""
-        users = self._terms.users
+        users = self._front.terms.users
         if users is None or event.identity not in ("", event.user):
             return _WRONG
         user = event.user
@@ -238,6 +245,7 @@ class Submitter(Connection):
         def told(login: Login) -> None:
             match login:
                 case Login.RIGHT:
+                    self._proved = users[user]
                     self.answer(_WELCOME)
                     return
                 case Login.WRONG:
@@ -268,7 +276,9 @@ class Submitter(Connection):
     def on_rcpt(self, event: RcptTo) -> Answer:
         """Who may send, and whether the recipient is an address."""
         if not self._may_send():
-            if self._terms.users is None:
+            if self.user is not None:
+                reply = _SHUT_OUT
+            elif self._terms.users is None:
                 reply = _DENIED
             else:
                 reply = _LOGIN_FIRST if self.dialogue.tls else _TLS_FIRST

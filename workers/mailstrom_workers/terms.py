@@ -1,7 +1,7 @@
 """What a listener's configuration means for a connection that begins now: one frozen value.
 
 Made at the start and at each reload; certificate and users are read then. A connection keeps the
-one it began with. Loading may fail; then the one in force stays.
+one it began with, but for who may send. Loading may fail; then the one in force stays.
 
 Must not know: connections, the spool.
 """
