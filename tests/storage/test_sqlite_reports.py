@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -427,3 +428,23 @@ def test_two_engines_tell_once(spool: Spool) -> None:
     for engine in engines:
         engine.close()
     assert (made, len(found.facts), len(kept(spool))) == ([1, 0, 0], 1, 1)
+
+
+def test_what_is_owed_is_found_by_an_index_and_in_its_order(spool: Spool) -> None:
+    """A message may have a hundred thousand recipients, and each transaction asks."""
+    connection = apsw.Connection(path_of(spool))
+    text = Path(reports.__file__).parents[1].joinpath("sql/sqlite/reports.sql").read_text()
+    names = re.findall(r"^-- name: (\w+)$", text, re.MULTILINE)
+    assert "report_recipients" in names
+    for name in names:
+        values: Any = dict.fromkeys(re.findall(r":(\w+)", STATEMENTS[name]))
+        plan = [
+            row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {STATEMENTS[name]}", values)
+        ]
+        slow = [
+            step
+            for step in plan
+            if re.match(r"SCAN (o|r|m|e|owed|message|recipient|event)\b", step)
+        ]
+        assert slow == [], (name, plan)
+        assert "USE TEMP B-TREE FOR ORDER BY" not in plan, (name, plan)

@@ -25,7 +25,7 @@ SELECT r.seq, r.address, r.orcpt, r.reason, r.mx, r.reply_code, r.enhanced_code,
    AND CASE :kind WHEN 'failed' THEN r.status = 'failed'
                   WHEN 'relayed' THEN r.status = 'delivered'
                   ELSE r.finished_ms IS NULL AND r.status <> 'held' END
- ORDER BY r.seq LIMIT :most;
+ ORDER BY o.recipient LIMIT :most;
 
 -- name: original_chunks
 -- A message's content, or its first chunk.
