@@ -159,7 +159,7 @@ class Head:
             value = wire.partition(b":")[2][:-2]
         if key in _ONCE:
             bare = unfolded(value)
-            if not bare and key in _BLANK_IS_NONE:
+            if not bare and key in _BLANK_IS_NONE and not self._signed:
                 self.changed = True
                 return
             if key in self.values:
@@ -178,11 +178,11 @@ class Head:
 
     def _again(self, key: bytes, bare: bytes, wire: bytes) -> bool:
         """A field that may stand once stands again; whether it stays."""
-        settled = key in (b"date", b"message-id") and not self._signed
-        if settled or bare == self.values[key]:
+        same = bare == self.values[key]
+        if not self._signed and (same or key in (b"date", b"message-id")):
             self.changed = True
             return False
-        if key == b"from":
+        if key == b"from" and not same:
             raise InvalidMessage(
                 "the message has two From headers that differ; keep one, several authors go into"
                 " one header",

@@ -346,6 +346,23 @@ class TestEightBit:
         content = full("X-A: ü".encode(), b"DKIM-Signature: v=1", b"To: more@b.example")
         assert behind_received(take(content).content) == content
 
+    @pytest.mark.parametrize(
+        "lines",
+        [
+            (b"Cc:",),
+            (b"Reply-To: ", b"Sender:"),
+            (b"Subject: =?utf-8?q?Gr=C3=BC=C3=9Fe?=",),
+            (b"To:  bob@b.example",),
+            (b"Date: Thu, 01 Jan 2026 00:00:00 +0000", b"Message-ID: <1@a.example>"),
+            (b"From: Ann <ann@a.example>",),
+        ],
+    )
+    def test_what_is_signed_stays_though_it_is_empty_or_stands_again(
+        self, lines: tuple[bytes, ...]
+    ) -> None:
+        content = full(b"DKIM-Signature: v=1; h=from:from:to:to:cc:subject:subject", *lines)
+        assert behind_received(take(content).content) == content
+
 
 class TestAddresses:
     @pytest.mark.parametrize(
