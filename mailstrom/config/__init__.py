@@ -19,7 +19,7 @@ from mailstrom.config.derived import (
     worker_count,
 )
 from mailstrom.config.listening import Bind, binds, networks, server_context
-from mailstrom.config.listing import Setting, describe, restart_needed
+from mailstrom.config.listing import Setting, describe, restart_needed, with_start_kept
 from mailstrom.config.loading import from_json, from_tables, load, to_json
 from mailstrom.config.places import default_store
 from mailstrom.config.reloading import require_kept
@@ -78,5 +78,6 @@ __all__ = [
     "stage_timeouts",
     "to_json",
     "warnings",
+    "with_start_kept",
     "worker_count",
 ]

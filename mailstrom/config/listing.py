@@ -1,13 +1,17 @@
-"""The effective configuration as rows: to show, and to see what a reload cannot change."""
+"""The effective configuration as rows: to show, and to see and keep what a reload cannot change."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
+
+from msgspec.structs import replace
 
 from mailstrom.config import schema
 from mailstrom.config.durations import duration
 from mailstrom.config.settings import Config, Table
+
+_Table = TypeVar("_Table", bound=Table)
 
 
 class Setting(NamedTuple):
@@ -45,6 +49,18 @@ def restart_needed(running: Config, wanted: Config) -> list[str]:
     """The keys that are read at the start only and differ, dotted, in the documentation's order."""
     before = dict(_restarting(running, ""))
     return [key for key, value in _restarting(wanted, "") if before.get(key) != value]
+
+
+def with_start_kept(running: _Table, wanted: _Table) -> _Table:
+    """What is wanted, but for keys that are read at the start only: those as they are running."""
+    kept: dict[str, Any] = {}
+    for key in schema.keys(type(wanted)):
+        before, value = getattr(running, key.name), getattr(wanted, key.name)
+        if isinstance(value, Table):
+            kept[key.name] = with_start_kept(before, value)
+        elif key.restart:
+            kept[key.name] = before
+    return replace(wanted, **kept)
 
 
 def _restarting(table: Table, prefix: str) -> Iterator[tuple[str, object]]:

@@ -34,7 +34,7 @@ from enum import Enum, auto
 
 from mailstrom import __version__, events
 from mailstrom.clock import monotonic_ms
-from mailstrom.config import Config, restart_needed, to_json
+from mailstrom.config import Config, restart_needed, to_json, with_start_kept
 from mailstrom.control import ControlError, Drain, Lapse, Reload, Stop, encode_command
 from mailstrom.errors import ConfigError
 from mailstrom.supervisor.children import Child, Slot, child_environment, spawn, working_directory
@@ -437,7 +437,9 @@ class Supervision:
         return [slot.child for slot in self._slots if slot.child is not None]
 
     def _values(self, config: Config) -> dict[str, object]:
-        values: dict[str, object] = json.loads(to_json(config))
+        # A child that is started anew gets the sockets of the start: it has to read them so.
+        in_force = with_start_kept(self._at_start, config)
+        values: dict[str, object] = json.loads(to_json(in_force))
         # Children stand in another folder, and none may ever be sent to another spool.
         return {**values, "store": self._store}
 

@@ -74,6 +74,23 @@ def test_who_waits_while_a_listener_is_started_anew_is_served(
     assert line["pid"] == pid
 
 
+def test_a_listener_started_anew_behind_a_reload_listens_as_the_start_said(
+    make_listening: MakeListening,
+) -> None:
+    listening = make_listening(tls=True)
+    engine = listening.engine
+    table = dict(engine.settings["listener"])
+    for bind in ([], [f"127.0.0.1:{listening.port}/tls"]):
+        listening.reload({"listener": table | {"bind": bind, "max_size": 2048}})
+        (pid,) = engine.live("listener")
+        os.kill(pid, signal.SIGKILL)
+        engine.wait_log("worker.lost", kind="listener", pid=pid)
+        with listening.talk() as talk:  # in clear, as this port was bound
+            assert "SIZE 2048" in talk.ehlo()
+    changed = engine.wait_log("config.reloaded", count=2)
+    assert [line["restart_needed"] for line in changed] == [["listener.bind"]] * 2
+
+
 def test_a_second_engine_finds_the_address_taken(make_listening: MakeListening) -> None:
     first = make_listening()
     second = make_listening(start=False)

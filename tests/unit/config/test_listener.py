@@ -19,6 +19,7 @@ from mailstrom.config import (
     restart_needed,
     server_context,
     warnings,
+    with_start_kept,
 )
 from mailstrom.errors import ConfigError
 from mailstrom.passwords import hash_password
@@ -162,3 +163,7 @@ def test_addresses_and_processes_need_a_restart(tmp_path: Path) -> None:
     before = loaded(tmp_path, BIND)
     after = loaded(tmp_path, "bind = ['127.0.0.1:26']\nworkers = 2\nmax_size = 2048\n")
     assert restart_needed(before, after) == ["listener.bind", "listener.workers"]
+    kept = with_start_kept(before, after)
+    assert (kept.listener.bind, kept.listener.workers) == (before.listener.bind, 1)
+    assert kept.listener.max_size == 2048
+    assert restart_needed(before, kept) == []
