@@ -86,6 +86,16 @@ def _unwise_listener(config: Config) -> Iterator[str]:
             f"[listener] allow_networks {', '.join(wide)} lets strangers send through this server,"
             " an open relay: name your own networks, and let others log in (auth_file)"
         )
+    wide = [
+        str(one)
+        for one in listening.networks(listener.proxy_networks)
+        if listening.open_to_all(one)
+    ]
+    if wide:
+        yield (
+            f"[listener] proxy_networks {', '.join(wide)} lets strangers claim any address, and so"
+            " send through this server: name the addresses of your proxies alone"
+        )
 
 
 def _verify_requires(config: Config) -> Config:

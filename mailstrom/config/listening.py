@@ -46,7 +46,9 @@ def bind(entry: str, *, implicit_tls: bool = False) -> Bind:
     Raises:
         ValueError: it is no address with a port.
     """
-    plain = entry.removesuffix(_TLS)
+    plain, slash, word = entry.partition("/")
+    if slash and slash + word != _TLS:
+        raise ValueError(f'{entry!r}: behind the port nothing but "/tls" may stand')
     host, port = names.host_port(plain)
     if names.ip(host) is None or port is None:
         raise ValueError(

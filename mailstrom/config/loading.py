@@ -267,7 +267,8 @@ def _value(key: schema.Key, raw: object, table: str, source: _Source) -> object:
     try:
         value: object = msgspec.convert(_in_units(raw, key.unit), key.hint)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{place}: {_written(raw)} does not fit; {takes}") from error
+        listed = f"; write [{_written(raw)}]" if schema.fits_listed(key.hint, raw) else ""
+        raise ConfigError(f"{place}: {_written(raw)} does not fit; {takes}{listed}") from error
     except ValueError as error:
         raise ConfigError(f"{place}: {printable(str(error), 600)}; {takes}") from error
     if key.unit == "path" and isinstance(value, str):

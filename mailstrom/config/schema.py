@@ -98,6 +98,12 @@ def accepts(hint: Any, unit: str | None = None) -> str:
     return " or ".join(dict.fromkeys(_words(hint, unit, {})))
 
 
+def fits_listed(hint: Any, raw: object) -> bool:
+    """Whether the key takes a list of texts, and ``raw`` is one text without its brackets."""
+    inner = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+    return isinstance(raw, str) and get_origin(inner) is tuple and get_args(inner)[0] is str
+
+
 def _words(hint: Any, unit: str | None, bounds: dict[str, Any]) -> Iterator[str]:
     origin = get_origin(hint)
     if origin is Annotated:

@@ -83,6 +83,8 @@ BIND = "bind = ['127.0.0.1:25']\n"
         ("bind = ['mx.example.org:25']", "is no address with a port"),
         ("bind = ['127.0.0.1']", "is no address with a port"),
         ("bind = ['127.0.0.1:0']", "port is a number from 1"),
+        ("bind = ['127.0.0.1:465/ssl']", 'behind the port nothing but "/tls" may stand'),
+        ("bind = '127.0.0.1:25'", r'a list of text .*; write \["127.0.0.1:25"\]$'),
         ("bind = ['127.0.0.1:25', '127.0.0.1:25/tls']", "127.0.0.1:25 stands there twice"),
         ("bind = ['127.0.0.1:465/tls']", "needs tls_cert"),
         ("allow_networks = ['10.0.0.1/8']", 'write "10.0.0.0/8"'),
@@ -136,6 +138,12 @@ def test_an_open_relay_is_warned_of(network: str, wide: bool, tmp_path: Path) ->
     told = warnings(loaded(tmp_path, BIND + f"allow_networks = ['{network}']"))
     assert bool(told) is wide
     assert not wide or "an open relay" in told[0]
+
+
+def test_a_proxy_that_may_be_anybody_is_warned_of(tmp_path: Path) -> None:
+    [told] = warnings(loaded(tmp_path, BIND + "proxy_networks = ['0.0.0.0/0', '192.0.2.1']"))
+    assert told.startswith("[listener] proxy_networks 0.0.0.0/0 lets strangers claim any address")
+    assert not warnings(loaded(tmp_path, BIND + "proxy_networks = ['192.0.2.0/24']"))
 
 
 def test_settings_of_no_listener_and_exposed_secrets_are_warned_of(
