@@ -87,8 +87,10 @@ def _content(content: bytes, part: str) -> None:
 
 def _tell(client: Mailstrom, id: str, as_json: bool) -> None:
     status = client.status(id)
-    ((stream, priority, message_id, key),) = client.query(
-        "select stream, priority, message_id, idempotency_key from messages where id = ?", (id,)
+    ((stream, priority, message_id, key, origin, giver),) = client.query(
+        "select stream, priority, message_id, idempotency_key, origin, client"
+        " from messages where id = ?",
+        (id,),
     )
     steps = {one.address: one.sentence for one in client.why(id, limit=MOST_ROWS)}
     attempts: dict[str, list[Any]] = {}
@@ -99,6 +101,8 @@ def _tell(client: Mailstrom, id: str, as_json: bool) -> None:
         "priority": priority,
         "message_id": message_id,
         "idempotency_key": key,
+        "origin": origin,
+        "client": json.loads(giver) if giver else None,
     }
     if as_json:
         print_json(_record(status, more, steps, attempts))
@@ -144,6 +148,7 @@ def _envelope(status: MessageStatus, more: dict[str, Any]) -> None:
     lines = [
         ("id", status.id),
         ("status", status.status),
+        ("came by", _came(more["origin"], more["client"] or {})),
         ("sender", status.sender or "<> (the null sender)"),
         ("subject", status.subject),
         ("message-id", more["message_id"]),
@@ -160,6 +165,21 @@ def _envelope(status: MessageStatus, more: dict[str, Any]) -> None:
     for name, value in lines:
         if value:
             fold(f"{name + ':':<12} ", cell(value))
+
+
+def _came(origin: str, giver: dict[str, Any]) -> str:
+    """Who handed it in, where that was not a program with the library."""
+    if origin == "library":
+        return ""
+    address = giver.get("address")
+    told = [origin + (f" from {address}" if address else "")]
+    if giver.get("user"):
+        told.append(f"user {giver['user']}")
+    if giver.get("helo"):
+        told.append(f"called itself {giver['helo']}")
+    if address:
+        told.append(giver.get("tls") or "in clear")
+    return ", ".join(told)
 
 
 def _recipient(recipient: RecipientStatus, step: str | None, attempts: list[Any]) -> None:

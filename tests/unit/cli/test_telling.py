@@ -57,6 +57,22 @@ def test_show_tells_envelope_attempts_and_what_comes_next(run: Any, house: House
     assert made["session"]["tls_verified"] is False
 
 
+def test_show_tells_who_handed_a_message_in(run: Any, house: House) -> None:
+    smtp = {"address": "192.0.2.7", "helo": "pc\x1b[2J", "user": "ann", "tls": "TLSv1.3 X"}
+    given = [
+        ("smtp", smtp, "smtp from 192.0.2.7, user ann, called itself pc\\x1b[2J, TLSv1.3 X"),
+        ("smtp", {"address": "192.0.2.7"}, "smtp from 192.0.2.7, in clear"),
+        ("sendmail", {"user": "www-data"}, "sendmail, user www-data"),
+        ("report", None, "report"),
+    ]
+    for number, (origin, client, words) in enumerate(given):
+        id = house.send(f"came-{number}", "a@x.test", origin=origin, client=client)
+        assert f"came by:     {words}\n" in run("show", id).out
+        (record,) = rows(run("show", id, "--json").out)
+        assert (record["origin"], record["client"]) == (origin, client)
+    assert "came by:" not in run("show", house.send("mine", "a@x.test")).out
+
+
 def test_show_prints_the_header_or_the_source_made_safe(run: Any, house: House) -> None:
     content = b"Subject: a\x1bb\r\n\tc\r\n\r\nbody \xff\r\n"
     id = house.send("raw", "a@x.test", content=content)
