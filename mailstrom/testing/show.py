@@ -74,8 +74,13 @@ def _as_read(message: EmailMessage) -> Iterator[str]:
     if body is not None:
         yield from _text(body).rstrip("\n").split("\n")
     for part in message.iter_attachments():
-        octets = len(part.get_payload(decode=True) or b"")
-        yield f"[{part.get_content_type()} {part.get_filename() or '-'}, {octets} octets]"
+        yield f"[{part.get_content_type()} {part.get_filename() or '-'}{_size(part)}]"
+
+
+def _size(part: MIMEPart) -> str:
+    content = part.get_payload(decode=True)
+    # A message, and the fields of a delivery report, are objects to Python: it keeps no octets.
+    return f", {len(content)} octets" if isinstance(content, bytes) else ""
 
 
 def _text(part: MIMEPart) -> str:

@@ -165,6 +165,18 @@ def test_a_mail_is_shown_as_people_read_it() -> None:
         "[application/pdf bill.pdf, 5 octets]",
         "",
     ]
+    report = (
+        b"Content-Type: multipart/report; boundary=x\r\n\r\n--x\r\n\r\nfailed\r\n"
+        b"--x\r\nContent-Type: message/delivery-status\r\n\r\nReporting-MTA: dns; a\r\n"
+        b"--x\r\nContent-Type: message/rfc822\r\n\r\nSubject: z\r\n\r\nbody\r\n--x--\r\n"
+    )
+    assert list(shown(mail(report), 8))[2:] == [
+        "",
+        "failed",
+        "[message/delivery-status -]",
+        "[message/rfc822 -]",
+        "",
+    ]
     came = list(shown(mail(b"A: b\r\n\r\n.x\r\n", ""), 1, raw=True))
     assert came[0] == "--- 1: <> -> b@y.test"
     assert came[2:] == ["A: b", "", ".x", ""]
