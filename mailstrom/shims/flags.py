@@ -26,6 +26,11 @@ _REFUSED = {
     "bv": "mailstrom why ADDRESS tells what is known of an address",
     "I": "there are no aliases to rebuild",
 }
+_USES = (
+    "use: mailstrom-sendmail [-t] [-i] [-f SENDER] [-F NAME] [--] [RECIPIENT...] < MESSAGE;"
+    " docs/howto/sendmail.md lists all",
+    "use: mailstrom-mailq [-j]",
+)
 _NOTIFY = frozenset({"failure", "delay", "success"})
 _BODIES = ("7BIT", "8BITMIME")
 
@@ -79,6 +84,8 @@ def read(arguments: Sequence[str], mode: str = SEND) -> Wanted:
             break
         if not word.startswith("-") or word == "-":
             break
+        if word.startswith("--"):  # --help, most often
+            raise Refusal(USAGE, f"{word[:40]!r} is unknown; {_USES[mode == LIST]}")
         place += 1
         at = 1
         while at < len(word):

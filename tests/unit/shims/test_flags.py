@@ -80,7 +80,7 @@ def test_what_others_need_and_this_one_does_not() -> None:
         (["-bv"], "why"),
         (["-bz"], "unknown"),
         (["-Z"], "unknown"),
-        (["--help"], "unknown"),
+        (["--help"], r"^'--help' is unknown; use: mailstrom-sendmail \[-t\]"),
         (["-t", "-f"], "needs a value"),
         (["-N", "sometimes"], "never"),
         (["-N", "never,delay"], "never"),
@@ -97,6 +97,11 @@ def test_what_is_refused(words: list[str], said: str) -> None:
     with pytest.raises(Refusal, match=said) as caught:
         read(words)
     assert caught.value.code == USAGE
+
+
+def test_the_list_tells_its_own_use() -> None:
+    with pytest.raises(Refusal, match=r"use: mailstrom-mailq \[-j\]"):
+        read(["--help"], flags.LIST)
 
 
 @given(st.lists(st.text(max_size=6), max_size=6))
