@@ -303,6 +303,13 @@ def test_a_proxys_word_is_taken_from_proxies_alone(make_listening: MakeListening
         assert talk.say("PROXY TCP4 192.0.2.7 127.0.0.1 9 25").code == 500
 
 
+def test_a_proxy_that_sends_no_header_is_named_in_the_log(make_listening: MakeListening) -> None:
+    listening = make_listening(proxy_networks=["127.0.0.2"], timeout="1s")
+    with listening.talk(source="127.0.0.2", greeting=False) as talk:
+        assert not talk.sock.recv(1)  # it waits for a greeting, and hears none
+    listening.engine.wait_log("client.refused", client="127.0.0.2", reason="no proxy header came")
+
+
 def test_implicit_tls_behind_a_proxy(make_listening: MakeListening) -> None:
     listening = make_listening(
         tls=True, implicit_tls=True, allow_networks=[], proxy_networks=["127.0.0.0/8"]

@@ -170,6 +170,7 @@ class Submitter(Connection):
         peer = transport.get_extra_info("peername")
         address = peer[0] if isinstance(peer, tuple) else ""
         if within(address, self._terms.proxies):
+            self._proxy = ProxyReader()
             self.preface_first()
         elif not self._counted_in(address) and self._implicit_tls:
             cast(asyncio.Transport, transport).abort()
@@ -221,6 +222,9 @@ class Submitter(Connection):
 
     def on_closed(self) -> None:
         """Give back what it took."""
+        if self._proxy is not None and self.cause == "timeout":
+            # Both waited: the proxy for our greeting, since nobody told it to send the header.
+            self._told_off("no proxy header came", client=self.peer[0])
         if self._present:
             self._present = False
             self._front.connections.remove(self._client)
