@@ -82,6 +82,18 @@ def test_the_quickstart_works_word_by_word(tmp_path: Path) -> None:
     assert "recipient.delivered" in (tmp_path / "engine.log").read_text()
 
 
+def test_the_listener_is_tried_word_by_word(tmp_path: Path) -> None:
+    page = "docs/howto/listener.md"
+    script = "set -eu\n" + "".join(block.text for block in ALL if block.page == page and block.run)
+    assert "curl" in script
+    for port in ("2525", "2626"):
+        script = script.replace(port, str(free_port("127.0.0.1")))
+    output = run(["bash", "-c", script], tmp_path)
+    assert "250 2.0.0 Ok: queued as" in output
+    assert "you@example.com" in output.rpartition("queued as")[2]
+    assert "submission.accepted" in (tmp_path / "engine.log").read_text()
+
+
 def test_the_generated_pages_agree_with_the_code(tmp_path: Path) -> None:
     run([sys.executable, "-P", str(CHECKOUT / "tools" / "gendocs"), "--check"], tmp_path)
 
