@@ -57,7 +57,7 @@ class _Session:
             enhancedstatuscodes=True,
             dsn=True,
         )
-        self._dialogue = ServerDialogue(offered)
+        self._dialogue = ServerDialogue(offered, bare_local_parts=True)
         self._helo = ""
         self._mail: MailFrom | None = None
         self._sender = ""

@@ -28,6 +28,7 @@ _ATOM = rf'[^{_CONTROL} <>()\[\]\\,;:@"]+'
 _QUOTED = rf'"(?:[^{_CONTROL}"\\]|\\[\x20-\x7e])*"'
 _LITERAL = r"\[[\x21-\x5a\x5e-\x7e]+\]"
 _MAILBOX = re.compile(rf"(?:{_ATOM}|{_QUOTED})@(?:{_ATOM}|{_LITERAL})")
+_BARE = re.compile(rf"{_ATOM}|{_QUOTED}")  # a local part alone
 _COMMON = re.compile(rf"((?i:FROM|TO)):<({_ATOM}@{_ATOM})>")  # as nearly all write it
 _ROUTE = re.compile(rf"@{_ATOM}(?:,@{_ATOM})*:")
 _NAME = re.compile(r"[\x21-\x7e]+")
@@ -169,7 +170,7 @@ def parse_command(line: bytes) -> Command:
     return Command(verb=found[1].decode("ascii").upper(), argument=argument)
 
 
-def _address(path: str, *, sender: bool) -> tuple[str, int]:
+def _address(path: str, *, sender: bool, bare: bool) -> tuple[str, int]:
     """The address of a path that starts at ``<``, and the index behind its ``>``."""
     route = _ROUTE.match(path, 1)
     start = 1 if route is None else route.end()  # source routes are ignored: RFC 5321 appendix C
@@ -180,6 +181,8 @@ def _address(path: str, *, sender: bool) -> tuple[str, int]:
         address, end = "", 1
     elif not sender and path[1:12].lower() == "postmaster>":
         address, end = path[1:11], 11
+    elif bare and (local := _BARE.match(path, 1)) is not None:
+        address, end = local[0], local.end()
     else:
         raise BadCommand("path-syntax", f"no address in {visible(path[:80])}")
     if path[end : end + 1] != ">":
@@ -187,13 +190,17 @@ def _address(path: str, *, sender: bool) -> tuple[str, int]:
     return address, end + 1
 
 
-def parse_path(argument: str, keyword: str = "") -> tuple[str, dict[str, str | None]]:
+def parse_path(
+    argument: str, keyword: str = "", *, bare: bool = False
+) -> tuple[str, dict[str, str | None]]:
     """The address and parameters of a MAIL or RCPT argument (RFC 5321 section 4.1.2).
 
     Args:
         argument: ``FROM:<path> [KEY[=VALUE]]...`` or ``TO:...``; a space behind the colon is
             tolerated, source routes are dropped.
         keyword: ``"FROM"`` or ``"TO"`` to insist on one; ``""`` takes either.
+        bare: a local part alone is an address, too; ``postmaster`` is one behind TO in any case
+            (RFC 5321 section 4.5.1).
 
     Returns:
         The address (``""`` for the null reverse-path; quoting as sent) and the parameters by
@@ -213,7 +220,7 @@ def parse_path(argument: str, keyword: str = "") -> tuple[str, dict[str, str | N
     tail = tail.lstrip(" ")
     if not tail.startswith("<"):
         raise BadCommand("path-syntax", "the address must stand in angle brackets")
-    address, end = _address(tail, sender=given == "FROM")
+    address, end = _address(tail, sender=given == "FROM", bare=bare)
     return address, _parameters(tail[end:])
 
 

@@ -99,6 +99,8 @@ class ServerDialogue:
             what is offered.
         bare_newlines: a CR or LF alone in content: ``refuse`` it, or ``fix`` it to CRLF. What ends
             content is the same.
+        bare_local_parts: a local part alone is an address, which the shell completes; else it is
+            501, but for RCPT of ``postmaster`` (RFC 5321 section 4.5.1).
         challenge: makes the challenge of each CRAM-MD5 exchange, never the same twice (RFC 2195
             section 2); without it that mechanism is refused.
         clock: the time in seconds since 1970, asked for FUTURERELEASE.
@@ -106,6 +108,7 @@ class ServerDialogue:
 
     __slots__ = (
         "_accepted_phase",
+        "_bare",
         "_bounds",
         "_chunks",
         "_clock",
@@ -145,6 +148,7 @@ class ServerDialogue:
         idle_limit: int = IDLE_LIMIT,
         line_limit: int = LINE_LIMIT,
         bare_newlines: Literal["refuse", "fix"] = "refuse",
+        bare_local_parts: bool = False,
         challenge: Callable[[], str] | None = None,
         clock: Callable[[], float] | None = None,
     ) -> None:
@@ -170,6 +174,7 @@ class ServerDialogue:
             line=line_limit,
         )
         self._fix = bare_newlines == "fix"
+        self._bare = bare_local_parts
         self._clock = clock
         self._told = (self._offer, self._secured)
         self._reader = LineReader(self._bounds.longest(self._told))
@@ -406,14 +411,14 @@ class ServerDialogue:
         if refusal is not None:
             return refusal
         usable = self._offer.capabilities if self.extended else NOTHING_OFFERED
-        return read_mail(argument, usable, self._clock)
+        return read_mail(argument, usable, self._clock, bare=self._bare)
 
     def _rcpt(self, argument: str) -> Question:
         refusal = self._bounds.another_recipient(self.recipients)
         if refusal is not None:
             return refusal
         usable = self._offer.capabilities if self.extended else NOTHING_OFFERED
-        return read_rcpt(argument, usable, smtputf8=self._smtputf8)
+        return read_rcpt(argument, usable, smtputf8=self._smtputf8, bare=self._bare)
 
     def _auth(self, argument: str) -> Question | None:
         if self.authenticated:

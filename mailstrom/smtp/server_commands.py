@@ -42,16 +42,19 @@ def read_hello(verb: str, argument: str, lines: tuple[str, ...]) -> Hello | Refu
     return Hello(name=argument, extended=verb == "EHLO", default=Reply(250, None, lines))
 
 
-def read_mail(argument: str, offer: Capabilities, clock: Clock | None = None) -> MailFrom | Refused:
+def read_mail(
+    argument: str, offer: Capabilities, clock: Clock | None = None, *, bare: bool = False
+) -> MailFrom | Refused:
     """MAIL.
 
     Args:
         argument: what stands behind the verb.
         offer: what may be used: ``NOTHING_OFFERED`` where the client said HELO.
         clock: the time in seconds since 1970.
+        bare: a local part alone is an address.
     """
     try:
-        address, params = parse_path(argument, "FROM")
+        address, params = parse_path(argument, "FROM", bare=bare)
     except BadCommand as error:
         return refuse("MAIL", error.rule, 501, "5.5.4", error.text)
     if not params and address.isascii():
@@ -64,16 +67,19 @@ def read_mail(argument: str, offer: Capabilities, clock: Clock | None = None) ->
     return MailFrom(address=address, params=params, default=_SENDER_OK, **fields)
 
 
-def read_rcpt(argument: str, offer: Capabilities, *, smtputf8: bool) -> RcptTo | Refused:
+def read_rcpt(
+    argument: str, offer: Capabilities, *, smtputf8: bool, bare: bool = False
+) -> RcptTo | Refused:
     """RCPT.
 
     Args:
         argument: what stands behind the verb.
         offer: what may be used: ``NOTHING_OFFERED`` where the client said HELO.
         smtputf8: the transaction's MAIL said SMTPUTF8.
+        bare: a local part alone is an address; ``postmaster`` is one in any case.
     """
     try:
-        address, params = parse_path(argument, "TO")
+        address, params = parse_path(argument, "TO", bare=bare)
     except BadCommand as error:
         return refuse("RCPT", error.rule, 501, "5.5.4", error.text)
     if not params and address.isascii():

@@ -240,6 +240,23 @@ def test_what_is_asked_by_parameters_is_kept(make_listening: MakeListening) -> N
     assert json.loads(row.client) == {"address": "127.0.0.1", "helo": "client.test"}
 
 
+def test_submission_completes_what_has_no_domain(
+    network: Network, make_listening: MakeListening
+) -> None:
+    listening = make_listening(role="submission")
+    with listening.talk() as talk:
+        talk.ehlo()
+        named = ("root", "postmaster", '"a b@c"')
+        assert [reply.code for reply in talk.envelope(*named, sender="cron")] == [250] * 4
+        assert talk.say("DATA").code == 354
+        talk.send(b"Subject: hi\r\n\r\nx\r\n.\r\n")
+        id = queued(talk.reply())
+    (row,) = listening.engine.rows("SELECT sender FROM messages WHERE id = ?", id)
+    assert row.sender == "cron@sender.test"
+    rows = listening.engine.rows("SELECT address FROM recipients WHERE message_id = ?", id)
+    assert {row.address for row in rows} == {f"{name}@sender.test" for name in named}
+
+
 def test_relay_adds_received_and_changes_nothing_else(
     network: Network, make_listening: MakeListening
 ) -> None:
@@ -249,7 +266,13 @@ def test_relay_adds_received_and_changes_nothing_else(
     with listening.talk() as talk:
         talk.ehlo()
         queued(talk.mail(f"a@{domain}", content=content))
-        assert talk.envelope("postmaster")[1].code == 553
+        for sender, recipient in (("root", f"x@{domain}"), ("", "root"), ("", '"a b"')):
+            said = [reply.code for reply in talk.envelope(recipient, sender=sender)]
+            assert 501 in said, said
+            talk.say("RSET")
+        id = queued(talk.mail("PostMaster", content=content))
+        (row,) = listening.engine.rows("SELECT address FROM recipients WHERE message_id = ?", id)
+        assert row.address == "PostMaster@sender.test"
     (dot,) = eventually(lambda: host.dots, DEADLINE_S, what="the message")
     assert dot.content is not None
     assert dot.content.endswith(content)

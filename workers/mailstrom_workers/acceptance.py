@@ -41,18 +41,19 @@ class Client(NamedTuple):
 
 
 @lru_cache(maxsize=4096)  # asked at RCPT and at the end, and a client has few senders
-def address_key(text: str, hostname: str | None = None) -> str:
+def address_key(text: str, hostname: str) -> str:
     """The key of an address of the envelope; "" stays the null sender.
 
     Args:
-        hostname: what completes an address without a domain; None: it is refused.
+        text: the address; whether one without a domain may come is the dialogue's to say.
+        hostname: what completes it then.
 
     Raises:
         InvalidAddress: it is none.
     """
     if not text:
         return ""
-    if hostname is not None and "@" not in text:
+    if "@" not in text or text.endswith('"'):  # no domain ends so, a quoted local part does
         text = f"{text}@{hostname}"
     return parse_address(text).key
 
@@ -73,19 +74,18 @@ def submission_of(
         content: as it came, dots unstuffed.
         mail, recipients: the envelope, whose addresses were seen to be some; who is named twice
             gets it once.
-        role: as in ``[listener] role``; in role submission an address without a domain is ours.
-        hostname: our own.
+        role: as in ``[listener] role``.
+        hostname: our own, and that of an address without a domain.
         now_ms: when it came.
 
     Raises:
         InvalidMessage: it cannot be sent.
     """
     id = new_id(now_ms)
-    completed = hostname if role == "submission" else None
-    sender = address_key(mail.address, completed)
+    sender = address_key(mail.address, hostname)
     named: dict[str, RcptTo] = {}
     for one in recipients:
-        named.setdefault(address_key(one.address, completed), one)
+        named.setdefault(address_key(one.address, hostname), one)
     keys = tuple(named)
     asked = any(one.notify is not None or one.orcpt is not None for one in named.values())
     trace = Trace(

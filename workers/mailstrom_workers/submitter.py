@@ -152,6 +152,7 @@ class Submitter(Connection):
                 announce=True,
                 error_limit=terms.listener.max_errors,
                 bare_newlines=terms.listener.bare_newlines,
+                bare_local_parts=terms.listener.role == "submission",
                 clock=time.time,
             ),
             tls=terms.tls,
@@ -427,8 +428,7 @@ class Submitter(Connection):
     # Small things
 
     def _key(self, address: str) -> str:
-        submission = self._terms.listener.role == "submission"
-        return address_key(address, self._terms.hostname if submission else None)
+        return address_key(address, self._terms.hostname)
 
     def _described(self) -> Client:
         sealed = self.transport.get_extra_info("ssl_object") if self.dialogue.tls else None

@@ -371,6 +371,17 @@ class TestSmtp:
         (row,) = spool.ms.query("SELECT origin, ret FROM messages WHERE sender <> ''")
         assert row == ("sendmail", "hdrs")
 
+    def test_addresses_of_the_envelope_are_completed(self, spool: Spool) -> None:
+        self.talk(
+            spool, "HELO box", "MAIL FROM:<cron>", "RCPT TO:<root>", "RCPT TO:<Postmaster>",
+            "DATA", "Subject: x", "", ".", "QUIT",
+        )  # fmt: skip
+        ((sender,),) = spool.ms.query("SELECT sender FROM messages")
+        local, _, origin = sender.partition("@")
+        assert local == "cron"
+        rows = spool.ms.query("SELECT address FROM recipients")
+        assert {row[0] for row in rows} == {f"root@{origin}", f"Postmaster@{origin}"}
+
     def test_refusals(self, spool: Spool) -> None:
         said = self.talk(
             spool, "HELO box", "MAIL FROM:<ann@a.example>", "RCPT TO:<bob@-b-.example>",

@@ -99,6 +99,20 @@ def test_special_paths() -> None:
     assert parse_path("to:<@x.y,@z.w:a@b.c> NOTIFY=NEVER") == ("a@b.c", {"NOTIFY": "NEVER"})
 
 
+def test_a_local_part_alone_is_an_address_where_it_may_be() -> None:
+    for local in ("root", "a.b", '"a b"', '"a@b"', "jos\u00e9"):
+        assert parse_path(f"FROM:<{local}> SIZE=1", "FROM", bare=True) == (local, {"SIZE": "1"})
+        assert parse_path(f"TO:<{local}>", "TO", bare=True) == (local, {})
+        for word in ("FROM", "TO"):
+            with pytest.raises(commands.BadCommand, match="path-syntax"):
+                parse_path(f"{word}:<{local}>", word)
+    for path in ("<>", "<root", "<@a.b:root>", "<a b>", "<root@>", "<@b>", "<[127.0.0.1]>", "root"):
+        with pytest.raises(commands.BadCommand, match="path-syntax"):
+            parse_path(f"TO:{path}", "TO", bare=True)
+    assert parse_path("FROM:<>", bare=True) == ("", {})
+    assert parse_path("TO:<a@b.c>", "TO", bare=True) == ("a@b.c", {})
+
+
 @pytest.mark.parametrize("size", [-1])
 def test_bad_mail_parameters_are_refused(size: int) -> None:
     with pytest.raises(ValueError, match="SIZE"):
