@@ -509,7 +509,12 @@ class Listener(Table, frozen=True, kw_only=True):
     ] = 0
     max_errors: Annotated[
         int,
-        Meta(ge=1, le=1000, description="Refused commands after which a connection is closed."),
+        Meta(
+            ge=1,
+            le=1000,
+            description="Refused commands since the last message that was taken, after which a"
+            " connection is closed.",
+        ),
     ] = 20
     timeout: Annotated[
         Wait,

@@ -11,9 +11,9 @@ replies due to it.
 
 Bounded, by ``Limits``: the time to the next whole command, which dripping octets do not extend, the
 pauses and the pace of content, a handshake, replies that are not read, what is read ahead, commands
-at one go (others have their turn behind them), refusals. An idle connection holds no buffer. Behind
-the last reply what still comes is thrown away for a moment, since closing with unread octets would
-send RST, which can destroy that reply on its way.
+at one go (others have their turn behind them). Errors are the dialogue's to count. An idle
+connection holds no buffer. Behind the last reply what still comes is thrown away for a moment,
+since closing with unread octets would send RST, which can destroy that reply on its way.
 
 Must not know: where the server listens, who may send, where mail is kept.
 
@@ -40,10 +40,8 @@ from mailstrom.smtp.server_events import (
     Credentials,
     Hello,
     MailFrom,
-    Opened,
     Question,
     RcptTo,
-    Refused,
     Reset,
 )
 from mailstrom.smtp.server_order import Phase
@@ -92,12 +90,10 @@ class Connection(Stages, asyncio.BufferedProtocol):
         "_asked",
         "_begun",
         "_early",
-        "_errors",
         "_gone",
         "_handshake",
         "_held",
         "_implicit",
-        "_logins",
         "_octets",
         "_reading",
         "_sealed",
@@ -141,7 +137,6 @@ class Connection(Stages, asyncio.BufferedProtocol):
         self._asked: Question | None = None
         self._begun = 0.0  # loop time of the first octet of the content that is coming
         self._octets = 0  # of it, as they came
-        self._errors = self._logins = 0
         self._reading = True
         self._stopping = False
         self._gone = False  # the peer said that it says nothing more
@@ -440,7 +435,6 @@ class Connection(Stages, asyncio.BufferedProtocol):
 
     def settle(self, event: Question, reply: Reply) -> None:
         """Give the answer, and keep what it says of the session."""
-        reply = self._counted(event, reply)
         try:
             self.dialogue.reply(reply.code, reply.enhanced, *reply.lines)
         except ValueError as error:  # it cannot be said
@@ -458,24 +452,11 @@ class Connection(Stages, asyncio.BufferedProtocol):
         elif kind is ContentEnd or kind is Reset or (kind is ChunkEnd and not reply.positive):
             self._forget()  # a refused chunk ends the transaction, too
             self._begun, self._octets = 0.0, 0
-            if reply.positive and kind is ContentEnd:
-                self._errors = 0
         elif kind is Hello and reply.positive:
             self._forget()
             self.helo = cast(Hello, event).name
         elif kind is Credentials and reply.positive:
             self.user = cast(Credentials, event).user
-
-    def _counted(self, event: Question, reply: Reply) -> Reply:
-        """The reply, or 421 in its place where it is one too many."""
-        kind, limits = type(event), self.sessions.limits
-        if reply.code < 400 or kind is Opened or kind is Refused:  # the dialogue counts those
-            return reply
-        self._errors += 1
-        self._logins += kind is Credentials
-        if 0 < limits.errors < self._errors or 0 < limits.logins < self._logins:
-            return Reply(421, "4.7.0", ("too many errors", *reply.lines))
-        return reply
 
     def _forget(self) -> None:
         """Forget the transaction."""

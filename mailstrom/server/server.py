@@ -34,6 +34,7 @@ CertificateFiles = tuple[str | os.PathLike[str], str | os.PathLike[str]]
 
 _FULL = Reply(452, "4.3.1", ("too many messages are waiting, try again later",))
 _DRAINED = Reply(421, "4.3.2", ("the server has stopped, try again later",))
+_ERROR_LIMIT = 100  # hooks refuse recipients of a list, too
 _FAREWELL_S = 1.0  # for who is told that it is cut
 _MECHANISMS = frozenset(("PLAIN", "LOGIN"))
 
@@ -279,6 +280,7 @@ class SMTPServer:
             tls=self.implicit_tls,
             recipient_limit=self.max_recipients,
             announce=True,
+            error_limit=_ERROR_LIMIT,
         )
 
     def hold(self, octets: int) -> bool:

@@ -25,7 +25,7 @@ READ_OCTETS = 65536
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What one session may take; ``inf`` or 0 (of a count) for no limit.
+    """What one session may take; ``inf``, or 0 of a rate, for no limit.
 
     Args:
         command_s: from a reply to the next whole command (RFC 5321 section 4.5.3.2.7).
@@ -35,9 +35,6 @@ class Limits:
         unread_s: from replies that the peer does not read to its reading on.
         finish_s: from our end of the connection to the peer's.
         unread: octets taken in and not looked at, at which reading stops.
-        errors: senders, recipients, contents and logins refused since the last accepted content;
-            the dialogue counts what it refuses itself.
-        logins: refused AUTH exchanges.
     """
 
     command_s: float = 300.0
@@ -47,8 +44,6 @@ class Limits:
     unread_s: float = 180.0
     finish_s: float = 5.0
     unread: int = 65536
-    errors: int = 100
-    logins: int = 3
 
     @property
     def coarseness(self) -> float:
@@ -59,7 +54,7 @@ class Limits:
         return max(0.02, min(1.0, shortest / 4))
 
 
-UNLIMITED = Limits(command_s=inf, content_s=inf, content_rate=0, unread_s=inf, errors=0, logins=0)
+UNLIMITED = Limits(command_s=inf, content_s=inf, content_rate=0, unread_s=inf)
 """Of a peer that is trusted to end by itself."""
 
 

@@ -29,6 +29,7 @@ from mailstrom.smtp.server_events import (
 from mailstrom.storage.client import ClientStore, Notice
 
 _READ = 65_536
+_ERROR_LIMIT = 100
 
 
 def serve(place: Place, who: Caller) -> int:
@@ -57,7 +58,7 @@ class _Session:
             enhancedstatuscodes=True,
             dsn=True,
         )
-        self._dialogue = ServerDialogue(offered, bare_local_parts=True)
+        self._dialogue = ServerDialogue(offered, bare_local_parts=True, error_limit=_ERROR_LIMIT)
         self._helo = ""
         self._mail: MailFrom | None = None
         self._sender = ""

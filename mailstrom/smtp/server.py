@@ -31,6 +31,7 @@ from mailstrom.smtp.server_bounds import (
     ERROR_LIMIT,
     IDLE_LIMIT,
     LINE_LIMIT,
+    LOGIN_LIMIT,
     RECIPIENT_LIMIT,
     Bounds,
 )
@@ -76,8 +77,8 @@ _GO_AHEAD = Reply(354, None, ("end data with <CR><LF>.<CR><LF>",))
 _FORGOTTEN = Reply(250, "2.0.0", ("forgotten",))
 _GOODBYE = Reply(221, "2.0.0", ("goodbye",))
 _UNASKED = "nothing may be sent behind STARTTLS before its reply"
-# Answers that this side may change: to errors, and to what leads to no message by itself.
-_JUDGED = frozenset({Refused, Credentials, StartTls, Inquiry, Reset, Hello})
+# Answers that this side may change though they are no refusals.
+_JUDGED = frozenset({StartTls, Inquiry, Reset, Hello})
 _OPTIONAL = frozenset({"BDAT", "AUTH"})  # commands that are there only where they are offered
 
 
@@ -92,7 +93,9 @@ class ServerDialogue:
         recipient_limit: accepted recipients of one transaction; more get 452 4.5.3.
         transaction_limit: accepted MAILs of one session, a further one gets 421; 0: no limit.
         announce: offer LIMITS (RFC 9422) with these two.
-        error_limit: refused commands and credentials after which the session ends with 421.
+        error_limit: what was answered 4xx or 5xx since the last message that was taken, by the
+            dialogue or by the shell; one more ends the session with 421; 0: no limit.
+        login_limit: the same of credentials alone, of the whole session.
         idle_limit: commands that lead to no message (NOOP, VRFY, HELP, RSET, EHLO, HELO) since the
             last message that was taken; further ones count as errors.
         line_limit: octets of a command line, CRLF included; MAIL, RCPT and AUTH may be longer by
@@ -145,6 +148,7 @@ class ServerDialogue:
         transaction_limit: int = 0,
         announce: bool = False,
         error_limit: int = ERROR_LIMIT,
+        login_limit: int = LOGIN_LIMIT,
         idle_limit: int = IDLE_LIMIT,
         line_limit: int = LINE_LIMIT,
         bare_newlines: Literal["refuse", "fix"] = "refuse",
@@ -170,6 +174,7 @@ class ServerDialogue:
             recipients=recipient_limit,
             transactions=transaction_limit,
             errors=error_limit,
+            logins=login_limit,
             idle=idle_limit,
             line=line_limit,
         )
@@ -459,7 +464,7 @@ class ServerDialogue:
 
     def _settle(self, question: Question, reply: Reply) -> None:
         kind = type(question)
-        if kind in _JUDGED:
+        if reply.code >= 400 or kind in _JUDGED:
             reply = self._judged(question, reply)
         code, enhanced = reply.code, reply.enhanced
         if enhanced is not None and (
@@ -474,17 +479,10 @@ class ServerDialogue:
 
     def _judged(self, question: Question, reply: Reply) -> Reply:
         """The reply, or what is to be said in its place."""
-        match question:
-            case Refused():
-                return self._bounds.refused(question, reply)
-            case Credentials() if reply.permanent:
-                return self._bounds.counted(reply)
-            case StartTls() if reply.positive and self._plaintext_waits():
-                self._closing = PLAINTEXT_BEHIND_STARTTLS
-                return Reply(554, "5.5.1", (_UNASKED,))
-            case Inquiry() | Reset() | Hello():
-                return self._bounds.idled(reply)
-        return reply
+        if type(question) is StartTls and reply.positive and self._plaintext_waits():
+            self._closing = PLAINTEXT_BEHIND_STARTTLS
+            return Reply(554, "5.5.1", (_UNASKED,))
+        return self._bounds.judged(question, reply)
 
     def _apply(self, question: Question, reply: Reply) -> None:
         self._question = None
@@ -533,7 +531,7 @@ class ServerDialogue:
         self.phase = Phase.READY
         self._forget()
         if accepted and type(question) is ContentEnd:
-            self._bounds.idle = 0
+            self._bounds.taken()
 
     def _reset(self, _question: Reset, accepted: bool) -> None:
         if accepted:

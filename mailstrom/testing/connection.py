@@ -100,6 +100,8 @@ class Shell(Connection):
             secured=script.offer(server.hostname, tls_possible=possible, tls=True),
             tls=server.implicit_tls,
             recipient_limit=script.recipient_limit,
+            error_limit=0,
+            login_limit=0,
             challenge=lambda: f"<{os.urandom(12).hex()}@{server.hostname}>",
         )
         super().__init__(

@@ -159,7 +159,7 @@ class Conversation:
 
     def __init__(self, host: MailHost, wire: Wire) -> None:
         self.host, self.wire = host, wire
-        self._dialogue = ServerDialogue(host.offers, recipient_limit=100)
+        self._dialogue = ServerDialogue(host.offers, recipient_limit=100, error_limit=0)
         self._busy = self._over = self._hung = False
         self._mails = 0
         self._mail_s = 0.0

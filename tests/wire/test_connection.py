@@ -55,7 +55,9 @@ class Taking(Connection):
 
     def __init__(self, server: Server, **options: Any) -> None:
         offer = server.offer
-        dialogue = ServerDialogue(offer, tls=bool(options.get("implicit_tls")), idle_limit=10**9)
+        dialogue = ServerDialogue(
+            offer, tls=bool(options.get("implicit_tls")), idle_limit=10**9, **server.bounds
+        )
         super().__init__(server.sessions, dialogue, **options)
         self.server = server
         server.all.append(self)
@@ -100,6 +102,7 @@ class Server:
     def __init__(self, limits: Limits | None, offer: Capabilities, **options: Any) -> None:
         self.sessions = options.pop("sessions", None) or Sessions(limits)
         self.offer = offer
+        self.bounds: dict[str, int] = options.pop("bounds", {})
         self.options = options
         self.kind: type[Taking] = options.pop("kind", Taking)
         self.answers: dict[str, Callable[[Connection], Answer]] = {}
@@ -495,17 +498,17 @@ def test_a_long_pipeline_gives_others_their_turn() -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "limits"),
+    ("line", "bounds"),
     [
-        (b"MAIL FROM:<refused@x.test>", Limits(errors=5)),
-        (b"AUTH PLAIN AGEAYg==", Limits(logins=5)),
+        (b"MAIL FROM:<refused@x.test>", {"error_limit": 5}),
+        (b"AUTH PLAIN AGEAYg==", {"login_limit": 5}),
     ],
 )
-def test_too_many_of_a_kind_end_the_session(line: bytes, limits: Limits) -> None:
+def test_too_many_of_a_kind_end_the_session(line: bytes, bounds: dict[str, int]) -> None:
     offer = Capabilities(name="mx.test", auth=frozenset({"PLAIN"}))
 
     async def body() -> None:
-        async with serving(limits, offer) as server, calling(server) as client:
+        async with serving(None, offer, bounds=bounds) as server, calling(server) as client:
             server.answers["mail"] = lambda connection: Reply(550, None, ("no",))
             assert (await client.reply())[:3] == b"220"
             assert (await client.say(b"EHLO c"))[:3] == b"250"

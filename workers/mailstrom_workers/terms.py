@@ -109,7 +109,6 @@ def terms_of(config: Config) -> Terms:
             content_s=min(listener.timeout, CONTENT_S),
             handshake_s=min(listener.timeout, 30.0),
             unread_s=min(listener.timeout, CONTENT_S),
-            errors=listener.max_errors,
         ),
     )
 

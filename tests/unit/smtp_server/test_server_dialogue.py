@@ -252,6 +252,34 @@ def test_too_many_errors_end_the_session_with_421() -> None:
     assert server.phase is Phase.CLOSED
 
 
+def test_what_the_shell_refuses_and_what_the_dialogue_refuses_are_one_count() -> None:
+    for refused in ("RCPT TO:<b@x.test>", "X"):
+        server = dialogue(error_limit=4)
+        say(server, "EHLO c", "MAIL FROM:<>", "RCPT TO:<a@x.test>")
+
+        def turn(line: str, server: ServerDialogue = server) -> str:
+            server.feed(line.encode() + b"\r\n")
+            if isinstance(server.next_event(), RcptTo):
+                server.reply(550, "5.1.1", "no such mailbox")
+            pull(server)
+            (code,) = codes(server)
+            return code
+
+        for line in ("RCPT TO:<b@x.test>", "X", "NOOP"):
+            assert turn(line) != "421"
+        assert say(server, "DATA", "x", ".") == ["354", "250"]  # forgiven
+        say(server, "MAIL FROM:<>", "RCPT TO:<a@x.test>")
+        for line in ("RCPT TO:<b@x.test>", "X", "RCPT TO:<b@x.test>", "X"):
+            assert turn(line) in ("550", "500")
+        assert turn(refused) == "421"
+        assert server.phase is Phase.CLOSED
+
+
+def test_no_limit_of_errors_is_none() -> None:
+    server = dialogue(error_limit=0)
+    assert set(say(server, "EHLO c", *["X"] * 300)) == {"250", "500"}
+
+
 def test_a_421_of_the_shell_closes() -> None:
     server = dialogue()
     say(server, "EHLO c")

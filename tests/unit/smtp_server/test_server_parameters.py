@@ -243,7 +243,7 @@ def test_a_client_reads_what_is_rendered() -> None:
 
 
 def test_announced_limits_are_kept() -> None:
-    server = dialogue(recipient_limit=2, transaction_limit=2, announce=True, error_limit=0)
+    server = dialogue(recipient_limit=2, transaction_limit=2, announce=True, error_limit=1)
     assert "LIMITS RCPTMAX=2 MAILMAX=2" in offered(server)
     one = b"MAIL FROM:<>\r\n" + b"RCPT TO:<b@y.test>\r\n" * 3 + b"RSET\r\n"
     pull(server, one * 2)
@@ -364,7 +364,7 @@ def test_commands_that_lead_nowhere_are_bounded() -> None:
 
 
 def test_a_message_taken_clears_the_count() -> None:
-    server = dialogue(idle_limit=4, error_limit=0)
+    server = dialogue(idle_limit=4, error_limit=1)
     one = b"RSET\r\nNOOP\r\nMAIL FROM:<>\r\nRCPT TO:<b@y.test>\r\nDATA\r\nx\r\n.\r\n"
     pull(server, one * 20)
     assert b"421" not in server.take_output()
