@@ -23,11 +23,12 @@ from mailstrom.server.sessions import Sessions
 from mailstrom.smtp.reply import Reply
 from mailstrom.storage import open_client_store
 from mailstrom_workers.complaint import Complaint
+from mailstrom_workers.front import Front
 from mailstrom_workers.intake import Intake
 from mailstrom_workers.logins import Logins
 from mailstrom_workers.presence import Presence
 from mailstrom_workers.refusals import Refusals
-from mailstrom_workers.submitter import Front, Submitter
+from mailstrom_workers.submitter import Submitter
 from mailstrom_workers.terms import terms_of
 
 BUSY_MS = 20_000
