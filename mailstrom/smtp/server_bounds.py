@@ -21,10 +21,9 @@ from mailstrom.smtp.server_events import (
     Reset,
     refuse,
 )
-from mailstrom.smtp.server_offer import Offer
+from mailstrom.smtp.server_offer import Offer, longest, most
 
 LINE_LIMIT = 512  # RFC 5321 section 4.5.3.1.4; what is offered adds to it
-AUTH_LINE_LIMIT = 12288  # RFC 4954 section 4
 RECIPIENT_LIMIT = 1000  # RFC 5321 section 4.5.3.1.8 asks for 100 at least
 ERROR_LIMIT = 20
 LOGIN_LIMIT = 3
@@ -82,20 +81,11 @@ class Bounds:
         length = len(octets) + 2
         if length <= self._line:
             return False
-        return length > self._most(octets[:5].upper(), told)
+        return length > most(octets[:5].upper(), told, self._line)
 
     def longest(self, told: tuple[Offer, ...]) -> int:
         """Octets that any line may have."""
-        return max(self._most(verb, told) for verb in (b"MAIL ", b"RCPT ", b"AUTH "))
-
-    def _most(self, verb: bytes, told: tuple[Offer, ...]) -> int:
-        if verb == b"MAIL ":
-            return self._line + max(one.mail_room for one in told)
-        if verb == b"RCPT ":
-            return self._line + max(one.rcpt_room for one in told)
-        if verb == b"AUTH " and any(one.capabilities.auth for one in told):
-            return max(self._line, AUTH_LINE_LIMIT)
-        return self._line
+        return longest(told, self._line)
 
     def another_transaction(self, begun: int) -> Refused | None:
         """The refusal of a MAIL behind so many of the session, or None."""

@@ -19,12 +19,13 @@ from mailstrom.smtp.capabilities import Capabilities
 from mailstrom.smtp.reply import Reply
 from mailstrom.smtp.server_parameters import Clock, room
 
+AUTH_LINE_LIMIT = 12288  # RFC 4954 section 4
 _MOST_LIMIT = 999_999  # six digits (RFC 9422 section 4)
 _LATEST = 253_402_300_799  # the last second of the year 9999
 
 
-class Offer(Struct, frozen=True, gc=False):
-    """What is offered, and what follows from it.
+class Offer(Struct, frozen=True, gc=False, eq=False):
+    """What is offered, and what follows from it; the same thing only if it is the same object.
 
     Args:
         capabilities: what EHLO tells.
@@ -68,12 +69,44 @@ def offer(
 
 def greeted(told: Offer, clock: Clock | None) -> tuple[str, ...]:
     """The lines of the reply to EHLO at this moment."""
-    held = told.capabilities.future_release
-    if held is None or clock is None:
+    if told.capabilities.future_release is None or clock is None:
         return told.lines
-    until = datetime.fromtimestamp(min(clock() + held, _LATEST), UTC)
+    return _greeted(told, int(clock()))
+
+
+@lru_cache(maxsize=8)  # clients greet many in a second
+def _greeted(told: Offer, now: int) -> tuple[str, ...]:
+    held = told.capabilities.future_release or 0
+    until = datetime.fromtimestamp(min(now + held, _LATEST), UTC)
     text = until.strftime("%Y-%m-%dT%H:%M:%SZ")
     return replace(told.capabilities, future_release_until=text).render()
+
+
+@lru_cache(maxsize=64)
+def longest(told: tuple[Offer, ...], line: int) -> int:
+    """Octets of the longest line there may be in a session.
+
+    Args:
+        told: all offers of the session.
+        line: octets of a line that has no room beyond.
+    """
+    return max(most(verb, told, line) for verb in (b"MAIL ", b"RCPT ", b"AUTH "))
+
+
+def most(verb: bytes, told: tuple[Offer, ...], line: int) -> int:
+    """Octets of the longest line of a command.
+
+    Args:
+        verb: the command, upper case, and the space behind it.
+        told, line: as for ``longest``.
+    """
+    if verb == b"MAIL ":
+        return line + max(one.mail_room for one in told)
+    if verb == b"RCPT ":
+        return line + max(one.rcpt_room for one in told)
+    if verb == b"AUTH " and any(one.capabilities.auth for one in told):
+        return max(line, AUTH_LINE_LIMIT)
+    return line
 
 
 def _verbs(offered: Capabilities) -> str:

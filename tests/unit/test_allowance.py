@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import io
 import json
+from ipaddress import IPv4Address, IPv6Address, ip_network
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mailstrom import events
 from mailstrom.config.listening import networks
 from mailstrom_workers import allowance, refusals
 from mailstrom_workers.allowance import Connections, Pace, client_of
 from mailstrom_workers.refusals import Refusals
-from mailstrom_workers.terms import within
+from mailstrom_workers.terms import Networks
 
 
 @pytest.mark.parametrize(
@@ -44,7 +47,32 @@ def test_whom_an_address_belongs_to(address: str, client: str) -> None:
     ],
 )
 def test_who_is_within_networks(address: str, inside: bool) -> None:
-    assert within(address, networks(["127.0.0.0/8", "::1", "fe80::/10"])) is inside
+    some = Networks(networks(["127.0.0.0/8", "::1", "fe80::/10"]))
+    assert [address in some for _ in range(2)] == [inside, inside]
+
+
+@given(
+    st.lists(st.tuples(st.ip_addresses(), st.integers(0, 128)), max_size=8),
+    st.lists(st.ip_addresses(), max_size=8),
+)
+def test_networks_hold_what_the_library_says(
+    drawn: list[tuple[IPv4Address | IPv6Address, int]], asked: list[IPv4Address | IPv6Address]
+) -> None:
+    members = [
+        ip_network(f"{one}/{min(length, one.max_prefixlen)}", strict=False) for one, length in drawn
+    ]
+    some = Networks(members)
+    for address in [*asked, *(one.network_address for one in members)]:
+        mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+        meant = mapped or address
+        assert (str(address) in some) is any(meant in one for one in members)
+
+
+def test_networks_remember_a_bounded_number_of_addresses() -> None:
+    some = Networks(networks(["10.0.0.0/8"]))
+    for number in range(10_000):
+        assert f"10.0.{number >> 8}.{number & 255}" in some
+    assert len(some._known) <= 4096
 
 
 def test_connections_are_counted_and_forgotten() -> None:

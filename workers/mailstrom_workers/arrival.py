@@ -21,7 +21,6 @@ from mailstrom.smtp.server import ServerDialogue
 from mailstrom.smtp.server_events import Opened
 from mailstrom_workers.allowance import client_of
 from mailstrom_workers.front import Front
-from mailstrom_workers.terms import within
 
 _CROWDED = Reply(421, "4.7.0", ("too many connections, try again later",))
 _CROWD = Reply(421, "4.7.0", ("too many connections from your address, try again later",))
@@ -83,7 +82,7 @@ class Arrival(Connection):
         """Count it; one too many is not even shaken hands with."""
         peer = transport.get_extra_info("peername")
         address = peer[0] if isinstance(peer, tuple) else ""
-        if within(address, self.terms.proxies):
+        if address in self.terms.proxies:
             self._proxy = ProxyReader()
             self.preface_first()
         elif not self._counted_in(address) and self._implicit_tls:
@@ -148,7 +147,7 @@ class Arrival(Connection):
         terms = self.front.terms
         if self.user is not None:
             return terms.users is not None and terms.users.get(self.user) == self.proved
-        return within(self.peer[0], terms.allowed)
+        return self.peer[0] in terms.allowed
 
     def told_off(self, reason: str, *, client: str = "", **fields: str | None) -> None:
         """Tell the log why it was refused."""

@@ -9,9 +9,8 @@ Must not know: connections, the spool.
 from __future__ import annotations
 
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 
 from mailstrom.config import Config, Listener, networks, server_context
@@ -27,8 +26,49 @@ CONTENT_S = 180.0
 LEAST_BUDGET = 64 << 20
 HOLD_S = 366 * 86_400
 """So long a client may have a message held (RFC 4865)."""
+_KNOWN = 4096
+"""Addresses of which it is known whether they are in a network."""
 PRIORITIES = "MIXER"
 """The profile of MT-PRIORITY (RFC 6710 appendix B): below, at and above 0 is all that counts."""
+
+
+class Networks:
+    """Networks of clients: ``address in networks``; what is no address is in none.
+
+    Asked at each connection and each recipient, so what was found is kept for so many addresses,
+    and a network is found by the length of its prefix.
+
+    Args:
+        members: the networks.
+    """
+
+    __slots__ = ("_known", "_prefixes")
+
+    def __init__(self, members: Iterable[Network]) -> None:
+        self._prefixes: dict[int, dict[int, set[int]]] = {4: {}, 6: {}}
+        for one in members:
+            masked = self._prefixes[one.version].setdefault(int(one.netmask), set())
+            masked.add(int(one.network_address))
+        self._known: dict[str, bool] = {}
+
+    def __contains__(self, address: str) -> bool:
+        known = self._known.get(address)
+        if known is None:
+            if len(self._known) >= _KNOWN:
+                self._known.clear()
+            known = self._known[address] = self._holds(address)
+        return known
+
+    def _holds(self, address: str) -> bool:
+        try:
+            found = ip_address(address.partition("%")[0])
+        except ValueError:
+            return False
+        if isinstance(found, IPv6Address) and found.ipv4_mapped is not None:
+            found = found.ipv4_mapped
+        number = int(found)
+        prefixes = self._prefixes[found.version]
+        return any(number & mask in members for mask, members in prefixes.items())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,8 +89,8 @@ class Terms:
 
     listener: Listener
     hostname: str
-    allowed: tuple[Network, ...]
-    proxies: tuple[Network, ...]
+    allowed: Networks
+    proxies: Networks
     tls: ssl.SSLContext | None
     users: Mapping[str, str] | None = field(repr=False)
     plain: Capabilities
@@ -98,8 +138,8 @@ def terms_of(config: Config) -> Terms:
     return Terms(
         listener=listener,
         hostname=config.hostname,
-        allowed=networks(listener.allow_networks),
-        proxies=networks(listener.proxy_networks),
+        allowed=Networks(networks(listener.allow_networks)),
+        proxies=Networks(networks(listener.proxy_networks)),
         tls=tls,
         users=users,
         plain=plain,
@@ -111,15 +151,3 @@ def terms_of(config: Config) -> Terms:
             unread_s=min(listener.timeout, CONTENT_S),
         ),
     )
-
-
-@lru_cache(maxsize=4096)
-def within(address: str, among: tuple[Network, ...]) -> bool:
-    """Whether an address is in one of these networks; what is no address is in none."""
-    try:
-        found = ip_address(address.partition("%")[0])
-    except ValueError:
-        return False
-    if isinstance(found, IPv6Address) and found.ipv4_mapped is not None:
-        found = found.ipv4_mapped
-    return any(found.version == network.version and found in network for network in among)

@@ -236,6 +236,20 @@ def test_future_release_says_until_when_and_needs_a_clock() -> None:
     )
 
 
+def test_the_time_of_future_release_goes_on() -> None:
+    times = iter([NOW, NOW + 0.9, NOW + 1, NOW + 61, NOW])
+    server = ServerDialogue(OFFER, tls=True, clock=lambda: next(times))
+    server.next_event()
+    server.take_output()
+    told = [
+        line.rpartition("T")[2]
+        for _ in range(5)
+        for line in offered(server)
+        if line.startswith("FUTURERELEASE")
+    ]
+    assert told == ["01:00:00Z", "01:00:00Z", "01:00:01Z", "01:01:01Z", "01:00:00Z"]
+
+
 def test_a_client_reads_what_is_rendered() -> None:
     read = Capabilities.parse(offered(dialogue(transaction_limit=7, announce=True)))
     assert (read.dsn, read.mt_priority, read.future_release) == (True, "", 3600)
