@@ -7,8 +7,8 @@ the envelope id and the original recipients. Each of them ends up inside one fie
 part and can begin no other; the boundary is one that occurs nowhere in the parts. The same facts
 give the same Message-ID, whoever renders them, however often.
 
-A report is ASCII alone, unless the sender's own address needs SMTPUTF8 or an eight-bit original is
-returned whole: then, and only then, it needs what the original needed. Pure: knows no clock, no
+A report is ASCII alone, whatever the original was, unless the sender's own address needs SMTPUTF8:
+else it could be lost at a host that takes less than those before it. Pure: knows no clock, no
 spool and no configuration, and is called while others wait for a lock.
 """
 
@@ -57,7 +57,7 @@ class Report(NamedTuple):
         content: the octets for the wire.
         message_id: its own Message-ID.
         subject: decoded.
-        eightbit: it needs 8BITMIME.
+        eightbit: it needs 8BITMIME; only where it needs SMTPUTF8, too.
         smtputf8: it needs SMTPUTF8.
     """
 

@@ -7,6 +7,7 @@ places: in the spool (how many were made, and about whom) and in the mailbox (ho
 
 from __future__ import annotations
 
+import binascii
 import contextlib
 import itertools
 import signal
@@ -373,6 +374,35 @@ def test_a_sender_in_utf8_is_told_in_utf8(
     assert f"Final-Recipient: utf-8; {name}\n".encode() in report.as_bytes()
     [transaction] = [one for one in home[1].transactions if sender in one.accepted]
     assert "SMTPUTF8" in transaction.params
+
+
+def test_of_eight_bit_and_utf8_mail_a_seven_bit_host_is_told(
+    engine: Engine, network: Network
+) -> None:
+    domain, (host,) = network.site(Script(eightbitmime=False, smtputf8=False), keep=True)
+    gone = network.new_domain()
+    network.zone(gone, {"MX": ["0 ."]})
+    text = "Grüße\r\n".encode()
+
+    plain = submission(f"eight@{domain}", f"b@{gone}", text=text, eightbit=True)
+    utf8 = submission(
+        f"utf8@{domain}", f"χρήστης@{gone}", text=text, eightbit=True, smtputf8=True
+    )  # fmt: skip
+    utf8 = utf8._replace(content=utf8.content.replace(b"Subject: story", "Subject: 漢字".encode()))
+    hand_in(engine, plain, utf8)
+
+    for mail in (plain, utf8):
+        [report] = mailbox(host, mail.sender)
+        third = report.get_payload(2)
+        assert isinstance(third, Message)
+        assert third.get_content_type() == "message/global"
+        octets = third.as_bytes().partition(b"\n\n")[2]
+        assert binascii.a2b_qp(octets).replace(b"\r", b"") == mail.content.replace(b"\r", b"")
+        [transaction] = [one for one in host.transactions if mail.sender in one.accepted]
+        assert not {"BODY", "SMTPUTF8"} & set(transaction.params)
+    [status] = mailbox(host, utf8.sender)
+    local = "".join(f"\\x{{{ord(one):X}}}" for one in "χρήστης")
+    assert blocks(status)[1]["Final-Recipient"] == f"utf-8; {local}@{gone}"
 
 
 def test_what_a_person_calls_failed_is_told(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import binascii
 from email import message_from_bytes
 from email.message import Message
 from typing import Any
@@ -88,10 +89,11 @@ def of_third(report: Report) -> tuple[str, bytes]:
     head, _, body = raw.partition(b"\r\n\r\n")
     described = message_from_bytes(head + b"\r\n\r\n")
     described.set_payload(body.decode("latin-1"))
-    if described["Content-Transfer-Encoding"] == "quoted-printable":
-        import quopri
-
-        body = quopri.decodestring(body)
+    match described["Content-Transfer-Encoding"]:
+        case "quoted-printable":
+            body = binascii.a2b_qp(body)
+        case "base64":
+            body = binascii.a2b_base64(body)
     return described.get_content_type(), body
 
 
@@ -351,15 +353,36 @@ def test_of_a_message_that_had_to_be_encrypted_nothing_is_shown() -> None:
     assert b"Hello" not in report.content
 
 
-def test_an_eight_bit_original_is_returned_as_it_was_and_needs_what_it_needed() -> None:
+@pytest.mark.parametrize(
+    ("body", "encoding"),
+    [
+        ("Grüße\r\n".encode("latin-1"), "quoted-printable"),
+        ("Grüße = Gruss \t\r\n.\r\n".encode(), "quoted-printable"),
+        ("Добрый день, счёт во вложении.\r\n".encode() * 20, "base64"),
+        (bytes(range(0x80, 0x100)) * 4 + b"\r\n", "base64"),
+    ],
+)
+def test_an_eight_bit_original_is_returned_octet_by_octet_by_any_way(
+    body: bytes, encoding: str
+) -> None:
+    report = rendered(ORIGINAL._replace(content=HEADER + body))
+    assert report.content.isascii()
+    assert (report.eightbit, report.smtputf8) == (False, False)
+    third = parts(report)[2]
+    assert (third.get_content_type(), third["Content-Transfer-Encoding"]) == (
+        "message/global", encoding
+    )  # fmt: skip
+    assert of_third(report) == ("message/global", HEADER + body)
+    assert message_from_bytes(report.content)["Content-Transfer-Encoding"] is None
+    parse(report.content)
+
+
+def test_where_the_way_back_has_smtputf8_eight_bits_stay() -> None:
     latin = HEADER + "Grüße\r\n".encode("latin-1")
-    report = rendered(ORIGINAL._replace(content=latin))
-    assert (report.eightbit, report.smtputf8) == (True, False)
+    report = rendered(ORIGINAL._replace(sender="άννα@app.example", content=latin))
+    assert (report.eightbit, report.smtputf8) == (True, True)
     assert of_third(report) == ("message/rfc822", latin)
-    [third] = [one for one in parts(report) if one.get_content_type() == "message/rfc822"]
-    assert third["Content-Transfer-Encoding"] == "8bit"
     assert message_from_bytes(report.content)["Content-Transfer-Encoding"] == "8bit"
-    assert message_from_bytes(rendered().content)["Content-Transfer-Encoding"] is None
 
 
 @pytest.mark.parametrize(
