@@ -1,9 +1,10 @@
 """One connection of an ``SMTPServer``: its hooks asked, its content counted.
 
 Contract. Each hook is called once for its stage with what is known of the client, and may answer at
-once or later; one that raises ``Refuse`` refuses with that reply. While a hook of a connection is
-awaited nothing else of that connection is looked at. Octets of content are counted against the
-server's bound as they come, and until the mail that they are is taken or refused.
+once or later; one that raises ``Refuse`` refuses with that reply, and one that says what is no
+answer is broken: 451. While a hook of a connection is awaited nothing else of that connection is
+looked at. Octets of content are counted against the server's bound as they come, and until the mail
+that they are is taken or refused.
 
 Must not know: where the server listens.
 """
@@ -177,8 +178,15 @@ class Reception(Connection):
         self.answer(reply)
 
     def _verdict(self, event: Question, said: Verdict | bool) -> Reply:
-        if isinstance(said, Reply):
-            return said
-        if isinstance(event, Credentials):
-            return _WELCOME if said is True else event.default
-        return event.default
+        """The reply; what is none raises, since a refusal that is misread would be a yes."""
+        if said is None:
+            return event.default
+        if isinstance(said, bool) and isinstance(event, Credentials):
+            return _WELCOME if said else event.default
+        if not isinstance(said, Reply):
+            raise TypeError(f"a hook returned {said!r:.80}: return None or a Reply, raise Refuse")
+        if said.code < 400 and (said.code >= 300) is not isinstance(event, DataBegin):
+            raise ValueError(
+                f"a hook returned {said.code}: DATA is accepted by 354, all else by 2xx"
+            )
+        return said

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import socket
 import ssl
 from collections.abc import Awaitable, Mapping
@@ -52,8 +53,8 @@ class SMTPServer:
 
     Each hook gets the :class:`Client` and what the client asks for. It returns None for the normal
     reply, a ``Reply`` for another, or raises :class:`Refuse`; it may be a coroutine function. One
-    that raises anything else is logged and answered 451. How long it takes is its own affair, and
-    of one connection alone.
+    that raises or returns anything else is logged and answered 451. How long it takes is its own
+    affair, and of one connection alone.
 
     Args:
         host: address, or a name of this machine.
@@ -102,6 +103,12 @@ class SMTPServer:
             raise ValueError(
                 "AUTH without TLS shows every password: pass tls=, or auth_in_clear=True"
             )
+        if not 0 <= port <= 65535:
+            raise ValueError(f"port {port} is none: pass 0 for a free one, or 1 to 65535")
+        if hostname and not re.fullmatch(r"[!-~]{1,255}", hostname):
+            raise ValueError(f"{hostname!r:.300} is no host name: it is the first word of a reply")
+        if max_size < 0:
+            raise ValueError(f"max_size {max_size} is negative: pass 0 for no limit")
         self.host = host
         self.port = port
         self.hostname = hostname or socket.gethostname()

@@ -236,6 +236,25 @@ def test_a_hook_at_every_stage_may_refuse(
 
 
 @pytest.mark.parametrize("slowly", [False, True])
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(
+    "said", [False, True, 250, "550 no", (550, "no"), (_ for _ in ()), "a 2xx or 3xx too few"]
+)
+def test_what_is_no_answer_is_never_taken_for_a_yes(stage: str, slowly: bool, said: Any) -> None:
+    if said == "a 2xx or 3xx too few":
+        said = Reply(250 if stage == "data" else 354, None, ("go on",))
+
+    async def body() -> None:
+        async with Picky({stage: said}, slowly=slowly) as server:
+            replies = await walk(server)
+            assert len(replies) == STAGES.index(stage) + 1
+            assert replies[-1][:4] == (b"421 " if stage == "connect" else b"451 ")
+        assert [mail async for mail in server] == []
+
+    run(body)
+
+
+@pytest.mark.parametrize("slowly", [False, True])
 def test_hooks_are_asked_once_each_with_what_is_known(slowly: bool) -> None:
     async def body() -> None:
         words = {"mail": Reply(250, "2.0.0", ("kept as 7",))}
@@ -515,3 +534,9 @@ def test_what_cannot_work_is_said_before_it_starts(
         SMTPServer(implicit_tls=True)
     with pytest.raises(ValueError, match="shows every password"):
         SMTPServer(auth={"u": "secret"})
+    for wrong in ({"port": 65536}, {"port": -1}, {"max_size": -1}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            SMTPServer(**wrong)
+    for name in ("two words", "mx.test\r\n250 x", "m\u00fc.test"):
+        with pytest.raises(ValueError, match="no host name"):
+            SMTPServer(hostname=name)
