@@ -13,7 +13,8 @@ Bounded, by ``Limits``: the time to the next whole command, which dripping octet
 pauses and the pace of content, a handshake, replies that are not read, what is read ahead, commands
 at one go (others have their turn behind them). Errors are the dialogue's to count. An idle
 connection holds no buffer. Behind the last reply what still comes is thrown away for a moment,
-since closing with unread octets would send RST, which can destroy that reply on its way.
+since closing with unread octets would send RST, which can destroy that reply on its way; of those
+refused in their greeting for ``MOST_LINGERING`` at a time.
 
 Must not know: where the server listens, who may send, where mail is kept.
 
@@ -28,7 +29,7 @@ from collections.abc import Sequence
 from math import inf
 from typing import cast
 
-from mailstrom.server.sessions import Limits, Sessions, log
+from mailstrom.server.sessions import MOST_LINGERING, Limits, Sessions, log
 from mailstrom.server.stages import LATER, Stages
 from mailstrom.smtp.reply import Reply, render_reply
 from mailstrom.smtp.server import ServerDialogue
@@ -40,6 +41,7 @@ from mailstrom.smtp.server_events import (
     Credentials,
     Hello,
     MailFrom,
+    Opened,
     Question,
     RcptTo,
     Reset,
@@ -99,6 +101,7 @@ class Connection(Stages, asyncio.BufferedProtocol):
         "_sealed",
         "_stopping",
         "_tls",
+        "_turned_away",
         "cause",
         "deadline",
         "dialogue",
@@ -140,6 +143,7 @@ class Connection(Stages, asyncio.BufferedProtocol):
         self._reading = True
         self._stopping = False
         self._gone = False  # the peer said that it says nothing more
+        self._turned_away = False  # its greeting was a refusal
         self._handshake: asyncio.Task[None] | None = None
         self._early = b""  # of the handshake, come before TLS was there to read it
         self._sealed = b""  # decrypted, come along with the end of the handshake
@@ -241,7 +245,8 @@ class Connection(Stages, asyncio.BufferedProtocol):
         self._steer()
         if self.transport.is_closing():
             return
-        if self.transport.can_write_eof() and not self._gone:
+        waits = not self._turned_away or self.sessions.turned_away <= MOST_LINGERING
+        if waits and self.transport.can_write_eof() and not self._gone:
             self.transport.write_eof()
         else:
             self.transport.close()
@@ -360,6 +365,7 @@ class Connection(Stages, asyncio.BufferedProtocol):
         self.deadline = inf
         self.cause = self.cause or why
         self.sessions.remove(self)
+        self.sessions.turned_away -= self._turned_away
         self._pieces = None
         self._sealed = self._early = b""
         self.on_closed()
@@ -455,6 +461,9 @@ class Connection(Stages, asyncio.BufferedProtocol):
         elif kind is Hello and reply.positive:
             self._forget()
             self.helo = cast(Hello, event).name
+        elif kind is Opened and not reply.positive:
+            self._turned_away = True
+            self.sessions.turned_away += 1
         elif kind is Credentials and reply.positive:
             self.user = cast(Credentials, event).user
 

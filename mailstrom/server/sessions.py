@@ -21,6 +21,9 @@ from mailstrom.smtp.reply import Reply
 log = logging.getLogger("mailstrom.server")
 
 READ_OCTETS = 65536
+MOST_LINGERING = 32
+"""Sessions that were refused in their greeting and are kept for a moment behind it, at a time: each
+has a descriptor, and a flood of them would take all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,11 +92,13 @@ class Sessions:
     Attributes:
         open: the sessions.
         buffer: what all of them read into, one after the other.
+        turned_away: open ones that were refused in their greeting.
     """
 
     def __init__(self, limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
         self.open: set[Session] = set()
+        self.turned_away = 0
         self.buffer = memoryview(bytearray(READ_OCTETS))
         self._every = self.limits.coarseness
         self._timer: asyncio.TimerHandle | None = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from tests.support.engine import DEADLINE_S
 from tests.support.listening import Listening, MakeListening
 from tests.support.sockets import eventually
@@ -35,6 +37,20 @@ def test_connections_are_bounded_in_all_and_of_a_client(make_listening: MakeList
             with listening.talk(source="127.0.0.3") as refused:
                 assert refused.greeting.code == 421
         eventually(lambda: listening.talk(source="127.0.0.3").greeting.code == 220, what="a place")
+
+
+def test_who_is_too_many_is_told_and_few_of_them_are_kept_open(
+    make_listening: MakeListening,
+) -> None:
+    listening = make_listening(max_connections=1)
+    (pid,) = listening.engine.live("listener")
+    with listening.talk():
+        before = len(os.listdir(f"/proc/{pid}/fd"))
+        for _ in range(100):
+            assert listening.talk().greeting.code == 421
+        assert len(os.listdir(f"/proc/{pid}/fd")) < before + 50
+    listening.hang_up()
+    eventually(lambda: listening.talk().greeting.code == 220, what="a place")
 
 
 def test_too_many_errors_end_the_session(make_listening: MakeListening) -> None:
