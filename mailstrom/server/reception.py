@@ -109,6 +109,7 @@ class Reception(Connection):
         """Keep it while there is room."""
         self._octets_held += len(chunk)
         if not self.server.hold(len(chunk)):
+            self._let_go()  # nothing of it is kept, though it goes on coming
             raise Refuse(452, _NO_ROOM.lines[0], "4.3.1")
         super().on_content(chunk)
 

@@ -339,6 +339,29 @@ def test_content_beyond_the_memory_is_452_and_its_room_comes_back() -> None:
     run(body)
 
 
+def test_content_that_was_refused_takes_no_room_while_it_still_comes() -> None:
+    async def body() -> None:
+        async with (
+            SMTPServer(max_size=10_000, max_memory=10_000) as server,
+            raw(server) as (_, first),
+            raw(server) as (reader, second),
+        ):
+            begin = b"EHLO c\r\nMAIL FROM:<>\r\nRCPT TO:<b@y.test>\r\nDATA\r\n"
+            first.write(begin + b"x" * 9_000 + b"\r\n")
+            await eventually_async(lambda: server._memory >= 9_000, what="the content")
+            second.write(begin + b"x" * 2_000 + b"\r\n")
+            await eventually_async(
+                lambda: any(one._spoiled for one in server.sessions.open),  # type: ignore[attr-defined]
+                what="content that does not fit",
+            )
+            first.transport.abort()
+            await eventually_async(lambda: server._memory == 0, what="the room")
+            second.write(b".\r\n")
+            assert b"\r\n452 4.3.1" in await reader.readuntil(b"452 4.3.1")
+
+    run(body)
+
+
 def test_more_connections_than_allowed_are_told_so() -> None:
     async def body() -> None:
         async with SMTPServer(max_connections=1) as server, raw(server):
