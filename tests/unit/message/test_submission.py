@@ -15,6 +15,7 @@ from mailstrom.errors import InvalidMessage
 from mailstrom.message import RULES, compose, fingerprint
 from mailstrom.message.head import HEAD_LIMIT
 from mailstrom.message.leaf import too_long_line
+from mailstrom.message.option_headers import NONE
 from mailstrom.message.submission import Submitted, Trace, enhanced_code, relayed, submitted
 from mailstrom.types import from_ms
 
@@ -564,6 +565,20 @@ class TestAnything:
         text = text.replace(b"\r", b"").replace(b"\n", b"\r\n").replace(b"\0", b"0") + b"\r\n"
         for role in (take, pass_on):
             assert role(FULL + text).content.endswith(FULL + text)
+
+
+def test_options_below_a_received_are_a_strangers_and_go_unread() -> None:
+    by_the_way = b"Received: by other.example; Thu, 1 Jan 2026 00:00:00 +0000\r\n"
+    asked = b"X-Mailstrom-Stream: news\r\nX-Mailstrom-Nonsense: x\r\n"
+    found = take(by_the_way + asked + FULL)
+    assert found.options == NONE
+    assert behind_received(found.content) == by_the_way + FULL
+    found = take(b"X-Mailstrom-Tags: a\r\n" + by_the_way + asked + FULL)
+    assert found.options == NONE._replace(tags=("a",))
+    assert behind_received(found.content) == by_the_way + FULL
+    carried = pass_on(asked + by_the_way + FULL)
+    assert carried.options == NONE
+    assert behind_received(carried.content) == asked + by_the_way + FULL
 
 
 class TestOfTheSameMail:

@@ -346,6 +346,22 @@ def test_starttls_forgets_what_was_said_before() -> None:
     assert not server.capabilities.starttls
 
 
+def test_who_logged_in_before_tls_is_nobody_behind_it() -> None:
+    server = dialogue(replace(OFFER, auth=frozenset({"PLAIN"})))
+    say(server, "EHLO c")
+    for begun in (False, True):
+        if begun:
+            assert say(server, "STARTTLS") == ["220"]
+            server.tls_started()
+            assert not server.authenticated
+            assert say(server, "EHLO c") == ["250"]
+        server.feed(f"AUTH PLAIN {b64(chr(0) + 'u' + chr(0) + 'p')}\r\n".encode())
+        assert isinstance(server.next_event(), Credentials)
+        server.reply(235, "2.7.0", "welcome")
+        assert codes(server) == ["235"]
+        assert server.authenticated
+
+
 @pytest.mark.parametrize("split", [0, 3])
 def test_plaintext_behind_starttls_closes(split: int) -> None:
     server = dialogue()
