@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from tests.support.engine import DEADLINE_S
-from tests.support.listening import Listening, MakeListening
+from tests.support.listening import Listening, MakeListening, stored
 from tests.support.sockets import eventually
 from tests.support.talk import queued
 
@@ -89,6 +89,33 @@ def test_content_of_many_at_once_is_bounded(make_listening: MakeListening) -> No
     assert eventually(lambda: _told(listening, len(content)) == 354, DEADLINE_S)
     for talk in talks:
         talk.close()
+
+
+def test_content_that_announced_nothing_is_told_at_its_end_that_there_is_no_room(
+    make_listening: MakeListening,
+) -> None:
+    listening = make_listening()
+    content = (b"x" * 76 + b"\r\n") * (24 * 1024 * 1024 // 78)
+    with listening.talk() as one, listening.talk() as two, listening.talk() as three:
+        for talk in (one, two, three):
+            talk.ehlo()
+        for talk in (one, two):
+            talk.envelope("held@x.test")
+            assert talk.say("DATA").code == 354
+            talk.send(content)
+        eventually(lambda: _told(listening, len(content)) == 452, DEADLINE_S, what="the budget")
+        refused = three.mail("data@x.test", content=content)
+        assert (refused.code, refused.lines[0][:5]) == (452, "4.3.1")
+        three.envelope("chunk@x.test")
+        three.send(b"BDAT %d\r\n" % len(content) + content)
+        assert three.reply().code == 452
+        for talk in (one, two):
+            talk.close()
+        eventually(lambda: _told(listening, len(content)) == 354, DEADLINE_S, what="the room")
+        queued(three.mail("after@x.test"))
+    (id,) = stored(listening.engine)
+    rows = listening.engine.rows("SELECT address FROM recipients WHERE message_id = ?", id)
+    assert [row.address for row in rows] == ["after@x.test"]
 
 
 def _told(listening: Listening, size: int) -> int:
