@@ -175,10 +175,10 @@ class Submitter(Arrival):
 
     def on_chunk(self, event: ChunkEnd) -> Answer:
         """One that is refused ends the transaction."""
-        if not event.default.positive or self._spilled:
-            self._release()
-            return None if not event.default.positive else _NO_ROOM
-        return None
+        if not self._spilled:
+            return None
+        self._release()
+        return _NO_ROOM
 
     def on_message(self, event: ContentEnd) -> Answer:
         """Hand it in; the answer comes when it is durable."""
