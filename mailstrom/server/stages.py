@@ -45,6 +45,11 @@ LATER: Final = Later.LATER
 
 Answer = Reply | Later | None
 
+_SMALL = 4096
+"""Octets of a piece of content below which it is joined to the one before: a client that sends two
+octets at a time makes us hold those, not an object for each."""
+_JOINED = 1 << 16
+
 _FAILED = Reply(451, "4.3.0", ("local error, try again later",))
 _CLOSED = Reply(421, "4.3.0", _FAILED.lines)
 
@@ -60,7 +65,7 @@ class Stages:
 
     def __init__(self) -> None:
         self.peer: tuple[str, int] = ("", 0)
-        self._pieces: list[bytes] | None = None
+        self._pieces: list[bytes | bytearray] | None = None
         self._spoiled = False  # the content cannot be had, whatever else comes of it
 
     def on_preface(self, data: bytes) -> bytes | None:
@@ -99,8 +104,13 @@ class Stages:
         pieces = self._pieces
         if pieces is None:
             self._pieces = [chunk]
-        else:
+        elif len(chunk) >= _SMALL or len(pieces[-1]) >= _JOINED:
             pieces.append(chunk)
+        else:
+            last = pieces[-1]
+            if type(last) is not bytearray:
+                last = pieces[-1] = bytearray(last)
+            last += chunk
 
     def on_chunk(self, event: ChunkEnd) -> Answer:
         """A BDAT that is not the last has come."""
@@ -137,7 +147,7 @@ class Stages:
         pieces, self._pieces = self._pieces, None
         if pieces is None:
             return b""
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        return bytes(pieces[0]) if len(pieces) == 1 else b"".join(pieces)
 
     def ask(self, event: Question) -> Answer:
         """What to answer: asks the method of the event."""
