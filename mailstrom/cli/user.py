@@ -42,15 +42,21 @@ def add(name: str, file: str | None, config: str | None, replace: bool) -> int:
     path = _file(file, config)
     _told(path, lambda: require_name(name))
     users = _users(path, missing_ok=True)
+    taken = f"{name} is there already; --replace gives a new password"
     if name in users and not replace:
-        return _fail(f"{name} is there already; --replace gives a new password")
+        return _fail(taken)
     hashed = hash_password(_password(twice=True))
 
     def put(users: Users) -> Users:
+        if name in users and not replace:  # added meanwhile by somebody else
+            raise _Taken
         return {**users, name: hashed}
 
     made = not os.path.exists(path)
-    _change(path, put)
+    try:
+        _change(path, put)
+    except _Taken:
+        return _fail(taken)
     click.echo(f"{printable(name)}: {'replaced' if name in users else 'added'}")
     if made and os.geteuid() == 0:
         place = shlex.quote(path)
@@ -106,6 +112,10 @@ def check(name: str, file: str | None, config: str | None) -> int:
         return _fail(f"{name}: no such user, or not the password")
     click.echo(f"{printable(name)}: ok")
     return Exit.OK
+
+
+class _Taken(Exception):
+    """There is such a user already."""
 
 
 def _file(file: str | None, config: str | None) -> str:
@@ -173,6 +183,8 @@ def _password(*, twice: bool) -> str:
             f"a password has 1 to {LONGEST_PASSWORD} characters: type one, or write it to standard"
             " input"
         )
+    if "\0" in password:  # it ends the password in AUTH PLAIN (RFC 4616)
+        raise click.UsageError("a password holds no NUL: no client could log in with it")
     return password
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mailstrom.passwords import matches
+from mailstrom.passwords import hash_password, matches
 from mailstrom.userfile import read_users
 
 
@@ -56,6 +56,7 @@ def test_the_file_is_the_configurations_which_needs_not_be_usable_yet(
         (("add", "a:b"), b"x\n", 64, "no user name"),
         (("add", "joe"), b"", 64, "1 to 1024 characters"),
         (("add", "joe"), b"\xff\n", 64, "not UTF-8"),
+        (("add", "joe"), b"a\0b\n", 64, "no NUL"),
         (("list",), b"", 78, "no such file"),
         (("remove", "joe"), b"", 78, "no such file"),
     ],
@@ -83,3 +84,17 @@ def test_a_broken_file_is_left_alone(run: Any, users: Path) -> None:
     assert done.code == 78
     assert "line 1" in done.err
     assert users.read_text() == "joe:secret\n"
+
+
+def test_who_is_added_meanwhile_by_another_is_not_replaced(
+    run: Any, users: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slowly(password: str) -> str:
+        users.write_text(f"joe:{hash_password('theirs')}\n")
+        return hash_password(password)
+
+    monkeypatch.setattr("mailstrom.passwords.hash_password", slowly)
+    done = run("user", "add", "joe", "--file", str(users), stdin=b"ours\n")
+    assert (done.code, done.out) == (1, "")
+    assert "--replace" in done.err
+    assert matches("theirs", read_users(users)["joe"])
