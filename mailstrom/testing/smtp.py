@@ -73,6 +73,8 @@ class SMTPServer:
     ) -> None:
         if implicit_tls and tls is None:
             raise ValueError("implicit TLS needs a context: pass tls=")
+        if not 0 <= port <= 65535:
+            raise ValueError(f"port {port} is none: pass 0 for a free one, or 1 to 65535")
         self.host = host
         self.port = port
         self.hostname = hostname

@@ -260,3 +260,8 @@ def test_as_a_program_it_says_what_is_wrong(tmp_path: Path) -> None:
     ):
         assert process.wait(30) == 2
     assert printed.read_text().startswith("mailstrom.testing.sink: ")
+    with printed.open("w") as output, program(output, "--port", "65536") as process:
+        assert process.wait(30) == 2
+    assert printed.read_text() == (
+        "mailstrom.testing.sink: port 65536 is none: pass 0 for a free one, or 1 to 65535\n"
+    )
