@@ -6,6 +6,7 @@ bounded. ``-j`` prints a JSON object a line with the keys of Postfix's ``postque
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import time
@@ -39,6 +40,8 @@ def show(place: Place, *, as_json: bool) -> int:
         MailstromError: the spool cannot be asked.
     """
     lines = _objects if as_json else _table
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a letter the locale lacks hides no mail
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         for line in lines(_unfinished(opened(place.spool, writing=False))):
             print(line)

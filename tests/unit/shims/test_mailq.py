@@ -49,6 +49,16 @@ def test_a_table(spool: Spool) -> None:
     assert third not in said
 
 
+def test_a_letter_that_the_locale_lacks_hides_no_mail(spool: Spool) -> None:
+    ascii_only = spool.environ(PYTHONIOENCODING="ascii")
+    first = spool.ms.send(LETTER)
+    spool.ms.send(LETTER, recipients=["\u6f22@b.example"])
+    done = spool.call(module="mailq", environ=ascii_only)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"\\u6f22@b.example\n" in done.stdout
+    assert first.encode() in done.stdout
+
+
 def test_json_has_the_keys_of_postqueue(spool: Spool) -> None:
     id = spool.ms.send(LETTER)
     (line,) = listed(spool, "-j").splitlines()
