@@ -82,8 +82,9 @@ def configuration() -> Iterator[str]:
     yield (
         "One TOML file: `--config`, else `MAILSTROM_CONFIG`, else `/etc/mailstrom/mailstrom.toml`,"
         " else `$XDG_CONFIG_HOME/mailstrom/mailstrom.toml` (`~/.config` where that variable is"
-        " unset). The first that is there is the only one read. Without any file the defaults hold;"
-        " a file that is named and missing is an error (exit 78). Relative paths start at the file"
+        " unset). The first that is there is the only one read. Without any file the defaults hold."
+        " Errors (exit 78): a file that is named and missing; `/etc/mailstrom` closed to this user"
+        " where nothing else names a file or a spool. Relative paths start at the file"
         " that names them. Unknown keys are errors. `mailstrom config show` prints every setting in"
         " force and where it came from, `mailstrom config check FILE` checks a file."
     )

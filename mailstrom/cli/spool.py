@@ -51,6 +51,7 @@ def place(config: str | None, store: str | None) -> str:
 
     named = store or os.environ.get("MAILSTROM_STORE")
     if not named and locate.configuration_file(config, os.environ) is None:
+        locate.require_entered()
         return locate.default_store(os.environ)
     return locate.locate_store(store, config, os.environ)
 

@@ -90,6 +90,23 @@ def configuration_file(
     return own if own is not None and os.path.lexists(own) else None
 
 
+def require_entered() -> None:
+    """For a user who named nothing and found nothing: nothing was kept back.
+
+    Behind a directory that only a group may enter there may be a file that names another spool;
+    what went into the default one instead would be delivered by nobody.
+
+    Raises:
+        ConfigError: the directory of the machine's file is there and closed to this user.
+    """
+    folder = os.path.dirname(SYSTEM_FILE)
+    if os.path.isdir(folder) and not os.access(folder, os.X_OK):
+        raise ConfigError(
+            f"{folder} cannot be entered by this user, and the configuration in it names the spool:"
+            " add the user to its group (mailstrom), or name a spool by MAILSTROM_STORE"
+        )
+
+
 def locate_store(
     store: str | os.PathLike[str] | None,
     config: str | os.PathLike[str] | None,
@@ -98,7 +115,8 @@ def locate_store(
     """Absolute path of the spool, or its name with a scheme; the default directory is made.
 
     Raises:
-        ConfigError: the configuration file cannot be read, or what names the store is no path.
+        ConfigError: the configuration file cannot be read or is kept from this user, or what names
+            the store is no path.
         SpoolError: the default directory cannot be made.
         TypeError: an argument is no path.
     """
@@ -115,6 +133,8 @@ def locate_store(
         named = _store_key(file)
         if named is not None:
             return _name(named, f"{file}: store", os.path.dirname(file))
+    else:
+        require_entered()
     path = default_store(environ)
     folder = os.path.dirname(path)
     try:

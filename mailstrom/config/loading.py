@@ -20,7 +20,13 @@ import msgspec
 
 from mailstrom.config import checks, durations, schema, sizes
 from mailstrom.config.names import is_fqdn
-from mailstrom.config.places import LONGEST_PATH, default_store, find_file, plain_path
+from mailstrom.config.places import (
+    LONGEST_PATH,
+    default_store,
+    find_file,
+    plain_path,
+    require_entered,
+)
 from mailstrom.config.settings import Config, Table
 from mailstrom.errors import ConfigError
 from mailstrom.printable import printable
@@ -63,10 +69,13 @@ def load(
         whole: refuse a file that looks half written; see ``tomlfile.tables``.
     Raises:
         ConfigError: a named file is missing, a file is unreadable or no TOML, a key is unknown, a
-            value is out of bounds, or settings contradict each other.
+            value is out of bounds, or settings contradict each other. Or nothing names a spool, and
+            the machine's file is kept from this user.
     """
     file = find_file(path, environ)
     if file is None:
+        if not (store or environ.get("MAILSTROM_STORE")):
+            require_entered()
         return _effective({}, _Source("configuration"), environ, store)
     raw = read_tables(file, whole=whole)
     return _effective(raw, _Source(str(file), file.parent), environ, store, str(file))

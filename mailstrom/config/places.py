@@ -44,6 +44,23 @@ def default_store(environ: Mapping[str, str] = os.environ) -> str:
     return plain_path("mailstrom/spool.db", _xdg(environ, "XDG_STATE_HOME", ".local/state"))
 
 
+def require_entered() -> None:
+    """For a user who named nothing and found nothing: nothing was kept back.
+
+    Behind a directory that only a group may enter there may be a file that names another spool;
+    what went into the default one instead would be delivered by nobody.
+
+    Raises:
+        ConfigError: the directory of the machine's file is there and closed to this user.
+    """
+    folder = os.path.dirname(SYSTEM_FILE)
+    if os.path.isdir(folder) and not os.access(folder, os.X_OK):
+        raise ConfigError(
+            f"{folder} cannot be entered by this user, and the configuration in it names the spool:"
+            " add the user to its group (mailstrom), or name a spool by MAILSTROM_STORE"
+        )
+
+
 def find_file(path: str | os.PathLike[str] | None, environ: Mapping[str, str]) -> Path | None:
     """The configuration file in force, absolute, or None where there is none.
 
@@ -66,7 +83,7 @@ def find_file(path: str | os.PathLike[str] | None, environ: Mapping[str, str]) -
         SYSTEM_FILE,
         _xdg(environ, "XDG_CONFIG_HOME", ".config") / "mailstrom/mailstrom.toml",
     ):
-        # exists() is False below a directory we may not enter: then the file is not ours to read
+        # lexists() is False, too, below a directory that we may not enter: see require_entered()
         if os.path.lexists(file):
             return file
     return None

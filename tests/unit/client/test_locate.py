@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from mailstrom.cli.spool import place
 from mailstrom.client import Mailstrom, locate
 from mailstrom.config import places
 from mailstrom.config.loading import load
@@ -104,6 +105,35 @@ def test_client_and_engine_find_the_same_spool(tmp_path: Path, case: str) -> Non
     engine = outcome(lambda: load(environ=environ).store)
     assert outcome(lambda: locate.locate_store(None, None, environ)) == engine
     assert engine == "ConfigError" or (engine[0] == "/" and "//" not in engine)
+
+
+def test_a_configuration_that_is_kept_from_the_user_is_no_missing_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "etc/mailstrom.toml", "system.db")
+    closed = str(tmp_path / "etc")
+    see, enter = os.path.lexists, os.access
+    # As the system tells a user who may not enter; root may enter everywhere.
+    monkeypatch.setattr(os.path, "lexists", lambda path: closed not in str(path) and see(path))
+    monkeypatch.setattr(os, "access", lambda path, how: path != closed and enter(path, how))
+    environ = environment(tmp_path)
+    for name in ("MAILSTROM_STORE", "MAILSTROM_CONFIG", "XDG_CONFIG_HOME", "XDG_STATE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", environ["HOME"])
+    for find in (
+        lambda: locate.locate_store(None, None, environ),
+        lambda: load(environ=environ),
+        lambda: place(None, None),  # the command line's
+    ):
+        with pytest.raises(ConfigError, match=r"etc cannot be entered by this user, .* its group"):
+            find()
+    assert not (tmp_path / "home/.local").exists()
+    named = environment(tmp_path, MAILSTROM_STORE=str(tmp_path / "own.db"))
+    assert locate.locate_store(None, None, named) == load(environ=named).store
+    assert load(environ=environ, store="own.db").store == str(tmp_path / "own.db")
+    own = write(tmp_path / "home/.config/mailstrom/mailstrom.toml", "user.db")
+    found = str(own.parent / "user.db")
+    assert locate.locate_store(None, None, environ) == load(environ=environ).store == found
 
 
 def test_root_has_a_system_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

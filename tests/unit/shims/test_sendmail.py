@@ -18,7 +18,7 @@ import pytest
 from mailstrom.shims import place as place_module
 from mailstrom.shims.place import caller, place
 from mailstrom.shims.sysexits import CONFIG, DATA, PERMISSION, TEMPORARY, USAGE
-from tests.unit.shims.calling import TIMEOUT, Spool
+from tests.unit.shims.calling import TIMEOUT, TREE, Spool
 
 LOGIN = pwd.getpwuid(os.getuid()).pw_name
 BOB = "bob@b.example"
@@ -272,6 +272,27 @@ class TestRefused:
                 assert b"group mailstrom" in done.stderr
                 assert done.stderr.count(b"\n") == 1
             other.ms.close()
+
+    @pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else")
+    def test_where_the_configuration_of_the_machine_is_kept_from_the_user(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            os.chmod(folder, 0o755)
+            kept = Path(folder) / "kept"
+            kept.mkdir(mode=0o750)
+            named = kept / "mailstrom.toml"
+            named.write_text(f'store = "{folder}/spool.db"\n')
+            begin = f"import mailstrom.client.locate as it\nit.SYSTEM_FILE = {str(named)!r}\n"
+            done = subprocess.run(
+                [sys.executable, "-P", "-c", begin + AS_NOBODY, BOB],
+                input=b"hi",
+                capture_output=True,
+                timeout=TIMEOUT,
+                env={"PYTHONPATH": TREE, "HOME": folder},
+                cwd="/",
+            )
+        assert done.returncode == CONFIG, done.stderr
+        assert b"kept cannot be entered by this user" in done.stderr
+        assert b"add the user to its group" in done.stderr
 
     def test_while_another_writes_for_too_long(self, spool: Spool) -> None:
         program = (
