@@ -62,6 +62,8 @@ _STAGES: dict[type, str] = {
     Reset: "rset",
     Quit: "quit",
 }
+_TAIL = 64
+"""Octets that a rule may wait for, at most."""
 _NO_LINGER = struct.pack("ii", 1, 0)
 
 
@@ -85,9 +87,11 @@ class Shell(Connection):
         "rule",
         "seen",
         "server",
+        "tail",
         "timer",
         "transaction",
         "transaction_number",
+        "waiting",
     )
 
     def __init__(self, server: SMTPServer) -> None:
@@ -114,6 +118,8 @@ class Shell(Connection):
         self.reads = 0
         self.ahead = -1  # reads there had been when the last content was answered
         self.timer: asyncio.TimerHandle | None = None
+        self.tail = b""  # of what came
+        self.waiting: tuple[Question, Rule] | None = None  # for what is to come behind
         self._begin_content()
 
     def _begin_content(self) -> None:
@@ -145,7 +151,9 @@ class Shell(Connection):
             self.reads += 1
             if self.server.keep_flights:
                 self.seen.flights.append([])
+        self.tail = (self.tail + data)[-_TAIL:]
         super().received(data)
+        self._look_behind()
 
     def eof_received(self) -> bool:
         """Close when the client does: a delay may be long, and tests count who is open."""
@@ -189,10 +197,24 @@ class Shell(Connection):
         if isinstance(event, ContentEnd):
             self._dot(event, rule)
         self.rule = rule
+        if rule is not None and rule.until:
+            self.waiting = (event, rule)
+            self.loop.call_soon(self._look_behind)  # it may be here already
+            return LATER
         if rule is not None and rule.delay:
             self._later(rule.delay, lambda: self._act_late(event, rule))
             return LATER
         return self._act(event, rule)
+
+    def _look_behind(self) -> None:
+        """Act if what a rule waits for stands behind the command."""
+        if self.waiting is None or self.over:
+            return
+        event, rule = self.waiting
+        wanted = rule.until.encode("latin-1")
+        if self.dialogue.buffered >= len(wanted) and self.tail.endswith(wanted):
+            self.waiting = None
+            self._later(rule.delay, lambda: self._act_late(event, rule))
 
     def _stage(self, event: Question) -> str:
         if isinstance(event, Hello):

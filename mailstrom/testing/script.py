@@ -14,8 +14,8 @@ rule may be narrowed to recipients, a sender, a local address, to commands that 
 content that was not answered yet, to some of its matches (``first`` .. ``last``, counted per
 ``per``), to ``lasting`` seconds from the first match, and for ``body`` to the moment when ``after``
 octets of content have come. A reply may be missing or come again (``times``), and what came behind
-the command before its answer may be thrown away (``deaf``); a refused content may leave its
-envelope open (``held``).
+the command before its answer may be thrown away (``deaf``), and be waited for (``until``); a
+refused content may leave its envelope open (``held``).
 
 Magic local parts (``NAME@...`` and ``NAME+anything@...``): the table ``MAGIC``.
 
@@ -72,6 +72,8 @@ class Rule:
         times: how often the reply is written: 0 is a missing one, 2 a doubled one. The server
             goes on as if it had been written once.
         deaf: throw away what came behind the command before its answer, unread.
+        until: wait, however long, until what came behind the command ends so, written as Latin-1;
+            the delay begins then.
         held: a refused content leaves its envelope open, and the next MAIL is answered 503 (so
             does Postfix where ``smtpd_end_of_data_restrictions`` refuses).
         data: for ``garbage``: written as Latin-1.
@@ -96,6 +98,7 @@ class Rule:
     close: bool = False
     times: int = 1
     deaf: bool = False
+    until: str = ""
     held: bool = False
     data: str = ""
     after: int = 0
@@ -110,11 +113,13 @@ class Rule:
     kept: bool = True
 
     def __post_init__(self) -> None:
-        """Refuse a stage or an act that does not exist.
+        """Refuse a stage or an act that does not exist, and too much to wait for.
 
         Raises:
             ValueError: names the stage or act and the possible ones.
         """
+        if len(self.until) > 64:
+            raise ValueError(f"until has {len(self.until)} characters; 64 are enough")
         if self.stage not in STAGES:
             raise ValueError(f"no stage {self.stage!r}; one of {' '.join(sorted(STAGES))}")
         object.__setattr__(self, "act", Act(self.act))

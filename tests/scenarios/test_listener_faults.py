@@ -41,6 +41,7 @@ def test_a_busy_spool_is_a_reply_to_try_again_and_nothing_stored(
 _LOCKER = """
 import sys, apsw
 connection = apsw.Connection(sys.argv[1])
+connection.set_busy_timeout(20_000)  # the engine writes, too
 connection.execute("BEGIN IMMEDIATE")
 print("locked", flush=True)
 sys.stdin.read()

@@ -168,6 +168,20 @@ def test_what_came_behind_a_command_may_be_thrown_away() -> None:
         assert len(server.transactions) == len(server.dots) == 2
 
 
+def test_an_answer_may_wait_for_what_comes_behind() -> None:
+    with talking(Rule(stage="dot", last=1, deaf=True, until="DATA\r\n")) as (server, talk):
+        talk.write(ENVELOPE + BDAT)
+        assert talk.codes(2) == [250, 250]
+        talk.write(ENVELOPE)
+        talk.write(b"DATA\r\n")
+        assert talk.codes(1) == [250]
+        assert talk.say(ENVELOPE + BDAT) == [250, 250, 250]
+        assert len(server.transactions) == len(server.dots) == 2
+    with talking(Rule(stage="dot", last=1, until="DATA\r\n")) as (_, talk):
+        talk.write(ENVELOPE + BDAT + ENVELOPE + b"DATA\r\n")
+        assert talk.codes(6) == [250, 250, 250, 250, 250, 354]
+
+
 def test_a_rule_may_speak_of_commands_behind_content_only() -> None:
     rule = Rule(stage="mail", behind=True, code=503)
     with talking(rule) as (_, talk):
