@@ -3,8 +3,9 @@
 Contract. Each hook is called once for its stage with what is known of the client, and may answer at
 once or later; one that raises ``Refuse`` refuses with that reply, and one that says what is no
 answer is broken: 451. While a hook of a connection is awaited nothing else of that connection is
-looked at. Octets of content are counted against the server's bound as they come, and until the mail
-that they are is taken or refused.
+looked at; one that takes too long is cancelled, and answered without it. Octets of content are
+counted against the server's bound as they come, and until the mail that they are is taken or
+refused.
 
 Must not know: where the server listens.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable
+from math import inf
 from typing import TYPE_CHECKING
 
 from mailstrom.server.connection import Connection
@@ -159,9 +161,15 @@ class Reception(Connection):
 
     def _heard(self, event: Question, said: Verdict | bool | Awaitable[Verdict | bool]) -> Answer:
         if inspect.isawaitable(said):
-            self._hook = self.loop.create_task(self._hear(event, said))
-            self.server.hooks.add(self._hook)
-            self._hook.add_done_callback(self.server.hooks.discard)
+            self._hook = hook = self.loop.create_task(self._hear(event, said))
+            self.server.hooks.add(hook)
+            hook.add_done_callback(self.server.hooks.discard)
+            most = self.server.hook_timeout
+            if type(event) is ContentEnd:
+                most += self.server.patience
+            if most < inf:
+                overdue = self.loop.call_later(most, self._overdue, event, hook, most)
+                hook.add_done_callback(lambda _: overdue.cancel())
             return LATER
         return self._verdict(event, said)
 
@@ -173,10 +181,20 @@ class Reception(Connection):
         except Exception as error:
             reply = self.on_error(event, error)
         except asyncio.CancelledError:
-            self.abort("stopped")
+            if self._hook is asyncio.current_task():
+                self.abort("stopped")
             raise
+        if self._hook is asyncio.current_task():  # else it was answered without it
+            self._hook = None
+            self.answer(reply)
+
+    def _overdue(self, event: Question, hook: asyncio.Task[None], seconds: float) -> None:
+        """Answer without the hook, which may not even end when it is cancelled."""
+        if self._hook is not hook:
+            return
         self._hook = None
-        self.answer(reply)
+        hook.cancel()
+        self.answer(self.on_error(event, TimeoutError(f"the hook took more than {seconds:g} s")))
 
     def _verdict(self, event: Question, said: Verdict | bool) -> Reply:
         """The reply; what is none raises, since a refusal that is misread would be a yes."""

@@ -53,8 +53,8 @@ class SMTPServer:
 
     Each hook gets the :class:`Client` and what the client asks for. It returns None for the normal
     reply, a ``Reply`` for another, or raises :class:`Refuse`; it may be a coroutine function. One
-    that raises or returns anything else is logged and answered 451. How long it takes is its own
-    affair, and of one connection alone.
+    that raises or returns anything else is logged and answered 451; so is one that takes longer
+    than ``hook_timeout``, and it is cancelled. Only its own connection waits for it.
 
     Args:
         host: address, or a name of this machine.
@@ -67,6 +67,8 @@ class SMTPServer:
         max_waiting: mails accepted and not taken by the iteration; a client whose mail would be one
             more waits for ``patience`` seconds and is told 452.
         patience: see ``max_waiting``.
+        hook_timeout: seconds that a hook may take, ``on_mail`` ``patience`` more; ``inf``: no
+            limit. Clients wait for two minutes at least (RFC 5321 section 4.5.3.2).
         max_memory: octets of content that is coming, of all clients together; what goes beyond it
             is told 452. As many again may wait for the iteration. At least ``max_size``.
         tls: for STARTTLS, or for the whole connection: a context, or files.
@@ -91,6 +93,7 @@ class SMTPServer:
         max_connections: int = 1000,
         max_waiting: int = 1000,
         patience: float = 10.0,
+        hook_timeout: float = 60.0,
         max_memory: int = 256 * 1024 * 1024,
         tls: ssl.SSLContext | CertificateFiles | None = None,
         implicit_tls: bool = False,
@@ -125,11 +128,12 @@ class SMTPServer:
                 handshake_s=min(timeout, Limits().handshake_s),
             )
         )
+        self.hook_timeout = hook_timeout
+        self.patience = patience
         self.hooks: set[asyncio.Task[None]] = set()
         self.tls = _context(tls)
         self._wanted_port = port
         self._users = dict(auth or {})
-        self._patience = patience
         self._memory = 0
         self._max_memory = max(max_memory, max_size) if max_size else max_memory
         self._waiting = Waiting(max_waiting, self._max_memory)
@@ -191,7 +195,7 @@ class SMTPServer:
         return None if self._waiting.put_at_once(mail) else self._put(mail)
 
     async def _put(self, mail: Mail) -> Verdict:
-        if await self._waiting.put(mail, self._patience):
+        if await self._waiting.put(mail, self.patience):
             return None
         return _FULL if self.listening else _DRAINED
 

@@ -456,6 +456,69 @@ def test_stopping_cuts_who_takes_too_long_and_takes_nothing_of_it() -> None:
     run(body)
 
 
+@pytest.mark.parametrize("stubborn", [False, True])
+def test_a_hook_that_never_ends_is_cancelled_and_its_client_told(
+    stubborn: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    cancelled = []
+
+    class Endless(SMTPServer):
+        async def on_recipient(self, client: Client, recipient: str, parameters: Any) -> None:
+            if recipient.startswith("b@"):
+                try:
+                    await asyncio.Event().wait()
+                except asyncio.CancelledError:
+                    cancelled.append(recipient)
+                    if not stubborn:
+                        raise
+
+        async def on_mail(self, mail: Mail) -> Any:
+            await asyncio.Event().wait()
+
+    async def body() -> None:
+        async with (
+            Endless(hook_timeout=0.05, patience=0.05) as server,
+            raw(server) as (reader, writer),
+        ):
+            writer.write(
+                b"HELO c\r\nMAIL FROM:<>\r\nRCPT TO:<b@y.test>\r\nRCPT TO:<c@y.test>\r\n"
+                b"DATA\r\nx\r\n.\r\nNOOP\r\n"
+            )
+            said = [(await reader.readline())[:3] for _ in range(7)]
+            assert said == [b"250", b"250", b"451", b"250", b"354", b"451", b"250"]
+            assert cancelled == ["b@y.test"]
+            await eventually_async(lambda: not server.hooks, what="the end of the hooks")
+
+    run(body)
+    assert "the hook took more than 0.05 s" in caplog.text
+
+
+def test_a_hook_that_never_ends_at_the_greeting_is_421() -> None:
+    class Endless(SMTPServer):
+        async def on_connect(self, client: Client) -> None:
+            await asyncio.Event().wait()
+
+    async def body() -> None:
+        async with Endless(hook_timeout=0.05) as server:
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            assert (await reader.read())[:4] == b"421 "
+            writer.close()
+
+    run(body)
+
+
+def test_the_wait_for_room_is_no_hook_that_takes_too_long() -> None:
+    async def body() -> None:
+        async with SMTPServer(max_waiting=1, patience=1.0, hook_timeout=0.9) as server:
+            await send(server)
+            async with raw(server) as (reader, writer):
+                writer.write(b"HELO c\r\nMAIL FROM:<>\r\nRCPT TO:<b@y.test>\r\nDATA\r\nx\r\n.\r\n")
+                said = [(await reader.readline())[:3] for _ in range(5)]
+                assert said == [b"250", b"250", b"250", b"354", b"452"]
+
+    run(body)
+
+
 def test_a_port_in_use_is_an_error_that_names_it() -> None:
     async def body() -> None:
         async with SMTPServer() as server:
