@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import signal
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +15,16 @@ import pytest
 
 from mailstrom import Mailstrom
 from mailstrom.errors import SpoolFull
-from mailstrom.storage.base import Work
-from mailstrom.storage.client import CHUNK_BYTES, Notice
+from mailstrom.storage.base import Lane, Refusal, Work
+from mailstrom.storage.client import CHUNK_BYTES, Notice, Submission
+from mailstrom.storage.reporting import ReportFacts
 from mailstrom.storage.sqlite import contents, inserting, reports, schema
 from mailstrom.storage.sqlite.client import SQLiteClientStore
 from mailstrom.storage.sqlite.examining import examine
 from mailstrom.storage.sqlite.salvage import salvage
 from mailstrom.storage.sqlite.sql import STATEMENTS
 from mailstrom.storage.sqlite.worker import SQLiteWorkerStore
+from mailstrom.types import Reason, RouteResult
 from tests.storage.contract_reports import DELAYS, FAR, SMTP, Reports, kept, reported, settled, told
 from tests.storage.files import SQLiteStores
 from tests.storage.spool import BODY, DAY, HOUR, T0, Spool, settlement, submission
@@ -123,9 +127,100 @@ def test_killed_at_any_statement_a_delay_is_told_once(
     assert lived < step
     spool.sound()
     Reports(spool)
-    spool.engine.report(DELAYS, 100, T0 + 4 * HOUR)
+    spool.engine.report(DELAYS, 100, T0 + 4 * HOUR + reports.BEGUN_MS)
     assert len(kept(spool)) == len(told(spool)) == 1
     assert set(reported(spool, id).values()) == {"delayed"}
+    spool.sound()
+
+
+# --- a reporter that does not come back -------------------------------------------------------
+
+
+class Killing(Reports):
+    """Kills its process over mail for ``victim@``; the plainest report of it is made, or not."""
+
+    def __init__(self, *, always: bool) -> None:
+        super().__init__()
+        self.always = always
+
+    def __call__(self, facts: ReportFacts, now_ms: int) -> Submission | None:
+        met = any(one.address.startswith("victim@") for one in facts.recipients)
+        if met and (self.always or facts.content):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__call__(facts, now_ms)
+
+
+def lives(spool: Spool, *, always: bool, work: Callable[[SQLiteWorkerStore], object]) -> bool:
+    """Whether a process whose reporter kills it at the victim's report comes through this."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            store = SQLiteWorkerStore(path_of(spool), sync=lambda fd: None)
+            store.use_reporter(Killing(always=always))
+            work(store)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert code in (0, -signal.SIGKILL)
+    return code == 0
+
+
+def sent(spool: Spool, now: int) -> tuple[Lane, Callable[[SQLiteWorkerStore], object]]:
+    """Claim and open what is due; returns the lane, and who settles all of it as failed."""
+    if spool.rows("SELECT 1 FROM recipients WHERE site IS NULL"):
+        spool.route(now=now)
+    lane = spool.lane(now=now)
+    rows = spool.claim(lane, now=now)
+    spool.open(lane, rows)
+    failed = [settlement(lane.token, row.recipient, "failed") for row in rows]
+    return lane, lambda store: store.exchange(Work(settlements=failed), now)
+
+
+@pytest.mark.parametrize("always", [False, True], ids=["a plain one can be made", "none can"])
+@pytest.mark.parametrize("way", ["settled", "routed", "expired", "left", "delayed"])
+def test_a_reporter_that_kills_its_process_is_not_asked_for_ever(
+    spool: Spool, way: str, always: bool
+) -> None:
+    expires = T0 + 10 if way == "expired" else T0 + 30 * DAY
+    victim = spool.send("victim@example.org", expires_ms=expires, **SMTP)
+    other = spool.send("other@example.org", expires_ms=expires, **SMTP)
+    now, deaths, delays = T0 + 100, 0, ()
+    if way == "settled":
+        lane, settle = sent(spool, now)
+        assert not lives(spool, always=always, work=settle)
+        assert set(spool.status(victim).values()) == {"sending"}
+        spool.engine.release([lane.token], now)
+        now += HOUR // 2
+        _, settle = sent(spool, now)
+        assert lives(spool, always=always, work=settle), "the sweep begins it, and says so first"
+    elif way == "routed":
+        refusal = Refusal(Reason.NULL_MX, "5.1.10", "accepts no mail")
+        answer = spool.answer("example.org", result=RouteResult.NULL_MX, refusal=refusal)
+        assert len(spool.engine.due_domains(spool.worker, 9, now)) == 1
+        work = partial(
+            SQLiteWorkerStore.put_routes, worker=spool.worker, answers=[answer], now_ms=now
+        )
+        assert not lives(spool, always=always, work=work)
+    elif way == "expired":
+        assert not lives(spool, always=always, work=lambda store: store.expire(100, now))
+    elif way == "left":
+        _, settle = sent(spool, now)
+        settle(spool.engine)  # which has no reporter
+    else:
+        delays = (DAY,)
+        now += DAY
+    if way != "delayed":
+        assert set(spool.status(victim).values()) == {"failed"}, "what was true before stands"
+    for _ in range(20):
+        now += 7 * HOUR
+        work = partial(SQLiteWorkerStore.report, delays_ms=delays, limit=9, now_ms=now)
+        deaths += not lives(spool, always=always, work=work)
+    assert deaths == 5 - (way in ("settled", "routed", "expired")) if always else deaths <= 2
+    kind = "delayed" if way == "delayed" else "failed"
+    assert reported(spool, other) == {"other@example.org": kind}
+    assert reported(spool, victim) == {"victim@example.org": "none" if always else kind}
+    assert [one["given_up"] for one in told(spool, "message.unreported")] == [True] * always
     spool.sound()
 
 

@@ -301,10 +301,10 @@ _WORKER: dict[str, Point] = {
         row="W10", spec=_io("write", "wal", "half", inside="settle"), doubt="open", hits=3
     ),
     "report.asking": Point(
-        row="W25", scene="bounce", spec=_sql("owed_due", inside="settle"), doubt="open"
+        row="W25", scene="bounce", spec=_sql("owed_now", inside="settle"), doubt="open"
     ),
     "report.inserting": Point(
-        row="W25", scene="bounce", spec=_sql("enqueue", inside="owed_due"), doubt="open"
+        row="W25", scene="bounce", spec=_sql("enqueue", inside="owed_now"), doubt="open"
     ),
     "report.telling": Point(
         row="W25", scene="bounce", spec=_sql("report_event"), doubt="open"
@@ -439,6 +439,10 @@ _JANITOR: dict[str, Point] = {
     "delay.commit": Point(row="J9", scene="late", spec=_sql("COMMIT", inside="owe_delays")),
     "delay.committed": Point(
         row="J9", scene="late", spec=_after(_COMMITTED) | {"inside": "owe_delays"}
+    ),
+    "delay.beginning": Point(row="J9", scene="late", spec=_sql("owed_set")),
+    "delay.begun": Point(
+        row="J9", scene="late", spec=_after(_COMMITTED) | {"inside": "owed_set"}
     ),
     "delay.inserting": Point(
         row="J9", scene="late", spec=_sql("enqueue", within=f"{_STORE}.report")

@@ -1,11 +1,18 @@
 """Reports to senders: from what is owed (table ``owed``) to messages; steps of one transaction.
 
 Contract. What is to be told is noted by a trigger, in the transaction that makes it true. Here it
-becomes a message, by the ``Reporter`` that whoever opened the store brought, in that transaction or
-in a later one: report, note and event go together, so nobody is told twice, or not at all. A report
-never costs more than itself: what a reporter raises, and what cannot be read or written, is noted
-and tried again later (``LATER_MS``), and given up after the last time; the transaction around it
-stands. Bounded by ``MOST`` reports and ``MOST_BYTES``; a sweep of the janitor's makes the rest.
+becomes a message, by the ``Reporter`` that whoever opened the store brought: of a settlement in
+that transaction, of all else in a later one. Report, note and event go together, so nobody is told
+twice, or not at all. A report never costs more than itself: what a reporter raises, and what cannot
+be read or written, is noted and tried again later (``LATER_MS``), and given up after the last time;
+the transaction around it stands. Bounded by ``MOST`` reports and ``MOST_BYTES``; a sweep of the
+janitor's makes the rest.
+
+A reporter that does not come back (the process is killed in it) leaves no word. So a sweep says
+first, in a transaction of its own, what it begins, and what was begun before is made alone. A
+settlement says nothing first: if it dies, its recipients are lost on the wire, and the note of one
+that was lost (``recipient.doubts``) counts as begun, which leaves it to the sweep. From the third
+time on a report is the plainest: without the original and without anybody's words.
 
 Nothing is reported in a copy that nobody adopted. A report itself owes none, whatever its reporter
 says of it.
@@ -37,8 +44,13 @@ MOST_RECIPIENTS = 1_000
 """Recipients of one report; there is another one for the rest."""
 LATER_MS = (60_000, 600_000, 3_600_000, 6 * 3_600_000)
 """How long what failed waits for its next try; after the last one it is given up."""
+BEGUN_MS = 500
+"""What was begun so long ago, and has no end, is made by the next one: one death is no sign."""
+PLAIN = 3
+"""From this try on a report has nothing in it that somebody else chose, but addresses."""
 LONGEST_LIST = 100
 """Addresses in the event that tells of a report."""
+_DIED = "whoever began to make it did not live to end it"
 
 
 class Reporting(NamedTuple):
@@ -48,25 +60,79 @@ class Reporting(NamedTuple):
     original_bytes: int
 
 
-def make(path: str, connection: apsw.Connection, reporting: Reporting | None, now_ms: int) -> int:
-    """Make some of the reports that are owed; returns how many notes were dealt with.
+class Begun(NamedTuple):
+    """A report that somebody is about to make, and which try it is."""
+
+    message: int
+    kind: str
+    tries: int
+
+
+def make(
+    path: str,
+    connection: apsw.Connection,
+    reporting: Reporting | None,
+    recipients: Sequence[int],
+    now_ms: int,
+) -> None:
+    """Make some of the reports that are owed since this transaction.
 
     Args:
         path: what errors call the spool.
         connection: in a transaction.
         reporting: None: nobody makes reports here, and what is owed stays for others.
+        recipients: those that were settled in it.
     """
-    if reporting is None:
-        return 0
-    due = run(connection, "owed_due", {"now_ms": now_ms, "most": MOST})
+    if reporting is None or not run(connection, "owed_waits", {"now_ms": now_ms})[0][0]:
+        return
+    asked = {"recipients": encoded(list(recipients)), "now_ms": now_ms, "most": MOST}
+    due = run(connection, "owed_now", asked)
+    if due and not copies.marked(connection):
+        _make(
+            path, connection, reporting, [Begun(message, kind, 1) for message, kind in due], now_ms
+        )
+
+
+def begin(connection: apsw.Connection, now_ms: int) -> tuple[list[Begun], int]:
+    """Say which reports are about to be made; returns them, and how many are given up.
+
+    What was begun before, and never ended, is made alone: whoever dies in it takes no other along.
+    """
+    due = [Begun(*row) for row in run(connection, "owed_due", {"now_ms": now_ms, "most": MOST})]
     if not due or copies.marked(connection):
-        return 0
+        return [], 0
+    chosen = [one for one in due if not one.tries] or due[:1]
+    begun: list[Begun] = []
+    for message, kind, tries in chosen:
+        if tries > len(LATER_MS):
+            recipients = [row[0] for row in run(connection, "owed_of", _named(message, kind))]
+            _give_up(connection, message, kind, recipients, _DIED, now_ms, tries)
+            continue
+        pause_ms = LATER_MS[tries - 2] if tries > 1 else BEGUN_MS
+        _set(connection, message, kind, tries + 1, now_ms + pause_ms)
+        begun.append(Begun(message, kind, tries + 1))
+    return begun, len(chosen) - len(begun)
+
+
+def finish(
+    path: str, connection: apsw.Connection, reporting: Reporting, begun: list[Begun], now_ms: int
+) -> int:
+    """Make reports that were begun; returns how many notes were dealt with."""
+    done = _make(path, connection, reporting, begun, now_ms)
+    for message, kind, tries in begun[done:]:
+        _set(connection, message, kind, tries - 1, now_ms)
+    return done
+
+
+def _make(
+    path: str, connection: apsw.Connection, reporting: Reporting, begun: list[Begun], now_ms: int
+) -> int:
     size = 0
-    for done, (message, kind) in enumerate(due):
+    for done, one in enumerate(begun):
         if size >= MOST_BYTES:
             return done
-        size += _make_one(path, connection, reporting, message, kind, now_ms)
-    return len(due)
+        size += _make_one(path, connection, reporting, one, now_ms)
+    return len(begun)
 
 
 def owe_delays(
@@ -100,34 +166,52 @@ def confirmed(connection: apsw.Connection, recipients: Sequence[int]) -> None:
 
 
 def _make_one(
-    path: str,
-    connection: apsw.Connection,
-    reporting: Reporting,
-    message: int,
-    kind: str,
-    now_ms: int,
+    path: str, connection: apsw.Connection, reporting: Reporting, begun: Begun, now_ms: int
 ) -> int:
     """Make one report, or note why not; returns how many bytes of the original were read for it."""
     size = 0
+    message, kind, tries = begun
     connection.execute("SAVEPOINT report")
     try:
         facts, recipients = _facts(connection, reporting, message, kind, now_ms)
         if facts is not None:
             size = min(facts.size, max(CHUNK_BYTES, len(facts.content)))
-            _store(path, connection, reporting, message, kind, facts, recipients, now_ms)
+            told = _plain(facts) if tries >= PLAIN else facts
+            _store(path, connection, reporting, message, kind, told, recipients, now_ms)
         else:  # it is true no more
             recipients = [row[0] for row in run(connection, "owed_of", _named(message, kind))]
         _paid(connection, message, recipients)
+        if len(recipients) >= MOST_RECIPIENTS:  # of the others another report tells
+            _set(connection, message, kind, tries - 1, now_ms)
     except Exception as error:
         if interrupts.raised(error) or connection.get_autocommit():
             raise  # there is no transaction any more
         connection.execute("ROLLBACK TO report")
         with suppress(apsw.Error):  # then it is due again at once
-            _put_off(connection, message, kind, error, now_ms)
+            _put_off(connection, begun, error, now_ms)
     finally:
         if not connection.get_autocommit():
             connection.execute("RELEASE report")
     return size
+
+
+def _plain(facts: ReportFacts) -> ReportFacts:
+    """The same without the original and without anybody's words."""
+    return facts._replace(
+        message_id="",
+        envid=None,
+        client=None,
+        content=b"",
+        recipients=tuple(
+            one._replace(orcpt=None, mx=None, reply_code=None, enhanced_code=None, reply_text=None)
+            for one in facts.recipients
+        ),
+    )
+
+
+def _set(connection: apsw.Connection, message: int, kind: str, tries: int, due_ms: int) -> None:
+    values = {**_named(message, kind), "tries": tries, "due_ms": due_ms}
+    run(connection, "owed_set", values)
 
 
 def _named(message: int, kind: str) -> dict[str, Any]:
@@ -251,24 +335,21 @@ def _give_up(
     _tell(connection, "message.unreported", message, detail, now_ms)
 
 
-def _put_off(
-    connection: apsw.Connection, message: int, kind: str, error: Exception, now_ms: int
-) -> None:
+def _put_off(connection: apsw.Connection, begun: Begun, error: Exception, now_ms: int) -> None:
     """A report could not be made: later again, or never, and why.
 
     What the spool itself lacks, such as room, is no fault of the report's and counts as no try.
     """
     own = not isinstance(error, apsw.Error) or isinstance(error, apsw.ConstraintError)
-    named, text = _named(message, kind), f"{type(error).__name__}: {error}"[:500]
-    asked = {**named, "tries": int(own), "due_ms": now_ms + LATER_MS[0]}
-    tries = max((row[0] for row in run(connection, "owed_later", asked)), default=0)
-    recipients = [row[0] for row in run(connection, "owed_of", named)]
+    message, kind, tries = begun
+    text = f"{type(error).__name__}: {error}"[:500]
+    recipients = [row[0] for row in run(connection, "owed_of", _named(message, kind))]
+    if not own:
+        tries -= 1
     if tries > len(LATER_MS):
         _give_up(connection, message, kind, recipients, text, now_ms, tries)
         return
-    if tries > 1:
-        later = {**named, "tries": 0, "due_ms": now_ms + LATER_MS[tries - 1]}
-        run(connection, "owed_later", later)
+    _set(connection, message, kind, tries, now_ms + LATER_MS[max(tries, 1) - 1])
     detail: dict[str, object] = {
         "kind": kind,
         "count": len(recipients),

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -227,13 +228,11 @@ class SQLiteWorkerStore:
     def put_routes(self, worker: int, answers: Sequence[RouteAnswer], now_ms: int) -> list[bool]:
         """See ``WorkerStore.put_routes``."""
 
-        def step(connection: apsw.Connection) -> list[bool]:
-            left = routes.put(connection, worker, answers, now_ms)
-            if any(answer.refusal is not None for answer in answers):
-                self._report(connection, now_ms)
-            return left
-
-        return self._write("storing routes", step)
+        left = self._write("storing routes", lambda c: routes.put(c, worker, answers, now_ms))
+        if any(answer.refusal is not None for answer in answers):
+            with suppress(SpoolError):  # the routes are stored; what is owed stays owed
+                self._report(now_ms)
+        return left
 
     def give_back(self, worker: int, domains: Mapping[str, int]) -> None:
         """See ``WorkerStore.give_back``."""
@@ -310,7 +309,8 @@ class SQLiteWorkerStore:
         def step(connection: apsw.Connection) -> claims.Exchanged:
             done = claims.exchange(connection, work, now_ms)
             if work.settlements:
-                self._report(connection, now_ms)
+                ended = [settlement.recipient for settlement in work.settlements]
+                reports.make(self.path, connection, self._reporting, ended, now_ms)
             return done
 
         done = self._write("exchanging work", step)
@@ -412,13 +412,11 @@ class SQLiteWorkerStore:
     def expire(self, limit: int, now_ms: int) -> int:
         """See ``WorkerStore.expire``."""
 
-        def step(connection: apsw.Connection) -> int:
-            expired = upkeep.expire(connection, limit, now_ms)
-            if expired:
-                self._report(connection, now_ms)
-            return expired
-
-        return self._write("expiring", step)
+        expired = self._write("expiring", lambda c: upkeep.expire(c, limit, now_ms))
+        if expired:
+            with suppress(SpoolError):  # they are expired; what is owed stays owed
+                self._report(now_ms)
+        return expired
 
     def use_reporter(self, reporter: Reporter | None, original_bytes: int = ORIGINAL_BYTES) -> None:
         """See ``WorkerStore.use_reporter``."""
@@ -435,15 +433,26 @@ class SQLiteWorkerStore:
             return 0
         doing = "making reports"
         total = self._write(doing, lambda c: reports.owe_delays(c, delays_ms, limit, now_ms))
-        while made := self._write(doing, lambda c: self._report(c, now_ms)):
+        while made := self._report(now_ms):
             total += made
             if total >= limit:
                 break
             time.sleep(FREE_LOCK_S)
         return total
 
-    def _report(self, connection: apsw.Connection, now_ms: int) -> int:
-        return reports.make(self.path, connection, self._reporting, now_ms)
+    def _report(self, now_ms: int) -> int:
+        """Make some of what is owed: first it is said what is begun, then it is made."""
+        reporting = self._reporting
+        if reporting is None:
+            return 0
+        begun, given_up = self._write("beginning reports", lambda c: reports.begin(c, now_ms))
+        if not begun:
+            return given_up
+        time.sleep(FREE_LOCK_S)
+        return given_up + self._write(
+            "making reports",
+            lambda c: reports.finish(self.path, c, reporting, begun, now_ms),
+        )
 
     def keep_clock(self, *, wall_ms: int, monotonic_ms: int, boot: str, limit: int) -> int:
         """See ``WorkerStore.keep_clock``."""

@@ -1,8 +1,26 @@
 -- What is owed to senders (RFC 3464), and what was told them.
 
 -- name: owed_due
--- Reports that can be made now, those that were never tried first.
-SELECT DISTINCT message, kind FROM owed INDEXED BY owed_due WHERE due_ms <= :now_ms LIMIT :most;
+-- Reports that can be made now, those that were never begun first, and how often they were.
+SELECT message, kind,
+       (SELECT max(o.tries) FROM owed o WHERE o.message = d.message AND o.kind = d.kind)
+  FROM (SELECT DISTINCT message, kind FROM owed INDEXED BY owed_due
+         WHERE due_ms <= :now_ms LIMIT :most) d;
+
+-- name: owed_waits
+-- Whether it is worth while to look whose report is due.
+SELECT EXISTS (SELECT 1 FROM owed INDEXED BY owed_due WHERE due_ms <= :now_ms);
+
+-- name: owed_now
+-- Of these recipients' reports those that nobody ever began, nor may have died in.
+SELECT DISTINCT o.message, o.kind
+  FROM json_each(:recipients) j
+ CROSS JOIN recipient r ON r.seq = j.value
+ CROSS JOIN owed o ON o.message = r.message AND o.recipient = r.seq
+ WHERE o.due_ms <= :now_ms
+   AND NOT EXISTS (SELECT 1 FROM owed p
+                    WHERE p.message = o.message AND p.kind = o.kind AND p.tries > 0)
+ LIMIT :most;
 
 -- name: owed_any
 -- Whether a sweep would find anything; thresholds: [] or milliseconds, ascending.
@@ -46,10 +64,8 @@ DELETE FROM owed
 -- name: owed_of
 SELECT recipient FROM owed WHERE message = :message AND kind = :kind;
 
--- name: owed_later
-UPDATE owed SET tries = tries + :tries, due_ms = :due_ms
- WHERE message = :message AND kind = :kind
-RETURNING tries;
+-- name: owed_set
+UPDATE owed SET tries = :tries, due_ms = :due_ms WHERE message = :message AND kind = :kind;
 
 -- name: owed_confirmed
 -- Who took them reports their delivery (RFC 3461 section 5.2.2).

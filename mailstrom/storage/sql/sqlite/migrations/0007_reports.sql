@@ -32,20 +32,22 @@ CREATE TABLE owed (
   message   INTEGER NOT NULL,
   recipient INTEGER NOT NULL,
   kind      TEXT NOT NULL CHECK (kind = 'failed' OR kind = 'delayed' OR kind = 'relayed'),
-  tries     INTEGER NOT NULL DEFAULT 0,  -- how often a report could not be made of it
+  tries     INTEGER NOT NULL DEFAULT 0,  -- how often a report of it was begun that is not made yet
   due_ms    INTEGER NOT NULL DEFAULT 0,  -- not to be tried again before
   PRIMARY KEY (message, recipient)
 ) STRICT, WITHOUT ROWID;
 
 CREATE INDEX owed_due ON owed (due_ms, message, kind);
 
--- Final, or reopened: then the failure is none any more, and nobody is to hear of it.
+-- Final, or reopened: then the failure is none any more, and nobody is to hear of it. Who was lost on
+-- the wire may have been lost by a process that died of the report: that counts as one begun.
 CREATE TRIGGER owed_final AFTER UPDATE OF state ON recipient
   WHEN NEW.wants IS NOT NULL AND (OLD.finished_ms IS NULL) <> (NEW.finished_ms IS NULL)
 BEGIN
   DELETE FROM owed WHERE message = NEW.message AND recipient = NEW.seq;
-  INSERT INTO owed (message, recipient, kind)
-  SELECT NEW.message, NEW.seq, CASE NEW.state WHEN 'failed' THEN 'failed' ELSE 'relayed' END
+  INSERT INTO owed (message, recipient, kind, tries)
+  SELECT NEW.message, NEW.seq, CASE NEW.state WHEN 'failed' THEN 'failed' ELSE 'relayed' END,
+         OLD.doubts > 0
    WHERE (NEW.state = 'failed' AND NEW.wants & 1) OR (NEW.state = 'delivered' AND NEW.wants & 4);
 END;
 
