@@ -1,8 +1,9 @@
 """``mailstrom show``: everything that is known about one message, for a person.
 
-The envelope and the message's own options, then each recipient with what happens to it next and
-why it was not sent yet, and every attempt with the connection it was made on. ``--headers``,
-``--source`` and ``--raw`` print the message itself instead.
+The envelope and the message's own options, then each recipient with what happens to it next and why
+it was not sent yet, every attempt with the connection it was made on, and what its sender was told
+of it in reports, as far as events go back. ``--headers``, ``--source`` and ``--raw`` print the
+message itself instead.
 """
 
 from __future__ import annotations
@@ -42,6 +43,11 @@ _SESSION_FIELDS = (
     "source", "messages", "ehlo", "tls_wanted", "tls_reached", "tls_version", "tls_cipher",
     "tls_peer", "tls_verified", "end_cause",
 )  # fmt: skip
+_REPORTED = "select address, reported from recipients where message_id = ?"
+_REPORTS = """
+select at_at, type, detail from events
+ where message_id = ? and type in ('message.reported', 'message.unreported') order by id
+"""
 _FLAGS = frozenset({"in_doubt", "late", "tls_verified"})
 
 
@@ -104,13 +110,17 @@ def _tell(client: Mailstrom, id: str, as_json: bool) -> None:
         "origin": origin,
         "client": json.loads(giver) if giver else None,
     }
+    reported = {row.address: row.reported for row in client.query(_REPORTED, (id,))}
+    reports = [_report(row, status.sender) for row in client.query(_REPORTS, (id,))]
     if as_json:
-        print_json(_record(status, more, steps, attempts))
+        print_json(_record(status, more, steps, attempts, reported, reports))
         return
     _envelope(status, more)
     for recipient in status.recipients.values():
         click.echo()
-        _recipient(recipient, steps.get(recipient.address), attempts.get(recipient.address, []))
+        address = recipient.address
+        _recipient(recipient, steps.get(address), attempts.get(address, []))
+        _told(address, reported.get(address), reports)
 
 
 def _record(
@@ -118,12 +128,15 @@ def _record(
     more: dict[str, Any],
     steps: dict[str, str],
     attempts: dict[str, list[Any]],
+    reported: dict[str, str | None],
+    reports: list[dict[str, Any]],
 ) -> dict[str, object]:
-    told = status.to_dict() | more
+    told = status.to_dict() | more | {"reports": reports}
     told["recipients"] = {
         address: recipient.to_dict()
         | {
             "next": steps.get(address),
+            "reported": reported.get(address),
             "attempts_made": [_attempt_record(row) for row in attempts.get(address, ())],
         }
         for address, recipient in status.recipients.items()
@@ -141,6 +154,15 @@ def _attempt_record(row: Any) -> dict[str, object]:
     known = row.tls_reached is not None
     made["session"] = {"id": row.session_id, **session} if known else None
     return made
+
+
+def _report(row: Any, sender: str) -> dict[str, Any]:
+    """A report that was made, with the first of its recipients, or why none was."""
+    detail = json.loads(row.detail)
+    made = {"at": row.at_at, "kind": detail["kind"], "count": detail["count"]}
+    if row.type == "message.reported":
+        return made | {"id": detail["report"], "to": sender, "recipients": detail["recipients"]}
+    return made | {"id": None, "error": detail["error"], "given_up": bool(detail["given_up"])}
 
 
 def _envelope(status: MessageStatus, more: dict[str, Any]) -> None:
@@ -201,6 +223,22 @@ def _recipient(recipient: RecipientStatus, step: str | None, attempts: list[Any]
             fold("       ", cell(words))
         if row.tls_reached is not None:
             fold("       ", cell(_session(row)))
+
+
+def _told(address: str, reported: str | None, reports: list[dict[str, Any]]) -> None:
+    """What the sender was told of a recipient: each report that names it, or the last word."""
+    named = [one for one in reports if address in one.get("recipients", ())]
+    for one in named:
+        fold("  told: ", cell(f"{one['kind']}, {one['at']}, to {one['to']}, in report {one['id']}"))
+    untold = next((one for one in reversed(reports) if one["id"] is None), None)
+    if reported == "none":
+        why = f": {untold['error']}" if untold else ""
+        fold("  told: ", cell(f"nobody, no report was made{why}"))
+    elif reported and not named:  # it is one of very many, or the events are purged
+        fold("  told: ", reported)
+    elif untold and not reported and not untold["given_up"]:
+        kind, error = untold["kind"], untold["error"]
+        fold("  told: ", cell(f"nobody yet, a report ({kind}) could not be made: {error}"))
 
 
 def _verdict(recipient: RecipientStatus) -> str:

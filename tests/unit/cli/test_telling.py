@@ -14,8 +14,9 @@ import pytest
 
 from mailstrom import Mailstrom
 from mailstrom.clock import wall_ms
-from mailstrom.storage.base import Lesson, Work
-from mailstrom.types import Pipelining, RouteResult, iso_ms
+from mailstrom.storage.base import Lesson, Refusal, Work
+from mailstrom.types import Pipelining, Reason, RouteResult, iso_ms
+from tests.storage.contract_reports import Reports
 from tests.storage.spool import HOUR, attempt
 from tests.unit.cli.house import ENDED, SECOND, House
 
@@ -71,6 +72,35 @@ def test_show_tells_who_handed_a_message_in(run: Any, house: House) -> None:
         (record,) = rows(run("show", id, "--json").out)
         assert (record["origin"], record["client"]) == (origin, client)
     assert "came by:" not in run("show", house.send("mine", "a@x.test")).out
+
+
+def test_show_tells_what_was_reported_to_whom_and_in_which_report(run: Any, house: House) -> None:
+    spool, now = house.spool, house.now
+    reports = Reports(spool)
+    house.send("told", "a@gone.test", "b@gone.test", reports=True, origin="smtp")
+    house.send("untold", "c@none.test", reports=True, origin="smtp")
+    refusal = Refusal(Reason.NULL_MX, "5.1.10", "accepts no mail")
+    spool.route("gone.test", result=RouteResult.NULL_MX, refusal=refusal, now=now)
+    reports.raising = ValueError("no \x1b[2J")
+    spool.route("none.test", result=RouteResult.NULL_MX, refusal=refusal, now=now)
+    ((report,),) = spool.rows("SELECT id FROM messages WHERE origin = 'report'")
+    words = f"  told: failed, {iso_ms(now)}, to sender@example.com, in report {report}\n"
+    out = run("show", house.ids["told"]).out
+    assert out.count(words) == 2
+    assert "told: " not in run("show", str(report)).out
+    (record,) = rows(run("show", house.ids["told"], "--json").out)
+    assert [one["reported"] for one in record["recipients"].values()] == ["failed"] * 2
+    (made,) = record["reports"]
+    assert (made["id"], made["to"], made["count"]) == (report, "sender@example.com", 2)
+
+    out = run("show", house.ids["untold"]).out
+    assert (
+        "  told: nobody yet, a report (failed) could not be made: ValueError: no \\x1b[2J\n" in out
+    )
+    for day in range(1, 9):
+        spool.engine.report((), 9, now + day * 24 * HOUR)
+    out = run("show", house.ids["untold"]).out
+    assert "  told: nobody, no report was made: ValueError: no \\x1b[2J\n" in out
 
 
 def test_show_prints_the_header_or_the_source_made_safe(run: Any, house: House) -> None:
