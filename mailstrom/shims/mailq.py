@@ -19,7 +19,8 @@ from mailstrom.shims.sysexits import OK, OUTPUT, tell
 from mailstrom.storage.client import ClientStore, Selection
 from mailstrom.types import MessageStatus, RecipientStatus, Status
 
-PAGE = 500
+PAGE = 2_000
+"""Messages in memory; each page looks over the index of all that waits."""
 _WAITING = (Status.QUEUED, Status.SENDING, Status.DEFERRED, Status.HELD)
 _ID = 36
 _INDENT = " " * (_ID + 33)

@@ -69,6 +69,42 @@ def test_find_seeks_where_a_field_is_selective(
     assert not [line for line in planner.plan if line.startswith(("SCAN m", "SCAN r "))]
 
 
+def test_what_waits_is_found_by_its_index_however_much_of_it_there_is_and_has_ended_since(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finding, "NEAR", 4)
+    monkeypatch.setattr(finding, "FEW", 8)
+    ids = [spool.send(f"r{number}@example.org") for number in range(60)]
+    change(spool.client, "cancel", ids[30:], None, T0)
+    waiting = Selection(statuses=("queued", "sending", "deferred", "held"))
+    asked: list[tuple[str, object]] = []
+    connection = connect(spool.client.path)  # type: ignore[attr-defined]
+
+    def seen(_: object, sql: str, values: object) -> bool:
+        asked.append((sql, values))
+        return True
+
+    connection.exec_trace = seen
+    found: list[str] = []
+    while page := finding.find(connection, waiting, limit=7, after=found[-1] if found else None):
+        found += page
+    assert found == ids[29::-1]
+    connection.exec_trace = None
+    newest, sought = 61, 0
+    for sql, values in asked:
+        rows = connection.execute(f"EXPLAIN QUERY PLAN {sql}", values)  # type: ignore[arg-type]
+        plan = [str(row[3]) for row in rows]
+        if "FROM message INDEXED BY" in sql:
+            assert plan[0] == "SCAN message USING INDEX message_expiry", plan
+            sought += 1
+        elif isinstance(values, dict) and "few" in values:
+            assert "SEARCH m USING INTEGER PRIMARY KEY (rowid=?)" in plan, plan
+        elif isinstance(values, dict) and "floor" in values:
+            assert min(values["after"], newest) - values["floor"] <= finding.NEAR
+    connection.close()
+    assert sought > 3
+
+
 @pytest.mark.parametrize(
     ("selection", "word", "found"),
     [

@@ -4,7 +4,8 @@ What is sought and what is walked is told at the head of ``finding.sql``. A walk
 and goes on where the page before ended, so that nothing is looked at twice over all pages.
 
 A deep queue has few messages of most words, and they may be its oldest: behind the newest ``NEAR``
-numbers only candidates are looked at, unless they are more than ``FEW``.
+numbers only candidates are looked at, unless they are more than ``FEW``. What is not finished is
+always looked for so, however much it is: the newest of it at a time, out of its own index.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ _HELD_CHANGES = frozenset(
     {Change.RELEASE, Change.RESOLVE_DELIVERED, Change.RESOLVE_RETRY, Change.RESOLVE_FAILED}
 )
 _ENDED = ("few_ended",)
+_UNFINISHED = ("newest_unfinished",)
 _CANDIDATES: dict[str, tuple[str, ...]] = {
     Status.SENDING: ("few_on_lanes",),
     Status.HELD: ("few_held",),
@@ -83,7 +85,26 @@ def find(
     ids = _walk(connection, selection, values, floor)
     if len(ids) < limit and floor:
         values |= {"after": floor, "most": limit - len(ids)}
+        if places == _UNFINISHED:
+            return ids + _unfinished(connection, selection, values, limit - len(ids))
         ids += _walk(connection, selection, values, 0, _few(connection, places, floor))
+    return ids
+
+
+def _unfinished(
+    connection: apsw.Connection, selection: Selection, values: dict[str, Any], most: int
+) -> list[str]:
+    """Ids of those that wait behind ``after``, however many have ended in between."""
+    ids: list[str] = []
+    size = max(NEAR, 2 * most)
+    while len(ids) < most:
+        asked = {"after": values["after"], "most": size}
+        newest = [row[0] for row in run(connection, "newest_unfinished", asked)]
+        if not newest:
+            break
+        values |= {"most": most - len(ids)}
+        ids += _walk(connection, selection, values, 0, set(newest))
+        values["after"], size = newest[-1], min(4 * size, FEW)  # there is more in its way
     return ids
 
 
@@ -127,7 +148,7 @@ def _candidates(selection: Selection) -> tuple[str, ...]:
     if selection.ids or selection.tags or set(selection.statuses) == {Status.HELD}:
         return ()  # sought by other means
     if Status.QUEUED in selection.statuses and _WAITING.issuperset(selection.statuses):
-        return ("few_waiting",)
+        return _UNFINISHED
     if selection.statuses and all(word in _CANDIDATES for word in selection.statuses):
         places = [place for word in selection.statuses for place in _CANDIDATES[word]]
         return tuple(dict.fromkeys(places))

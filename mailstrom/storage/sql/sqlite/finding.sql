@@ -117,8 +117,10 @@ EXISTS (SELECT 1 FROM recipient_now n
 EXISTS (SELECT 1 FROM recipient_now n
          WHERE n.seq = r.seq AND n.reason IN (SELECT value FROM json_each(:reasons)))
 
--- name: few_waiting
-SELECT seq FROM message INDEXED BY message_expiry WHERE finished_ms IS NULL
+-- name: newest_unfinished
+-- All of the index is looked at, which holds what waits and nothing else; only the newest are kept.
+SELECT seq FROM message INDEXED BY message_expiry
+ WHERE finished_ms IS NULL AND seq < :after ORDER BY seq DESC LIMIT :most;
 
 -- name: few_on_lanes
 -- Claimed or on the wire.
