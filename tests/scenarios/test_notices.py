@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import pytest
 
-from mailstrom.clock import wall_ms
-from mailstrom.storage import open_client_store
-from mailstrom.storage.client import Notice, Submission
+from mailstrom.storage.client import Notice
 from mailstrom.testing.script import Script
 from tests.scenarios.conftest import MakeEngine
+from tests.support import handed
 from tests.support.engine import Engine
 from tests.support.network import Network
 
@@ -30,36 +28,16 @@ def engine(make_engine: MakeEngine) -> Engine:
 
 def hand_in(engine: Engine, domain: str, **changes: Any) -> str:
     """One message as a listener takes it, to a recipient for each of ``NOTICES``."""
-    now = wall_ms()
-    id = f"handed-in-{now}"
+    recipients = [f"{name}@{domain}" for name in NOTICES]
     given: dict[str, Any] = {
-        "id": id,
-        "content": b"From: a@sender.test\r\nSubject: s\r\n\r\nHello\r\n",
-        "sender": "a@sender.test",
-        "recipients": tuple(f"{name}@{domain}" for name in NOTICES),
-        "subject": "s",
-        "message_id": f"<{id}@sender.test>",
-        "stream": "default",
-        "priority": None,
-        "tags": (),
-        "metadata": {},
-        "created_ms": now,
-        "send_ms": now,
-        "expires_ms": None,
-        "on_doubt": None,
-        "require_tls": False,
-        "eightbit": False,
-        "smtputf8": False,
-        "origin": "smtp",
-        "reports": True,
         "ret": "hdrs",
         "envid": "E 1+2",
         "notices": tuple(NOTICES.values()),
         "priority_wire": -4,
-        **changes,
     }
-    with contextlib.closing(open_client_store(str(engine.store))) as client:
-        assert client.enqueue([Submission(**given)], now) == [id]
+    [id] = handed.hand_in(
+        engine, handed.submission("a@sender.test", *recipients, **given | changes)
+    )
     return id
 
 

@@ -8,7 +8,6 @@ places: in the spool (how many were made, and about whom) and in the mailbox (ho
 from __future__ import annotations
 
 import binascii
-import contextlib
 import itertools
 import signal
 import uuid
@@ -22,14 +21,13 @@ from typing import Any
 import pytest
 
 from mailstrom import Mailstrom
-from mailstrom.clock import wall_ms
 from mailstrom.message import parse
-from mailstrom.storage import open_client_store
-from mailstrom.storage.client import Notice, Submission
+from mailstrom.storage.client import Notice
 from mailstrom.testing.script import Per, Rule, Script
 from mailstrom.testing.smtp import SMTPServer
 from tests.scenarios.conftest import MakeEngine, sound
 from tests.support.engine import DEADLINE_S, Engine
+from tests.support.handed import hand_in, submission
 from tests.support.network import Network
 from tests.support.sockets import eventually
 
@@ -51,46 +49,6 @@ def home(network: Network) -> tuple[str, SMTPServer]:
     """A domain whose mailboxes keep what comes: where senders live."""
     domain, (host,) = network.site(Script(), keep=True)
     return domain, host
-
-
-def submission(
-    sender: str, *recipients: str, text: bytes = b"Hello\r\n", **changes: Any
-) -> Submission:
-    """As a listener makes one."""
-    id, now = str(uuid.uuid4()), wall_ms()
-    head = (
-        f"From: {sender or 'a@sender.test'}\r\nSubject: story\r\nMessage-ID: <{id}@sender.test>\r\n"
-    )
-    given: dict[str, Any] = {
-        "id": id,
-        "content": head.encode() + b"\r\n" + text,
-        "sender": sender,
-        "recipients": recipients,
-        "subject": "story",
-        "message_id": f"<{id}@sender.test>",
-        "stream": "default",
-        "priority": None,
-        "tags": (),
-        "metadata": {},
-        "created_ms": now,
-        "send_ms": now,
-        "expires_ms": None,
-        "on_doubt": None,
-        "require_tls": False,
-        "eightbit": False,
-        "smtputf8": False,
-        "origin": "smtp",
-        "client": {"address": "192.0.2.7", "helo": "client.example"},
-        "reports": True,
-    }
-    return Submission(**given | changes)
-
-
-def hand_in(engine: Engine, *mails: Submission) -> list[str]:
-    with contextlib.closing(open_client_store(str(engine.store))) as store:
-        stored = store.enqueue(mails, wall_ms(), atomic=True)
-    assert all(isinstance(one, str) for one in stored), stored
-    return [str(one) for one in stored]
 
 
 def reports(engine: Engine, id: str) -> list[Any]:
