@@ -24,9 +24,10 @@ from mailstrom_workers.endpoint import SessionFacts, SessionFailure
 from mailstrom_workers.feed import SILENT_S, Feed, SessionMute
 from mailstrom_workers.ladder import LESSON_MS, SUSPICION_MS, Ladder
 from mailstrom_workers.lane import LaneRun
-from mailstrom_workers.ledger import UNREAD_MS, Again, Ledger, Transaction
+from mailstrom_workers.ledger import UNREAD_MS, Ledger
 from mailstrom_workers.settling import ContentDamaged
 from mailstrom_workers.stock import YIELD_S, Stock, put
+from mailstrom_workers.transactions import Again, Transaction
 from tests.unit.lane_rig import LATER, NEVER, OK, Rig, cut, end, refused, row, until
 
 NO_HOST = SessionFailure(

@@ -14,7 +14,7 @@ from mailstrom.smtp.reply import Reply
 from mailstrom.smtp.transaction import Fault, TransactionEnd
 from mailstrom.types import Host, Stage
 from mailstrom_workers.ladder import SUSPICION_MS
-from mailstrom_workers.ledger import Again, Transaction
+from mailstrom_workers.transactions import Again, Transaction
 from tests.unit.lane_rig import HUNG, NEVER, OK, Rig, end, row
 
 CLOSING = Reply(421, "4.5.0", ("4.5.0 too many errors, bye",))

@@ -15,7 +15,7 @@ from mailstrom.types import Stage
 from mailstrom_workers import connector as connector_module
 from mailstrom_workers.context import Settings
 from mailstrom_workers.lane import LaneRun
-from mailstrom_workers.ledger import Transaction
+from mailstrom_workers.transactions import Transaction
 from tests.unit.lane_rig import LATER, Rig, cut, end, refused, row, until
 
 ENOUGH = Reply(421, "4.3.2", ("4.3.2 one message a connection",))

@@ -28,11 +28,11 @@ from mailstrom.types import OnDoubt
 from mailstrom_workers.connector import Connected
 from mailstrom_workers.context import Context
 from mailstrom_workers.exchanges import Exchanges, Wanted
-from mailstrom_workers.ledger import Transaction
 from mailstrom_workers.outgoing import Outgoing
 from mailstrom_workers.settling import ContentDamaged, Settling
 from mailstrom_workers.stock import Stock
 from mailstrom_workers.supply import Supply
+from mailstrom_workers.transactions import Transaction
 from mailstrom_workers.walk import Walk
 
 FRESH_S = 5.0

@@ -28,8 +28,9 @@ from mailstrom.types import Judgement
 from mailstrom_workers.connector import Connected
 from mailstrom_workers.context import Context
 from mailstrom_workers.ladder import Ladder, cut_short
-from mailstrom_workers.ledger import UNREADABLE_MS, Again, Ledger, Transaction
+from mailstrom_workers.ledger import UNREADABLE_MS, Ledger
 from mailstrom_workers.stock import Stock
+from mailstrom_workers.transactions import Again, Transaction
 from mailstrom_workers.walk import Walk
 
 _OF_OTHERS = (Action.NEXT_TRANSACTION, Action.NEXT_SESSION)

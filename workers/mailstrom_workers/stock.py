@@ -15,7 +15,7 @@ from itertools import chain
 
 from mailstrom.storage.base import Claimed
 from mailstrom_workers.context import Context
-from mailstrom_workers.ledger import Transaction
+from mailstrom_workers.transactions import Transaction
 
 YIELD_S = 1.0
 """So long after its claim a message lets those of higher priority pass."""

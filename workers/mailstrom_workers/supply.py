@@ -24,9 +24,9 @@ from mailstrom.storage.base import Ahead, ClaimRequest, Exchange, Lane, Open
 from mailstrom.types import OnDoubt
 from mailstrom_workers.connector import MOST_RECIPIENTS, Connected
 from mailstrom_workers.context import Context
-from mailstrom_workers.ledger import Transaction
 from mailstrom_workers.settling import Settling
 from mailstrom_workers.stock import Stock
+from mailstrom_workers.transactions import Transaction
 from mailstrom_workers.walk import Walk
 
 CLAIM_BYTES = 8 * 1024 * 1024

@@ -19,7 +19,7 @@ from mailstrom.types import Reason, iso_ms
 from mailstrom_workers.connector import Connected, Connector
 from mailstrom_workers.context import Context
 from mailstrom_workers.ladder import Ladder
-from mailstrom_workers.ledger import Pass, Transaction
+from mailstrom_workers.transactions import Pass, Transaction
 
 MOST_HOSTS = 2
 """Hosts that may answer for one message in one attempt."""
