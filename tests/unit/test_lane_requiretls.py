@@ -12,7 +12,7 @@ import pytest
 
 from mailstrom.smtp.capabilities import Capabilities
 from mailstrom.storage.base import Claimed
-from mailstrom.types import Reason, Stage
+from mailstrom.types import Host, Reason, Stage
 from mailstrom_workers.endpoint import SessionFacts, SessionFailure
 from tests.unit.lane_rig import LATER, Rig, refused, row
 
@@ -73,7 +73,7 @@ def test_where_nobody_offers_it_the_others_are_sent_as_ever(
     assert attempt.reply_text == (
         "REQUIRETLS support required: mx1.test does not offer it; mx2.test does not offer it"
     )
-    assert len(rig.opened) <= 3
+    assert len(rig.opened) <= 4
     assert rig.store.suspended == []
 
 
@@ -104,6 +104,29 @@ def test_the_first_host_that_proves_itself_has_it(monkeypatch: pytest.MonkeyPatc
     assert set(rig.store.states.values()) == {"delivered"}
     places = {n: rig.sessions[at].facts.host for at, n in enumerate(rig.begun)}
     assert {places[n] for n in places if n % 3 == 0} == {"mx2.test"}
+
+
+def test_other_mail_stays_with_the_first_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = mixed(monkeypatch, OFFERS)
+    rig.unproved = {"mx1.test": failure("mx1.test", untrusted=True)}
+    rig.run()
+    places = {n: rig.sessions[at].facts.host for at, n in enumerate(rig.begun)}
+    assert {places[n] for n in places if n % 3} == {"mx1.test"}
+    assert {places[n] for n in places if n % 3 == 0} == {"mx2.test"}
+    assert set(rig.store.states.values()) == {"delivered"}
+    assert len(rig.opened) <= 8, "it is not gone to and fro for each"
+
+
+def test_another_port_of_a_name_is_another_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the first was seen to lack is nothing that is known of the second."""
+    rig = Rig(monkeypatch, strict(1))
+    rig.hosts = (Host(preference=10, name="mx.test"), Host(preference=20, name="mx.test", port=587))
+    rig.refuses = [
+        failure("mx.test", untrusted=True),
+        failure("mx.test", untrusted=False, stage=Stage.CONNECT),
+    ]
+    rig.run()
+    assert rig.store.states == {1: "deferred"}
 
 
 def test_a_host_that_cannot_be_reached_leaves_it_to_wait(monkeypatch: pytest.MonkeyPatch) -> None:

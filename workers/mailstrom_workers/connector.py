@@ -118,8 +118,9 @@ class Connector:
         """Why the last host could not be used."""
         self.since: float | None = None
         """Loop time since which an address, or a host's name, is waited for; None: none is."""
-        self.lacks: dict[str, Lack] = {}
-        """What hosts lack for REQUIRETLS mail, as they were seen last."""
+        self.lacks: dict[Host, Lack] = {}
+        """What hosts of this lane's site lack for REQUIRETLS mail, as they were seen last: of one
+        name there may be several, on other ports. A host's addresses are taken for the same."""
         self._patience: asyncio.Timeout | None = None
 
     def _order(self) -> list[Host]:
@@ -132,9 +133,9 @@ class Connector:
 
     def found(self, host: Host, lack: Lack | None) -> None:
         """What a host was seen to lack for REQUIRETLS mail, or that it lacks nothing."""
-        self.lacks.pop(host.name, None)  # so that the last stands last
+        self.lacks.pop(host, None)  # so that the last stands last
         if lack is not None:
-            self.lacks[host.name] = lack
+            self.lacks[host] = lack
 
     def verdict(self, elsewhere: Elsewhere | None = None, lack: Lack | None = None) -> Verdict:
         """What becomes of REQUIRETLS mail by what the hosts lack.
@@ -145,7 +146,7 @@ class Connector:
         """
         if elsewhere is not None and lack is not None:
             return without_requiretls((lack,), elsewhere)
-        lacks = [self.lacks.get(host.name) for host in self.hosts]
+        lacks = [self.lacks.get(host) for host in self.hosts]
         wanting = all(one is not None and one.lasting for one in lacks)
         known = [one for one in lacks if one is not None]
         return without_requiretls(known, Elsewhere.WANTING if wanting else Elsewhere.UNKNOWN)

@@ -163,7 +163,7 @@ class Settling:
         connector = self._walk.connector
         if not (transaction.strict and connector.lacks) or connector.local:
             return False
-        host = list(connector.lacks)[-1]
+        host = list(connector.lacks)[-1].name
         self._ledger.unreached(transaction, connector.verdict(), host, self._walk.run)
         self._stock.over(transaction)
         return True

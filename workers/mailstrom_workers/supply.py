@@ -137,7 +137,7 @@ class Supply:
         domains = connected.domains
         if domains.most:  # each message may be of another one
             room = min(room, domains.most - len(domains.taken(stock.bound)))
-        if room < 1 or self._ctx.settings.on_doubt is OnDoubt.HOLD:
+        if room < 1 or self._walk.detour or self._ctx.settings.on_doubt is OnDoubt.HOLD:
             return None
         offered = connected.session.capabilities
         return Ahead(
@@ -177,7 +177,7 @@ class Supply:
             if transaction.position > walk.index:
                 stock.later.append(stock.waiting.popleft())
                 continue
-            if transaction.strict and not walk.suits(connected):
+            if not (walk.suits(connected) if transaction.strict else not walk.detour):
                 stock.apart.append(stock.waiting.popleft())
                 continue
             if domains.most:

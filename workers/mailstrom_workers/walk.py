@@ -37,6 +37,8 @@ class Walk:
         connector: finds sessions, and keeps the rows about them until they are taken.
         connected: the session with the host whose turn it is, if there is one.
         index: that host's place in the order.
+        detour: whether it was reached for REQUIRETLS mail past hosts that lack what such mail
+            needs, and that other mail goes to.
         run: what the hosts before it said of this batch.
     """
 
@@ -47,6 +49,7 @@ class Walk:
         self.connector = Connector(ctx, lane, ladder)
         self.connected: Connected | None = None
         self.index = 0
+        self.detour = False
         self.run = Pass(started_ms=0)
         self._connecting: asyncio.Timeout | None = None
         self._left: Connected | None = None  # goodbye is being said
@@ -69,7 +72,8 @@ class Walk:
         connected = self.connected
         if connected is not None:
             index = self.connector.hosts.index(connected.host)
-            if index >= position and self.serves() and (not strict or self.suits(connected)):
+            suits = self.suits(connected) if strict else not self.detour
+            if index >= position and self.serves() and suits:
                 self.index = index
                 return True
             await self.leave()
@@ -77,6 +81,8 @@ class Walk:
         if found is None:
             return False
         self.index, self.connected = found
+        passed = self.connector.hosts[: self.index]
+        self.detour = strict and any(host in self.connector.lacks for host in passed)
         return True
 
     async def _connect(self, position: int, strict: bool) -> tuple[int, Connected] | None:
