@@ -18,11 +18,13 @@ class Question(Struct, frozen=True, kw_only=True):
         config: the effective configuration, as ``config.to_json`` writes it.
         probe: a domain; its mail hosts are connected to, unless there is a relay.
         seconds: after which the answer is to be there, as far as it is known by then.
+        network: whether to look beyond the listener's own ports.
     """
 
     config: msgspec.Raw
     probe: str
     seconds: float
+    network: bool = True
 
 
 class NameserverAnswer(Struct, frozen=True, kw_only=True):
@@ -95,6 +97,31 @@ class Host(Struct, frozen=True, kw_only=True):
     auth: list[str] | None = None
 
 
+class Port(Struct, frozen=True, kw_only=True):
+    """A port of our own listener, as a client meets it.
+
+    Args:
+        bind: as it is configured.
+        stage: how far it went: connect, greeting, ehlo, starttls; ``done``: no trouble.
+        error: the trouble, for a person.
+        connected: whether anything took the connection.
+        banner: the greeting's lines, where they were read.
+        tls: version that was reached, or None.
+        certificate: PEM, where it was shown.
+        auth: what is offered at the end, under TLS where there is any.
+    """
+
+    bind: str
+    stage: str
+    ms: float = 0.0
+    error: str | None = None
+    connected: bool = False
+    banner: str | None = None
+    tls: str | None = None
+    certificate: str | None = None
+    auth: list[str] = []
+
+
 class Outside(Struct, frozen=True, kw_only=True):
     """The network, seen from here.
 
@@ -103,6 +130,7 @@ class Outside(Struct, frozen=True, kw_only=True):
         hostname: our configured name.
         hosts: the relay's, or some of the probe's.
         no_hosts: why there is no host to connect to.
+        ports: of our own listener.
         trouble: what could not be looked at at all, and why.
     """
 
@@ -111,6 +139,7 @@ class Outside(Struct, frozen=True, kw_only=True):
     sources: list[Source] = []
     hosts: list[Host] = []
     no_hosts: str | None = None
+    ports: list[Port] = []
     trouble: list[str] = []
 
 

@@ -129,7 +129,11 @@ def _lives(one: Process, engine: Engine, now_ms: int) -> bool:
 
 def _none_runs(engine: Engine, rows: Contents, now_ms: int) -> Finding:
     waiting = rows.unsent
-    evidence: dict[str, Scalar] = {"waiting": waiting, "left_behind": len(engine.processes)}
+    evidence: dict[str, Scalar] = {
+        "waiting": waiting,
+        "left_behind": len(engine.processes),
+        **_supervised(engine),
+    }
     if engine.supervisor is not None:
         return warning(
             "engine.running",
@@ -161,6 +165,20 @@ def _none_runs(engine: Engine, rows: Contents, now_ms: int) -> Finding:
     )
 
 
+def _supervised(engine: Engine) -> dict[str, Scalar]:
+    """Whether there is a supervisor, where that can be seen."""
+    return {"supervised": engine.supervisor is not None} if engine.visible else {}
+
+
+def supervised(found: Sequence[Finding]) -> bool | None:
+    """Whether an engine runs that has the listener's ports; None: it cannot be told."""
+    for one in found:
+        if one.check == "engine.running":
+            told = one.evidence.get("supervised")
+            return None if told is None else bool(told)
+    return None
+
+
 def _running(
     engine: Engine, alive: Sequence[Process], delivering: Sequence[Process]
 ) -> Iterator[Finding]:
@@ -168,6 +186,7 @@ def _running(
         "delivery": len(delivering),
         "processes": len(alive),
         "wanted": engine.wanted,
+        **_supervised(engine),
     }
     by = f"supervisor {engine.supervisor}" if engine.supervisor else "an engine in an application"
     wanted = engine.wanted or 0

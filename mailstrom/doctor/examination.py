@@ -29,6 +29,7 @@ from mailstrom.doctor import (
     log,
     machine,
     network,
+    ports,
     queue,
     sharing,
     spool,
@@ -113,15 +114,19 @@ def examined(
         probe: the domain whose mail hosts are connected to.
     """
     at_ms, began = wall_ms(), time.monotonic()
-    worker = _Worker(config, probe) if with_network and config is not None else None
+    worker = None
+    if config is not None and (with_network or config.listener.bind):
+        worker = _Worker(config, probe, with_network)
     try:
         findings = [*configuration.checks(config, errors)]
         findings += _bounded(store, config)
         if config is not None:
             findings += tls.checks(tls.look(config), config)
-            findings += listener.checks(listener.look(config), config, at_ms)
+            certificate = listener.look(config)
+            findings += listener.checks(certificate, config, at_ms)
             if worker is not None:
-                findings += worker.findings(config, probe)
+                running = engines.supervised(findings)
+                findings += worker.findings(config, probe, certificate, running, at_ms)
     finally:
         if worker is not None:
             worker.end()
@@ -133,7 +138,7 @@ def examined(
         seconds=time.monotonic() - began,
         store=store,
         file=None if config is None else config.origin,
-        network=worker is not None,
+        network=with_network and config is not None,
         findings=tuple(ordered(findings)),
     )
 
@@ -236,9 +241,11 @@ class _Worker:
     Args:
         config: the configuration in force.
         probe: the domain whose mail hosts are connected to.
+        with_network: whether it looks beyond the listener's ports.
     """
 
-    def __init__(self, config: Config, probe: str) -> None:
+    def __init__(self, config: Config, probe: str, with_network: bool) -> None:
+        self._with_network = with_network
         self._until = time.monotonic() + PATIENCE_S
         self._process: subprocess.Popen[bytes] | None = None
         self._trouble = ""
@@ -247,7 +254,10 @@ class _Worker:
             self._trouble = f"the engine's package {package!r} is not installed"
             return
         asked = outside.Question(
-            config=msgspec.Raw(to_json(config)), probe=probe, seconds=NETWORK_S
+            config=msgspec.Raw(to_json(config)),
+            probe=probe,
+            seconds=NETWORK_S,
+            network=with_network,
         )
         self._question = outside.encode(asked)
         try:
@@ -266,18 +276,42 @@ class _Worker:
         except OSError as error:
             self._trouble = f"its process cannot be started or talked to ({error})"
 
-    def findings(self, config: Config, probe: str) -> Iterator[Finding]:
-        """What it found, judged; waits for it, but not for ever."""
+    def findings(
+        self,
+        config: Config,
+        probe: str,
+        certificate: listener.Certificate | None,
+        running: bool | None,
+        now_ms: int,
+    ) -> Iterator[Finding]:
+        """What it found, judged; waits for it, but not for ever.
+
+        Args:
+            certificate: the listener's, of its file.
+            running: whether an engine has the listener's ports; None: it cannot be told.
+        """
         seen = self._heard()
         if seen is None:
+            check, what = "listener.looked", "the listener's ports"
+            if self._with_network:
+                check, what = "outgoing.looked", "the network"
             yield problem(
-                "outgoing.looked",
-                f"the network could not be looked at: {self._trouble}",
+                check,
+                f"{what} could not be looked at: {self._trouble}",
                 "Install Mailstrom as a whole ('python -m pip install .' in its checkout), and see"
                 " whether other processes can be started.",
             )
-        else:
+            return
+        if self._with_network:
             yield from network.checks(seen, config, probe)
+        yield from ports.checks(
+            seen.ports,
+            config,
+            running=running,
+            file=certificate,
+            now_ms=now_ms,
+            holder=ports.holder,
+        )
 
     def _heard(self) -> outside.Outside | None:
         if self._process is None or self._trouble:

@@ -27,12 +27,14 @@ class Certificate:
     Args:
         since_ms, until_ms: when it holds.
         names: DNS names in it, lower case.
+        serial: its number.
         error: why it could not be read.
     """
 
     since_ms: int = 0
     until_ms: int = 0
     names: tuple[str, ...] = ()
+    serial: int = 0
     error: str | None = None
 
 
@@ -41,10 +43,18 @@ def look(config: Config) -> Certificate | None:
     path = config.listener.tls_cert
     if path is None or not config.listener.bind:
         return None
+    try:
+        return read(beginning(path, _LARGEST))
+    except OSError as error:
+        return Certificate(error=str(error))
+
+
+def read(pem: bytes) -> Certificate:
+    """The first certificate of a PEM text."""
     from cryptography import x509
 
     try:
-        certificate = x509.load_pem_x509_certificates(beginning(path, _LARGEST))[0]
+        certificate = x509.load_pem_x509_certificates(pem)[0]
         try:
             found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
             names = found.value.get_values_for_type(x509.DNSName)
@@ -54,8 +64,9 @@ def look(config: Config) -> Certificate | None:
             since_ms=int(certificate.not_valid_before_utc.timestamp() * 1000),
             until_ms=int(certificate.not_valid_after_utc.timestamp() * 1000),
             names=tuple(name.lower() for name in names),
+            serial=certificate.serial_number,
         )
-    except (OSError, ValueError, IndexError) as error:
+    except (ValueError, IndexError) as error:
         return Certificate(error=str(error))
 
 
@@ -79,7 +90,7 @@ def checks(certificate: Certificate | None, config: Config, now_ms: int) -> Iter
         yield warning("listener.certificate", f"{path} ends in {left}, at {until}", again)
     else:
         yield ok("listener.certificate", f"{path} holds until {until}")
-    if certificate.error is None and not _names(certificate.names, config.hostname):
+    if certificate.error is None and not is_for(certificate, config.hostname):
         names = ", ".join(certificate.names) or "no name"
         yield note(
             "listener.name",
@@ -88,6 +99,7 @@ def checks(certificate: Certificate | None, config: Config, now_ms: int) -> Iter
         )
 
 
-def _names(names: tuple[str, ...], hostname: str) -> bool:
+def is_for(certificate: Certificate, hostname: str) -> bool:
+    """Whether a name is in it."""
     parent = hostname.partition(".")[2]
-    return hostname in names or f"*.{parent}" in names
+    return hostname in certificate.names or f"*.{parent}" in certificate.names

@@ -8,11 +8,12 @@ import re
 import signal
 import subprocess
 import sys
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import trustme
 
 from mailstrom import Mailstrom
 from mailstrom.clock import boot_id, monotonic_ms, wall_ms
@@ -22,7 +23,7 @@ from tests.scenarios.conftest import MakeEngine
 from tests.support.children import beside
 from tests.support.engine import Engine, environment, mail
 from tests.support.network import Network
-from tests.support.sockets import eventually
+from tests.support.sockets import eventually, free_port
 
 DEADLINE_S = 90
 """For a command that takes 15 seconds at most where the machine is its own."""
@@ -393,12 +394,24 @@ def printed(engine: Engine, *options: str) -> list[tuple[str, str, str]]:
     return told_in_order(done.stdout)
 
 
-def test_the_pages_samples_are_what_doctor_says(network: Network, make_engine: MakeEngine) -> None:
+def test_the_pages_samples_are_what_doctor_says(
+    network: Network, make_engine: MakeEngine, tmp_path: Path
+) -> None:
     names(network)
     domain, _ = network.site(Script())
     dead = network.new_domain()
     network.route(dead, [network.nobody()])
-    engine = make_engine(settings={"sites": {"suspend": ["1h"]}}).start()
+    until = datetime.now(UTC).replace(hour=0, minute=0, second=0) + timedelta(days=90)
+    issued = trustme.CA().issue_cert("sender.test", not_after=until)
+    issued.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+    issued.private_key_pem.write_to_path(tmp_path / "key.pem")
+    (tmp_path / "key.pem").chmod(0o600)
+    listener = {
+        "bind": [f"127.0.0.1:{free_port()}"],
+        "tls_cert": str(tmp_path / "cert.pem"),
+        "tls_key": str(tmp_path / "key.pem"),
+    }
+    engine = make_engine(settings={"sites": {"suspend": ["1h"]}, "listener": listener}).start()
     assert engine.final(engine.send(f"a@{domain}")).succeeded
     assert printed(engine, "--probe", domain) == shown(0)
 

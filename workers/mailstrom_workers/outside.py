@@ -1,11 +1,11 @@
 """The network as this machine sees it, for ``mailstrom doctor``: a process that looks and ends.
 
 ``python -P -m mailstrom_workers.outside`` reads a ``mailstrom.outside.Question`` and writes an
-``Outside``. Nameservers are asked by UDP and by TCP, our name and our addresses are looked up, mail
-hosts are connected to: of an MX host no more than its greeting is heard before QUIT, of a relay
-EHLO and STARTTLS, never AUTH. All of it goes on at the same time, each step within its own time;
-what is not known when the time is over is left out and said. No message is sent. What it means is
-not known here.
+``Outside``. Nameservers are asked by UDP and by TCP, our name and our addresses are looked up, our
+own listener is met (``ownports``), mail hosts are connected to: of an MX host no more than its
+greeting is heard before QUIT, of a relay EHLO and STARTTLS, never AUTH. All of it goes on at the
+same time, each step within its own time; what is not known when the time is over is left out and
+said. No message is sent. What it means is not known here.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from mailstrom.outside import (
     Name,
     NameserverAnswer,
     Outside,
+    Port,
     Question,
     Source,
     encode,
@@ -35,7 +36,7 @@ from mailstrom.outside import (
 )
 from mailstrom.policy.answers import is_host_name
 from mailstrom.policy.timeouts import Timeouts
-from mailstrom_workers import dnswire
+from mailstrom_workers import dnswire, ownports
 from mailstrom_workers.context import Settings
 from mailstrom_workers.dnswire import Kind
 from mailstrom_workers.endpoint import SessionFailure, Target
@@ -67,10 +68,22 @@ class _Look:
         self.sources: dict[str, Source] = {}
         self.hosts: list[Host] = []
         self.no_hosts: str | None = None
+        self.ports: list[Port] = []
         self.trouble: list[str] = []
+        self._network = asked.network
 
     async def run(self) -> Outside:
         """All looks at the same time."""
+        steps = [self._look_at_ports()]
+        if self._network:
+            steps.append(self._look_around())
+        await asyncio.gather(*steps)
+        return self._found()
+
+    async def _look_at_ports(self) -> None:
+        self.ports += await ownports.look(self.config)
+
+    async def _look_around(self) -> None:
         dns = self.config.dns
         try:
             asked = Nameservers.of(
@@ -90,13 +103,12 @@ class _Look:
             )
         except ConfigError as error:
             self.trouble.append(str(error))
-            return self._found()
+            return
         await asyncio.gather(
             self._within("the nameservers", self._look_at_servers(asked)),
             self._within("our name and addresses", self._look_at_names(asked, resolver)),
         )
         await resolver.close()
-        return self._found()
 
     def _found(self) -> Outside:
         return Outside(
@@ -105,6 +117,7 @@ class _Look:
             sources=list(self.sources.values()),
             hosts=self.hosts,
             no_hosts=self.no_hosts,
+            ports=self.ports,
             trouble=self.trouble,
         )
 
