@@ -71,6 +71,18 @@ async def test_right_wrong_and_unknown_cost_the_same_and_a_right_one_is_known(
 
 
 @looped
+async def test_unknown_users_cost_what_the_known_ones_do_between_them(checked: Checked) -> None:
+    made = Logins(asyncio.get_running_loop())
+    for _ in range(2):
+        for number in range(30):
+            assert await _ask(made, f"nobody{number}", "x", f"c{number}") is Login.WRONG
+    against = [hashed for _, hashed in checked.asked]
+    assert set(against) == set(USERS.values())  # else a name's cost would tell that it is none
+    assert against[:30] == against[30:]  # and a name's would change
+    made.close()
+
+
+@looped
 async def test_a_flood_runs_two_at_a_time_and_the_rest_is_told_to_come_again(
     checked: Checked, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from enum import Enum
 from functools import partial
+from itertools import islice
 
 from mailstrom.passwords import hash_password, matches
 
@@ -87,7 +88,7 @@ class Logins:
             self._loop.call_soon(told, Login.BUSY)
             return
         self._waiting[client] = mine + 1
-        against = hashed or self._decoy(users)
+        against = hashed or self._decoy(users, user)
         future = self._loop.run_in_executor(self._threads, _matches, password, against)
         future.add_done_callback(
             partial(self._checked, client, digest if hashed is not None else None, told)
@@ -97,10 +98,14 @@ class Logins:
         """Let the threads end; what was not begun is not told."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _decoy(self, users: Mapping[str, str]) -> str:
-        """What an unknown user's password is compared with: at the cost of a known one."""
+    def _decoy(self, users: Mapping[str, str], user: str) -> str:
+        """What an unknown user's password is compared with: always the same known one's hash.
+
+        By lot, since hashes in one file may differ in cost: who exists shows in none of them.
+        """
         if users:
-            return next(iter(users.values()))
+            lot = int.from_bytes(self._digest(user, "", "")[:8])
+            return next(islice(users.values(), lot % len(users), None))
         self._nobody = self._nobody or hash_password(os.urandom(16).hex())
         return self._nobody
 
