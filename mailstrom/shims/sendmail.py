@@ -15,10 +15,9 @@ from collections.abc import Mapping, Sequence
 from mailstrom.errors import MailstromError
 from mailstrom.shims import flags, handing, sysexits
 from mailstrom.shims.place import Place, caller, opened, place
+from mailstrom.shims.standard import read_input
 from mailstrom.shims.sysexits import DATA, OK, TEMPORARY, USAGE, Refusal, tell
 from mailstrom.storage.client import Notice
-
-_READ = 65_536
 
 
 def main() -> int:
@@ -129,7 +128,7 @@ def _content(dot_ends: bool) -> bytes:
     """Standard input in CRLF lines, to its end or to a dot alone on its line."""
     text = bytearray()
     while True:
-        chunk = os.read(0, _READ)
+        chunk = read_input()
         before = max(0, len(text) - 4)
         text += chunk
         if len(text) > handing.LARGEST:

@@ -7,13 +7,12 @@ once it is durable. The end of input in the middle of a message leaves nothing b
 
 from __future__ import annotations
 
-import os
-
 from mailstrom.errors import InvalidMessage, MailstromError, SpoolFull
 from mailstrom.message.submission import enhanced_code, protocol
 from mailstrom.printable import printable
 from mailstrom.shims.handing import LARGEST, addresses, sender_of, stored
 from mailstrom.shims.place import Caller, Place, opened
+from mailstrom.shims.standard import read_input, write_output
 from mailstrom.shims.sysexits import OK, Refusal
 from mailstrom.smtp.capabilities import Capabilities
 from mailstrom.smtp.server import ServerDialogue
@@ -28,7 +27,6 @@ from mailstrom.smtp.server_events import (
 )
 from mailstrom.storage.client import ClientStore, Notice
 
-_READ = 65_536
 _ERROR_LIMIT = 100
 
 
@@ -68,12 +66,10 @@ class _Session:
     def run(self) -> int:
         while True:
             ended = self._step()
-            output = memoryview(self._dialogue.take_output())
-            while output:
-                output = output[os.write(1, output) :]
+            write_output(self._dialogue.take_output())
             if ended:
                 return OK
-            octets = os.read(0, _READ)
+            octets = read_input()
             if not octets:
                 return OK
             self._dialogue.feed(octets)

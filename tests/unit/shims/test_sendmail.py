@@ -179,6 +179,21 @@ class TestContent:
             child.stdin.flush()
             assert child.wait(TIMEOUT) == 0
 
+    def test_input_that_somebody_made_non_blocking_is_waited_for(self, spool: Spool) -> None:
+        behind, before = os.pipe()
+        os.set_blocking(behind, False)
+        with subprocess.Popen(
+            [sys.executable, "-P", "-m", "mailstrom.shims.sendmail", "-bs"],
+            stdin=behind, stdout=subprocess.PIPE, env=spool.environ(),
+        ) as child:  # fmt: skip
+            os.close(behind)
+            assert child.stdout is not None
+            assert child.stdout.readline().startswith(b"220 ")  # it found nothing to read since
+            os.write(before, b"QUIT\r\n")
+            os.close(before)
+            assert child.stdout.readline().startswith(b"221 ")
+            assert child.wait(TIMEOUT) == 0
+
     def test_line_ends_of_any_kind(self, spool: Spool) -> None:
         for end in (b"\n", b"\r\n"):
             text = b"Subject: x" + end + end + b"a" + end + b"b"
@@ -418,8 +433,13 @@ class TestSmtp:
         self.talk(spool, "HELO box", "MAIL FROM:<a@a.example>", f"RCPT TO:<{BOB}>", "DATA", "half")
         assert spool.ms.query("SELECT count(*) FROM messages")[0][0] == 0
 
-    def test_over_a_socket_pair_each_reply_comes_at_once(self, spool: Spool) -> None:
+    @pytest.mark.parametrize("blocking", [True, False])
+    def test_over_a_socket_pair_each_reply_comes_at_once(
+        self, spool: Spool, blocking: bool
+    ) -> None:
         ours, theirs = socket.socketpair()
+        theirs.setblocking(blocking)  # as a caller's event loop has it
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # the least there is
         with (
             ours,
             subprocess.Popen(
@@ -441,6 +461,8 @@ class TestSmtp:
             ):
                 ours.sendall(command + b"\r\n")
                 assert stream.readline().startswith(b"250 ")
+            ours.sendall(b"EHLO x\r\n" * 50)  # more than it can write before we read
+            assert sum(stream.readline().startswith(b"250 ") for _ in range(50 * 8)) == 50
             ours.sendall(b"QUIT\r\n")
             assert stream.readline().startswith(b"221 ")
             assert child.wait(TIMEOUT) == 0
