@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from mailstrom.client.identity import new_id
 from mailstrom.clock import wall_ms
 from mailstrom.message.address_list import mailboxes, parse_address_list
-from mailstrom.message.head import behind_mailbox_line
+from mailstrom.message.head import HEAD_LIMIT, behind_mailbox_line, too_large
 from mailstrom.message.mending import FIELD, qualified
 from mailstrom.message.submission import Trace, relayed, submitted
 from mailstrom.shims.place import Place
@@ -64,6 +64,7 @@ def named_in(content: bytes, origin: str) -> list[str]:
 
     Raises:
         InvalidAddress: a list cannot be read with certainty.
+        InvalidMessage: the header is too large.
     """
     plain: list[tuple[str, bytes]] = []
     block: dict[str, bytes] = {}
@@ -94,9 +95,12 @@ def without_blind(content: bytes) -> bytes:
 
 def _fields(content: bytes) -> Iterator[re.Match[bytes]]:
     at = behind_mailbox_line(content)
+    most = at + HEAD_LIMIT
     while (match := FIELD.match(content, at)) is not None:
-        yield match
         at = match.end()
+        if at > most:  # refused in the end: it is not read for addresses first
+            raise too_large()
+        yield match
 
 
 def stored(

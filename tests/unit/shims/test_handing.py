@@ -36,6 +36,16 @@ def test_address_lists(text: str, keys: list[str]) -> None:
     assert addresses(text, ORIGIN, "To") == keys
 
 
+def test_a_header_that_is_too_large_is_not_read_for_addresses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("mailstrom.shims.handing.addresses", pytest.fail)
+    for content in (b"To: a\r\n" * 200_000, b"To: a" + b",\r\n a" * 300_000 + b"\r\n"):
+        with pytest.raises(InvalidMessage) as error:
+            named_in(content, ORIGIN)
+        assert error.value.rule == "header-too-large"
+
+
 def test_a_header_that_is_hardly_one() -> None:
     assert named_in(b"", ORIGIN) == []
     assert named_in(b"hello\r\nTo: a@b.example\r\n", ORIGIN) == []
