@@ -110,7 +110,6 @@ class Priority(StrEnum):
 
 
 PRIORITY_RANK = {Priority.HIGH: 0, Priority.NORMAL: 1, Priority.LOW: 2}
-RANK_PRIORITY = {rank: priority for priority, rank in PRIORITY_RANK.items()}
 
 
 class OnDoubt(StrEnum):
