@@ -125,6 +125,46 @@ class ReportContract:
         assert [one.address for one in facts.recipients] == ["a@example.org", "c@example.org"]
         spool.sound()
 
+    def test_what_fails_within_a_minute_of_each_other_shares_a_report(self, spool: Spool) -> None:
+        reports = Reports(spool)
+        id = spool.send("a@a.example", "b@b.example", "c@c.example", **SMTP)
+        refusal = Refusal(Reason.NULL_MX, "5.1.10", "accepts no mail")
+        for after, domain in ((1_000, "a.example"), (30_000, "b.example")):
+            spool.route(domain, result=RouteResult.NULL_MX, refusal=refusal, now=T0 + after)
+            assert spool.engine.report((), 100, T0 + after) == 0
+        spool.sound()
+        assert spool.engine.report((), 100, T0 + 60_999) == 0
+        assert spool.engine.report((), 100, T0 + 61_000) == 1
+        (facts,) = reports.facts
+        assert [one.address for one in facts.recipients] == ["a@a.example", "b@b.example"]
+        spool.route("c.example", result=RouteResult.NULL_MX, refusal=refusal, now=T0 + HOUR)
+        assert [len(facts.recipients) for facts in reports.facts] == [2, 1], "nobody else is left"
+        assert set(reported(spool, id).values()) == {"failed"}
+        spool.sound()
+
+    def test_with_the_last_recipient_of_a_message_its_failures_are_told(self, spool: Spool) -> None:
+        reports = Reports(spool)
+        spool.send("a@a.example", "b@example.org", **SMTP)
+        refusal = Refusal(Reason.NULL_MX, "5.1.10", "accepts no mail")
+        spool.route("a.example", result=RouteResult.NULL_MX, refusal=refusal)
+        spool.route()
+        lane = spool.lane()
+        (row,) = spool.claim(lane)
+        spool.open(lane, [row])
+        assert spool.engine.report((), 100, T0 + 200) == 0
+        spool.settle(lane, row, "delivered")
+        assert spool.engine.report((), 100, T0 + 200) == 1
+        (facts,) = reports.facts
+        assert [one.address for one in facts.recipients] == ["a@a.example"]
+
+    def test_a_clock_that_was_set_back_keeps_no_report_waiting(self, spool: Spool) -> None:
+        reports = Reports(spool)
+        spool.send("a@a.example", "b@b.example", **SMTP)
+        refusal = Refusal(Reason.NULL_MX, "5.1.10", "accepts no mail")
+        spool.route("a.example", result=RouteResult.NULL_MX, refusal=refusal, now=T0 + DAY)
+        assert spool.engine.report((), 100, T0) == 1
+        assert len(reports.facts) == 1
+
     @pytest.mark.parametrize(
         "changes",
         [
@@ -410,6 +450,27 @@ class ReportContract:
             assert [one.action for one in facts.recipients] == ["delayed", "delayed"]
         assert [one["kind"] for one in told(spool)] == ["delayed", "delayed"]
         assert reported(spool, id) == {"a@example.org": "delayed", "b@b.example": "delayed"}
+        spool.sound()
+
+    def test_nothing_that_happens_in_between_makes_one_delay_two(self, spool: Spool) -> None:
+        """Of each recipient once for each threshold, whatever engines, people and hosts do."""
+        reports = Reports(spool)
+        id = spool.send("a@example.org", "b@b.example", **SMTP)
+        spool.route("b.example")
+        spool.engine.report(DELAYS, 100, T0 + 4 * HOUR)
+        other = spool.stores.worker()
+        other.use_reporter(reports)
+        now = T0 + 4 * HOUR
+        for thresholds in (DELAYS, (HOUR, DAY), (HOUR, 2 * HOUR), DELAYS):
+            now += HOUR
+            change(spool.client, "hold", [id], None, now)
+            change(spool.client, "release", [id], None, now)
+            change(spool.client, "retry", [id], None, now)
+            for engine in (spool.engine, other):
+                engine.report(thresholds, 100, now)
+        other.report(DELAYS, 100, T0 + DAY)
+        told_of = [one.address for facts in reports.facts for one in facts.recipients]
+        assert sorted(told_of) == ["a@example.org"] * 2 + ["b@b.example"] * 2
         spool.sound()
 
     def test_who_was_away_for_long_tells_of_a_delay_once(self, spool: Spool) -> None:

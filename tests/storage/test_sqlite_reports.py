@@ -93,11 +93,11 @@ def statements(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
     return found
 
 
-@pytest.mark.parametrize("step", range(1, 31))
+@pytest.mark.parametrize("step", range(1, 36))
 def test_killed_at_any_statement_a_failure_is_told_once(
     spool: Spool, statements: dict[str, int], step: int
 ) -> None:
-    assert 15 < statements["settle"] <= 29
+    assert 15 < statements["settle"] <= 34
     id, lane, rows = spool.sending("a@example.org", "b@example.org", **SMTP)
     pairs = [(lane.token, row.recipient) for row in rows]
     lived = child(spool, step, "settle", pairs, T0 + 200)
@@ -117,11 +117,11 @@ def test_killed_at_any_statement_a_failure_is_told_once(
     spool.sound()
 
 
-@pytest.mark.parametrize("step", range(1, 31))
+@pytest.mark.parametrize("step", range(1, 36))
 def test_killed_at_any_statement_a_delay_is_told_once(
     spool: Spool, statements: dict[str, int], step: int
 ) -> None:
-    assert 10 < statements["report"] <= 29
+    assert 10 < statements["report"] <= 34
     id = spool.send("a@example.org", "b@example.org", **SMTP)
     lived = child(spool, step, "report", [], T0 + 4 * HOUR)
     assert lived < step

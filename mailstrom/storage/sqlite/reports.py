@@ -148,6 +148,7 @@ def owe_delays(
     """
     if copies.marked(connection) or run(connection, "jumps_pending"):
         return 0
+    run(connection, "owed_far", {"now_ms": now_ms})
     found: list[int] = []
     for place, age_ms in enumerate(thresholds):
         values = {"place": place, "before_ms": now_ms - age_ms, "most": limit - len(found)}

@@ -65,7 +65,10 @@ SELECT count(*),
          WHERE type = 'message.unreported'
            AND id > (SELECT coalesce(max(id), 0) FROM event) - 10000
          ORDER BY id DESC LIMIT 1)
-  FROM owed WHERE due_ms > 0;
+  FROM owed o
+ WHERE o.due_ms > 0
+   AND EXISTS (SELECT 1 FROM event e
+                WHERE e.message = o.message AND e.type = 'message.unreported');
 
 -- name: examine_jumps
 SELECT at_ms, amount_ms FROM clock_jump WHERE amount_ms NOT IN (-1, at_ms)

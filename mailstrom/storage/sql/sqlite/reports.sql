@@ -25,6 +25,7 @@ SELECT DISTINCT o.message, o.kind
 -- name: owed_any
 -- Whether a sweep would find anything; thresholds: [] or milliseconds, ascending.
 SELECT EXISTS (SELECT 1 FROM owed WHERE due_ms <= :now_ms)
+    OR EXISTS (SELECT 1 FROM owed WHERE due_ms > :now_ms + 28800000)
     OR EXISTS (SELECT 1 FROM json_each(:thresholds) t CROSS JOIN message m
                 WHERE m.finished_ms IS NULL AND m.delays_told = t.key
                   AND m.delay_from_ms <= :now_ms - t.value);
@@ -63,6 +64,10 @@ DELETE FROM owed
 
 -- name: owed_of
 SELECT recipient FROM owed WHERE message = :message AND kind = :kind;
+
+-- name: owed_far
+-- No wait is that long: the clock was set back.
+UPDATE owed SET due_ms = :now_ms WHERE due_ms > :now_ms + 28800000;
 
 -- name: owed_set
 UPDATE owed SET tries = :tries, due_ms = :due_ms WHERE message = :message AND kind = :kind;

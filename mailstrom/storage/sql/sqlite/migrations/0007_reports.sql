@@ -45,10 +45,16 @@ CREATE TRIGGER owed_final AFTER UPDATE OF state ON recipient
   WHEN NEW.wants IS NOT NULL AND (OLD.finished_ms IS NULL) <> (NEW.finished_ms IS NULL)
 BEGIN
   DELETE FROM owed WHERE message = NEW.message AND recipient = NEW.seq;
-  INSERT INTO owed (message, recipient, kind, tries)
+  INSERT INTO owed (message, recipient, kind, tries, due_ms)
   SELECT NEW.message, NEW.seq, CASE NEW.state WHEN 'failed' THEN 'failed' ELSE 'relayed' END,
-         OLD.doubts > 0
+         OLD.doubts > 0, NEW.finished_ms + 60000
    WHERE (NEW.state = 'failed' AND NEW.wants & 1) OR (NEW.state = 'delivered' AND NEW.wants & 4);
+END;
+
+CREATE TRIGGER owed_whole AFTER UPDATE OF finished_ms ON message
+  WHEN NEW.reports AND NEW.finished_ms IS NOT NULL
+BEGIN
+  UPDATE owed SET due_ms = 0 WHERE message = NEW.seq AND tries < 2;
 END;
 
 CREATE TRIGGER owed_forget AFTER DELETE ON recipient
