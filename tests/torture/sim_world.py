@@ -54,6 +54,9 @@ FINISH_S = 700.0
 """Longest virtual time from the end of the faults to the end of the story."""
 PLAIN_S = 150.0
 """The same where neither the DNS nor the clock was in trouble."""
+TOLD_S = 90.0
+"""A minute that is waited for more of a message, or behind a report that somebody died in, and a
+janitor's rounds."""
 SELF_S = 90.0
 """So long nobody helps; then a person retries what waits."""
 
@@ -457,6 +460,10 @@ class World:
                 self._retry()
             await asyncio.sleep(0.5)
         self.finished_s = loop.now_s - calm_s
+        for _ in range(int(2 * TOLD_S)):
+            if not self.rows("SELECT 1 FROM owed LIMIT 1"):
+                break
+            await asyncio.sleep(0.5)
         await self._end()
 
     def _retry(self) -> None:
