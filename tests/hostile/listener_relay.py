@@ -35,14 +35,14 @@ RECIPIENTS = {
     "IPv6 literal": "victim@[IPv6:::1]",
     "our own name": "root@sender.test",
     "postmaster": "postmaster",
+    "no domain": "victim",
+    "a pipe": "|/bin/sh",
+    "a file": "/etc/passwd",
 }
 MALFORMED = {
     "two at signs": "victim@elsewhere.test@mx.test",
-    "no domain": "victim",
     "a comment": "victim(x)@elsewhere.test",
     "a list": "victim@elsewhere.test,root@mx.test",
-    "a pipe": "|/bin/sh",
-    "a file": "/etc/passwd",
 }
 
 
