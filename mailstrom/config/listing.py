@@ -52,8 +52,17 @@ def restart_needed(running: Config, wanted: Config) -> list[str]:
 
 
 def with_start_kept(running: _Table, wanted: _Table) -> _Table:
-    """What is wanted, but for keys that are read at the start only: those as they are running."""
+    """What is wanted, but for keys that are read at the start only: those as they are running.
+
+    The sources of a whole configuration are those of the values that it has then.
+    """
     kept: dict[str, Any] = {}
+    if isinstance(running, Config) and isinstance(wanted, Config):
+        at_start = {key for key, _ in _restarting(wanted, "")}
+        kept["sources"] = {
+            **{key: origin for key, origin in wanted.sources.items() if key not in at_start},
+            **{key: origin for key, origin in running.sources.items() if key in at_start},
+        }
     for key in schema.keys(type(wanted)):
         before, value = getattr(running, key.name), getattr(wanted, key.name)
         if isinstance(value, Table):

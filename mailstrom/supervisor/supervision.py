@@ -253,7 +253,8 @@ class Supervision:
     def _adopt(self) -> None:
         """Take a freshly loaded configuration, whole or not at all."""
         try:
-            config = self._reload(self._config)
+            # What only a restart brings into force may be taken back out of the file.
+            config = self._reload(with_start_kept(self._at_start, self._config))
             command = Reload(config=self._values(config))
             encode_command(command)  # raises where it is too long: before any child has it
         except Exception as error:  # a file can be broken in ways that nobody thought of

@@ -466,6 +466,18 @@ def test_a_reload_never_moves_to_another_spool(stage: Stage) -> None:
     assert supervised.wait_traced("reload")[0]["config"]["store"] == str(stage.store)
 
 
+def test_what_needs_a_restart_may_be_written_and_taken_out_again(stage: Stage) -> None:
+    supervised = stage.start()
+    ready(supervised)
+    whole = stage.config.read_text()
+    stage.config.write_text(whole + "[listener]\nimplicit_tls = true\n")
+    supervised.signal(signal.SIGHUP)
+    assert supervised.wait("config.reloaded")[0]["restart_needed"] == ["listener.implicit_tls"]
+    stage.config.write_text(whole)
+    supervised.signal(signal.SIGHUP)
+    assert "restart_needed" not in supervised.wait("config.reloaded", count=2)[1]
+
+
 CUT_OFF = {
     "empty": ("", "is empty"),
     "a comment": ("# Mailstrom\n", "is empty"),

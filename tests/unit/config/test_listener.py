@@ -175,3 +175,14 @@ def test_addresses_and_processes_need_a_restart(tmp_path: Path) -> None:
     assert (kept.listener.bind, kept.listener.workers) == (before.listener.bind, 1)
     assert kept.listener.max_size == 2048
     assert restart_needed(before, kept) == []
+
+
+def test_what_never_came_into_force_is_not_missed(tmp_path: Path, pems: tuple[Path, Path]) -> None:
+    cert = BIND + "tls_cert = 'cert.pem'\ntls_key = 'key.pem'\n"
+    at_start, added = loaded(tmp_path, cert), loaded(tmp_path, cert + "implicit_tls = true")
+    require_kept(with_start_kept(at_start, added), loaded(tmp_path, cert))
+    with pytest.raises(ConfigError, match=r"listener\.implicit_tls"):
+        require_kept(with_start_kept(added, added), loaded(tmp_path, cert))
+    wanted = loaded(tmp_path, cert + "implicit_tls = false")
+    with pytest.raises(ConfigError, match=r"listener\.implicit_tls"):
+        require_kept(with_start_kept(added, wanted), loaded(tmp_path, cert))
