@@ -574,8 +574,15 @@ def config_reloaded(
 
 
 def config_rejected(*, error: str, file: str | None = None) -> None:
-    """``config.rejected``: error is the sentence of the ConfigError."""
-    _emit("config.rejected", locals())
+    """``config.rejected``: error is what the ConfigError says.
+
+    Args:
+        error: each of several on a line of its own; in the log ``; `` stands between them.
+        file: what the first of them begins with goes without saying before the others.
+    """
+    first, *others = error.split("\n")
+    error = "; ".join((first, *(other.removeprefix(f"{file}: ") for other in others)))
+    _emit("config.rejected", {"error": error, "file": file})
 
 
 def store_checkpointed(

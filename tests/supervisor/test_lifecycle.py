@@ -445,6 +445,20 @@ def test_hup_with_a_bad_configuration_changes_nothing(stage: Stage) -> None:
     assert hello["config"]["hostname"] == "mx.example.org"
 
 
+def test_several_errors_of_a_file_stand_in_one_readable_line(stage: Stage) -> None:
+    supervised = stage.start()
+    ready(supervised)
+    text = stage.config.read_text()
+    stage.config.write_text(f'{text}[listener]\nbind = ["x:1", "y:2"]\n')
+    supervised.signal(signal.SIGHUP)
+    error = supervised.wait("config.rejected")[0]["error"]
+    assert "x0a" not in error
+    first, second = error.split("; [listener] bind: ")
+    assert first.startswith(f"{stage.config}: [listener] bind: ")
+    assert "x:1" in first
+    assert "y:2" in second
+
+
 def test_a_reload_never_moves_to_another_spool(stage: Stage) -> None:
     supervised = stage.start()
     ready(supervised)
