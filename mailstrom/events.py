@@ -77,6 +77,7 @@ EVENTS: Mapping[str, Event] = {
     "supervisor.draining": Event("info", "No new work; what is on the wire is being finished."),
     "supervisor.stopped": Event("info", "The engine has ended."),
     "config.reloaded": Event("info", "A changed configuration is in force."),
+    "config.warned": Event("warning", "The configuration in force is usable and unwise."),
     "config.rejected": Event("error", "A changed configuration is unusable; the old one stays."),
     "store.checkpointed": Event("debug", "The write-ahead log was copied into the database."),
     "store.copied": Event("warning", "The spool is a copy: nothing is delivered until adopted."),
@@ -571,6 +572,11 @@ def config_reloaded(
     restart_needed names the changed keys that the engine reads at its start only.
     """
     _emit("config.reloaded", locals())
+
+
+def config_warned(*, advice: str, file: str | None = None) -> None:
+    """``config.warned``: advice says what is unwise and what to do; at the start and a reload."""
+    _emit("config.warned", locals())
 
 
 def config_rejected(*, error: str, file: str | None = None) -> None:

@@ -38,6 +38,7 @@ EVENT_WORDS = (
     "supervisor.draining",
     "supervisor.stopped",
     "config.reloaded",
+    "config.warned",
     "config.rejected",
     "store.checkpointed",
     "store.copied",

@@ -76,6 +76,11 @@ def _unwise_listener(config: Config) -> Iterator[str]:
     listener = config.listener
     if not listener.bind and any(key.startswith("listener.") for key in config.sources):
         yield '[listener] has no bind, so nothing listens: write bind = ["127.0.0.1:25"], say'
+    if listener.bind and listener.auth_file and _holds_nobody(listener.auth_file):
+        yield (
+            f"[listener] auth_file {listener.auth_file} holds no user, so that every login is"
+            " refused (535): put the whole file back, or add users by 'mailstrom user add'"
+        )
     wide = [
         str(one)
         for one in listening.networks(listener.allow_networks)
@@ -96,6 +101,13 @@ def _unwise_listener(config: Config) -> Iterator[str]:
             f"[listener] proxy_networks {', '.join(wide)} lets strangers claim any address, and so"
             " send through this server: name the addresses of your proxies alone"
         )
+
+
+def _holds_nobody(path: str) -> bool:
+    try:
+        return not read_users(path)
+    except (OSError, ValueError):
+        return False  # changed since it was checked: the listener says so when it reads it
 
 
 def _verify_requires(config: Config) -> Config:

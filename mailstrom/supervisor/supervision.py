@@ -34,7 +34,7 @@ from enum import Enum, auto
 
 from mailstrom import __version__, events
 from mailstrom.clock import monotonic_ms
-from mailstrom.config import Config, restart_needed, to_json, with_start_kept
+from mailstrom.config import Config, restart_needed, to_json, warnings, with_start_kept
 from mailstrom.control import ControlError, Drain, Lapse, Reload, Stop, encode_command
 from mailstrom.errors import ConfigError
 from mailstrom.supervisor.children import Child, Slot, child_environment, spawn, working_directory
@@ -149,6 +149,7 @@ class Supervision:
             0 after a drain, 1 where it lost a child, 75 where another supervisor was the reason, 1
             after a stop.
         """
+        _warn(self._config)
         with self._signals.installed():
             while True:
                 self._obey()
@@ -274,6 +275,7 @@ class Supervision:
         )
         if quieter:  # only now: it must not swallow the line that tells of it
             events.configure(config.log.level, config.log.format)
+        _warn(config)
 
     # Children: end and start
 
@@ -443,6 +445,12 @@ class Supervision:
         values: dict[str, object] = json.loads(to_json(in_force))
         # Children stand in another folder, and none may ever be sent to another spool.
         return {**values, "store": self._store}
+
+
+def _warn(config: Config) -> None:
+    """Say what is usable and unwise: who reads the log may never have run 'config check'."""
+    for sentence in warnings(config):
+        events.config_warned(advice=sentence, file=config.origin)
 
 
 def _now_s() -> float:

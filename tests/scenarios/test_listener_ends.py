@@ -134,6 +134,25 @@ def test_a_reload_brings_networks_users_and_certificate_for_new_connections(
     assert "users: line 1" in line["error"]
 
 
+def test_users_that_are_gone_are_told_of_at_the_reload_and_at_the_start(
+    make_listening: MakeListening, tmp_path: Path
+) -> None:
+    listening = make_listening(tls=True, start=False)
+    for secret in ("users", "key.pem"):
+        (tmp_path / secret).chmod(0o600)
+    listening.engine.start()
+    table = dict(listening.engine.settings["listener"])
+    assert listening.engine.log("config.warned") == []
+    (tmp_path / "users").write_text("")
+    listening.reload({"listener": table | {"max_size": 4096}})
+    (line,) = listening.engine.wait_log("config.warned")
+    assert line["level"] == "warning"
+    assert f"auth_file {tmp_path / 'users'} holds no user" in line["advice"]
+    listening.engine.stop()
+    listening.engine.start()
+    assert listening.engine.wait_log("config.warned", count=2)[-1]["advice"] == line["advice"]
+
+
 def test_who_was_logged_in_is_shut_out_by_a_reload(
     make_listening: MakeListening, tmp_path: Path
 ) -> None:

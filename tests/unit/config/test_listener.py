@@ -161,6 +161,20 @@ def test_settings_of_no_listener_and_exposed_secrets_are_warned_of(
     assert "nothing listens" in unbound
 
 
+@pytest.mark.parametrize("text", ["", "\n", "# joe\n"], ids=["empty", "line", "comment"])
+def test_a_file_of_users_that_holds_nobody_is_warned_of(
+    tmp_path: Path, pems: tuple[Path, Path], text: str
+) -> None:
+    users = tmp_path / "users"
+    users.write_text(text)
+    users.chmod(0o600)
+    files = "tls_cert = 'cert.pem'\ntls_key = 'key.pem'\nauth_file = 'users'\n"
+    [told] = warnings(loaded(tmp_path, BIND + files))
+    assert told.startswith(f"[listener] auth_file {users} holds no user, so that every login")
+    users.write_text(f"joe:{hash_password('x')}\n")
+    assert not warnings(loaded(tmp_path, BIND + files))
+
+
 def test_a_reload_that_loses_who_may_send_is_refused(tmp_path: Path) -> None:
     running = loaded(tmp_path, BIND + "proxy_networks = ['192.0.2.1']")
     with pytest.raises(ConfigError, match=r"listener\.proxy_networks"):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
 from mailstrom.config import load
 from mailstrom.doctor import configuration, engine, queue, tls
@@ -273,6 +274,24 @@ def test_a_password_file_is_kept_from_others(mode: int, level: str, tmp_path: Pa
     assert found.level == level
     if level == "warning":
         assert "chmod 600" in found.advice
+
+
+def test_a_file_of_users_that_holds_nobody(tmp_path: Path) -> None:
+    trustme.CA().issue_cert("mx.example.org").private_key_and_cert_chain_pem.write_to_path(
+        tmp_path / "both.pem"
+    )
+    users, file = tmp_path / "users", tmp_path / "m.toml"
+    users.write_text("# nobody\n")
+    for secret in (users, tmp_path / "both.pem"):
+        secret.chmod(0o600)
+    file.write_text(
+        'store = "s.db"\n[listener]\nbind = ["127.0.0.1:587"]\n'
+        'tls_cert = "both.pem"\nauth_file = "users"\n'
+    )
+    found = only(configuration.checks(load(str(file)), ()), "configuration.listener")
+    assert found.level == "warning"
+    assert f"{users} holds no user" in found.found
+    assert "mailstrom user add" in found.advice
 
 
 @pytest.mark.parametrize(("mode", "told"), [(0o644, False), (0o666, True)])
