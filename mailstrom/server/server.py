@@ -22,7 +22,7 @@ from typing import Self
 from mailstrom.errors import MailstromError
 from mailstrom.server.mail import Client, Mail, Parameters
 from mailstrom.server.reception import Reception, Verdict
-from mailstrom.server.sessions import Limits, Sessions
+from mailstrom.server.sessions import Limits, Sessions, log
 from mailstrom.server.sockets import CannotListen, listen_on
 from mailstrom.server.waiting import Waiting
 from mailstrom.smtp.capabilities import Capabilities
@@ -37,6 +37,7 @@ _FULL = Reply(452, "4.3.1", ("too many messages are waiting, try again later",))
 _DRAINED = Reply(421, "4.3.2", ("the server has stopped, try again later",))
 _ERROR_LIMIT = 100  # hooks refuse recipients of a list, too
 _FAREWELL_S = 1.0  # for who is told that it is cut
+_CANCELLED_S = 5.0  # for hooks that were cancelled to clean up behind them
 _MECHANISMS = frozenset(("PLAIN", "LOGIN"))
 
 
@@ -232,8 +233,9 @@ class SMTPServer:
         """Take no more; what was accepted stays readable by the iteration, which ends behind it.
 
         Idle clients are told 421 at once; who is sending content or waits for a hook may go on for
-        ``timeout`` seconds, and is told the same then; hooks that still run are cancelled. Nobody
-        waits for room in the queue any more. Does nothing where the server does not listen.
+        ``timeout`` seconds, and is told the same then; hooks that still run are cancelled, and left
+        behind where they do not end for some seconds. Nobody waits for room in the queue any more.
+        Does nothing where the server does not listen.
 
         Args:
             timeout: seconds.
@@ -255,8 +257,20 @@ class SMTPServer:
         for session in list(self.sessions.open):
             session.abort("stopped")
         await self.sessions.deserted()
-        await asyncio.gather(*self.hooks, return_exceptions=True)
+        await self._hooks_ended()
         await listener.wait_closed()
+
+    async def _hooks_ended(self) -> None:
+        """Return once the cancelled hooks have: but one may go on all the same, and is left."""
+        if not self.hooks:
+            return
+        _, left = await asyncio.wait(self.hooks, timeout=_CANCELLED_S)
+        if left:
+            log.error(
+                "%d of the hooks did not end %g s after they were cancelled, and are left behind",
+                len(left),
+                _CANCELLED_S,
+            )
 
     async def __aenter__(self) -> Self:
         """Start."""

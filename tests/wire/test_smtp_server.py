@@ -456,6 +456,32 @@ def test_stopping_cuts_who_takes_too_long_and_takes_nothing_of_it() -> None:
     run(body)
 
 
+def test_stopping_does_not_wait_for_a_hook_that_goes_on_when_it_is_cancelled(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("mailstrom.server.server._CANCELLED_S", 0.05)
+    enough = asyncio.Event()
+
+    class Stubborn(SMTPServer):
+        async def on_recipient(self, client: Client, recipient: str, parameters: Any) -> None:
+            while not enough.is_set():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await enough.wait()
+
+    async def body() -> None:
+        async with Stubborn() as server, raw(server) as (reader, writer):
+            writer.write(b"EHLO c\r\nMAIL FROM:<>\r\nRCPT TO:<b@y.test>\r\n")
+            await eventually_async(lambda: server.hooks, what="the hook")
+            await server.stop(timeout=0.05)
+            assert (await reader.read()).splitlines()[-1][:4] == b"421 "
+            assert len(server.hooks) == 1
+            assert "1 of the hooks did not end 0.05 s after" in caplog.text
+            enough.set()
+            await eventually_async(lambda: not server.hooks, what="the end of the hook")
+
+    run(body)
+
+
 @pytest.mark.parametrize("stubborn", [False, True])
 def test_a_hook_that_never_ends_is_cancelled_and_its_client_told(
     stubborn: bool, caplog: pytest.LogCaptureFixture
