@@ -464,18 +464,24 @@ class ServerDialogue:
 
     def _settle(self, question: Question, reply: Reply) -> None:
         kind = type(question)
+        octets = self._rendered(kind, reply)  # what cannot be said is said by another: not counted
         if reply.code >= 400 or kind in _JUDGED:
-            reply = self._judged(question, reply)
+            judged = self._judged(question, reply)
+            if judged is not reply:
+                reply, octets = judged, self._rendered(kind, judged)
+        self._output.append(octets)
+        self._apply(question, reply)
+        if kind is Credentials and reply.code >= 500 and self._login.withholds:
+            self._output[-1] = self._login.withhold(self._output[-1])
+            self.phase = Phase.AUTH
+
+    def _rendered(self, kind: type, reply: Reply) -> bytes:
         code, enhanced = reply.code, reply.enhanced
         if enhanced is not None and (
             not self._enhanced or 300 <= code < 400 or kind is Opened or kind is Hello
         ):
             enhanced = None
-        self._output.append(render_reply(code, enhanced, *reply.lines))
-        self._apply(question, reply)
-        if kind is Credentials and code >= 500 and self._login.withholds:
-            self._output[-1] = self._login.withhold(self._output[-1])
-            self.phase = Phase.AUTH
+        return render_reply(code, enhanced, *reply.lines)
 
     def _judged(self, question: Question, reply: Reply) -> Reply:
         """The reply, or what is to be said in its place."""

@@ -275,6 +275,40 @@ def test_what_the_shell_refuses_and_what_the_dialogue_refuses_are_one_count() ->
         assert server.phase is Phase.CLOSED
 
 
+@pytest.mark.parametrize(
+    ("code", "enhanced", "text", "why"),
+    [
+        (550, "5.1.1", "a\nb", "holds CR, LF"),
+        (550, "4.1.1", "a", "does not belong to 550"),
+        (600, None, "a", "600 is outside"),
+    ],
+)
+def test_a_reply_that_cannot_be_said_and_the_one_in_its_place_are_one_error(
+    code: int, enhanced: str | None, text: str, why: str
+) -> None:
+    server = dialogue(error_limit=2)
+    say(server, "EHLO c", "MAIL FROM:<>")
+    for _ in range(2):
+        server.feed(b"RCPT TO:<a@x.test>\r\n")
+        server.next_event()
+        with pytest.raises(ValueError, match=why):
+            server.reply(code, enhanced, text)
+        server.reply(451, "4.3.0", "local error")
+        assert codes(server) == ["451"]
+    assert say(server, "RCPT TO:<a@x.test>", "X") == ["250", "421"]
+
+
+def test_credentials_that_cannot_be_answered_are_one_error() -> None:
+    server = dialogue(replace(OFFER, auth=frozenset({"PLAIN"})), login_limit=1)
+    say(server, "EHLO c")
+    server.feed(b"AUTH PLAIN AGpvZQB4\r\n")
+    assert isinstance(server.next_event(), Credentials)
+    with pytest.raises(ValueError, match="holds CR, LF"):
+        server.reply(535, "5.7.8", "a\nb")
+    server.reply(454, "4.7.0", "local error")
+    assert codes(server) == ["454"]
+
+
 def test_no_limit_of_errors_is_none() -> None:
     server = dialogue(error_limit=0)
     assert set(say(server, "EHLO c", *["X"] * 300)) == {"250", "500"}
