@@ -69,7 +69,8 @@ def configuration_file(
     """The configuration file in force, or None.
 
     Raises:
-        ConfigError: a file named by argument or environment does not exist.
+        ConfigError: a file named by argument or environment does not exist, or lies where this
+            user may not look.
         TypeError: ``config`` is no path.
     """
     argument = "" if config is None else arguments.path("config", config)
@@ -79,6 +80,11 @@ def configuration_file(
             shown = arguments.shown(named) if len(named) > LONGEST_PATH else named
             if not shown.isprintable():
                 shown = repr(shown)
+            if _shut(named):
+                raise ConfigError(
+                    f"{shown}: cannot be reached by this user, who may not enter a directory on its"
+                    " way; open that to the user, or name another file"
+                )
             there = os.path.exists(named)  # a directory, a pipe
             what = "not a regular file" if there else "no such configuration file"
             raise ConfigError(f"{shown}: {what}; create it or name another")
@@ -88,6 +94,16 @@ def configuration_file(
     home = _xdg(environ, "XDG_CONFIG_HOME", ".config")
     own = None if home is None else os.path.join(home, "mailstrom/mailstrom.toml")
     return own if own is not None and os.path.lexists(own) else None
+
+
+def _shut(path: str) -> bool:
+    try:
+        os.stat(path)
+    except PermissionError:
+        return True
+    except (OSError, ValueError):  # a name that no file can have
+        return False
+    return False
 
 
 def require_entered() -> None:

@@ -44,6 +44,16 @@ def default_store(environ: Mapping[str, str] = os.environ) -> str:
     return plain_path("mailstrom/spool.db", _xdg(environ, "XDG_STATE_HOME", ".local/state"))
 
 
+def _shut(path: str) -> bool:
+    try:
+        os.stat(path)
+    except PermissionError:
+        return True
+    except (OSError, ValueError):  # a name that no file can have
+        return False
+    return False
+
+
 def require_entered() -> None:
     """For a user who named nothing and found nothing: nothing was kept back.
 
@@ -68,13 +78,19 @@ def find_file(path: str | os.PathLike[str] | None, environ: Mapping[str, str]) -
         path: named by the user (``--config``); before everything else.
         environ: ``MAILSTROM_CONFIG`` names a file too.
     Raises:
-        ConfigError: a named file is missing. Default places may be empty.
+        ConfigError: a named file is missing, or lies where this user may not look. Default places
+            may be empty.
     """
     for named, by in ((path, "--config"), (environ.get("MAILSTROM_CONFIG"), "MAILSTROM_CONFIG")):
         if named:
             place = plain_path(named)
             if not os.path.isfile(place):  # false, too, where the name is too long for a file
                 shown = printable(place if len(place) <= LONGEST_PATH else f"{place[:80]}…", 5000)
+                if _shut(place):
+                    raise ConfigError(
+                        f"{shown}: cannot be reached by this user, who may not enter a directory on"
+                        f" its way (named by {by}); open that to the user, or name another file"
+                    )
                 there = os.path.exists(place)  # a directory, a pipe
                 what = "not a regular file" if there else "no such configuration file"
                 raise ConfigError(f"{shown}: {what} (named by {by}); create it or name another")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -65,6 +68,25 @@ def test_a_name_that_no_file_can_have_is_a_missing_file(name: str, reader: str) 
     with pytest.raises(ConfigError, match="no such configuration file") as caught:
         READERS[reader](Path(name))
     assert len(str(caught.value)) < 4_500
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_file_that_may_not_be_looked_for_is_no_missing_one(
+    reader: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "shut" / "mailstrom.toml"
+    look = os.stat
+
+    def stat(path: Any, **how: Any) -> os.stat_result:
+        """As the system tells a user who may not enter; root may enter everywhere."""
+        if str(path) == str(file):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return look(path, **how)
+
+    monkeypatch.setattr(os, "stat", stat)
+    with pytest.raises(ConfigError, match=r"toml: cannot be reached by this user") as caught:
+        READERS[reader](file)
+    assert "create it" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["x" * 5_000, "memory:" + "x" * 5_000, "/tmp/" + "x/" * 50_000])

@@ -297,17 +297,31 @@ class TestRefused:
             named = kept / "mailstrom.toml"
             named.write_text(f'store = "{folder}/spool.db"\n')
             begin = f"import mailstrom.client.locate as it\nit.SYSTEM_FILE = {str(named)!r}\n"
-            done = subprocess.run(
-                [sys.executable, "-P", "-c", begin + AS_NOBODY, BOB],
-                input=b"hi",
-                capture_output=True,
-                timeout=TIMEOUT,
-                env={"PYTHONPATH": TREE, "HOME": folder},
-                cwd="/",
-            )
-        assert done.returncode == CONFIG, done.stderr
-        assert b"kept cannot be entered by this user" in done.stderr
-        assert b"add the user to its group" in done.stderr
+            ways = {
+                "found": ([], {}, (b"kept cannot be entered by this user", b"to its group")),
+                "-C": (
+                    ["-C", str(named)],
+                    {},
+                    (b"mailstrom.toml: cannot be reached by this user",),
+                ),
+                "environment": (
+                    [],
+                    {"MAILSTROM_CONFIG": str(named)},
+                    (b"mailstrom.toml: cannot be reached by this user",),
+                ),
+            }
+            for options, variables, words in ways.values():
+                done = subprocess.run(
+                    [sys.executable, "-P", "-c", begin + AS_NOBODY, *options, BOB],
+                    input=b"hi",
+                    capture_output=True,
+                    timeout=TIMEOUT,
+                    env={"PYTHONPATH": TREE, "HOME": folder, **variables},
+                    cwd="/",
+                )
+                assert done.returncode == CONFIG, done.stderr
+                for said in words:
+                    assert said in done.stderr
 
     def test_while_another_writes_for_too_long(self, spool: Spool) -> None:
         program = (
