@@ -15,6 +15,7 @@ from typing import Final, cast
 
 from mailstrom.server.sessions import log
 from mailstrom.smtp.reply import Reply
+from mailstrom.smtp.server_content import keep
 from mailstrom.smtp.server_events import (
     ChunkEnd,
     Content,
@@ -44,11 +45,6 @@ LATER: Final = Later.LATER
 """The answer comes by ``Connection.answer()``."""
 
 Answer = Reply | Later | None
-
-_SMALL = 4096
-"""Octets of a piece of content below which it is joined to the one before: a client that sends two
-octets at a time makes us hold those, not an object for each."""
-_JOINED = 1 << 16
 
 _FAILED = Reply(451, "4.3.0", ("local error, try again later",))
 _CLOSED = Reply(421, "4.3.0", _FAILED.lines)
@@ -104,13 +100,8 @@ class Stages:
         pieces = self._pieces
         if pieces is None:
             self._pieces = [chunk]
-        elif len(chunk) >= _SMALL or len(pieces[-1]) >= _JOINED:
-            pieces.append(chunk)
         else:
-            last = pieces[-1]
-            if type(last) is not bytearray:
-                last = pieces[-1] = bytearray(last)
-            last += chunk
+            keep(pieces, chunk)
 
     def on_chunk(self, event: ChunkEnd) -> Answer:
         """A BDAT that is not the last has come."""

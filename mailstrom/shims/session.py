@@ -16,6 +16,7 @@ from mailstrom.shims.standard import read_input, write_output
 from mailstrom.shims.sysexits import OK, Refusal
 from mailstrom.smtp.capabilities import Capabilities
 from mailstrom.smtp.server import ServerDialogue
+from mailstrom.smtp.server_content import keep
 from mailstrom.smtp.server_events import (
     Closing,
     Content,
@@ -61,7 +62,7 @@ class _Session:
         self._mail: MailFrom | None = None
         self._sender = ""
         self._recipients: dict[str, Notice] = {}
-        self._chunks: list[bytes] = []
+        self._pieces: list[bytes | bytearray] = []
 
     def run(self) -> int:
         while True:
@@ -81,7 +82,7 @@ class _Session:
                 case Closing():
                     return True
                 case Content():
-                    self._chunks.append(event.chunk)
+                    keep(self._pieces, event.chunk)
                 case Hello():
                     self._helo = event.name
                     self._forget()
@@ -100,7 +101,7 @@ class _Session:
 
     def _forget(self) -> None:
         self._mail, self._sender = None, ""
-        self._recipients, self._chunks = {}, []
+        self._recipients, self._pieces = {}, []
 
     def _begin(self, event: MailFrom) -> None:
         try:
@@ -124,7 +125,7 @@ class _Session:
         try:
             id = stored(
                 self._store,
-                b"".join(self._chunks),
+                b"".join(self._pieces),
                 self._sender,
                 list(self._recipients),
                 self._place,

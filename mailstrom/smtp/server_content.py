@@ -23,6 +23,23 @@ _ACCEPTED = Reply(250, "2.0.0", ("accepted",))
 _SIZE = re.compile(r"([0-9]{1,20})( +LAST)?", re.IGNORECASE)
 
 
+_SMALL = 4096
+"""Octets of a piece of content below which it is joined to the one before: a client that sends two
+octets at a time makes us hold those, not an object for each."""
+_JOINED = 1 << 16
+
+
+def keep(pieces: list[bytes | bytearray], chunk: bytes) -> None:
+    """Put a piece of content behind those that are kept, or on the last of them."""
+    if not pieces or len(chunk) >= _SMALL or len(pieces[-1]) >= _JOINED:
+        pieces.append(chunk)
+        return
+    last = pieces[-1]
+    if type(last) is not bytearray:
+        last = pieces[-1] = bytearray(last)
+    last += chunk
+
+
 def read_size(argument: str) -> tuple[int, bool] | None:
     """The octets that follow and whether they are the last; None for what is no BDAT argument."""
     found = _SIZE.fullmatch(argument)
