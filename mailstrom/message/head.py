@@ -343,7 +343,10 @@ def nul(content: bytes) -> InvalidMessage:
 
 def bare_cr() -> InvalidMessage:
     """The refusal of a CR that ends no line and cannot be encoded."""
-    return InvalidMessage("the content holds a CR alone; CRLF ends lines", rule="line-endings")
+    return InvalidMessage(
+        "the content has a carriage return without a line feed; lines end in CRLF",
+        rule="line-endings",
+    )
 
 
 def too_large() -> InvalidMessage:

@@ -186,7 +186,10 @@ def relayed(
 def _checked(content: bytes) -> bytes:
     """The content with its last line ended; a CR alone is a matter of the body it stands in."""
     if content.count(CRLF) != content.count(b"\n"):
-        raise InvalidMessage("the content holds an LF alone; CRLF ends lines", rule="line-endings")
+        raise InvalidMessage(
+            "the content has a line feed without a carriage return; lines end in CRLF",
+            rule="line-endings",
+        )
     return content if content.endswith(CRLF) else content + CRLF
 
 

@@ -14,7 +14,12 @@ import re
 BARE_CR = "bare-cr"
 BARE_LF = "bare-lf"
 _LINE_END = re.compile(rb"\r\n|\r|\n")
-_HOLDS = "content holds a {}; it must have CRLF line ends only"
+ALONE = {
+    BARE_CR: "a carriage return without a line feed",
+    BARE_LF: "a line feed without a carriage return",
+}
+"""What is broken, for people."""
+_HOLDS = "content has {}; lines end in CRLF"
 
 
 class BareLineEnd(ValueError):
@@ -44,7 +49,7 @@ def require_crlf(content: bytes) -> None:
     """
     broken = bare_line_end(content)
     if broken is not None:
-        raise BareLineEnd(_HOLDS.format(broken))
+        raise BareLineEnd(_HOLDS.format(ALONE[broken]))
 
 
 def stuffed(content: bytes) -> bytes:
@@ -55,7 +60,7 @@ def stuffed(content: bytes) -> bytes:
     """
     broken = bare_line_end(content)
     if broken is not None:
-        raise BareLineEnd(_HOLDS.format(broken))
+        raise BareLineEnd(_HOLDS.format(ALONE[broken]))
     if content.startswith(b"."):
         content = b"." + content
     end = b".\r\n" if not content or content.endswith(b"\r\n") else b"\r\n.\r\n"
@@ -82,7 +87,7 @@ class DotStuffer:
         whole = b"\r" + chunk if self._cr else chunk
         broken = bare_line_end(whole[:-1] if whole.endswith(b"\r") else whole)
         if broken is not None:
-            raise BareLineEnd(_HOLDS.format(broken))
+            raise BareLineEnd(_HOLDS.format(ALONE[broken]))
         if self._line_start and chunk.startswith(b"."):
             chunk = b"." + chunk
         elif self._cr and chunk.startswith(b"\n."):
@@ -98,5 +103,5 @@ class DotStuffer:
             BareLineEnd: the content's last octet is a CR.
         """
         if self._cr:
-            raise BareLineEnd("content ends with a bare-cr; it must have CRLF line ends only")
+            raise BareLineEnd(_HOLDS.format(ALONE[BARE_CR]))
         return b".\r\n" if self._line_start else b"\r\n.\r\n"

@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 from mailstrom.smtp.capabilities import Capabilities
 from mailstrom.smtp.commands import BadCommand, parse_command
+from mailstrom.smtp.framing import ALONE
 from mailstrom.smtp.inbox import LINE_TOO_LONG, Inbox, Line, LineReader
 from mailstrom.smtp.reply import Reply, render_reply
 from mailstrom.smtp.server_auth import Login
@@ -335,7 +336,8 @@ class ServerDialogue:
         if rule is None and self._bounds.too_long(octets, self._told):
             rule = LINE_TOO_LONG
         if rule is not None:
-            text = f"command line refused: {rule}; lines are short and end with CRLF alone"
+            broken = ALONE.get(rule)
+            text = f"command has {broken}; lines end in CRLF" if broken else "command line too long"
             return refuse("", rule, 500, "5.5.2", text)
         try:
             command = parse_command(octets)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 
-from mailstrom.smtp.framing import BARE_LF, bare_line_end, crlf
+from mailstrom.smtp.framing import ALONE, BARE_LF, bare_line_end, crlf
 from mailstrom.smtp.inbox import DotUnstuffer, Inbox
 from mailstrom.smtp.reply import Reply
 from mailstrom.smtp.server_events import ChunkEnd, Content, ContentEnd, Refused
@@ -50,7 +50,7 @@ def _end(octets: int, violation: str | None, limit: int, *, chunked: bool, fix: 
     oversize = 0 < limit < octets
     default = _ACCEPTED
     if violation is not None and not fix:
-        default = Reply(554, "5.6.0", (f"content holds a {violation}; CRLF ends lines",))
+        default = Reply(554, "5.6.0", (f"content has {ALONE[violation]}; lines end in CRLF",))
     elif oversize:
         text = f"message exceeds the limit of {limit} octets"
         default = Reply(552, "5.3.4", (text,))

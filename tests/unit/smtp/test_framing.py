@@ -66,7 +66,9 @@ def test_empty_content_is_a_lone_dot() -> None:
 )
 def test_content_with_a_bare_line_end_never_leaves(content: bytes) -> None:
     for chunks in ([content], [content[i : i + 1] for i in range(len(content))]):
-        with pytest.raises(BareLineEnd):
+        with pytest.raises(
+            BareLineEnd, match=r"^content has a .* without a .*; lines end in CRLF$"
+        ):
             stuff(chunks)
 
 

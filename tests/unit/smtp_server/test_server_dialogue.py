@@ -337,6 +337,15 @@ def test_withheld_reply_sends_nothing_and_refuses() -> None:
 def test_overlong_and_bare_lines_are_refused_and_the_session_goes_on() -> None:
     server = dialogue(line_limit=64)
     assert say(server, "EHLO " + "a" * 100, "NOOP a\rb", "NOOP") == ["500", "500", "250"]
+    for line, told in {
+        b"NOOP a\rb\r\n": b"command has a carriage return without a line feed; lines end in CRLF",
+        b"NOOP a\nb\r\n": b"command has a line feed without a carriage return; lines end in CRLF",
+        b"EHLO " + b"a" * 100 + b"\r\n": b"command line too long",
+    }.items():
+        pull(server, line)
+        (said,) = server.take_output().splitlines()
+        assert said.startswith(b"500 ")
+        assert said.endswith(told)
 
 
 @pytest.mark.parametrize("ending", [b"\n.\n", b"\n.\r\n", b"\r\n.\n", b"\r.\r", b"\r\n.\r"])
