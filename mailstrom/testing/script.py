@@ -32,6 +32,7 @@ from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 
 from mailstrom.smtp.capabilities import Capabilities
+from mailstrom.smtp.reply import render_reply
 from mailstrom.smtp.server_auth import MECHANISMS
 
 _BEFORE_MAIL = ("greeting", "ehlo", "helo", "starttls", "auth")
@@ -113,10 +114,10 @@ class Rule:
     kept: bool = True
 
     def __post_init__(self) -> None:
-        """Refuse a stage or an act that does not exist, and too much to wait for.
+        """Refuse a stage or an act that does not exist, too much to wait for, an impossible reply.
 
         Raises:
-            ValueError: names the stage or act and the possible ones.
+            ValueError: names the stage or act and the possible ones, or what no reply can say.
         """
         if len(self.until) > 64:
             raise ValueError(f"until has {len(self.until)} characters; 64 are enough")
@@ -124,6 +125,10 @@ class Rule:
             raise ValueError(f"no stage {self.stage!r}; one of {' '.join(sorted(STAGES))}")
         object.__setattr__(self, "act", Act(self.act))
         object.__setattr__(self, "per", Per(self.per))
+        if self.code is not None:
+            if type(self.code) is not int:
+                raise ValueError(f"code {self.code!r} is no number from 200 to 599")
+            render_reply(self.code, self.enhanced, *self.text.split("\n"))
 
 
 # What happens to each address the first time; from then on it is accepted.
@@ -206,11 +211,20 @@ class Script:
     connection_limit: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse a mechanism that does not exist.
+        """Refuse a mechanism that does not exist, and rules that are none.
 
         Raises:
-            ValueError: names it and the possible ones.
+            TypeError: names what is no ``Rule``.
+            ValueError: names the mechanism and the possible ones.
         """
+        if isinstance(self.rules, Rule):
+            raise TypeError("rules is one Rule and has to be a sequence: write (Rule(...),)")
+        for rule in self.rules:
+            if not isinstance(rule, Rule):
+                raise TypeError(
+                    f"{rule!r:.80} is no Rule: write Rule(stage=...), or Script.from_json() for"
+                    " rules that are data"
+                )
         unknown = set(self.mechanisms) - MECHANISMS
         if unknown:
             known = " ".join(sorted(MECHANISMS))

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
@@ -530,6 +531,38 @@ def test_a_lost_connection_ends_a_delay() -> None:
             raw.write(b"MAIL FROM:<>\r\n")
             eventually(lambda: server.transactions, what="MAIL")
         eventually(lambda: server.open == 0, what="the end")
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({"code": 99}, "reply code 99 is outside 200..599"),
+        ({"code": 600}, "reply code 600 is outside 200..599"),
+        ({"code": "550"}, "code '550' is no number from 200 to 599"),
+        ({"code": 550, "enhanced": "4.1.1"}, "'4.1.1' does not belong to 550"),
+        ({"code": 550, "text": "a\rb"}, "holds CR, LF or NUL"),
+    ],
+)
+def test_a_reply_that_cannot_be_said_is_refused_with_its_rule(
+    given: dict[str, Any], why: str
+) -> None:
+    with pytest.raises(ValueError, match=why):
+        Rule(stage="rcpt", **given)
+    with pytest.raises(ValueError, match=why):
+        Script.from_json(json.dumps({"rules": [{"stage": "rcpt", **given}]}))
+
+
+@pytest.mark.parametrize(
+    ("rules", "why"),
+    [
+        ([{"stage": "rcpt", "code": 550}], r"'stage': 'rcpt', 'code': 550} is no Rule: write Rule"),
+        ((Rule(stage="rcpt"), "rcpt"), r"'rcpt' is no Rule"),
+        (Rule(stage="rcpt"), r"rules is one Rule and has to be a sequence"),
+    ],
+)
+def test_rules_that_are_none_are_refused_with_their_script(rules: Any, why: str) -> None:
+    with pytest.raises(TypeError, match=why):
+        Script(rules=rules)
 
 
 def test_scripts_are_read_from_json() -> None:
