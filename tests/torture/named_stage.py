@@ -79,7 +79,8 @@ _SCRIPTS: dict[Scene, tuple[Script, ...]] = {
     "running": (Script(rules=(_HELD,)),),
     "expire": (Script(rules=(Rule(stage="mail", code=451),)),),
     "bounce": (Script(rules=(Rule(stage="rcpt", code=550, enhanced="5.1.1"),)),),
-    "late": (Script(rules=(Rule(stage="mail", code=451, lasting=4.0),)),),
+    # late still when who was stopped before telling goes on: else there is nothing to tell
+    "late": (Script(rules=(Rule(stage="mail", code=451, lasting=STOPPED_S + 5.0),)),),
 }
 _TOLD: dict[Scene, str] = {"bounce": "failure", "late": "delay"}
 """What the sender wants to hear of, of the mail of a scene."""
