@@ -513,6 +513,12 @@ def create(w: World) -> Iterator[None]:
     finally:
         w.fuse.disarm()
         store = SQLiteClientStore(str(path), busy_ms=BUSY_MS)
+        # Who saw a sync fail says so as soon as there is a directory to say it in: at once, or a
+        # quarter of a second later.
+        engine = SQLiteWorkerStore(str(path), busy_ms=BUSY_MS)
+        if engine.poisoned and not any(engine.repair() for _ in range(PATIENCE)):
+            w.findings.append("a fresh spool: it could not be repaired")
+        engine.close()
         w.findings += [f"a fresh spool: {text}" for text in store.check()]
         store.close()
         for left in w.folder.glob("fresh-*"):

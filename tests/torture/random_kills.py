@@ -144,10 +144,10 @@ def drains(plan: Plan, network: Network) -> Row:
     each, findings, tried, slowest = 150, [], 0, 0.0
     storm = Storm(
         network=network, folder=plan.folder / "drains", name=f"d{plan.seed}",
-        messages=each * (rounds + 1), workers=2, senders=2,
+        messages=each * (2 * rounds + 1), workers=2, senders=2,
     )  # fmt: skip
     with storm:
-        for _ in range(2 * rounds):
+        for _ in range(2 * rounds):  # who had nothing to drain is no try
             if tried == rounds:
                 break
             before = storm.sink.look()
