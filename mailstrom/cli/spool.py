@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from mailstrom.errors import MailstromError
+from mailstrom.reach import require_entered
 
 if TYPE_CHECKING:
     from mailstrom.client import Mailstrom
@@ -51,7 +52,7 @@ def place(config: str | None, store: str | None) -> str:
 
     named = store or os.environ.get("MAILSTROM_STORE")
     if not named and locate.configuration_file(config, os.environ) is None:
-        locate.require_entered()
+        require_entered(locate.SYSTEM_FILE)
         return locate.default_store(os.environ)
     return locate.locate_store(store, config, os.environ)
 

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 
 from mailstrom.client import arguments
 from mailstrom.errors import ConfigError, SpoolError
+from mailstrom.reach import require_entered, shut
 from mailstrom.storage import canonical
 from mailstrom.storage.schemes import FILES, path_of, scheme_of
 
@@ -80,7 +81,7 @@ def configuration_file(
             shown = arguments.shown(named) if len(named) > LONGEST_PATH else named
             if not shown.isprintable():
                 shown = repr(shown)
-            if _shut(named):
+            if shut(named):
                 raise ConfigError(
                     f"{shown}: cannot be reached by this user, who may not enter a directory on its"
                     " way; open that to the user, or name another file"
@@ -94,33 +95,6 @@ def configuration_file(
     home = _xdg(environ, "XDG_CONFIG_HOME", ".config")
     own = None if home is None else os.path.join(home, "mailstrom/mailstrom.toml")
     return own if own is not None and os.path.lexists(own) else None
-
-
-def _shut(path: str) -> bool:
-    try:
-        os.stat(path)
-    except PermissionError:
-        return True
-    except (OSError, ValueError):  # a name that no file can have
-        return False
-    return False
-
-
-def require_entered() -> None:
-    """For a user who named nothing and found nothing: nothing was kept back.
-
-    Behind a directory that only a group may enter there may be a file that names another spool;
-    what went into the default one instead would be delivered by nobody.
-
-    Raises:
-        ConfigError: the directory of the machine's file is there and closed to this user.
-    """
-    folder = os.path.dirname(SYSTEM_FILE)
-    if os.path.isdir(folder) and not os.access(folder, os.X_OK):
-        raise ConfigError(
-            f"{folder} cannot be entered by this user, and the configuration in it names the spool:"
-            " add the user to its group (mailstrom), or name a spool by MAILSTROM_STORE"
-        )
 
 
 def locate_store(
@@ -150,7 +124,7 @@ def locate_store(
         if named is not None:
             return _name(named, f"{file}: store", os.path.dirname(file))
     else:
-        require_entered()
+        require_entered(SYSTEM_FILE)
     path = default_store(environ)
     folder = os.path.dirname(path)
     try:

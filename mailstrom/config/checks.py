@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from ipaddress import IPv6Address
 from itertools import pairwise
 
@@ -81,26 +81,22 @@ def _unwise_listener(config: Config) -> Iterator[str]:
             f"[listener] auth_file {listener.auth_file} holds no user, so that every login is"
             " refused (535): put the whole file back, or add users by 'mailstrom user add'"
         )
-    wide = [
-        str(one)
-        for one in listening.networks(listener.allow_networks)
-        if listening.open_to_all(one)
-    ]
-    if wide:
+    if wide := _wide(listener.allow_networks):
         yield (
-            f"[listener] allow_networks {', '.join(wide)} lets strangers send through this server,"
+            f"[listener] allow_networks {wide} lets strangers send through this server,"
             " an open relay: name your own networks, and let others log in (auth_file)"
         )
-    wide = [
-        str(one)
-        for one in listening.networks(listener.proxy_networks)
-        if listening.open_to_all(one)
-    ]
-    if wide:
+    if wide := _wide(listener.proxy_networks):
         yield (
-            f"[listener] proxy_networks {', '.join(wide)} lets strangers claim any address, and so"
+            f"[listener] proxy_networks {wide} lets strangers claim any address, and so"
             " send through this server: name the addresses of your proxies alone"
         )
+
+
+def _wide(named: Sequence[str]) -> str:
+    """Networks among these that are a large part of the Internet, for a sentence."""
+    found = listening.networks(named)
+    return ", ".join(str(one) for one in found if listening.open_to_all(one))
 
 
 def _holds_nobody(path: str) -> bool:

@@ -18,18 +18,13 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from mailstrom.config import checks, durations, schema, sizes
+from mailstrom.config import checks, durations, places, schema, sizes
 from mailstrom.config.names import is_fqdn
-from mailstrom.config.places import (
-    LONGEST_PATH,
-    default_store,
-    find_file,
-    plain_path,
-    require_entered,
-)
+from mailstrom.config.places import LONGEST_PATH, default_store, find_file, plain_path
 from mailstrom.config.settings import Config, Table
 from mailstrom.errors import ConfigError
 from mailstrom.printable import printable
+from mailstrom.reach import require_entered
 from mailstrom.storage.schemes import FILES, path_of, require_known
 from mailstrom.tomlfile import tables as read_tables
 
@@ -75,7 +70,7 @@ def load(
     file = find_file(path, environ)
     if file is None:
         if not (store or environ.get("MAILSTROM_STORE")):
-            require_entered()
+            require_entered(places.SYSTEM_FILE)
         return _effective({}, _Source("configuration"), environ, store)
     raw = read_tables(file, whole=whole)
     return _effective(raw, _Source(str(file), file.parent), environ, store, str(file))

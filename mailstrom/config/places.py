@@ -12,6 +12,7 @@ from pathlib import Path
 
 from mailstrom.errors import ConfigError
 from mailstrom.printable import printable
+from mailstrom.reach import shut
 
 SYSTEM_FILE = Path("/etc/mailstrom/mailstrom.toml")
 SYSTEM_STORE = Path("/var/lib/mailstrom/spool.db")
@@ -44,33 +45,6 @@ def default_store(environ: Mapping[str, str] = os.environ) -> str:
     return plain_path("mailstrom/spool.db", _xdg(environ, "XDG_STATE_HOME", ".local/state"))
 
 
-def _shut(path: str) -> bool:
-    try:
-        os.stat(path)
-    except PermissionError:
-        return True
-    except (OSError, ValueError):  # a name that no file can have
-        return False
-    return False
-
-
-def require_entered() -> None:
-    """For a user who named nothing and found nothing: nothing was kept back.
-
-    Behind a directory that only a group may enter there may be a file that names another spool;
-    what went into the default one instead would be delivered by nobody.
-
-    Raises:
-        ConfigError: the directory of the machine's file is there and closed to this user.
-    """
-    folder = os.path.dirname(SYSTEM_FILE)
-    if os.path.isdir(folder) and not os.access(folder, os.X_OK):
-        raise ConfigError(
-            f"{folder} cannot be entered by this user, and the configuration in it names the spool:"
-            " add the user to its group (mailstrom), or name a spool by MAILSTROM_STORE"
-        )
-
-
 def find_file(path: str | os.PathLike[str] | None, environ: Mapping[str, str]) -> Path | None:
     """The configuration file in force, absolute, or None where there is none.
 
@@ -86,7 +60,7 @@ def find_file(path: str | os.PathLike[str] | None, environ: Mapping[str, str]) -
             place = plain_path(named)
             if not os.path.isfile(place):  # false, too, where the name is too long for a file
                 shown = printable(place if len(place) <= LONGEST_PATH else f"{place[:80]}…", 5000)
-                if _shut(place):
+                if shut(place):
                     raise ConfigError(
                         f"{shown}: cannot be reached by this user, who may not enter a directory on"
                         f" its way (named by {by}); open that to the user, or name another file"
@@ -99,7 +73,7 @@ def find_file(path: str | os.PathLike[str] | None, environ: Mapping[str, str]) -
         SYSTEM_FILE,
         _xdg(environ, "XDG_CONFIG_HOME", ".config") / "mailstrom/mailstrom.toml",
     ):
-        # lexists() is False, too, below a directory that we may not enter: see require_entered()
+        # lexists() is False, too, below a directory that we may not enter (require_entered)
         if os.path.lexists(file):
             return file
     return None

@@ -26,6 +26,7 @@ from mailstrom.errors import (
     SpoolError,
     SpoolReadOnly,
 )
+from mailstrom.reach import shut
 from mailstrom.storage.examined import (
     CheckFacts,
     ClockFacts,
@@ -96,7 +97,7 @@ def examine(path: str, *, check_s: float) -> Examined:
         kind = next((kind for cls, kind in _KINDS if isinstance(error, cls)), TroubleKind.OTHER)
         database = files["database"]
         if database.error is not None:
-            kind = TroubleKind.DENIED if _shut(path) else TroubleKind.MISSING
+            kind = TroubleKind.DENIED if shut(path) else TroubleKind.MISSING
         elif kind is TroubleKind.NOT_A_SPOOL and _blank(files):
             kind = TroubleKind.MISSING
         elif any(
@@ -127,17 +128,6 @@ def _blank(files: dict[str, FileFacts]) -> bool:
     database = files["database"]
     alone = files["log"].error is not None
     return alone and database.size == 0 and stat.S_ISREG(database.mode)
-
-
-def _shut(path: str) -> bool:
-    """Whether nothing is known of a file since this user may not look into its directory."""
-    try:
-        os.stat(path)
-    except PermissionError:
-        return True
-    except OSError:
-        pass
-    return False
 
 
 # --- files ----------------------------------------------------------------------------------------
