@@ -443,7 +443,11 @@ class SQLiteWorkerStore:
     def _report(self, now_ms: int) -> int:
         """Make some of what is owed: first it is said what is begun, then it is made."""
         reporting = self._reporting
-        if reporting is None:
+        asked = {"now_ms": now_ms}
+        if (
+            reporting is None  # else most mail wants none: the lock is for those that do
+            or not self._read("looking for reports", STATEMENTS["owed_waits"], asked)[0][0]
+        ):
             return 0
         begun, given_up = self._write("beginning reports", lambda c: reports.begin(c, now_ms))
         if not begun:
