@@ -116,11 +116,16 @@ def _tell(client: Mailstrom, id: str, as_json: bool) -> None:
         print_json(_record(status, more, steps, attempts, reported, reports))
         return
     _envelope(status, more)
+    named: dict[str, list[dict[str, Any]]] = {}
+    for report in reports:
+        for address in report.get("recipients", ()):
+            named.setdefault(address, []).append(report)
+    untold = next((one for one in reversed(reports) if one["id"] is None), None)
     for recipient in status.recipients.values():
         click.echo()
         address = recipient.address
         _recipient(recipient, steps.get(address), attempts.get(address, []))
-        _told(address, reported.get(address), reports)
+        _told(reported.get(address), named.get(address, []), untold)
 
 
 def _record(
@@ -225,12 +230,15 @@ def _recipient(recipient: RecipientStatus, step: str | None, attempts: list[Any]
             fold("       ", cell(_session(row)))
 
 
-def _told(address: str, reported: str | None, reports: list[dict[str, Any]]) -> None:
-    """What the sender was told of a recipient: each report that names it, or the last word."""
-    named = [one for one in reports if address in one.get("recipients", ())]
+def _told(reported: str | None, named: list[dict[str, Any]], untold: dict[str, Any] | None) -> None:
+    """What the sender was told of a recipient: each report that names it, or the last word.
+
+    Args:
+        named: those reports.
+        untold: the message's last report that could not be made.
+    """
     for one in named:
         fold("  told: ", cell(f"{one['kind']}, {one['at']}, to {one['to']}, in report {one['id']}"))
-    untold = next((one for one in reversed(reports) if one["id"] is None), None)
     if reported == "none":
         why = f": {untold['error']}" if untold else ""
         fold("  told: ", cell(f"nobody, no report was made{why}"))
